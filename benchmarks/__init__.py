@@ -1,0 +1,1 @@
+"""The judge: runs a paper's protocol, derives verdicts and reports them. Methods never import it."""
