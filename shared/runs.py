@@ -313,7 +313,8 @@ class Run:
         reason = protocol.stale(self.directory, self.fields, self.code)
         if reason is None:
             self.finished = True
-            self.say(f"{self.name}: finished before; {self.directory}/record.json holds")
+            if not _worker:
+                print(f"{self.name}: finished before; {self.directory}/record.json holds", flush=True)
             return
         begun = {"config": self.fields, "code": self.code, "uses": self._used_hashes()}
         old = None
@@ -321,13 +322,15 @@ class Run:
             old = json.loads((self.directory / "config.json").read_text())
         if reason == "no record" and old and {k: old.get(k) for k in begun} == begun:
             pass  # interrupted: its checkpoint is good
-        elif self.directory.exists():
-            if reason != "no record" or old:
-                self.say(f"{self.name}: made again, {reason if reason != 'no record' else 'settings or code changed since it was interrupted'}")
-            for item in self.directory.iterdir():
-                if item.name != ".lock":
-                    shutil.rmtree(item) if item.is_dir() else item.unlink()
-        self.directory.mkdir(parents=True, exist_ok=True)
+        else:
+            present = [item for item in self.directory.iterdir() if item.name != ".lock"]
+            if present and not old:
+                raise BadInput(f"{self.directory} holds files that are no run of this project; give another --out")
+            for item in present:
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
+            if present:
+                why = "settings or code changed since it was interrupted" if reason == "no record" else reason
+                self.say(f"{self.name}: made again, {why}")
         write_json(self.directory / "config.json", begun)
         _peak_memory_mb(reset=True)
         self._clock = time.time(), time.process_time()
