@@ -171,13 +171,13 @@ class Told:
 
 
 def train(
-    paper: Protocol, scale: str, nodes: list[Node], jobs: int, limit: float | None, changed: dict[str, Any]
+    paper: Protocol, scale: str, nodes: list[Node], jobs: int, limit: float | None
 ) -> dict[Key, Outcome]:
     """Make every run that does not stand yet. Returns the outcome of each run of the plan."""
     code = protocol.code_hashes(paper.directory / "train.py")
 
     def settings(node: Node) -> dict[str, Any]:
-        return {**paper.config(scale, node), **changed}
+        return paper.config(scale, node)
 
     standing: set[Key] = set()
     for node in nodes:  # uses come before users
@@ -352,9 +352,7 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
     only = [a for a in (options.only or "").split(",") if a]
     body = paper.scale(scale)
     nodes = paper.nodes(scale, options.arms or "core", only, options.seeds)
-    changed = dict(pair.split("=", 1) for pair in options.set or [])
-    changed = {k: _typed(paper, k, v) for k, v in changed.items()}
-    reasons = [f"{flag}" for flag, on in (("SEEDS", options.seeds), ("ONLY", only), ("SET", changed)) if on]
+    reasons = [f"{flag}" for flag, on in (("SEEDS", options.seeds), ("ONLY", only)) if on]
     if options.arms == "all" and body.get("core") is not None:
         reasons.append("ARMS=all")
     preview = " and ".join(reasons) + " given" if reasons else None
@@ -363,8 +361,7 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
     jobs = options.jobs or (int(body.get("jobs", 1)) * len(gpus) if gpus else cores)
     code = protocol.code_hashes(paper.directory / "train.py")
     finished = sum(
-        protocol.stale(paper.run_directory(scale, n.key), {**paper.config(scale, n), **changed}, code) is None
-        for n in nodes
+        protocol.stale(paper.run_directory(scale, n.key), paper.config(scale, n), code) is None for n in nodes
     )
     hours = describe(paper, scale, why, nodes, finished, jobs, options.limit)
     if options.dry:
@@ -376,7 +373,7 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
                 f"missing for scale {scale}: {', '.join(lacking)} (README, 'Data and models', says where to put them)"
             )
             return 2
-    outcomes = train(paper, scale, nodes, jobs, seconds_of(options.limit), changed)
+    outcomes = train(paper, scale, nodes, jobs, seconds_of(options.limit))
     bad = {k: o for k, o in outcomes.items() if o.status not in {"finished", "diverged"}}
     for key, outcome in list(bad.items())[:5]:
         say(f"{' '.join(map(str, key))}: {outcome.status}: {outcome.detail.strip()}")
@@ -388,7 +385,7 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
         )
         return STOPPED
     if scale == "rehearsal":
-        return _rehearsal(paper, nodes, bad)
+        return _rehearsal(paper, nodes, {k: o for k, o in outcomes.items() if o.status != "finished"})
     results, path = assemble(paper, scale, nodes, outcomes, preview)
     show(paper, scale, results)
     from benchmarks import report
@@ -405,12 +402,6 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
         if options.strict and any(c["verdict"].removesuffix(" (scaled down)") != "SUPPORTED" for c in primary)
         else 0
     )
-
-
-def _typed(paper: Protocol, key: str, text: str) -> Any:
-    if key not in paper.fields:
-        raise protocol.unknown(key, paper.fields, "--set")
-    return protocol._check_type(key, yaml.safe_load(text), paper.fields[key].annotation, "--set")
 
 
 def _short(path: Path) -> str:
@@ -495,12 +486,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", help="these arms alone, separated by commas (a preview)")
     parser.add_argument(
         "--arms", choices=["core", "all"], help="core: the arms of the claims; all: the other baselines too"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        metavar="FIELD=VALUE",
-        help="another value for a field of Config (a preview)",
     )
     parser.add_argument("--limit", help="checkpoint and stop after this time, e.g. 9m")
     parser.add_argument("--dry", action="store_true", help="print the plan and stop")

@@ -236,7 +236,16 @@ class Protocol:
         if name not in scales:
             raise BadInput(f"{self.paper} has no scale '{name}'; it has {', '.join(scales)}")
         body = dict(scales[name])
-        return {**scales[body["like"]], **body} if "like" in body else body
+        if "like" not in body:
+            return body
+        costs = {
+            "needs",
+            "hours",
+            "download_gb",
+            "disk_gb",
+            "jobs",
+        }  # those of the other scale do not hold here
+        return {**{k: v for k, v in scales[body["like"]].items() if k not in costs}, **body}
 
     def _chain(self, scale: str) -> list[str]:
         like = (self.document.get("scales") or {}).get(scale, {}).get("like")
