@@ -201,7 +201,7 @@ def train(
         deadline = time.monotonic() + limit if limit else None
         begun = time.monotonic()
         pool = Pool(ROOT, paper.paper, jobs, logs, settings, told, cuda_devices(), deadline)
-        outcomes.update(pool.run(nodes, standing))
+        outcomes.update(pool.run(left, {k for k, o in outcomes.items() if o.status == "finished"}))
         _add_wall(logs / "wall.json", time.monotonic() - begun)
     return outcomes
 

@@ -331,9 +331,10 @@ class Run:
 
     def open(self) -> None:
         for arm, used in self.config.uses.items():
-            if protocol.read_record(Path(used)) is None:
+            status = (protocol.read_record(Path(used)) or {}).get("status", "not finished")
+            if status != "finished":
                 raise BadInput(
-                    f"{self.name}: the run it uses, {arm}, is not finished in {used}; train it first or give --uses.{arm} DIR"
+                    f"{self.name}: the run it uses, {arm}, {status} in {used}; train it first or give --uses.{arm} DIR"
                 )
         reason = protocol.stale(self.directory, self.fields, self.code)
         if reason is None:
