@@ -94,7 +94,9 @@ def child_f_(gradients: Iterable[Tensor], p: float) -> None:
         g.mul_(torch.empty_like(g).bernoulli_(p)).div_(p)
 
 
-def child_d_masks(w: dict[str, Tensor], losses: Iterable[Callable[[], Tensor]], p: float) -> dict[str, Tensor]:
+def child_d_masks(
+    w: dict[str, Tensor], losses: Iterable[Callable[[], Tensor]], p: float
+) -> dict[str, Tensor]:
     """CHILD-TUNING_D: 0/1 mask of the share p of weights with the largest squared gradient at the pretrained point.
 
     One pass over the training set; the gradient is the batch's, clipped per tensor to norm 1, so its square is a
@@ -114,7 +116,14 @@ class DPS:
     """DPS dense: blocks of `block` steps. In blocks 0, 2, ... all weights move and squared gradients of the linear
     maps accumulate; in blocks 1, 3, ... only the top 1 - p of each map moves. Accumulators restart each cycle."""
 
-    def __init__(self, w: dict[str, Tensor], maps: Iterable[str], steps: int, p: float = 0.3, update_ratio: float = 0.05):
+    def __init__(
+        self,
+        w: dict[str, Tensor],
+        maps: Iterable[str],
+        steps: int,
+        p: float = 0.3,
+        update_ratio: float = 0.05,
+    ):
         names = {f"{m}.weight" for m in maps}
         self.p, self.block = p, max(1, int(update_ratio * steps))
         self.sums = {name: torch.zeros_like(t) for name, t in w.items() if name in names}
@@ -148,7 +157,9 @@ def reinitialise(model: nn.Module, k: int, generator: torch.Generator) -> None:
     """Draw the pooler and the top k encoder blocks anew (N(0, initializer_range^2), biases 0, LayerNorm 1 and 0)."""
     blocks = model.base_model.encoder.layer
     if not 1 <= k <= len(blocks):
-        raise ValueError(f"re-initialising {k} blocks of an encoder that has {len(blocks)}; choose 1..{len(blocks)}")
+        raise ValueError(
+            f"re-initialising {k} blocks of an encoder that has {len(blocks)}; choose 1..{len(blocks)}"
+        )
     parts = list(blocks[-k:]) + [m for name, m in model.named_modules() if name.endswith("pooler")]
     for module in (m for part in parts for m in part.modules()):
         if isinstance(module, nn.Linear):

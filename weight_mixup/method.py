@@ -53,7 +53,10 @@ def coefficient_sum(u: Tensor, v: Tensor) -> Tensor:
     return (u @ v + (1 - u) @ (1 - v)) / u.shape[1]
 
 
-FORMS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {"factored": factored, "convex": convex}
+FORMS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "factored": factored,
+    "convex": convex,
+}
 
 
 class Mixup(nn.Module):
@@ -136,7 +139,9 @@ def check_gates(alpha: Iterable[Tensor]) -> None:
     for factor in alpha:
         low, high = float(factor.min()), float(factor.max())
         if not (low >= 0 and high <= 1):
-            raise ValueError(f"gates from {low:.4g} to {high:.4g} lie outside [0, 1]: not a checkpoint of this method")
+            raise ValueError(
+                f"gates from {low:.4g} to {high:.4g} lie outside [0, 1]: not a checkpoint of this method"
+            )
 
 
 # ------------------------------------------------------------------------------------- phase 1: one search step
@@ -144,7 +149,9 @@ def check_gates(alpha: Iterable[Tensor]) -> None:
 Loss = Callable[[], Tensor]
 
 
-def hypergradient(upper: Loss, lower: Loss, w: list[Tensor], alpha: list[Tensor], xi: float, method) -> Hypergradient:
+def hypergradient(
+    upper: Loss, lower: Loss, w: list[Tensor], alpha: list[Tensor], xi: float, method
+) -> Hypergradient:
     """Eq. 5: dL(w'(alpha), alpha; B_val) / dalpha through one look-ahead step w' = w - xi dL(w, alpha; B_tr)/dw (Eq. 4).
 
         g = dL(w', alpha; B_val)/dalpha - xi [dL(w+, alpha; B_tr)/dalpha - dL(w-, alpha; B_tr)/dalpha] / (2 eps)
@@ -183,7 +190,9 @@ def split(n: int, share: float, generator: torch.Generator) -> tuple[Tensor, Ten
     """Random positions of D_tr (floor(share n)) and D_val (the rest) among n examples; an independent draw, not a fold."""
     n_tr = int(share * n + 1e-9)
     if n_tr < 1 or n_tr == n or n < 5:
-        raise ValueError(f"{n} examples leave nothing for one of the two levels at {share:.0%}; give at least 5")
+        raise ValueError(
+            f"{n} examples leave nothing for one of the two levels at {share:.0%}; give at least 5"
+        )
     order = torch.randperm(n, generator=generator)
     return order[:n_tr], order[n_tr:]
 
@@ -205,7 +214,13 @@ def gate_statistics(model: nn.Module) -> dict[str, dict[str, float]]:
     for name, gate in gates_of(model).items():
         A, s = gate.u @ gate.v / gate.u.shape[1], coefficient_sum(gate.u, gate.v)
         at_one = torch.cat([gate.u.flatten(), gate.v.flatten()]) == 1
-        values = {"mean": A.mean(), "min": A.min(), "at_one": at_one.float().mean(), "s_mean": s.mean(), "s_min": s.min()}
+        values = {
+            "mean": A.mean(),
+            "min": A.min(),
+            "at_one": at_one.float().mean(),
+            "s_mean": s.mean(),
+            "s_min": s.min(),
+        }
         statistics[name] = {key: float(value) for key, value in values.items()}
     return statistics
 

@@ -29,7 +29,9 @@ def check_accidents(names: Collection[str]) -> None:
     """Refuse a name that is not an accident."""
     for name in names:
         if name not in ACCIDENTS:
-            raise ValueError(f"unknown accident {name!r} of the official code; it is one of {', '.join(ACCIDENTS)}")
+            raise ValueError(
+                f"unknown accident {name!r} of the official code; it is one of {', '.join(ACCIDENTS)}"
+            )
 
 
 def hypergradient(
