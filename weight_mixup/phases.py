@@ -296,7 +296,7 @@ class Training:
 
     def start_of(self, gated_map: str) -> Tensor:
         """The pretrained weight of a gated map, as it was before any step."""
-        return dict(zip(self.w, self.start))[f"{gated_map}.parametrizations.weight.original"]
+        return dict(zip(self.w, self.start))[f"{gated_map}.weight"]
 
     def alpha_sha256(self) -> str:
         return runs.state_sha256(self.alpha)
