@@ -29,30 +29,38 @@ BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(.*?)(<!-- end generated --
 # --- numbers and words -------------------------------------------------------------------------------------------------
 
 
-def number(value: Any, signed: bool = False) -> str:
-    """1234567 -> 1,234,567; 12.345 -> 12.35; 0.0123 -> 0.0123; None and NaN -> n/a."""
+def number(value: Any, signed: bool = False, beside: float = 0.0) -> str:
+    """1234567 -> 1,234,567; 150.0 -> 150; 12.345 -> 12.35; 0.0123 -> 0.0123; None and NaN -> n/a.
+
+    `beside`: the largest number shown together with this one, which decides the decimals of both.
+    """
     if value is None or isinstance(value, str):
         return value or "n/a"
     if isinstance(value, float) and not math.isfinite(value):
         return "n/a"
-    plus = "+" if signed else ""
-    if isinstance(value, int) or abs(value) >= 10_000:
+    plus = "+" if signed and value != 0 else ""
+    size = max(abs(value), abs(beside))
+    if isinstance(value, int) or size >= 10_000 or (size >= 100 and value == round(value)):
         return f"{value:{plus},.0f}"
-    if value == 0 or abs(value) >= 0.1:
+    if size >= 0.1 or value == 0:
         return f"{value:{plus}.2f}"
     return f"{value:{plus}.3g}"
 
 
 def interval(ends: Sequence[float | None] | None, signed: bool = True) -> str:
-    if not ends or len(ends) != 2 or any(e is None or not math.isfinite(e) for e in ends):
+    known = [float(e) for e in ends or [] if e is not None and math.isfinite(e)]
+    if len(known) != 2:
         return "n/a"
-    return f"{number(ends[0], signed)} to {number(ends[1], signed)}"
+    size = max(map(abs, known))
+    return f"{number(known[0], signed, size)} to {number(known[1], signed, size)}"
 
 
 def full_verdict(claim: dict[str, Any], scale: str) -> str:
     """The verdict's words, `(scaled down)` included where VERDICTS.md section 3 asks for them."""
-    verdict = claim.get("verdict") or ("exhibit" if claim.get("role") == "exhibit" else "NOT RUN")
-    small = scale in ("cpu", "gpu") and verdict != "exhibit" and SCALED_DOWN not in verdict
+    if claim.get("role") == "exhibit":
+        return "exhibit"
+    verdict = claim.get("verdict") or "NOT RUN"
+    small = scale in ("cpu", "gpu") and SCALED_DOWN not in verdict
     return verdict + SCALED_DOWN if small else verdict
 
 

@@ -93,6 +93,16 @@ BADGES = (
 )
 TONES = {"for": plots.FOR, "partly": plots.FOR, "against": plots.AGAINST}
 
+# The short names by which a verdict says what it failed on (VERDICTS.md section 3), in words.
+REASONS = {
+    "seeds": "too few seeds for a verdict",
+    "failures": "more than 20 % of the runs of an arm diverged",
+    "t": "the t-test over seeds does not reach 0.025 on either side",
+    "Holm": "the t-test reaches 0.025 alone, but not after Holm's adjustment for the number of claims",
+    "sign-flip": "the exact sign-flip test does not confirm the t-test",
+    "items": "the interval over test items does not lie wholly on one side of the threshold",
+}
+
 # Findings, in the order in which a reader wants them.
 GROUPS = (
     ("Holds, and every control was beaten", ("SUPPORTED",)),
@@ -173,7 +183,8 @@ def run_directories(result: Result, runs: Path) -> dict[tuple[str, str, int], Pa
 
 
 def number_or_none(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
 
 
 def claim_picture(claim: dict[str, Any], result: Result) -> plots.Picture | None:
@@ -216,7 +227,7 @@ def claim_picture(claim: dict[str, Any], result: Result) -> plots.Picture | None
         rows.append(
             row(label, control, [*method, control.get("arm", "")], 0.0, tone, claim.get("material", 1.0))
         )
-    if not any(r.d or r.effect is not None for r in rows):
+    if not any(r.d or plots.finite(r.ci95) for r in rows):
         return None
     unit = unit_of(claim)
     figure = plots.forest(rows, unit)
@@ -227,15 +238,7 @@ def claim_picture(claim: dict[str, Any], result: Result) -> plots.Picture | None
     )
     for r, control in zip(rows[1:], controls_of(claim), strict=True):
         alt += f" Control {control.get('arm')}: {readme.number(r.effect, signed=True)}, {readme.interval(r.ci95)}, {control.get('outcome') or 'OPEN'}."
-    what = "item" if claim.get("unit") == "item" else "seed"
-    caption = (
-        f"A dot per {what} (hollow: a run behind it diverged). Diamond and thick bar: mean and 95 % t interval. "
-        "Thin bar: item interval. Dashed mark: threshold."
-        + (" Dotted mark: the size that counts as material for a control." if len(rows) > 1 else "")
-    )
-    return plots.picture(
-        figure, claim["id"], caption, alt, f"{result.paper}-{result.scale}-claim-{claim['id']}"
-    )
+    return plots.picture(figure, claim["id"], "", alt, f"{result.paper}-{result.scale}-claim-{claim['id']}")
 
 
 def strip_pictures(result: Result) -> list[plots.Picture]:
@@ -281,9 +284,10 @@ def curve_pictures(
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the last line of a killed run
+            step = number_or_none(entry.get("step"))
             for key, value in entry.items():
                 if key not in ("step", "seconds", "time", "epoch") and number_or_none(value) is not None:
-                    own.setdefault(key, []).append((float(entry.get("step", i)), float(value)))
+                    own.setdefault(key, []).append((float(i) if step is None else step, float(value)))
         for key, curve in own.items():
             logged.setdefault(task, {}).setdefault(key, {}).setdefault(arm, []).append(curve)
     pictures = []
@@ -351,6 +355,12 @@ def unit_of(claim: dict[str, Any]) -> str:
     )
 
 
+def why(claim: dict[str, Any]) -> str:
+    """The reason in a sentence's words; one that is not a short name is already that."""
+    reason = str(claim.get("reason") or "").rstrip(". ")
+    return REASONS.get(reason, reason)
+
+
 def conditions(claim: dict[str, Any]) -> list[dict[str, Any]]:
     """VERDICTS.md section 3, (a) to (c), both sides: what was required, what was found, whether it holds."""
     if claim.get("kind") == "exact" or claim.get("role") == "exhibit" or claim.get("effect") is None:
@@ -358,27 +368,24 @@ def conditions(claim: dict[str, Any]) -> list[dict[str, Any]]:
     n, threshold = claim.get("n") or 0, float(claim.get("threshold") or 0)
     flip = max(0.025, 2.0**-n if n else 1.0)
 
-    def p(name: str, value: Any, limit: float) -> dict[str, Any]:
-        value = number_or_none(value)
-        return {
-            "value": f"{name} = {value:.4f}" if value is not None else "n/a",
-            "met": value is not None and value <= limit,
-        }
+    def p(value: Any, limit: float) -> dict[str, Any]:
+        known = number_or_none(value)
+        return {"value": f"p {p_value(value)}", "met": known is not None and known <= limit}
 
     item = plots.finite(claim.get("item_ci95"))
     rows = [
         {
             "name": "(a) t-test over replicates, Holm-adjusted",
             "rule": "p ≤ 0.025",
-            "for": p("p", claim.get("p_holm_for"), 0.025),
-            "against": p("p", claim.get("p_holm_against"), 0.025),
-            "note": f"before Holm: for {readme.number(claim.get('p_for'))}, against {readme.number(claim.get('p_against'))}",
+            "for": p(claim.get("p_holm_for"), 0.025),
+            "against": p(claim.get("p_holm_against"), 0.025),
+            "note": f"before Holm: for {p_value(claim.get('p_for'))}, against {p_value(claim.get('p_against'))}",
         },
         {
             "name": "(b) exact sign-flip",
             "rule": f"p ≤ {flip:.4g}",
-            "for": p("p", claim.get("flip_for"), flip),
-            "against": p("p", claim.get("flip_against"), flip),
+            "for": p(claim.get("flip_for"), flip),
+            "against": p(claim.get("flip_against"), flip),
             "note": "",
         },
     ]
@@ -410,6 +417,8 @@ def by_task(claim: dict[str, Any]) -> list[tuple[str, str]]:
 def claim_view(claim: dict[str, Any], result: Result, declared: dict[str, dict[str, Any]]) -> dict[str, Any]:
     other = {c["id"]: c for c in (result.other or {}).get("claims") or []}.get(claim["id"])
     n = claim.get("n") or 0
+    collapses = [*(claim.get("diverged") or {}).values(), *(claim.get("at_chance") or {}).values()]
+    steady = not any(collapses) and claim.get("unit") != "item" and claim.get("role") != "exhibit"
     return {
         **claim,
         "verdict": readme.full_verdict(claim, result.scale),
@@ -423,7 +432,8 @@ def claim_view(claim: dict[str, Any], result: Result, declared: dict[str, dict[s
         "controls": controls_of(claim),
         "no_controls": claim["controls"] if isinstance(claim.get("controls"), str) else "",
         "recorded_verdict": readme.full_verdict(other, result.scale) if other else None,
-        "collapse": f"{100 * (1 - 0.05 ** (1 / n)):.0f} %" if n and claim.get("unit") != "item" else None,
+        "why": why(claim),
+        "collapse": f"{100 * (1 - 0.05 ** (1 / n)):.0f} %" if steady and n > 1 else None,
     }
 
 
@@ -596,9 +606,8 @@ def findings(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             for claim in row["claims"]:
                 verdict = claim["verdict"].removesuffix(readme.SCALED_DOWN).split(":")[0].strip()
                 if claim.get("role") != "exhibit" and verdict in words:
-                    found.append(
-                        {**row, "claim": claim, "formula": readme.formula(claim), "unit": unit_of(claim)}
-                    )
+                    evidence = {"formula": readme.formula(claim), "unit": unit_of(claim), "why": why(claim)}
+                    found.append({**row, "claim": claim, **evidence})
         found.sort(key=lambda f: f["claim"].get("role") != "primary")
         groups.append({"name": name, "found": found})
     return groups
@@ -665,6 +674,11 @@ def pretty(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
+def p_value(value: Any) -> str:
+    p = number_or_none(value)
+    return "n/a" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return "n/a"
@@ -692,6 +706,7 @@ def templates() -> jinja2.Environment:
         ),
         "interval": lambda v: minus(readme.interval(v or None)),
         "duration": lambda v: duration(None if isinstance(v, jinja2.Undefined) else v),
+        "p": p_value,
         "anchor": anchor,
         "pretty": pretty,
         "svg": Markup,  # our own markup; everything else is escaped
