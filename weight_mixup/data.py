@@ -4,15 +4,20 @@ Three families, one shape (`Problem`): digits (a small network pretrained on cla
 bundled documentation task (MiniLM, top block trained, activations below cached), and GLUE (any encoder).
 """
 
-from collections.abc import Callable
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared import bundled, runs, sources
+from shared import bundled, glue, runs, sources
+from shared.sources import Split
 
 METRIC = {
     "cola": "matthews",
@@ -52,7 +57,7 @@ class Problem:
 
     model: nn.Module
     train: Items
-    validation: Items
+    validation: Items | None
     test: Items
     metric: str
     classes: int  # 1: regression
@@ -141,14 +146,19 @@ def texts(config) -> Problem:
         train, validation, test, classes = task.train, task.validation, task.test, len(task.labels)
     else:
         train, validation, test, classes = glue_parts(config)
-    model, tokenizer = classifier(config.model, classes, config.attention)
+    if config.scale == "rehearsal":
+        model, tokenizer = tiny_classifier(config.model, train.texts, classes, config.attention)
+    else:
+        model, tokenizer = classifier(config.model, classes, config.attention)
     for i, linear in enumerate(m for m in model.classifier.modules() if isinstance(m, nn.Linear)):
         draw_head(linear, runs.stream(config.seed, "head", i), std=model.config.initializer_range)
 
-    parts = [encode(tokenizer, part, config.max_length, classes) for part in (train, validation, test)]
+    parts = [part and encode(tokenizer, part, config.max_length, classes) for part in (train, validation, test)]
     problem = Problem(model, *parts, METRIC.get(config.data, "accuracy"), classes, tokenizer=tokenizer)
     if config.top_blocks:
-        problem.train, problem.validation, problem.test = (below(model, p, config.top_blocks, config.model) for p in parts)
+        problem.train, problem.validation, problem.test = (
+            part and below(model, part, config.top_blocks, config.model) for part in parts
+        )
         problem.whole = keep_top(model, config.top_blocks)
     return problem
 
@@ -172,8 +182,66 @@ def classifier(name: str, classes: int, attention: str) -> tuple[nn.Module, obje
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def glue_parts(config):
-    raise NotImplementedError
+def glue_parts(config) -> tuple[Split, Split | None, Split, int]:
+    """(train, validation, test, outputs). The subset is unstratified and drawn by the seed. Validation: n / 6 of the
+    training examples that were left, as in the official code; it chooses nothing, and on full data there is none.
+    Test: the task's development set, as in the paper (GLUE's test labels are not public)."""
+    with rehearsal_data(config.data, config.n) if config.scale == "rehearsal" else nullcontext():
+        parts = glue.load(config.data)
+    everything = parts["train"]
+    order = subset(len(everything), len(everything), runs.stream(config.seed, "subset"))
+    n = config.n or len(everything)
+    if n > len(everything):
+        raise runs.BadInput(f"{n} training examples asked for, only {len(everything)} are there")
+    rest = order[n : n + max(1, n // 6)]
+    outputs = len(glue.spec(config.data).labels) or 1
+    dev = parts["validation"]
+    test = Split(dev.ids + len(everything), dev.texts, dev.labels)  # rows of another file, numbered on
+    return rows(everything, order[:n]), rows(everything, rest) if len(rest) else None, test, outputs
+
+
+def rows(split: Split, positions: np.ndarray) -> Split:
+    return Split(split.ids[positions], [split.texts[i] for i in positions], split.labels[positions])
+
+
+@contextmanager
+def rehearsal_data(task: str, n: int) -> Iterator[None]:
+    """Within the block the loader finds made-up rows of this task, in the task's own layout."""
+    before = os.environ.get("REPRO_DATA")
+    with tempfile.TemporaryDirectory() as folder:
+        glue.write_sample(Path(folder), task, 2 * n, runs.stream(0, "rehearsal", task))
+        os.environ["REPRO_DATA"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["REPRO_DATA"]
+            else:
+                os.environ["REPRO_DATA"] = before
+
+
+def tiny_classifier(name: str, texts: list, outputs: int, attention: str) -> tuple[nn.Module, object]:
+    """For rehearsals: a random model of the class of `name`, two blocks of width 32, and a tokenizer of these texts."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedTokenizerFast, RobertaConfig
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.train_from_iterator((t for pair in texts for t in pair), trainers.WordPieceTrainer(vocab_size=300, special_tokens=special))
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    kind = RobertaConfig if "roberta" in name else BertConfig
+    settings = kind(
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=160, type_vocab_size=2, pad_token_id=0, num_labels=outputs, attn_implementation=attention,
+    )  # fmt: skip
+    runs.seed_global(0, "rehearsal", name)
+    return AutoModelForSequenceClassification.from_config(settings), tokenizer
 
 
 def encode(tokenizer, part, max_length: int, classes: int) -> Items:

@@ -8,42 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from shared import glue
+
 STATISTICS: dict = {}  # no claim of this paper needs a statistic over several arms
 
 
-def accuracy(label: np.ndarray, prediction: np.ndarray) -> float:
-    return float(np.mean(label == prediction))
-
-
-def f1(label: np.ndarray, prediction: np.ndarray) -> float:
-    """F1 of class 1; 0 if nothing is, or is called, class 1."""
-    both = np.sum((label == 1) & (prediction == 1))
-    either = np.sum(label == 1) + np.sum(prediction == 1)
-    return float(2 * both / either) if either else 0.0
-
-
-def matthews(label: np.ndarray, prediction: np.ndarray) -> float:
-    """Matthews correlation of two classes; 0 for a constant prediction (a degenerate run counts as a failure)."""
-    return pearson(label.astype(float), prediction.astype(float))
-
-
-def pearson(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    size = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / size) if size > 0 else 0.0
-
-
-def ranks(x: np.ndarray) -> np.ndarray:
-    """Ranks, ties averaged."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def spearman(label: np.ndarray, prediction: np.ndarray) -> float:
-    return pearson(ranks(label), ranks(prediction))
-
-
-METRICS = {"accuracy": accuracy, "f1": f1, "matthews": matthews, "spearman": spearman}
+METRICS = {"accuracy": glue.accuracy, "f1": glue.f1, "matthews": glue.matthews, "spearman": glue.spearman}
 
 
 def score(predictions: dict[str, np.ndarray]) -> dict[str, float]:
@@ -57,7 +27,7 @@ def score(predictions: dict[str, np.ndarray]) -> dict[str, float]:
         "degenerate": float(np.all(prediction == prediction[0])),
     }
     if metric != "spearman":
-        found["accuracy"] = accuracy(label, prediction)
+        found["accuracy"] = glue.accuracy(label, prediction)
     return found
 
 

@@ -45,7 +45,40 @@ def factored(u: Tensor, v: Tensor, W: Tensor, W0: Tensor) -> Tensor:
     corners u = v = 0 and u = v = 1. Near u = v = 1 the gate is a rescaling of rows and columns of W.
     """
     r = u.shape[1]
+    if r == 1:
+        return _FactoredRankOne.apply(u, v, W, W0)
     return torch.addcmul((u / r) @ v * W, ((1 - u) / r) @ (1 - v), W0)
+
+
+class _FactoredRankOne(torch.autograd.Function):
+    """Eq. 2 for r = 1 with its gradient in closed form. The same numbers as plain autograd, which would write seven
+    matrices of the size of W where one will do: a fifth of the cost of a small layer's whole pass.
+
+        dL/du_i = sum_j G_ij (v_j W_ij - (1 - v_j) W0_ij),   dL/dv_j likewise,   dL/dW = u v * G      (G = dL/dW~)
+    """
+
+    @staticmethod
+    def forward(ctx, u: Tensor, v: Tensor, W: Tensor, W0: Tensor) -> Tensor:
+        ctx.save_for_backward(u, v, W, W0)
+        return (W * v).mul_(u).addcmul_(W0 * (1 - v), 1 - u)
+
+    @staticmethod
+    def backward(ctx, G: Tensor):
+        u, v, W, W0 = ctx.saved_tensors
+        of_gates, of_W = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+        if torch.is_grad_enabled():  # to be differentiated again: nothing in place
+            P, Q = G * W, G * W0
+            return P @ v.mT - Q @ (1 - v).mT, u.mT @ P - (1 - u).mT @ Q, G * (u * v), None
+        du = dv = dW = None
+        scratch = torch.empty_like(G)
+        if of_gates:
+            torch.mul(G, W, out=scratch)
+            du, dv = scratch @ v.mT, u.mT @ scratch
+            torch.mul(G, W0, out=scratch)
+            du, dv = du.sub_(scratch @ (1 - v).mT), dv.sub_((1 - u).mT @ scratch)
+        if of_W:
+            dW = torch.mul(G, v, out=scratch).mul_(u)
+        return du, dv, dW, None
 
 
 def coefficient_sum(u: Tensor, v: Tensor) -> Tensor:

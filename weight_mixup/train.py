@@ -119,7 +119,7 @@ def run(config: Config) -> Path:
             return run.directory
         device = runs.device(config)
         problem = data.load(config)
-        run.splits(train=problem.train.ids, validation=problem.validation.ids, test=problem.test.ids)
+        run.splits(**split_ids(problem))
         steps = plan(config, len(problem.train))
         training = Training(config, run, problem, steps, device)
 
@@ -150,6 +150,12 @@ def run(config: Config) -> Path:
                 run.log(step=step, phase=2, **training.finetune_step(t))
         finish(config, run, problem, training, device)
     return run.directory
+
+
+def split_ids(problem: data.Problem) -> dict[str, np.ndarray]:
+    """Item ids of the parts that there are; on full GLUE data no training example is left for validation."""
+    parts = {"train": problem.train, "validation": problem.validation, "test": problem.test}
+    return {name: part.ids for name, part in parts.items() if part is not None}
 
 
 def gate_quantiles(training: Training) -> dict[str, list[float]]:
@@ -190,7 +196,10 @@ def finish(
     model, facts = training.model, training.facts
     logits = outputs(model, problem.test, device)
     found = predictions(problem.test, logits, problem.metric)
-    held_out = predictions(problem.validation, outputs(model, problem.validation, device), problem.metric)
+    validation = {}
+    if problem.validation is not None:
+        held_out = outputs(model, problem.validation, device)
+        validation = evaluate.score(predictions(problem.validation, held_out, problem.metric))
     state = vectors.clone([*training.w.values(), *training.alpha])
     details: dict = {"steps": vars(training.plan)}
 
@@ -236,7 +245,7 @@ def finish(
         write_export(config, problem, run.directory / "export")
     run.finish(
         metrics={**evaluate.score(found), "gradient_evaluations": training.evaluations},
-        validation=evaluate.score(held_out),
+        validation=validation,
         state=state,
         gradient_evaluations=training.evaluations,
         selection="last",
