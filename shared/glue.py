@@ -466,10 +466,10 @@ def sample(task: str, n: int, stream: torch.Generator) -> Split:
     s, words = spec(task), _WORDS.split()
 
     def sentence() -> str:
-        words = torch.randint(
-            len(_WORDS), (int(torch.randint(5, 12, (), generator=stream)),), generator=stream
+        length = int(torch.randint(5, 12, (), generator=stream))
+        return (
+            " ".join(words[i] for i in torch.randint(len(words), (length,), generator=stream).tolist()) + " ."
         )
-        return " ".join(_WORDS[i] for i in words.tolist()) + " ."
 
     texts = [tuple(sentence() for _ in s.hub[:-1]) for _ in range(n)]
     if s.labels:
