@@ -104,11 +104,11 @@ class Pool:
     outcomes: dict[Key, Outcome] = field(default_factory=dict)
 
     def run(self, nodes: Sequence[Node], finished: set[Key]) -> dict[Key, Outcome]:
-        """Outcome of every node that is not in `finished` (those stand already)."""
+        """Outcome of each of `nodes`; `finished`: runs that stand already and may be used."""
         context = mp.get_context("spawn")
         self.stop = context.Event()
         self._signals = 0
-        waiting = {n.key: n for n in nodes if n.key not in finished}
+        waiting = {n.key: n for n in nodes}
         by_key = {n.key: n for n in nodes}
         done = set(finished)
         attempts: dict[Key, int] = {}

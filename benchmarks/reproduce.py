@@ -171,13 +171,13 @@ class Told:
 
 
 def train(
-    paper: Protocol, scale: str, nodes: list[Node], jobs: int, limit: float | None, changed: dict[str, Any]
+    paper: Protocol, scale: str, nodes: list[Node], jobs: int, limit: float | None
 ) -> dict[Key, Outcome]:
     """Make every run that does not stand yet. Returns the outcome of each run of the plan."""
     code = protocol.code_hashes(paper.directory / "train.py")
 
     def settings(node: Node) -> dict[str, Any]:
-        return {**paper.config(scale, node), **changed}
+        return paper.config(scale, node)
 
     standing: set[Key] = set()
     for node in nodes:  # uses come before users
@@ -201,7 +201,7 @@ def train(
         deadline = time.monotonic() + limit if limit else None
         begun = time.monotonic()
         pool = Pool(ROOT, paper.paper, jobs, logs, settings, told, cuda_devices(), deadline)
-        outcomes.update(pool.run(nodes, standing))
+        outcomes.update(pool.run(left, {k for k, o in outcomes.items() if o.status == "finished"}))
         _add_wall(logs / "wall.json", time.monotonic() - begun)
     return outcomes
 
@@ -335,7 +335,7 @@ def show(paper: Protocol, scale: str, results: dict[str, Any]) -> None:
             + (f" ({claim['ci95'][0]:+.2f} to {claim['ci95'][1]:+.2f})" if claim.get("ci95") else "")
         )
         say(
-            f"  {claim['id']:<6} {claim['role']:<9} {claim['verdict']:<34} {number:<26} {claim['statement'][:70]}{beside}"
+            f"  {claim['id']:<6} {claim['role']:<9} {claim['verdict'] or 'shown':<40} {number:<26} {claim['statement'][:70]}{beside}"
         )
     for gate in results["gates"]:
         if not gate["passed"]:
@@ -352,9 +352,7 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
     only = [a for a in (options.only or "").split(",") if a]
     body = paper.scale(scale)
     nodes = paper.nodes(scale, options.arms or "core", only, options.seeds)
-    changed = dict(pair.split("=", 1) for pair in options.set or [])
-    changed = {k: _typed(paper, k, v) for k, v in changed.items()}
-    reasons = [f"{flag}" for flag, on in (("SEEDS", options.seeds), ("ONLY", only), ("SET", changed)) if on]
+    reasons = [f"{flag}" for flag, on in (("SEEDS", options.seeds), ("ONLY", only)) if on]
     if options.arms == "all" and body.get("core") is not None:
         reasons.append("ARMS=all")
     preview = " and ".join(reasons) + " given" if reasons else None
@@ -363,8 +361,7 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
     jobs = options.jobs or (int(body.get("jobs", 1)) * len(gpus) if gpus else cores)
     code = protocol.code_hashes(paper.directory / "train.py")
     finished = sum(
-        protocol.stale(paper.run_directory(scale, n.key), {**paper.config(scale, n), **changed}, code) is None
-        for n in nodes
+        protocol.stale(paper.run_directory(scale, n.key), paper.config(scale, n), code) is None for n in nodes
     )
     hours = describe(paper, scale, why, nodes, finished, jobs, options.limit)
     if options.dry:
@@ -376,7 +373,7 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
                 f"missing for scale {scale}: {', '.join(lacking)} (README, 'Data and models', says where to put them)"
             )
             return 2
-    outcomes = train(paper, scale, nodes, jobs, seconds_of(options.limit), changed)
+    outcomes = train(paper, scale, nodes, jobs, seconds_of(options.limit))
     bad = {k: o for k, o in outcomes.items() if o.status not in {"finished", "diverged"}}
     for key, outcome in list(bad.items())[:5]:
         say(f"{' '.join(map(str, key))}: {outcome.status}: {outcome.detail.strip()}")
@@ -388,13 +385,11 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
         )
         return STOPPED
     if scale == "rehearsal":
-        return _rehearsal(paper, nodes, bad)
+        return _rehearsal(paper, nodes, {k: o for k, o in outcomes.items() if o.status != "finished"})
     results, path = assemble(paper, scale, nodes, outcomes, preview)
     show(paper, scale, results)
-    from benchmarks import report
-
     say(f"results: {_short(path)}")
-    say(f"report:  {_short(report.render(ROOT, [name]))}")
+    _report(name)
     if any(o.status in {"missing", "refused"} for o in bad.values()):
         return 2
     if bad or not all(g["passed"] for g in results["gates"]):
@@ -407,14 +402,19 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
     )
 
 
-def _typed(paper: Protocol, key: str, text: str) -> Any:
-    if key not in paper.fields:
-        raise protocol.unknown(key, paper.fields, "--set")
-    return protocol._check_type(key, yaml.safe_load(text), paper.fields[key].annotation, "--set")
-
-
 def _short(path: Path) -> str:
     return os.path.relpath(path)
+
+
+def _report(name: str) -> None:
+    try:
+        from benchmarks import report
+    except ImportError as error:  # ENV=none on a machine without matplotlib or jinja2
+        return say(
+            f"report:  not written, package {error.name} is missing; `make report` writes it from the results"
+        )
+    index = report.build([name], ROOT, protocol.runs_root(ROOT))
+    say(f"report:  {_short(index.with_name(f'{name}.html'))}")
 
 
 def _rehearsal(paper: Protocol, nodes: list[Node], bad: dict[Key, Outcome]) -> int:
@@ -472,8 +472,8 @@ def record(name: str, scale: str) -> int:
         shutil.copyfile(folder / "results.predictions.npz", target / f"{scale}.predictions.npz")
     result["commit"] = now
     (target / f"{scale}.json").write_text(json.dumps(result, indent=1) + "\n")
-    for readme in report.write_readmes(ROOT, [name]):
-        say(f"tables: {_short(readme)}")
+    report.update_readme(paper.directory / "README.md", report.readme_tables(paper.directory))
+    report.update_readme(ROOT / "README.md", report.project_tables(ROOT))
     say(f"recorded: {_short(target / f'{scale}.json')}; now commit it")
     return 0
 
@@ -495,12 +495,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", help="these arms alone, separated by commas (a preview)")
     parser.add_argument(
         "--arms", choices=["core", "all"], help="core: the arms of the claims; all: the other baselines too"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        metavar="FIELD=VALUE",
-        help="another value for a field of Config (a preview)",
     )
     parser.add_argument("--limit", help="checkpoint and stop after this time, e.g. 9m")
     parser.add_argument("--dry", action="store_true", help="print the plan and stop")
