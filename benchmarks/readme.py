@@ -103,14 +103,16 @@ def day(result: dict[str, Any]) -> str:
 
 def factors(result: dict[str, Any]) -> dict[str, float]:
     """metric -> 100 where it is shown in points, else 1 (VERDICTS.md section 2)."""
-    units = {c.get("metric"): c.get("unit") for c in result.get("claims") or []}
+    units: dict[Any, set[Any]] = {}
+    for claim in result.get("claims") or []:
+        units.setdefault(claim.get("metric"), set()).add(claim.get("unit"))
     values: dict[str, list[float]] = {}
     for run in result.get("runs") or []:
         for name, value in (run.get("metrics") or {}).items():
             if isinstance(value, int | float) and math.isfinite(value):
                 values.setdefault(name, []).append(value)
     inside = {name: all(-1 <= v <= 1 for v in vs) and name not in SIZES for name, vs in values.items()}
-    return {name: 100.0 if inside[name] and units.get(name, "points") == "points" else 1.0 for name in values}
+    return {name: 100.0 if inside[name] and units.get(name) != {"raw"} else 1.0 for name in values}
 
 
 Scores = dict[tuple[str, str, str], list[tuple[int, float, bool]]]

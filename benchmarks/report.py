@@ -359,9 +359,8 @@ def controls_of(claim: dict[str, Any]) -> list[dict[str, Any]]:
 
 def unit_of(claim: dict[str, Any]) -> str:
     unit = claim.get("unit") or "points"
-    return {"raw": f"{claim.get('metric') or 'raw units'}", "item": "points (items are the replicates)"}.get(
-        unit, unit
-    )
+    metric = claim.get("metric") or "raw"
+    return {"raw": str(metric), "item": f"{metric}, item by item"}.get(unit, unit)
 
 
 def why(claim: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """A made-up results.json in the schema of VERDICTS.md section 8, with every verdict word and every kind of gap.
 
-`python tests/synthetic_results.py DIR` writes a whole checkout's worth (results, run directories, YAML files) to look at:
+`PYTHONPATH=. python tests/synthetic_results.py DIR` writes a whole checkout's worth (results, run directories, YAML files) to look at:
 `python -m benchmarks.report --root DIR`. The numbers are drawn, not measured; nothing of this is ever a result.
 """
 
