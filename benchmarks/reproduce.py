@@ -24,8 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from benchmarks import claims
 from benchmarks.pool import Key, Outcome, Pool
 from shared import protocol
 from shared.protocol import BadInput, Node, Protocol
@@ -252,14 +251,14 @@ def load_claims(paper: Protocol) -> dict[str, Any]:
     path = paper.directory / "claims.yaml"
     if not path.exists():
         raise BadInput(f"{paper.paper}/claims.yaml is missing")
-    return yaml.safe_load(path.read_text()) or {}
+    return claims.load_claims(path)
 
 
 def assemble(
     paper: Protocol, scale: str, nodes: list[Node], outcomes: dict[Key, Outcome], preview: str | None
 ) -> tuple[dict[str, Any], Path]:
     """Verdicts from runs: writes results.json and its compact predictions, returns them with the file's path."""
-    from benchmarks import check, reported, verdicts
+    from benchmarks import check, reported, rules, verdicts
     from shared import runs
 
     found = collect(paper, scale, nodes, outcomes)
@@ -267,22 +266,24 @@ def assemble(
     name = "preview" if preview else "results"
     arrays = {n.key: runs.load_arrays(paper.run_directory(scale, n.key) / "predictions.npz")
               for n, entry, _ in found if entry["status"] == "finished" and not n.stage}  # fmt: skip
-    check.pack_predictions(folder / f"{name}.predictions.npz", arrays)
-    arrays = check.unpack_predictions(folder / f"{name}.predictions.npz")
     evaluate = importlib.import_module(f"{paper.paper}.evaluate")
+    packed = folder / f"{name}.predictions.npz"
+    predictions_sha256 = check.pack_predictions(packed, arrays, evaluate.score)
+    arrays = check.unpack_predictions(packed)  # what is committed is what is judged
     records = [r for _, _, r in found if r]
     data = {k: v["sha256"] for r in records for k, v in (r["fingerprint"].get("data") or {}).items()}
     wall = json.loads((folder / "wall.json").read_text())["wall"] if (folder / "wall.json").exists() else 0.0
     judged = verdicts.judge(
         claims=load_claims(paper), scale=scale, nodes=nodes, runs=[e for _, e, _ in found], gates=[(n.key, r.get("gates", [])) for n, _, r in found],
         predictions=arrays, score=evaluate.score, statistics=getattr(evaluate, "STATISTICS", {}),
-        reported=reported.load(paper.directory / "reported.yaml"),
+        reported=reported.load(paper.directory / "reported.yaml"), item_values=getattr(evaluate, "item_values", None),
     )  # fmt: skip
     results = {
         "schema": 1, "paper": paper.paper, "scale": scale, "preview": preview,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": runs.commit(ROOT),
         "claims_sha256": protocol.sha256_file(paper.directory / "claims.yaml"),
         "protocol_sha256": protocol.sha256_file(paper.path),
+        "reported_sha256": protocol.sha256_file(paper.directory / "reported.yaml"), "predictions_sha256": predictions_sha256,
         "code_sha256": protocol.sha256_json(protocol.code_hashes(paper.directory / "train.py")),
         "revision": paper.revision(), "revisions": load_claims(paper).get("revisions") or [], "earlier": earlier(paper, scale),
         "environment": records[-1]["environment"] if records else {}, "data": data,
@@ -293,7 +294,8 @@ def assemble(
         **judged, "runs": [e for _, e, _ in found],
     }  # fmt: skip
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    results = rules.tidy(results)
+    path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     return results, path
 
 

@@ -541,7 +541,7 @@ def test_judge_reported():
         "epoch": "SUBSTITUTED",
     }  # fmt: skip
     without = case(STRONG).judge(reported={"entries": entries[:1]})["reported"][0]
-    assert without["verdict"] == "NO COUNTERPART" and without["tolerance_reason"]
+    assert without["verdict"] == "no counterpart" and without["tolerance_reason"]
     assert case(STRONG).judge("cpu", reported={"entries": entries}, targets=targets)["reported"] == []
     unset = case(STRONG).judge(reported={"entries": entries[:1]}, targets=[target("same")])["reported"][0]
     assert unset["tolerance"] == 1.0
