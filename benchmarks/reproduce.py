@@ -251,7 +251,10 @@ def load_claims(paper: Protocol) -> dict[str, Any]:
     path = paper.directory / "claims.yaml"
     if not path.exists():
         raise BadInput(f"{paper.paper}/claims.yaml is missing")
-    return claims.load_claims(path)
+    found = claims.load_claims(path)
+    tasks = {task for scale in paper.document["scales"] for task in paper.tasks(scale)}
+    claims.check_names(found, paper.arms, tasks, f"{paper.paper}/claims.yaml")
+    return found
 
 
 def assemble(
@@ -351,6 +354,7 @@ def show(paper: Protocol, scale: str, results: dict[str, Any]) -> None:
 def reproduce(name: str, options: argparse.Namespace) -> int:
     paper = Protocol(ROOT / name)
     scale, why = choose_scale(paper, options.scale)
+    load_claims(paper)  # a mistake in it is refused now, not after the runs
     only = [a for a in (options.only or "").split(",") if a]
     body = paper.scale(scale)
     nodes = paper.nodes(scale, options.arms or "core", only, options.seeds)
