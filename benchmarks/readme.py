@@ -296,7 +296,7 @@ def claims_table(result: dict[str, Any], scale: str) -> str:
             else full_verdict(claim, scale)
         )
         if claim.get("reason") and "SUPPORTED" not in verdict:
-            verdict += f"<br>{cell(claim['reason'])}"
+            verdict += f": {cell(claim['reason'])}"
         what = f"{cell(claim.get('statement', ''))} (`{claim['id']}`, {claim.get('role')})"
         values = [
             number(claim.get("effect"), signed=True),
@@ -359,7 +359,7 @@ def reported_table(paper_dir: Path, results: dict[str, dict[str, Any]]) -> str:
         if e.get("task") and str(e.get("verdict")).upper() not in ("CONTEXT", "NO COUNTERPART")
     ]
     tally = Counter(str(e.get("verdict") or "NOT RUN") for e in held)
-    missing = sum(e.get("value") is None for e in entries)
+    missing = sum(e.get("value", e.get("reported")) is None for e in entries or held)
     words = ", ".join(f"{n} {verdict}" for verdict, n in sorted(tally.items())) or "none compared yet"
     line = f"{len(entries) or len(held)} published values on file ({missing} without a value): {words}."
     if not targets:
