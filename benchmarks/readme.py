@@ -90,6 +90,22 @@ def listed(value: Any) -> list[str]:
     )
 
 
+def number_or_none(value: Any) -> float | None:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
+
+
+def controls_of(claim: dict[str, Any]) -> list[dict[str, Any]]:
+    controls = claim.get("controls") or []
+    return [] if isinstance(controls, str) else [c if isinstance(c, dict) else {"arm": c} for c in controls]
+
+
+def unit_of(claim: dict[str, Any]) -> str:
+    unit = claim.get("unit") or "points"
+    metric = claim.get("metric") or "raw"
+    return {"raw": str(metric), "item": f"{metric}, item by item"}.get(unit, unit)
+
+
 def seeds_text(seeds: Sequence[int]) -> str:
     if not seeds:
         return "none"
