@@ -3,8 +3,8 @@
     python -m benchmarks.report                    # all papers -> report/index.html
     python -m benchmarks.report autolora           # this page (and the overview) only
 
-A scale's result is taken from `runs/<dir>/<scale>/results.json` where this machine has one, else from the committed
-`<dir>/results/<scale>.json`. Pages load nothing: style, figures and the few lines of script are inside each file.
+A scale's result is taken from `runs/<dir>/<scale>/results.json` (or `preview.json`, if that is newer) where this
+machine has one, else from the committed `<dir>/results/<scale>.json`. Pages load nothing: style, figures and the few lines of script are inside each file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,26 @@ import matplotlib
 from markupsafe import Markup
 
 from benchmarks import plots, readme
-from benchmarks.readme import (  # part of this module's interface, used by reproduce.py
+from benchmarks.readme import (  # also the interface of this module, for the recorder and the checker
     PAPERS,
     SCALES,
-    outdated,
-    project_tables,
     readme_tables,
+    stale_readmes,
+    stamp_checked,
     update_readme,
+    write_readmes,
 )
+from shared.protocol import runs_root
 
-__all__ = ["PAPERS", "build", "main", "outdated", "project_tables", "readme_tables", "update_readme"]
+__all__ = [
+    "main",
+    "readme_tables",
+    "render",
+    "stale_readmes",
+    "stamp_checked",
+    "update_readme",
+    "write_readmes",
+]
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -93,9 +104,19 @@ BADGES = (
 )
 TONES = {"for": plots.FOR, "partly": plots.FOR, "against": plots.AGAINST}
 
+# The short names by which a verdict says what it failed on (VERDICTS.md section 3), in words.
+REASONS = {
+    "seeds": "too few seeds for a verdict",
+    "failures": "more than 20 % of the runs of an arm diverged",
+    "t": "the t-test over seeds does not reach 0.025 on either side",
+    "Holm": "the t-test reaches 0.025 alone, but not after Holm's adjustment for the number of claims",
+    "sign-flip": "the exact sign-flip test does not confirm the t-test",
+    "items": "the interval over test items does not lie wholly on one side of the threshold",
+}
+
 # Findings, in the order in which a reader wants them.
 GROUPS = (
-    ("Holds, and every control was beaten", ("SUPPORTED",)),
+    ("Holds; every control that was declared is beaten", ("SUPPORTED",)),
     ("Holds, but a control that lacks the idea does as well", ("SUPPORTED, NOT ATTRIBUTED",)),
     ("Holds; whether because of the idea stays open", ("SUPPORTED, ATTRIBUTION OPEN",)),
     ("Contradicted: the opposite was found", ("CONTRADICTED",)),
@@ -143,17 +164,17 @@ def load(name: str, root: Path, runs: Path) -> Paper:
         raise ValueError(f"no paper is called {name!r}{hint} Papers: {', '.join(PAPERS)}")
     paper, committed = Paper(name, root, runs), readme.recorded(root / name)
     for scale in SCALES:
-        path = runs / name / scale / "results.json"
-        if path.exists():
-            paper.results.append(
-                Result(name, scale, path, readme.load_json(path), False, committed.get(scale))
-            )
+        files = [runs / name / scale / f"{kind}.json" for kind in ("results", "preview")]
+        own = [(readme.load_json(path), path) for path in files if path.exists()]
+        if own:
+            data, path = max(own, key=lambda pair: str(pair[0].get("created") or ""))
+            paper.results.append(Result(name, scale, path, data, False, committed.get(scale)))
         elif scale in committed:
             path = root / name / "results" / f"{scale}.json"
             paper.results.append(Result(name, scale, path, committed[scale], True))
-    own = [r for r in paper.results if not r.recorded]
-    if own:
-        newest = max(own, key=lambda r: str(r.data.get("created") or ""))
+    here = [r for r in paper.results if not r.recorded]
+    if here:
+        newest = max(here, key=lambda r: str(r.data.get("created") or ""))
         paper.results.sort(key=lambda r: r is not newest)
     return paper
 
@@ -173,7 +194,8 @@ def run_directories(result: Result, runs: Path) -> dict[tuple[str, str, int], Pa
 
 
 def number_or_none(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
 
 
 def claim_picture(claim: dict[str, Any], result: Result) -> plots.Picture | None:
@@ -181,9 +203,7 @@ def claim_picture(claim: dict[str, Any], result: Result) -> plots.Picture | None
     data = result.data
     seeds = data.get("seeds") or []
     bad = {(r["arm"], r["seed"]) for r in data.get("runs") or [] if r.get("status") == "diverged"}
-    arms = claim.get("arms") or {}
-    method, opponent = readme.listed(arms.get("method")), readme.listed(arms.get("opponent"))
-    sides = method + opponent + [str(a).split("@")[0] for a in arms.get("weights") or {}]
+    sides = readme.sides(claim)
 
     def failed(names: Sequence[str], n: int) -> list[bool]:
         if claim.get("unit") == "item" or n != len(seeds):
@@ -212,11 +232,11 @@ def claim_picture(claim: dict[str, Any], result: Result) -> plots.Picture | None
     for control in controls_of(claim):
         outcome = control.get("outcome") or "OPEN"
         tone = TONES.get(badge_of(outcome)[0], plots.NEUTRAL)
-        label = f"control: − {control.get('arm')}, {outcome}"
+        label = f"control {control.get('arm')}: {outcome}"
         rows.append(
-            row(label, control, [*method, control.get("arm", "")], 0.0, tone, claim.get("material", 1.0))
+            row(label, control, [*sides[:1], control.get("arm", "")], 0.0, tone, claim.get("material", 1.0))
         )
-    if not any(r.d or r.effect is not None for r in rows):
+    if not any(r.d or plots.finite(r.ci95) for r in rows):
         return None
     unit = unit_of(claim)
     figure = plots.forest(rows, unit)
@@ -227,23 +247,15 @@ def claim_picture(claim: dict[str, Any], result: Result) -> plots.Picture | None
     )
     for r, control in zip(rows[1:], controls_of(claim), strict=True):
         alt += f" Control {control.get('arm')}: {readme.number(r.effect, signed=True)}, {readme.interval(r.ci95)}, {control.get('outcome') or 'OPEN'}."
-    what = "item" if claim.get("unit") == "item" else "seed"
-    caption = (
-        f"A dot per {what} (hollow: a run behind it diverged). Diamond and thick bar: mean and 95 % t interval. "
-        "Thin bar: item interval. Dashed mark: threshold."
-        + (" Dotted mark: the size that counts as material for a control." if len(rows) > 1 else "")
-    )
-    return plots.picture(
-        figure, claim["id"], caption, alt, f"{result.paper}-{result.scale}-claim-{claim['id']}"
-    )
+    return plots.picture(figure, claim["id"], "", alt, f"{result.paper}-{result.scale}-claim-{claim['id']}")
 
 
-def strip_pictures(result: Result) -> list[plots.Picture]:
+def strip_pictures(result: Result, declared: dict[str, Any]) -> list[plots.Picture]:
     """Per task and metric: every arm's score for every seed."""
-    found, pictures = readme.scores(result.data), []
+    found, pictures = readme.scores(result.data, declared), []
     factor = readme.factors(result.data)
     claims = result.data.get("claims") or []
-    methods = {m for c in claims for m in readme.listed((c.get("arms") or {}).get("method"))[:1]}
+    methods = {arm for claim in claims for arm in readme.sides(claim)[:1]}
     controls = {c.get("arm") for claim in claims for c in controls_of(claim)}
     for task, metrics in readme.metrics_of(result.data).items():
         for metric in metrics:
@@ -281,9 +293,10 @@ def curve_pictures(
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the last line of a killed run
+            step = number_or_none(entry.get("step"))
             for key, value in entry.items():
                 if key not in ("step", "seconds", "time", "epoch") and number_or_none(value) is not None:
-                    own.setdefault(key, []).append((float(entry.get("step", i)), float(value)))
+                    own.setdefault(key, []).append((float(i) if step is None else step, float(value)))
         for key, curve in own.items():
             logged.setdefault(task, {}).setdefault(key, {}).setdefault(arm, []).append(curve)
     pictures = []
@@ -346,9 +359,14 @@ def controls_of(claim: dict[str, Any]) -> list[dict[str, Any]]:
 
 def unit_of(claim: dict[str, Any]) -> str:
     unit = claim.get("unit") or "points"
-    return {"raw": f"{claim.get('metric') or 'raw units'}", "item": "points (items are the replicates)"}.get(
-        unit, unit
-    )
+    metric = claim.get("metric") or "raw"
+    return {"raw": str(metric), "item": f"{metric}, item by item"}.get(unit, unit)
+
+
+def why(claim: dict[str, Any]) -> str:
+    """The reason in a sentence's words; one that is not a short name is already that."""
+    reason = str(claim.get("reason") or "").rstrip(". ")
+    return REASONS.get(reason, reason)
 
 
 def conditions(claim: dict[str, Any]) -> list[dict[str, Any]]:
@@ -358,27 +376,24 @@ def conditions(claim: dict[str, Any]) -> list[dict[str, Any]]:
     n, threshold = claim.get("n") or 0, float(claim.get("threshold") or 0)
     flip = max(0.025, 2.0**-n if n else 1.0)
 
-    def p(name: str, value: Any, limit: float) -> dict[str, Any]:
-        value = number_or_none(value)
-        return {
-            "value": f"{name} = {value:.4f}" if value is not None else "n/a",
-            "met": value is not None and value <= limit,
-        }
+    def p(value: Any, limit: float) -> dict[str, Any]:
+        known = number_or_none(value)
+        return {"value": f"p {p_value(value)}", "met": known is not None and known <= limit}
 
     item = plots.finite(claim.get("item_ci95"))
     rows = [
         {
             "name": "(a) t-test over replicates, Holm-adjusted",
             "rule": "p ≤ 0.025",
-            "for": p("p", claim.get("p_holm_for"), 0.025),
-            "against": p("p", claim.get("p_holm_against"), 0.025),
-            "note": f"before Holm: for {readme.number(claim.get('p_for'))}, against {readme.number(claim.get('p_against'))}",
+            "for": p(claim.get("p_holm_for"), 0.025),
+            "against": p(claim.get("p_holm_against"), 0.025),
+            "note": f"before Holm: for {p_value(claim.get('p_for'))}, against {p_value(claim.get('p_against'))}",
         },
         {
             "name": "(b) exact sign-flip",
             "rule": f"p ≤ {flip:.4g}",
-            "for": p("p", claim.get("flip_for"), flip),
-            "against": p("p", claim.get("flip_against"), flip),
+            "for": p(claim.get("flip_for"), flip),
+            "against": p(claim.get("flip_against"), flip),
             "note": "",
         },
     ]
@@ -410,6 +425,8 @@ def by_task(claim: dict[str, Any]) -> list[tuple[str, str]]:
 def claim_view(claim: dict[str, Any], result: Result, declared: dict[str, dict[str, Any]]) -> dict[str, Any]:
     other = {c["id"]: c for c in (result.other or {}).get("claims") or []}.get(claim["id"])
     n = claim.get("n") or 0
+    collapses = [*(claim.get("diverged") or {}).values(), *(claim.get("at_chance") or {}).values()]
+    steady = not any(collapses) and claim.get("unit") != "item" and claim.get("role") != "exhibit"
     return {
         **claim,
         "verdict": readme.full_verdict(claim, result.scale),
@@ -423,11 +440,12 @@ def claim_view(claim: dict[str, Any], result: Result, declared: dict[str, dict[s
         "controls": controls_of(claim),
         "no_controls": claim["controls"] if isinstance(claim.get("controls"), str) else "",
         "recorded_verdict": readme.full_verdict(other, result.scale) if other else None,
-        "collapse": f"{100 * (1 - 0.05 ** (1 / n)):.0f} %" if n and claim.get("unit") != "item" else None,
+        "why": why(claim),
+        "collapse": f"{100 * (1 - 0.05 ** (1 / n)):.0f} %" if steady and n > 1 else None,
     }
 
 
-def reported_view(result: Result | None, directory: Path) -> dict[str, Any]:
+def reported_view(result: Result | None, directory: Path, declared: dict[str, Any]) -> dict[str, Any]:
     """Every published value on file, grouped by the table it comes from, joined with what the result says of it."""
     on_file = readme.load_yaml(directory / "reported.yaml")
     entries = on_file.get("entries") or on_file.get("reported") or []
@@ -436,13 +454,17 @@ def reported_view(result: Result | None, directory: Path) -> dict[str, Any]:
     for entry in [*entries, *({"id": i} for i in held if i not in {e["id"] for e in entries})]:
         ours = held.get(entry["id"], {})
         value = ours.get("reported", entry.get("value"))
-        own = str(entry.get("origin") or "paper") in ("paper", "official_repository", "derived")
+        own = str(entry.get("origin") or "paper") in ("paper", "official_repository")
+        aimed = any(
+            t.get("arm") and fnmatchcase(entry["id"], str(t.get("reported")))
+            for t in declared.get("targets") or []
+        )
         if ours.get("verdict"):
             verdict = ours["verdict"]
         elif value is None:
             verdict = "NO PUBLISHED VALUE"
         else:
-            verdict = "no counterpart" if own else "CONTEXT"
+            verdict = "CONTEXT" if not own else "NOT RUN" if aimed else "NO COUNTERPART"
         row = {**entry, **ours, "reported": value, "sd": ours.get("sd", entry.get("std")), "verdict": verdict}
         row["answered"] = ours.get("measured") is not None
         groups.setdefault(str(entry.get("table") or "no table named"), []).append(row)
@@ -507,7 +529,7 @@ def headline(result: Result) -> dict[str, Any]:
     """The few figures that stand above everything else."""
     data = result.data
     runs, gates = data.get("runs") or [], data.get("gates") or []
-    claims = data.get("claims") or []
+    claims, seconds = data.get("claims") or [], data.get("seconds")
     return {
         "primary": [c for c in claims if c.get("role") == "primary"],
         "gates_passed": sum(bool(g.get("passed")) for g in gates),
@@ -517,7 +539,8 @@ def headline(result: Result) -> dict[str, Any]:
         "crashed": sum(r.get("status") == "crashed" for r in runs),
         "seeds": readme.seeds_text(data.get("seeds") or []),
         "n_seeds": len(data.get("seeds") or []),
-        "seconds": data.get("seconds"),
+        "seconds": seconds.get("wall") if isinstance(seconds, dict) else seconds,
+        "cpu_seconds": seconds.get("cpu") if isinstance(seconds, dict) else None,
         "gradient_evaluations": sum(r.get("gradient_evaluations") or 0 for r in runs),
     }
 
@@ -525,13 +548,14 @@ def headline(result: Result) -> dict[str, Any]:
 def page(paper: Paper, result: Result | None) -> dict[str, Any]:
     """All that templates/paper.html needs."""
     title, arxiv = TITLES[paper.name]
+    declared = readme.load_yaml(paper.directory / "claims.yaml")
     view: dict[str, Any] = {
         "paper": paper.name,
         "title": title,
         "arxiv": arxiv,
         "result": result,
         "results": paper.results,
-        "reported": reported_view(result, paper.directory),
+        "reported": reported_view(result, paper.directory, declared),
         "commands": commands(paper.name, result),
         "implemented": readme.implemented(paper.directory),
         "checked": readme.checked(paper.directory, result.scale if result else None),
@@ -539,15 +563,15 @@ def page(paper: Paper, result: Result | None) -> dict[str, Any]:
     if result is None:
         return view
     data, directories = result.data, run_directories(result, paper.runs)
-    declared = {c["id"]: c for c in readme.load_yaml(paper.directory / "claims.yaml").get("claims") or []}
+    by_id = {c["id"]: c for c in declared.get("claims") or []}
     own, problem = method_pictures(result, paper.directory, directories)
     runs = data.get("runs") or []
     return {
         **view,
         "data": data,
         "head": headline(result),
-        "claims": [claim_view(c, result, declared) for c in data.get("claims") or []],
-        "strips": strip_pictures(result),
+        "claims": [claim_view(c, result, by_id) for c in data.get("claims") or []],
+        "strips": strip_pictures(result, declared),
         "curves": curve_pictures(result, directories),
         "figures": own,
         "figures_problem": problem,
@@ -567,9 +591,12 @@ def overview(paper: Paper) -> dict[str, Any]:
     result = paper.lead
     claims = (result.data.get("claims") or []) if result else []
     shown = [{**c, "verdict": readme.full_verdict(c, result.scale)} for c in claims] if result else []
+    place = {True: "", False: " (this machine)"}
     ran = [
-        f"{r.scale} {readme.day(r.data)}" + ("" if r.recorded else " (this machine)") for r in paper.results
+        f"{r.scale} {readme.day(r.data)}" + (" PREVIEW" if r.data.get("preview") else place[r.recorded])
+        for r in paper.results
     ]
+    declared = readme.load_yaml(paper.directory / "claims.yaml")
     return {
         "paper": paper.name,
         "title": TITLES[paper.name][0],
@@ -583,7 +610,7 @@ def overview(paper: Paper) -> dict[str, Any]:
         "implemented": readme.implemented(paper.directory),
         "run": ran,
         "checked": readme.checked(paper.directory, result.scale if result else None),
-        "reported": reported_view(result, paper.directory)["tally"],
+        "reported": reported_view(result, paper.directory, declared)["tally"],
     }
 
 
@@ -594,11 +621,10 @@ def findings(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         found = []
         for row in rows:
             for claim in row["claims"]:
-                verdict = claim["verdict"].removesuffix(readme.SCALED_DOWN).split(":")[0].strip()
+                verdict = claim["verdict"].removesuffix(readme.SCALED_DOWN).removesuffix(" for this model")
                 if claim.get("role") != "exhibit" and verdict in words:
-                    found.append(
-                        {**row, "claim": claim, "formula": readme.formula(claim), "unit": unit_of(claim)}
-                    )
+                    evidence = {"formula": readme.formula(claim), "unit": unit_of(claim), "why": why(claim)}
+                    found.append({**row, "claim": claim, **evidence})
         found.sort(key=lambda f: f["claim"].get("role") != "primary")
         groups.append({"name": name, "found": found})
     return groups
@@ -665,6 +691,11 @@ def pretty(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
+def p_value(value: Any) -> str:
+    p = number_or_none(value)
+    return "n/a" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return "n/a"
@@ -692,6 +723,7 @@ def templates() -> jinja2.Environment:
         ),
         "interval": lambda v: minus(readme.interval(v or None)),
         "duration": lambda v: duration(None if isinstance(v, jinja2.Undefined) else v),
+        "p": p_value,
         "anchor": anchor,
         "pretty": pretty,
         "svg": Markup,  # our own markup; everything else is escaped
@@ -705,12 +737,13 @@ def templates() -> jinja2.Environment:
     return environment
 
 
-def build(
-    papers: Sequence[str] = (), root: Path = Path("."), runs: Path | None = None, out: Path | None = None
-) -> Path:
-    """Write the pages of `papers` (default: all), the overview, the findings and summary.json; the overview's path."""
+def render(root: Path, papers: Sequence[str] = (), runs: Path | None = None, out: Path | None = None) -> Path:
+    """Write the pages of `papers` (default: all), the overview, the findings and summary.json.
+
+    Returns the page to open: the paper's, if one was asked for, else the overview. `root` is the checkout.
+    """
     matplotlib.use("Agg")
-    runs, out = runs or root / "runs", out or root / "report"
+    runs, out = runs or runs_root(root), out or root / "report"
     asked = [load(name, root, runs) for name in papers or PAPERS]
     everything = [load(name, root, runs) for name in PAPERS]
     environment = templates()
@@ -730,7 +763,7 @@ def build(
     write("index.html", "index.html", rows=rows)
     text = json.dumps(summary(rows), indent=1, ensure_ascii=False, default=str)
     (out / "summary.json").write_text(text + "\n", encoding="utf-8")
-    return out / "index.html"
+    return out / (f"{papers[0]}.html" if len(papers) == 1 else "index.html")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -743,11 +776,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where the pages go (default: report/ in it)")
     given = parser.parse_args(arguments)
     try:
-        index = build(given.papers, given.root, given.runs, given.out)
+        opened = render(given.root, given.papers, given.runs, given.out)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    print(index.resolve() if len(given.papers) != 1 else index.with_name(f"{given.papers[0]}.html").resolve())
+    print(opened.resolve())
     return 0
 
 
