@@ -90,6 +90,22 @@ def listed(value: Any) -> list[str]:
     )
 
 
+def number_or_none(value: Any) -> float | None:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
+
+
+def controls_of(claim: dict[str, Any]) -> list[dict[str, Any]]:
+    controls = claim.get("controls") or []
+    return [] if isinstance(controls, str) else [c if isinstance(c, dict) else {"arm": c} for c in controls]
+
+
+def unit_of(claim: dict[str, Any]) -> str:
+    unit = claim.get("unit") or "points"
+    metric = claim.get("metric") or "raw"
+    return {"raw": str(metric), "item": f"{metric}, item by item"}.get(unit, unit)
+
+
 def seeds_text(seeds: Sequence[int]) -> str:
     if not seeds:
         return "none"
@@ -296,7 +312,7 @@ def claims_table(result: dict[str, Any], scale: str) -> str:
             else full_verdict(claim, scale)
         )
         if claim.get("reason") and "SUPPORTED" not in verdict:
-            verdict += f"<br>{cell(claim['reason'])}"
+            verdict += f": {cell(claim['reason'])}"
         what = f"{cell(claim.get('statement', ''))} (`{claim['id']}`, {claim.get('role')})"
         values = [
             number(claim.get("effect"), signed=True),
@@ -359,7 +375,7 @@ def reported_table(paper_dir: Path, results: dict[str, dict[str, Any]]) -> str:
         if e.get("task") and str(e.get("verdict")).upper() not in ("CONTEXT", "NO COUNTERPART")
     ]
     tally = Counter(str(e.get("verdict") or "NOT RUN") for e in held)
-    missing = sum(e.get("value") is None for e in entries)
+    missing = sum(e.get("value", e.get("reported")) is None for e in entries or held)
     words = ", ".join(f"{n} {verdict}" for verdict, n in sorted(tally.items())) or "none compared yet"
     line = f"{len(entries) or len(held)} published values on file ({missing} without a value): {words}."
     if not targets:
