@@ -42,8 +42,13 @@ from shared.evaluation import (
     unreached_error,
 )
 from shared.inverse import conjugate_gradient, neumann
-from shared.unrolled import Step, Unrolled, unroll, unroll_back
+from shared.unrolled import SGD, Adam, Step, Unrolled, unroll, unroll_back
 from shared.vectors import Rate, Vector
+
+__all__ = [
+    "SGD", "Adam", "ConjugateGradient", "FiniteDifference", "FirstOrder", "ForwardOverReverse", "Hypergradient", "Method",
+    "Neumann", "OneStep", "Unrolled", "hypergrad", "self_check", "stepped", "through_level", "through_level_partial",
+]  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------- the methods
@@ -239,9 +244,7 @@ def _advance(call: Call, method: Method, inner_loss: Losses, lr: Any, keep: bool
     """theta <- theta', in place."""
     if isinstance(method, Unrolled):
         return _Tape(steps=unroll(call, method, inner_loss, lr))
-    keep = (
-        keep and isinstance(method, OneStep) and callable(inner_loss)
-    )  # micro-batches: one graph at a time, later
+    keep = keep and isinstance(method, OneStep) and callable(inner_loss)  # micro-batches come one at a time
     graph = call.gradient(inner_loss, call.theta, create_graph=keep)
     call.check_reached("theta", graph)
     g = call.vector(graph, call.theta)
@@ -259,13 +262,13 @@ def _pull_back(call: Call, method: Method, tape: _Tape, inner_loss: Losses, v: V
     size = check_finite("outer gradient for theta", d)
     if isinstance(method, FirstOrder):
         return [None] * len(call.lam)
-    if isinstance(method, FiniteDifference):
-        product = _difference(call, method, inner_loss, d, size)
-        return [None if x is None else -factor * x for x in call.averaged(product)]
-    vectors.copy_(call.theta, call.base)
+    if not isinstance(method, FiniteDifference):
+        vectors.copy_(call.theta, call.base)
     if isinstance(method, Unrolled):
         return unroll_back(call, method, tape.steps, v, lr)
-    if isinstance(method, Neumann | ConjugateGradient):
+    if isinstance(method, FiniteDifference):
+        product = _difference(call, method, inner_loss, d, size)
+    elif isinstance(method, Neumann | ConjugateGradient):
         graph = call.gradient(inner_loss, call.theta, create_graph=True)
         call.check_reached("theta", graph)
         product, factor = pull(graph, call.lam, _inverse(call, method, graph, v, lr)), 1.0
@@ -396,13 +399,12 @@ def self_check(
             lr, conventions = 1.0, {"look_ahead": False}  # at the minimum
     inputs = (outer_loss, inner_loss, theta, lam, lr)
     reference: Method = FiniteDifference() if isinstance(chosen, OneStep) else OneStep()
-    first, second = (hypergrad(*inputs, reference, **conventions) for _ in range(2))
-    if vectors.relative_error(first.grads, second.grads) > 1e-4:
+    mine, again = (hypergrad(*inputs, chosen, **conventions) for _ in range(2))
+    if vectors.relative_error(again.grads, mine.grads) > 1e-4:
         raise ValueError(
             "a loss gives another value each time it is evaluated: draw its noise outside the closure, or from torch's "
             "global random state, which is put back before each evaluation"
         )
-    mine = hypergrad(*inputs, chosen, **conventions)
     with sdpa_kernel(SDPBackend.MATH):
         other = hypergrad(*inputs, reference, **conventions)
     found: dict[str, Any] = {
