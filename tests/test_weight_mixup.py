@@ -55,7 +55,9 @@ def bert(layers=2):
 def tokens(n=4, length=7):
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(1, 50, (n, length), generator=generator)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.randint(0, 3, (n,), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.randint(
+        0, 3, (n,), generator=generator
+    )
 
 
 def config(tmp_path, name="run", **changes):
@@ -208,7 +210,9 @@ def unrolled(w, alpha, lower, upper, xi):
 
 def by_accident(problem, *names, optimizer=None, masks=lambda i: None, xi=0.3):
     w, alpha, lower, upper = problem
-    return official.hypergradient(upper, lower, w, alpha, xi, optimizer or phases.adamw(w, 0.0), 5.0, names, masks)
+    return official.hypergradient(
+        upper, lower, w, alpha, xi, optimizer or phases.adamw(w, 0.0), 5.0, names, masks
+    )
 
 
 def test_hypergradient_is_the_exact_one():
@@ -264,7 +268,9 @@ def test_independent_dropout_masks_spoil_the_difference():
 
     def implicit(*names, start=0):
         """The masks of the validation pass are fixed; those of the difference begin at `start`."""
-        return by_accident(problem, *names, masks=lambda i: torch.manual_seed(0 if i == 0 else start + i), xi=1e-3)[2]
+        return by_accident(
+            problem, *names, masks=lambda i: torch.manual_seed(0 if i == 0 else start + i), xi=1e-3
+        )[2]
 
     assert vectors.cosine(implicit(), implicit()) > 0.999
     assert vectors.cosine(implicit("independent_masks"), implicit("independent_masks", start=10)) < 0.9
@@ -405,7 +411,8 @@ def test_schedules():
 
 
 @pytest.mark.parametrize(
-    "search, gates", [("frozen", "none"), ("joint", "learned"), ("first_order", "learned"), ("finite_difference", "learned")]
+    "search, gates",
+    [("frozen", "none"), ("joint", "learned"), ("first_order", "learned"), ("finite_difference", "learned")],
 )
 def test_gradient_evaluations_are_counted(tmp_path, no_cache, search, gates):
     settings = config(tmp_path, search=search, gates=gates)
@@ -432,7 +439,9 @@ def test_arms_of_a_seed_share_subset_head_and_test_items(tmp_path, no_cache):
         data.load(config(tmp_path, seed=seed, **changes))
         for seed, changes in ((0, {}), (0, {"search": "none", "gates": "none"}), (1, {}))
     )
-    assert np.array_equal(plain.train.ids, mixup.train.ids) and not np.array_equal(plain.train.ids, other.train.ids)
+    assert np.array_equal(plain.train.ids, mixup.train.ids) and not np.array_equal(
+        plain.train.ids, other.train.ids
+    )
     assert torch.equal(plain.model.classifier.weight, mixup.model.classifier.weight)
     assert not torch.equal(plain.model.classifier.weight, other.model.classifier.weight)
     assert np.array_equal(plain.test.ids, other.test.ids)
@@ -549,7 +558,10 @@ def test_gradient_masks():
 
 
 def test_dps_alternates_between_collecting_and_masking():
-    w = {"layer.0.weight": nn.Parameter(torch.ones(10, 10)), "classifier.weight": nn.Parameter(torch.ones(2, 2))}
+    w = {
+        "layer.0.weight": nn.Parameter(torch.ones(10, 10)),
+        "classifier.weight": nn.Parameter(torch.ones(2, 2)),
+    }
     dps = baselines.DPS(w, ["layer.0"], steps=40, p=0.3, update_ratio=0.05)  # blocks of two steps
     importance = torch.arange(1.0, 101.0).reshape(10, 10)
     moved = []
@@ -574,7 +586,15 @@ def test_reinitialisation_touches_the_top_only():
 
 @pytest.mark.parametrize(
     "name, strength",
-    [("mixout", 0.5), ("r3f", 1.0), ("r_drop", 1.0), ("child_f", 0.3), ("child_d", 0.3), ("reinit", 1.0), ("dps", 0.3)],
+    [
+        ("mixout", 0.5),
+        ("r3f", 1.0),
+        ("r_drop", 1.0),
+        ("child_f", 0.3),
+        ("child_d", 0.3),
+        ("reinit", 1.0),
+        ("dps", 0.3),
+    ],
 )
 def test_each_baseline_trains_a_transformer(name, strength):
     inputs, labels = tokens(12)
@@ -595,7 +615,10 @@ def test_each_baseline_trains_a_transformer(name, strength):
 
 def test_scores_are_the_tasks_own():
     label, prediction = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
-    found = {m: evaluate.score({"label": label, "prediction": prediction, "_metric": np.array(m)}) for m in evaluate.METRICS}
+    found = {
+        m: evaluate.score({"label": label, "prediction": prediction, "_metric": np.array(m)})
+        for m in evaluate.METRICS
+    }
     assert found["accuracy"]["score"] == 0.75 and found["f1"]["score"] == pytest.approx(0.8)
     assert found["matthews"]["score"] == pytest.approx(1 / 3**0.5) and found["f1"]["accuracy"] == 0.75
     assert "accuracy" not in found["spearman"]
@@ -607,7 +630,9 @@ def test_a_degenerate_run_is_counted_and_scores_no_correlation():
     label = np.array([0, 1, 1, 0])
     found = evaluate.score({"label": label, "prediction": np.ones(4, int), "_metric": np.array("matthews")})
     assert found["score"] == 0.0 and found["degenerate"] == 1.0
-    found = evaluate.score({"label": np.arange(4.0), "prediction": np.ones(4), "_metric": np.array("spearman")})
+    found = evaluate.score(
+        {"label": np.arange(4.0), "prediction": np.ones(4), "_metric": np.array("spearman")}
+    )
     assert found["score"] == 0.0 and found["degenerate"] == 1.0
 
 

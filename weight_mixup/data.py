@@ -153,7 +153,9 @@ def texts(config) -> Problem:
     for i, linear in enumerate(m for m in model.classifier.modules() if isinstance(m, nn.Linear)):
         draw_head(linear, runs.stream(config.seed, "head", i), std=model.config.initializer_range)
 
-    parts = [part and encode(tokenizer, part, config.max_length, classes) for part in (train, validation, test)]
+    parts = [
+        part and encode(tokenizer, part, config.max_length, classes) for part in (train, validation, test)
+    ]
     problem = Problem(model, *parts, METRIC.get(config.data, "accuracy"), classes, tokenizer=tokenizer)
     if config.top_blocks:
         problem.train, problem.validation, problem.test = (
@@ -223,14 +225,23 @@ def rehearsal_data(task: str, n: int) -> Iterator[None]:
 def tiny_classifier(name: str, texts: list, outputs: int, attention: str) -> tuple[nn.Module, object]:
     """For rehearsals: a random model of the class of `name`, two blocks of width 32, and a tokenizer of these texts."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-    from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedTokenizerFast, RobertaConfig
+    from transformers import (
+        AutoModelForSequenceClassification,
+        BertConfig,
+        PreTrainedTokenizerFast,
+        RobertaConfig,
+    )
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    core.train_from_iterator((t for pair in texts for t in pair), trainers.WordPieceTrainer(vocab_size=300, special_tokens=special))
+    core.train_from_iterator(
+        (t for pair in texts for t in pair), trainers.WordPieceTrainer(vocab_size=300, special_tokens=special)
+    )
     core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"

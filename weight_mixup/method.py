@@ -155,7 +155,9 @@ def w_of(model: nn.Module) -> dict[str, Tensor]:
     """w = (W, theta): every trained parameter that is not a gate, under its name in the stock model, in order of name
     (so that sums over w, e.g. gradient norms, have the same bits with and without gates)."""
     gates = {id(factor) for factor in alpha_of(model)}
-    stock = {n.replace(".parametrizations.weight.original", ".weight"): p for n, p in model.named_parameters()}
+    stock = {
+        n.replace(".parametrizations.weight.original", ".weight"): p for n, p in model.named_parameters()
+    }
     return {n: p for n, p in sorted(stock.items()) if p.requires_grad and id(p) not in gates}
 
 

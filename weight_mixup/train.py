@@ -8,6 +8,7 @@ frozen (phase 2). Baselines have no search; `length` says whether they are given
 of gradient evaluations instead of their own. Every score is that of the last step: nothing is selected.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -244,7 +245,10 @@ def finish(
     if config.export:
         write_export(config, problem, run.directory / "export")
     run.finish(
-        metrics={**evaluate.score(found), "gradient_evaluations": training.evaluations},
+        metrics={
+            **evaluate.score(found),
+            "epochs_worth": training.evaluations / math.ceil(len(problem.train) / config.batch),
+        },
         validation=validation,
         state=state,
         gradient_evaluations=training.evaluations,

@@ -68,9 +68,14 @@ def steps(device: torch.device, seq: int) -> dict[str, Callable[[], None]]:
         found[name] = once
 
     for name, estimator in phases.ESTIMATORS.items():
-        search(name, lambda up, low, w, a, opt, e=estimator: method.hypergradient(up, low, w, a, 2e-5, e).grads)
+        search(
+            name, lambda up, low, w, a, opt, e=estimator: method.hypergradient(up, low, w, a, 2e-5, e).grads
+        )
     accidents = official.ACCIDENTS
-    search("official", lambda up, low, w, a, opt: official.hypergradient(up, low, w, a, 2e-5, opt, 5.0, accidents, void)[0])
+    search(
+        "official",
+        lambda up, low, w, a, opt: official.hypergradient(up, low, w, a, 2e-5, opt, 5.0, accidents, void)[0],
+    )
     return found
 
 
@@ -106,7 +111,9 @@ def measure(rounds: int, seq: int, device: torch.device) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seq", type=int, default=32, help="tokens per text")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
