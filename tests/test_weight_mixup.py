@@ -62,10 +62,10 @@ def tokens(n=4, length=7):
 
 def config(tmp_path, name="run", **changes):
     """A digits run of a tenth of a second."""
-    settings = dict(
-        scale="cpu", arm="mixup", task="digits30", data="digits", n=30, lr=1e-3, epochs=2, search_epochs=2, K=2,
-        search="finite_difference", gates="learned", device="cpu", out=str(tmp_path / name),
-    )  # fmt: skip
+    settings = {
+        "scale": "cpu", "arm": "mixup", "task": "digits30", "data": "digits", "n": 30, "lr": 1e-3, "epochs": 2, "search_epochs": 2, "K": 2,
+        "search": "finite_difference", "gates": "learned", "device": "cpu", "out": str(tmp_path / name),
+    }  # fmt: skip
     return train.Config(**{**settings, **changes})
 
 
@@ -285,7 +285,7 @@ def test_gates_move_early_and_stay_inside(tmp_path, no_cache):
     begin = vectors.clone(t.alpha)
     for step in range(3):
         t.search_step(0, step)
-        assert all(0 <= float(a.detach().min()) and float(a.detach().max()) <= 1 for a in t.alpha)
+        assert all(float(a.detach().min()) >= 0 and float(a.detach().max()) <= 1 for a in t.alpha)
     assert not equal(t.alpha, begin)
     assert t.facts["alpha_lowest"] < 1
 

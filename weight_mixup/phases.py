@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared import runs, vectors
-from shared.hypergrad import FiniteDifference, FirstOrder, OneStep
+from shared.hypergrad import FiniteDifference, FirstOrder, OneStep, self_check
 
 from . import baselines, data, method, official
 
@@ -180,7 +180,6 @@ class Training:
             method.alpha_step(self.opt_a, alpha, g)
             self.note_gates()
 
-        self.new_masks("search", k, t)
         loss = method.w_step(self.opt_w, w, lower, config.search_clip)
         self.evaluations += 1
         self.run.finite(loss, level="lower", step=t, batch=self.problem.train.ids[b_tr.cpu().numpy()])
@@ -190,19 +189,24 @@ class Training:
         """Gradient for alpha and its two parts, with the estimator or the accidents asked for."""
         config, w, alpha = self.config, list(self.w.values()), self.alpha
         if config.official:
-            masks = partial(self.new_masks, "search", k, t)
+            masks = partial(self.new_masks, "search", k, t)  # masks(i): the i-th state of this step
             g, direct, implicit, n = official.hypergradient(
                 upper, lower, w, alpha, xi, self.opt_w, config.search_clip, config.official, masks
             )
             self.evaluations += n
+            masks(0)
             return g, direct, implicit
-        before = vectors.clone(w) if k == t == 0 else None
+        first = xi > 0 and "self_check" not in self.facts  # the rate warms up from 0
+        before = vectors.clone(w) if first else None
         try:
             found = method.hypergradient(upper, lower, w, alpha, xi, ESTIMATORS[config.search])
         except FloatingPointError as error:
-            raise runs.Diverged("upper", t, None) from error
+            raise runs.Diverged("upper", t) from error
         if before is not None:
-            self.facts["restored"] = float(all(torch.equal(a, b) for a, b in zip(before, w)))
+            self.facts["restored"] = all(torch.equal(a, b) for a, b in zip(before, w))
+            self.facts["self_check"] = self_check(
+                upper, lower, w, alpha, xi, ESTIMATORS[config.search], tolerance=math.inf
+            )
         self.evaluations += found.gradient_evaluations
         return found.grads, found.direct, found.implicit
 
