@@ -51,8 +51,8 @@ def factored(u: Tensor, v: Tensor, W: Tensor, W0: Tensor) -> Tensor:
 
 
 class _FactoredRankOne(torch.autograd.Function):
-    """Eq. 2 for r = 1 with its gradient in closed form. The same numbers as plain autograd, which would write seven
-    matrices of the size of W where one will do: a fifth of the cost of a small layer's whole pass.
+    """Eq. 2 for r = 1 with its gradient in closed form: the same numbers as plain autograd, which would write about seven
+    matrices of the size of W in the backward pass where one will do.
 
         dL/du_i = sum_j G_ij (v_j W_ij - (1 - v_j) W0_ij),   dL/dv_j likewise,   dL/dW = u v * G      (G = dL/dW~)
     """
