@@ -137,13 +137,7 @@ def write(root: Path) -> Path:
     here = Path(__file__).resolve().parent.parent
     for name in ("shared", "benchmarks"):  # copies: the judge finds papers beside itself
         shutil.copytree(here / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name, old, new in (  # and there they know this paper
-        ("readme.py", "PAPERS = (", 'PAPERS = ("toy", '),
-        ("reproduce.py", "PAPERS = (", 'PAPERS = ("toy", '),
-        ("report.py", "TITLES = {", 'TITLES = {"toy": ("Toy", "0000.00000"), '),
-    ):
-        path = root / "benchmarks" / name
-        path.write_text(path.read_text().replace(old, new, 1))
+    (root / "benchmarks" / "__init__.py").write_text('PAPERS = ("toy",)\n')
     folder = root / "toy"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("")
