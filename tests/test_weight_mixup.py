@@ -643,3 +643,16 @@ def test_every_arm_of_the_protocol_is_accepted(scale):
     assert nodes
     for node in nodes:
         train.check(train.Config(**paper.config(scale, node)))
+
+
+@pytest.mark.parametrize(
+    "arm, task", [("mixup", "stsb"), ("official", "mrpc"), ("mixup", "mnli_300"), ("kavg", "rte_roberta")]
+)
+def test_a_rehearsal_trains_the_papers_protocol(tmp_path, arm, task):
+    paper = protocol.Protocol(Path(train.__file__).parent)
+    settings = paper.config("rehearsal", paper.node("rehearsal", arm, task, 0))
+    record = protocol.read_record(
+        train.run(train.Config(**{**settings, "device": "cpu", "out": str(tmp_path / "run")}))
+    )
+    assert record["status"] == "finished" and all(gate["passed"] for gate in record["gates"])
+    assert 0 <= abs(record["metrics"]["score"]) <= 1

@@ -236,7 +236,8 @@ def tiny_classifier(name: str, texts: list, outputs: int, attention: str) -> tup
     core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.train_from_iterator(
-        (t for pair in texts for t in pair), trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+        (t for pair in texts for t in pair),
+        trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False),
     )
     core.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",

@@ -26,65 +26,65 @@ FINETUNE = ("plain", "mixout", "r3f", "r_drop", "child_f", "child_d", "reinit", 
 
 @dataclass(frozen=True)
 class Config(runs.RunConfig):
-    data: str = "digits"
     # digits, documentation, or a GLUE task (cola, mrpc, rte, stsb, sst2, qnli, qqp, mnli)
-    n: int = 0
+    data: str = "digits"
     # training examples drawn by the seed, unstratified (documentation: n / 10 per class); 0: all
-    model: str = "minilm"
+    n: int = 0
     # minilm, or a model of the hub or of REPRO_MODELS; ignored for digits
-    attention: str = "sdpa"
+    model: str = "minilm"
     # attention kernel of transformers; `exact` and the self check differentiate twice and need "eager"
-    max_length: int = 128
+    attention: str = "sdpa"
     # word pieces of a text [code]
-    top_blocks: int = 0
+    max_length: int = 128
     # train (and gate) only the top blocks, pooler and head, on cached activations; 0: everything, embeddings included
-    batch: int = 16
+    top_blocks: int = 0
     # both levels [code]
-    lr: float = 2e-5
+    batch: int = 16
     # lower level and finetuning, AdamW [code]
-    weight_decay: float = 0.01
+    lr: float = 2e-5
     # of w, none on biases and LayerNorm [code]
-    warmup: float = 0.1
+    weight_decay: float = 0.01
     # share of the steps, both schedules [code]
-    epochs: int = 3
+    warmup: float = 0.1
     # phase 2 on all of D, and plain finetuning
-    clip: float = 1.0
+    epochs: int = 3
     # gradient norm in phase 2 [code: Trainer's default]
-    search: str = "none"
+    clip: float = 1.0
     # phase 1: none, frozen (gates at one: the K-avg control), joint (both levels on D), or the estimator of the
     # hypergradient: finite_difference (Eq. 5), first_order, exact
-    K: int = 5
+    search: str = "none"
     # searches on independent splits, averaged [code]
-    search_epochs: int = 3
+    K: int = 5
     # epochs of D_tr per search [code]
-    search_clip: float = 5.0
+    search_epochs: int = 3
     # gradient norm of w in phase 1 [code]
-    train_share: float = 0.8
+    search_clip: float = 5.0
     # |D_tr| / |D| [A, code]
-    average_all: bool = True
+    train_share: float = 0.8
     # phase 2 starts from the averaged w (both official scripts), not only from the averaged alpha
-    gates: str = "none"
+    average_all: bool = True
     # none, learned (by the search), random (drawn once and frozen: C5)
-    mix_form: str = "factored"
+    gates: str = "none"
     # factored (Eq. 2, the official code) or convex (Eq. 1)
-    rank: int = 1
+    mix_form: str = "factored"
     # of A [code, A]
-    sigma: float = 0.005
+    rank: int = 1
     # sd of the gates' start, or of random gates [code, A]
-    alpha_lr: float = 2e-3
+    sigma: float = 0.005
     # AdamW, cosine schedule [code]
-    alpha_weight_decay: float = 0.0
+    alpha_lr: float = 2e-3
     # the paper's pull of alpha towards W0; 0 in both official scripts
-    official: tuple[str, ...] = ()
+    alpha_weight_decay: float = 0.0
     # accidents of the official code to reproduce: betty_direction, drift, double_step, independent_masks
-    length: str = "own"
+    official: tuple[str, ...] = ()
     # without a search: own (epochs), updates (as many as K searches and phase 2), passes (as many gradient evaluations)
-    finetune: str = "plain"
+    length: str = "own"
     # plain, mixout, r3f, r_drop, child_f, child_d, reinit, dps
-    strength: float = 0.0
+    finetune: str = "plain"
     # of the baseline: p of Mixout, CHILD-TUNING and DPS; lambda of R3F; coefficient of R-Drop; blocks to re-initialise
-    export: bool = False
+    strength: float = 0.0
     # write export/: a plain transformers checkpoint with W~ folded in
+    export: bool = False
 
 
 def check(config: Config) -> None:
@@ -206,7 +206,9 @@ def finish(
 
     if "restored" in facts:
         run.gate("restored", facts["restored"], "w bit-identical before and after the first hypergradient")
-        details["hypergradient"] = facts["self_check"]  # the estimator beside the exact one, on the first batch
+        details["hypergradient"] = facts[
+            "self_check"
+        ]  # the estimator beside the exact one, on the first batch
     if training.alpha:
         gates = method.gates_of(model)
         untouched = [torch.equal(gate.W0, training.start_of(name)) for name, gate in gates.items()]
