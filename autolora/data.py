@@ -215,22 +215,22 @@ def levels(task: Task, share: float, generator: torch.Generator) -> tuple[np.nda
     if not 0 < share < 1:
         raise BadInput(f"level_split = {share} must lie in (0, 1): the share of the training set that the inner level sees")
     n = len(task.train)
-    groups: list[np.ndarray] = [np.arange(n)]
+    whole = [np.array([row]) for row in range(n)]  # what must stay together
+    strata = [np.arange(n)]
     if task.kind == "classification":
-        groups = [np.flatnonzero(task.train.labels == label) for label in np.unique(task.train.labels)]
+        strata = [np.flatnonzero(task.train.labels == label) for label in np.unique(task.train.labels)]
     elif task.kind == "generation":
         _, key = np.unique(task.train.texts, return_inverse=True)
-        order = torch.randperm(int(key.max()) + 1, generator=generator).numpy()
-        row = np.argsort(order[key], kind="stable")
-        groups = []
-        cut = int(np.searchsorted(order[key][row], round(share * (key.max() + 1))))
-        inner, held = [row[:cut]], [row[cut:]]
-    if groups:
-        shuffled = [g[torch.randperm(len(g), generator=generator).numpy()] for g in groups]
-        cuts = [round(share * len(g)) for g in shuffled]
-        inner = [g[:c] for g, c in zip(shuffled, cuts)]
-        held = [g[c:] for g, c in zip(shuffled, cuts)]
-    parts = np.sort(np.concatenate(inner)), np.sort(np.concatenate(held))
+        whole = np.split(np.argsort(key, kind="stable"), np.cumsum(np.bincount(key))[:-1])
+        strata = [np.arange(len(whole))]
+    inner, held = [], []
+    for members in strata:
+        order = members[torch.randperm(len(members), generator=generator).numpy()]
+        cut = round(share * len(order))
+        inner += [whole[i] for i in order[:cut]]
+        held += [whole[i] for i in order[cut:]]
+    empty = np.array([], dtype=np.int64)
+    parts = np.sort(np.concatenate([empty, *inner])), np.sort(np.concatenate([empty, *held]))
     for name, part in zip(("D_tr", "D_val"), parts):
         if not len(part):
             raise BadInput(f"{n} training items at level_split = {share} leave {name} empty; give more items or another share")
