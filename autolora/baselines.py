@@ -1,12 +1,12 @@
 """What AutoLoRA is compared with, and the controls that could explain its gain without the idea.
 
-    full        every weight (at scale cpu: of the same two blocks) is fine-tuned
-    uniform     the same rank everywhere; `equal` = the learned total, spread as evenly as it goes
-    grid        the best uniform rank by held-out score
-    AdaLoRA     one run that prunes singular triplets under a global budget, the learned total (peft)
-    permuted    the learned ranks on the wrong maps: the same budget, the same multiset (control of claims 1, 8)
-    random      i.i.d. logits of the observed spread through the same threshold: the noise law (control of claim 6)
-    spectral    the spectrum of one plain LoRA run: no second level at all
+full        every weight (at scale cpu: of the same two blocks) is fine-tuned
+uniform     the same rank everywhere; `equal` = the learned total, spread as evenly as it goes
+grid        the best uniform rank by held-out score
+AdaLoRA     one run that prunes singular triplets under a global budget, the learned total (peft)
+permuted    the learned ranks on the wrong maps: the same budget, the same multiset (control of claims 1, 8)
+random      i.i.d. logits of the observed spread through the same threshold: the noise law (control of claim 6)
+spectral    the spectrum of one plain LoRA run: no second level at all
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from autolora.official import ranks_from_list
 
 
 def uniform(names: Sequence[str], rank: int) -> dict[str, int]:
-    return {name: rank for name in names}
+    return dict.fromkeys(names, rank)
 
 
 def equal_budget(ranks: Mapping[str, int]) -> dict[str, int]:
@@ -58,7 +58,9 @@ def random_ranks(beta: Mapping[str, Sequence[float]], generator: torch.Generator
     return {name: count(alpha) for name, alpha in zip(beta, torch.softmax(drawn, 1))}
 
 
-def choose(rule: str, found: dict[str, Any] | None, names: Sequence[str], generator: torch.Generator) -> dict[str, int]:
+def choose(
+    rule: str, found: dict[str, Any] | None, names: Sequence[str], generator: torch.Generator
+) -> dict[str, int]:
     """Ranks of a retraining arm: `learned`, `norm_weighted`, `spectral`, `permuted`, `random`, `equal`, `nearest`
     from a search's `ranks.json` (`found`), or from a number, or from a list of numbers as the official code has it."""
     values = [int(word) for word in rule.split(",")] if rule.replace(",", "").isdigit() else []
@@ -74,7 +76,9 @@ def choose(rule: str, found: dict[str, Any] | None, names: Sequence[str], genera
         "nearest": lambda: nearest_budget(found["ranks"]),
     }
     if rule not in rules:
-        raise ValueError(f"ranks = '{rule}' must be a number, a list of {len(names)} numbers, or one of {', '.join(rules)}")
+        raise ValueError(
+            f"ranks = '{rule}' must be a number, a list of {len(names)} numbers, or one of {', '.join(rules)}"
+        )
     if found is None:
         raise ValueError(f"ranks = '{rule}' needs the directory of a search (--uses.search DIR)")
     return rules[rule]()
@@ -103,7 +107,10 @@ def lora(
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        **patterns(ranks, k, c, scale), lora_dropout=dropout, bias=bias, modules_to_save=[head] if head else None
+        **patterns(ranks, k, c, scale),
+        lora_dropout=dropout,
+        bias=bias,
+        modules_to_save=[head] if head else None,
     )
     wrapped = get_peft_model(model, config)
     for name, layer in lora_layers(wrapped).items():
@@ -114,12 +121,18 @@ def lora(
 def lora_layers(wrapped: nn.Module) -> dict[str, Any]:
     """Full module name in the original model -> peft's LoRA (or AdaLoRA) layer."""
     prefix = "base_model.model."
-    return {n.removeprefix(prefix): m for n, m in wrapped.named_modules() if hasattr(m, "lora_A") and hasattr(m, "scaling")}
+    return {
+        n.removeprefix(prefix): m
+        for n, m in wrapped.named_modules()
+        if hasattr(m, "lora_A") and hasattr(m, "scaling")
+    }
 
 
 def ranks_read_back(wrapped: nn.Module) -> dict[str, int]:
     """The rank that each map really has. peft ignores a pattern key that matches nothing, hence this."""
-    return {name: int(layer.lora_A["default"].weight.shape[0]) for name, layer in lora_layers(wrapped).items()}
+    return {
+        name: int(layer.lora_A["default"].weight.shape[0]) for name, layer in lora_layers(wrapped).items()
+    }
 
 
 def spectral_ranks(wrapped: nn.Module) -> dict[str, int]:
@@ -134,7 +147,15 @@ def spectral_ranks(wrapped: nn.Module) -> dict[str, int]:
 # --- AdaLoRA through peft ----------------------------------------------------------------------------------------
 
 
-def adalora(model: nn.Module, names: Sequence[str], total: int, steps: int, head: str, c: float = 16.0, dropout: float = 0.1):
+def adalora(
+    model: nn.Module,
+    names: Sequence[str],
+    total: int,
+    steps: int,
+    head: str,
+    c: float = 16.0,
+    dropout: float = 0.1,
+):
     """AdaLoRA whose final budget is `total` triplets over all maps, starting from half as many again.
 
     Pruning begins after a tenth of the steps and ends at six tenths; beta1 = beta2 = 0.85, orthogonality 0.5."""
@@ -164,8 +185,14 @@ def orthogonality(wrapped: nn.Module) -> Tensor:
 def adalora_ranks(wrapped: nn.Module) -> dict[str, int]:
     """Triplets left in each map: peft's final pattern is a mask, not a number."""
     masks = wrapped.peft_config["default"].rank_pattern or {}
-    kept = {n.split(".lora_E")[0].removeprefix("base_model.model.").removeprefix("model."): sum(m) for n, m in masks.items()}
-    return {name: int(kept.get(name, len(layer.lora_A["default"]))) for name, layer in lora_layers(wrapped).items()}
+    kept = {
+        n.split(".lora_E")[0].removeprefix("base_model.model.").removeprefix("model."): sum(m)
+        for n, m in masks.items()
+    }
+    return {
+        name: int(kept.get(name, len(layer.lora_A["default"])))
+        for name, layer in lora_layers(wrapped).items()
+    }
 
 
 def allocator_state(wrapped: nn.Module) -> dict[str, Any]:
@@ -178,7 +205,11 @@ def allocator_state(wrapped: nn.Module) -> dict[str, Any]:
 def restore_allocator(wrapped: nn.Module, state: dict[str, Any], device: torch.device) -> None:
     allocator = wrapped.base_model.rankallocator
     moved = {key: {n: t.to(device) for n, t in state[key].items()} for key in ("ipt", "mean", "uncertainty")}
-    allocator.ipt, allocator.exp_avg_ipt, allocator.exp_avg_unc = moved["ipt"], moved["mean"], moved["uncertainty"]
+    allocator.ipt, allocator.exp_avg_ipt, allocator.exp_avg_unc = (
+        moved["ipt"],
+        moved["mean"],
+        moved["uncertainty"],
+    )
     wrapped.peft_config["default"].rank_pattern = state["pattern"]
 
 

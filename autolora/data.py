@@ -22,7 +22,12 @@ from autolora import models
 from shared import bundled, runs, sources
 from shared.runs import BadInput
 
-TAGGING = {"ncbi": "bioner/NCBI-disease-IOB", "bc5cdr": "bioner/BC5CDR-IOB", "bc2gm": "bioner/BC2GM-IOB", "bionlp2004": "bionlp2004"}
+TAGGING = {
+    "ncbi": "bioner/NCBI-disease-IOB",
+    "bc5cdr": "bioner/BC5CDR-IOB",
+    "bc2gm": "bioner/BC2GM-IOB",
+    "bionlp2004": "bionlp2004",
+}
 GENERATION = {"e2e": "nlg/e2e"}
 GLUE = {
     "cola": "matthews", "sst2": "accuracy", "mrpc": "accuracy", "stsb": "pearson", "qqp": "accuracy",
@@ -45,7 +50,9 @@ class Part:
         return len(self.ids)
 
     def rows(self, chosen: np.ndarray) -> Part:
-        labels = self.labels[chosen] if isinstance(self.labels, np.ndarray) else [self.labels[i] for i in chosen]
+        labels = (
+            self.labels[chosen] if isinstance(self.labels, np.ndarray) else [self.labels[i] for i in chosen]
+        )
         parts = None if self.parts is None else self.parts[chosen]
         return Part(self.ids[chosen], [self.texts[i] for i in chosen], labels, parts)
 
@@ -73,6 +80,8 @@ def read(name: str, stream: torch.Generator, per_class: int = 30, train_items: i
         found = bundled.documentation(stream, per_class)
         parts = [Part(p.ids, p.texts, p.labels) for p in (found.train, found.test, found.validation)]
         task = Task(name, "classification", "accuracy", tuple(found.labels), *parts)
+    elif name == "tiny":
+        task = _tiny()
     elif name in GLUE:
         task = _glue(name)
     elif name in TAGGING:
@@ -112,16 +121,24 @@ def _tagging(name: str) -> Task:
         root = sources.find_data(folder)
         read_part = lambda part: read_iob(Path(root) / f"{part}.tsv")  # noqa: E731
     sentences = {part: read_part(part) for part in ("train", "test")}
-    tags = BIONLP_TAGS if name == "bionlp2004" else sorted({t for _, ts in sentences["train"] for t in ts}, key=_tag_order)
+    tags = (
+        BIONLP_TAGS
+        if name == "bionlp2004"
+        else sorted({t for _, ts in sentences["train"] for t in ts}, key=_tag_order)
+    )
     number = {tag: i for i, tag in enumerate(tags)}
     parts, first = [], 0
     for part, rows in sentences.items():
         for words, labels in rows:
             if strange := set(labels) - set(number):
-                raise BadInput(f"task '{name}', {part} set: tag {sorted(strange)[0]!r} near {words[:5]} is not in the training set")
+                raise BadInput(
+                    f"task '{name}', {part} set: tag {sorted(strange)[0]!r} near {words[:5]} is not in the training set"
+                )
         ids = np.arange(first, first + len(rows))
         first += len(rows)
-        parts.append(Part(ids, [words for words, _ in rows], [[number[t] for t in labels] for _, labels in rows]))
+        parts.append(
+            Part(ids, [words for words, _ in rows], [[number[t] for t in labels] for _, labels in rows])
+        )
     return Task(name, "tagging", "f1", tuple(tags), *parts)
 
 
@@ -132,7 +149,9 @@ def _tag_order(tag: str) -> tuple[bool, str, str]:
 def read_iob(path: Path) -> list[tuple[list[str], list[str]]]:
     """Sentences (words, tags) of a file of `token TAB tag` lines with a blank line between sentences."""
     if not path.exists():
-        raise sources.MissingInput(f"{path} is missing; layout: train.tsv, devel.tsv, test.tsv with token TAB tag lines")
+        raise sources.MissingInput(
+            f"{path} is missing; layout: train.tsv, devel.tsv, test.tsv with token TAB tag lines"
+        )
     sources.note(f"{path.parent.name}/{path.name}", path)
     sentences: list[tuple[list[str], list[str]]] = []
     words: list[str] = []
@@ -158,9 +177,13 @@ def _bionlp(folder: str, part: str) -> list[tuple[list[str], list[str]]]:
         import huggingface_hub
 
         try:
-            path = Path(huggingface_hub.hf_hub_download(found.id, f"dataset/{part}.json", repo_type="dataset"))
+            path = Path(
+                huggingface_hub.hf_hub_download(found.id, f"dataset/{part}.json", repo_type="dataset")
+            )
         except Exception as error:
-            raise sources.MissingInput(f"{found.id}/dataset/{part}.json is neither cached nor to be had: {error}") from error
+            raise sources.MissingInput(
+                f"{found.id}/dataset/{part}.json is neither cached nor to be had: {error}"
+            ) from error
     else:
         path = found / "dataset" / f"{part}.json"
     sources.note(f"bionlp2004/{part}.json", path)
@@ -180,7 +203,14 @@ def _generation(name: str) -> Task:
         test.setdefault(meaning, []).append(text)
     seen = len(lines["train"])
     train = Part(np.arange(seen), [m for m, _ in lines["train"]], [[t] for _, t in lines["train"]])
-    return Task(name, "generation", "bleu", (), train, Part(np.arange(seen, seen + len(test)), list(test), list(test.values())))
+    return Task(
+        name,
+        "generation",
+        "bleu",
+        (),
+        train,
+        Part(np.arange(seen, seen + len(test)), list(test), list(test.values())),
+    )
 
 
 def _e2e_lines(found: Path | sources.Hub, part: str) -> list[tuple[str, str]]:
@@ -189,13 +219,17 @@ def _e2e_lines(found: Path | sources.Hub, part: str) -> list[tuple[str, str]]:
         return [(_linear(row["meaning_representation"]), row["human_reference"]) for row in rows]
     path = found / f"{part}.txt"
     if not path.exists():
-        raise sources.MissingInput(f"{path} is missing; layout: train.txt, valid.txt, test.txt, a line `meaning representation||text`")
+        raise sources.MissingInput(
+            f"{path} is missing; layout: train.txt, valid.txt, test.txt, a line `meaning representation||text`"
+        )
     sources.note(f"e2e/{part}.txt", path)
     pairs = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         meaning, bars, text = line.partition("||")
         if not bars:
-            raise BadInput(f"{path}, line {number}: expected 'meaning representation||text', got {line[:60]!r}")
+            raise BadInput(
+                f"{path}, line {number}: expected 'meaning representation||text', got {line[:60]!r}"
+            )
         pairs.append((meaning.strip(), text.strip()))
     return pairs
 
@@ -213,7 +247,9 @@ def levels(task: Task, share: float, generator: torch.Generator) -> tuple[np.nda
 
     Items with one meaning representation stay together (generation)."""
     if not 0 < share < 1:
-        raise BadInput(f"level_split = {share} must lie in (0, 1): the share of the training set that the inner level sees")
+        raise BadInput(
+            f"level_split = {share} must lie in (0, 1): the share of the training set that the inner level sees"
+        )
     n = len(task.train)
     whole = [np.array([row]) for row in range(n)]  # what must stay together
     strata = [np.arange(n)]
@@ -233,7 +269,9 @@ def levels(task: Task, share: float, generator: torch.Generator) -> tuple[np.nda
     parts = np.sort(np.concatenate([empty, *inner])), np.sort(np.concatenate([empty, *held]))
     for name, part in zip(("D_tr", "D_val"), parts):
         if not len(part):
-            raise BadInput(f"{n} training items at level_split = {share} leave {name} empty; give more items or another share")
+            raise BadInput(
+                f"{n} training items at level_split = {share} leave {name} empty; give more items or another share"
+            )
     return parts
 
 
@@ -262,7 +300,10 @@ class Encoded:
             longest = int(mask.sum(1).max())
             inputs = {"hidden": self.hidden[rows][:, :longest], "attention_mask": mask[:, :longest]}
         else:
-            inputs = {name: self._padded([values[i] for i in rows], self.pads[name]) for name, values in self.columns.items()}
+            inputs = {
+                name: self._padded([values[i] for i in rows], self.pads[name])
+                for name, values in self.columns.items()
+            }
         if isinstance(self.labels, np.ndarray):
             labels = torch.from_numpy(self.labels[rows])
         else:
@@ -274,7 +315,9 @@ class Encoded:
         return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
 
 
-def encode(task: Task, part: Part, network: models.Network, max_length: int, upper_blocks: int, pad_to: int = 0) -> Encoded:
+def encode(
+    task: Task, part: Part, network: models.Network, max_length: int, upper_blocks: int, pad_to: int = 0
+) -> Encoded:
     """Tokens of a part, truncated to `max_length`; for the upper blocks alone, the states below them (cached)."""
     tokenizer = network.tokenizer
     pads = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
@@ -298,7 +341,9 @@ def _align(part: Part, tokenizer: Any, max_length: int) -> tuple[dict[str, Any],
     labels = []
     for row, tags in enumerate(part.labels):
         words = tokens.word_ids(row)
-        labels.append([-100 if w is None or w == before else tags[w] for before, w in zip([None, *words], words)])
+        labels.append(
+            [-100 if w is None or w == before else tags[w] for before, w in zip([None, *words], words)]
+        )
     return dict(tokens), labels
 
 
@@ -317,16 +362,27 @@ def _continue(part: Part, tokenizer: Any, max_length: int) -> tuple[dict[str, An
 def _cached_states(task: Task, part: Part, tokenizer: Any, max_length: int, upper_blocks: int) -> Encoded:
     """States of the frozen lower blocks in evaluation mode: computed once per text set, kept under .cache/."""
     if task.kind != "classification":
-        raise BadInput(f"upper_blocks = {upper_blocks} is offered for classification only, not for {task.kind}")
+        raise BadInput(
+            f"upper_blocks = {upper_blocks} is offered for classification only, not for {task.kind}"
+        )
     digest = hashlib.sha256("\x1f".join(part.texts).encode()).hexdigest()
 
     def make() -> dict[str, Tensor]:
-        tokens = dict(tokenizer(part.texts, truncation=True, max_length=max_length, padding="max_length", return_tensors="pt"))
+        tokens = dict(
+            tokenizer(
+                part.texts, truncation=True, max_length=max_length, padding="max_length", return_tensors="pt"
+            )
+        )
         encoder = bundled.minilm()[0]
         blocks = encoder.config.num_hidden_layers - upper_blocks
-        return {"hidden": models.lower_states(encoder, tokens, blocks), "mask": tokens["attention_mask"].bool()}
+        return {
+            "hidden": models.lower_states(encoder, tokens, blocks),
+            "mask": tokens["attention_mask"].bool(),
+        }
 
-    states = runs.cached(("autolora lower states", bundled.MINILM_SHA256, digest, max_length, upper_blocks), make)
+    states = runs.cached(
+        ("autolora lower states", bundled.MINILM_SHA256, digest, max_length, upper_blocks), make
+    )
     return Encoded(part.ids, part.labels, hidden=states["hidden"], mask=states["mask"])
 
 
@@ -335,14 +391,48 @@ def _cached_states(task: Task, part: Part, tokenizer: Any, max_length: int, uppe
 
 def sample_files(name: str, n: int, stream: torch.Generator) -> dict[str, str]:
     """Invented rows of a tagging or generation task: file name below `REPRO_DATA` -> content."""
-    pick = lambda options: options[int(torch.randint(len(options), (1,), generator=stream))]  # noqa: E731
+
+    def pick(*options: str) -> str:
+        return options[int(torch.randint(len(options), (1,), generator=stream))]
+
+    def e2e() -> str:
+        name, area = pick("Aromi", "Zizzi", "Cotto"), pick("riverside", "city centre")
+        return f"name : {name} | area : {area}||{name} is a place in the {area} .\n"
+
+    def iob() -> str:
+        return f"The\tO\n{pick('BRCA1', 'APC')}\tB-Disease\ngene\tI-Disease\n{pick('acts', 'binds')}\tO\n.\tO\n\n"
+
+    def bionlp() -> str:
+        words = ["The", pick("NF-kB", "IL-2"), "gene", pick("acts", "binds"), "."]
+        return json.dumps({"tokens": words, "tags": [0, 1, 2, 0, 0]}) + "\n"
+
     if name in GENERATION:
-        line = lambda: (lambda who, where: f"name : {who} | area : {where}||{who} is a place in the {where} .")(  # noqa: E731
-            pick(["Aromi", "Zizzi", "Cotto"]), pick(["riverside", "city centre"])
-        )
-        return {f"nlg/e2e/{part}.txt": "".join(line() + "\n" for _ in range(n)) for part in ("train", "valid", "test")}
-    if name != "bionlp2004":
-        sentence = lambda: "".join(f"{w}\t{t}\n" for w, t in [("The", "O"), (pick(["BRCA1", "APC"]), "B-Disease"), ("gene", "I-Disease"), (pick(["acts", "binds"]), "O"), (".", "O")])  # noqa: E731, E501
-        return {f"{TAGGING[name]}/{part}.tsv": "\n".join(sentence() for _ in range(n)) for part in ("train", "devel", "test")}
-    row = lambda: json.dumps({"tokens": ["The", pick(["NF-kB", "IL-2"]), "gene", pick(["acts", "binds"]), "."], "tags": [0, 1, 2, 0, 0]})  # noqa: E731, E501
-    return {f"bionlp2004/dataset/{part}.json": "".join(row() + "\n" for _ in range(n)) for part in ("train", "valid", "test")}
+        files, row = [f"nlg/e2e/{part}.txt" for part in ("train", "valid", "test")], e2e
+    elif name == "bionlp2004":
+        files, row = [f"bionlp2004/dataset/{part}.json" for part in ("train", "valid", "test")], bionlp
+    else:
+        files, row = [f"{TAGGING[name]}/{part}.tsv" for part in ("train", "devel", "test")], iob
+    return {file: "".join(row() for _ in range(n)) for file in files}
+
+
+def _tiny() -> Task:
+    """160 invented sentences about two subjects, for `--tiny`: nothing is read, nothing is learned about the method."""
+    subjects = [("engine", "wheel", "road", "driver"), ("soup", "bread", "oven", "cook")]
+    tails = ("was seen again", "is not what it was", "came too late", "pleased nobody", "needs some rest")
+    texts, labels = [], []
+    for label, words in enumerate(subjects):
+        for first in words:
+            for second in words:
+                for tail in tails:
+                    texts.append(f"The {first} of the {second} {tail}.")
+                    labels.append(label)
+    order = torch.randperm(len(texts), generator=runs.stream(0, "tiny")).numpy()
+    whole = Part(np.arange(len(texts)), texts, np.array(labels))
+    return Task(
+        "tiny",
+        "classification",
+        "accuracy",
+        ("car", "food"),
+        whole.rows(order[:100]),
+        whole.rows(order[100:]),
+    )

@@ -31,12 +31,18 @@ def score(predictions: Predictions) -> dict[str, float]:
     metrics = METRICS[kind](label, prediction)
     if "part" in predictions:
         for name, part in (("accuracy_matched", 0), ("accuracy_mismatched", 1)):
-            metrics[name] = accuracy(label[predictions["part"] == part], prediction[predictions["part"] == part])
+            metrics[name] = accuracy(
+                label[predictions["part"] == part], prediction[predictions["part"] == part]
+            )
     headline = str(predictions["_headline"])
     metrics["score"] = metrics[headline]
-    if "best_epoch" in predictions:  # the official habit: the best epoch on the reported set; never used for a claim
+    if (
+        "best_epoch" in predictions
+    ):  # the official habit: the best epoch on the reported set; never used for a claim
         epochs = predictions["best_epoch"]  # (n, epochs, ...)
-        metrics["score_best_epoch"] = max(METRICS[kind](label, epochs[:, e])[headline] for e in range(epochs.shape[1]))
+        metrics["score_best_epoch"] = max(
+            METRICS[kind](label, epochs[:, e])[headline] for e in range(epochs.shape[1])
+        )
     for name in ("cost", "cost_all_ranks", "parameters", "rank_total"):
         if f"_{name}" in predictions:
             metrics[name] = float(predictions[f"_{name}"])
@@ -54,8 +60,14 @@ def classification(label: np.ndarray, prediction: np.ndarray) -> dict[str, float
     """Accuracy; with two classes also F1 of class 1 and Matthews correlation. An undefined ratio counts as 0."""
     found = {"accuracy": accuracy(label, prediction)}
     if label.max(initial=0) <= 1 and prediction.max(initial=0) <= 1:
-        tp, fp = float(((prediction == 1) & (label == 1)).sum()), float(((prediction == 1) & (label == 0)).sum())
-        fn, tn = float(((prediction == 0) & (label == 1)).sum()), float(((prediction == 0) & (label == 0)).sum())
+        tp, fp = (
+            float(((prediction == 1) & (label == 1)).sum()),
+            float(((prediction == 1) & (label == 0)).sum()),
+        )
+        fn, tn = (
+            float(((prediction == 0) & (label == 1)).sum()),
+            float(((prediction == 0) & (label == 0)).sum()),
+        )
         found["f1"] = ratio(2 * tp, 2 * tp + fp + fn)
         found["matthews"] = ratio(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
     return found
@@ -73,13 +85,22 @@ def tagging(label: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     """Entity-level precision, recall and F1, micro-averaged, as seqeval counts them. prediction: (n, 2)."""
     right, found = prediction.sum(0, dtype=float)
     there = float(label.sum())
-    return {"f1": ratio(2 * right, found + there), "precision": ratio(right, found), "recall": ratio(right, there)}
+    return {
+        "f1": ratio(2 * right, found + there),
+        "precision": ratio(right, found),
+        "recall": ratio(right, there),
+    }
 
 
 def generation(label: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     """Corpus BLEU and TER (multi-reference), from rows of `generation_row`. TER is divided by 100: lower is better."""
     right, total = prediction[:, :4].sum(0, dtype=float), prediction[:, 4:8].sum(0, dtype=float)
-    length, edits, reference, averaged = prediction[:, 8].sum(), prediction[:, 9].sum(), label.sum(), prediction[:, 10].sum()
+    length, edits, reference, averaged = (
+        prediction[:, 8].sum(),
+        prediction[:, 9].sum(),
+        label.sum(),
+        prediction[:, 10].sum(),
+    )
     if (right == 0).any() or length == 0:
         bleu = 0.0
     else:
@@ -95,7 +116,9 @@ ROWS = ("count_0.12", "count_1.2", "count_12", "norm_weighted_12", "spectral_12"
 def planted(label: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     """Cells of the planted-rank table, row by row, and mean distance from the truth per row."""
     rows = prediction.reshape(len(ROWS), len(TRUTHS)).astype(float)
-    found = {f"{row}_true_{t}": float(value) for row, values in zip(ROWS, rows) for t, value in zip(TRUTHS, values)}
+    found = {
+        f"{row}_true_{t}": float(value) for row, values in zip(ROWS, rows) for t, value in zip(TRUTHS, values)
+    }
     return found | {f"{row}_error": float(np.abs(values - TRUTHS).mean()) for row, values in zip(ROWS, rows)}
 
 
@@ -111,7 +134,7 @@ def ratio(a: float, b: float) -> float:
 
 def ranked(x: np.ndarray) -> np.ndarray:
     """Ranks from 1, ties averaged."""
-    values, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
@@ -175,7 +198,9 @@ STATISTICS: dict[str, Callable[[dict[str, Predictions]], float]] = {
 def read(directory: Path) -> Predictions:
     path = Path(directory) / "predictions.npz"
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: give the directory of a finished run that has a score")
+        raise FileNotFoundError(
+            f"{path} does not exist: give the directory of a finished run that has a score"
+        )
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 

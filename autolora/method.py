@@ -36,14 +36,20 @@ class SelectionLoRA(nn.Module):
     A: (k, d_in), uniform in +-1/sqrt(d_in);  B: (d_out, k), zero;  beta: (k,), constant, so alpha = 1/k.
     """
 
-    def __init__(self, base: nn.Linear, k: int, c: float = 16.0, dropout: float = 0.0, beta_init: float = 0.0):
+    def __init__(
+        self, base: nn.Linear, k: int, c: float = 16.0, dropout: float = 0.0, beta_init: float = 0.0
+    ):
         super().__init__()
         d_out, d_in = base.weight.shape
         if not 1 <= k <= min(d_out, d_in):
-            raise ValueError(f"search rank k = {k} must lie in 1..{min(d_out, d_in)} for a {d_out} x {d_in} map")
+            raise ValueError(
+                f"search rank k = {k} must lie in 1..{min(d_out, d_in)} for a {d_out} x {d_in} map"
+            )
         self.base = base.requires_grad_(False)
         self.k, self.s = k, c / k
-        self.A = nn.Parameter(torch.empty(k, d_in, device=base.weight.device).uniform_(-1, 1) / math.sqrt(d_in))
+        self.A = nn.Parameter(
+            torch.empty(k, d_in, device=base.weight.device).uniform_(-1, 1) / math.sqrt(d_in)
+        )
         self.B = nn.Parameter(torch.zeros(d_out, k, device=base.weight.device))
         self.beta = nn.Parameter(torch.full((k,), float(beta_init), device=base.weight.device))
         self.dropout = nn.Dropout(dropout)
@@ -120,7 +126,9 @@ class SearchStep:
     gradient_evaluations: int  # forward-backward passes on one batch: 5, or 2 in first-order mode
 
 
-def estimate(outer: Loss, inner: Loss, w: list[Tensor], beta: list[Tensor], eta: float, method: Any = None) -> Any:
+def estimate(
+    outer: Loss, inner: Loss, w: list[Tensor], beta: list[Tensor], eta: float, method: Any = None
+) -> Any:
     """(3), (4): h by central differences with radius 0.01 / |v| around w; same batch, same dropout masks."""
     return hypergrad(outer, inner, w, beta, eta, method=method or FiniteDifference())
 
@@ -142,9 +150,15 @@ def search_step(
     """
     h = estimator(validation_loss, train_loss, w, beta, eta)
     _apply(outer, beta, h.grads)
+    loss = inner_step(train_loss, w, inner)
+    return SearchStep(loss, h, h.gradient_evaluations + 1)
+
+
+def inner_step(train_loss: Loss, w: list[Tensor], inner: torch.optim.Optimizer) -> Tensor:
+    """One step of w down L_tr; returns the loss before it. One gradient evaluation."""
     loss = train_loss()
     _apply(inner, w, torch.autograd.grad(loss, w))
-    return SearchStep(loss.detach(), h, h.gradient_evaluations + 1)
+    return loss.detach()
 
 
 def _apply(optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor], grads: Iterable[Tensor]) -> None:
@@ -176,7 +190,9 @@ def norm_weighted_count(layer: SelectionLoRA) -> int:
 
 def spectral_rank(left: Tensor, right: Tensor, share: float = 0.1) -> int:
     """Singular values of left @ right above `share` of the largest. left: (d_out, k), right: (k, d_in)."""
-    small = torch.linalg.qr(left.double()).R @ torch.linalg.qr(right.double().T).R.T  # (k, k), the same spectrum
+    small = (
+        torch.linalg.qr(left.double()).R @ torch.linalg.qr(right.double().T).R.T
+    )  # (k, k), the same spectrum
     values = torch.linalg.svdvals(small)
     return max(1, int((values > share * values[0]).sum()))
 
@@ -206,7 +222,9 @@ def check_ranks(ranks: Mapping[str, int], maps: Mapping[str, nn.Linear]) -> None
     """ValueError naming the map for a wrong key, length, type, or a rank outside 1..min(d_in, d_out)."""
     for name in ranks:
         if name not in maps:
-            raise ValueError(f"rank given for '{name}', which is not an adapted map; they are {', '.join(maps)}")
+            raise ValueError(
+                f"rank given for '{name}', which is not an adapted map; they are {', '.join(maps)}"
+            )
     for name, base in maps.items():
         if name not in ranks:
             raise ValueError(f"no rank given for map '{name}': {len(ranks)} ranks for {len(maps)} maps")
@@ -214,7 +232,9 @@ def check_ranks(ranks: Mapping[str, int], maps: Mapping[str, nn.Linear]) -> None
         if isinstance(rank, bool) or not isinstance(rank, int):
             raise ValueError(f"rank of map '{name}' must be an integer, got {rank!r}")
         if not 1 <= rank <= most:
-            raise ValueError(f"rank {rank} of map '{name}' must lie in 1..{most}; to leave a map out, do not adapt it")
+            raise ValueError(
+                f"rank {rank} of map '{name}' must lie in 1..{most}; to leave a map out, do not adapt it"
+            )
 
 
 def patterns(ranks: Mapping[str, int], k: int, c: float = 16.0, scale: str = "per_rank") -> dict[str, Any]:
@@ -224,7 +244,13 @@ def patterns(ranks: Mapping[str, int], k: int, c: float = 16.0, scale: str = "pe
     if scale not in ("per_rank", "constant"):
         raise ValueError(f"scale rule '{scale}' must be per_rank (c / r_l) or constant (c / k)")
     alpha = {name: c if scale == "per_rank" else c / k * r for name, r in ranks.items()}
-    return {"target_modules": list(ranks), "rank_pattern": dict(ranks), "alpha_pattern": alpha, "r": k, "lora_alpha": c}
+    return {
+        "target_modules": list(ranks),
+        "rank_pattern": dict(ranks),
+        "alpha_pattern": alpha,
+        "r": k,
+        "lora_alpha": c,
+    }
 
 
 def adapter_parameters(ranks: Mapping[str, int], maps: Mapping[str, nn.Linear]) -> int:

@@ -22,7 +22,12 @@ class Network:
 
 
 def build(
-    name: str, kind: str, outputs: int, generator: torch.Generator, upper_blocks: int = 0, attention: str = "sdpa"
+    name: str,
+    kind: str,
+    outputs: int,
+    generator: torch.Generator,
+    upper_blocks: int = 0,
+    attention: str = "sdpa",
 ) -> Network:
     """A pretrained network with a fresh head, drawn from `generator`. kind: as in `data.py`.
 
@@ -36,7 +41,9 @@ def build(
         head = "classifier"
     else:
         if upper_blocks:
-            raise ValueError(f"upper_blocks = {upper_blocks} is offered for model 'minilm' only, not for '{name}'")
+            raise ValueError(
+                f"upper_blocks = {upper_blocks} is offered for model 'minilm' only, not for '{name}'"
+            )
         model, tokenizer, head = _pretrained(name, kind, outputs, attention)
     if head:
         _fresh(model.get_submodule(head), generator)
@@ -52,7 +59,11 @@ def _pretrained(name: str, kind: str, outputs: int, attention: str) -> tuple[nn.
     )
 
     folder = name if (Path(name) / "config.json").exists() else sources.find_model(name)[0]
-    loading: dict[str, Any] = {"local_files_only": True, "attn_implementation": attention, "dtype": torch.float32}
+    loading: dict[str, Any] = {
+        "local_files_only": True,
+        "attn_implementation": attention,
+        "dtype": torch.float32,
+    }
     if kind == "generation":
         model = AutoModelForCausalLM.from_pretrained(folder, **loading)
         split_fused(model)
@@ -101,7 +112,9 @@ class UpperBlocks(nn.Module):
         if not 1 <= n < blocks:
             raise ValueError(f"upper_blocks = {n} must lie in 1..{blocks - 1}")
         self.encoder = nn.Module()
-        self.encoder.layer = nn.ModuleDict({str(i): encoder.encoder.layer[i] for i in range(blocks - n, blocks)})
+        self.encoder.layer = nn.ModuleDict(
+            {str(i): encoder.encoder.layer[i] for i in range(blocks - n, blocks)}
+        )
         self.dropout = nn.Dropout(encoder.config.hidden_dropout_prob)
         self.classifier = nn.Linear(encoder.config.hidden_size, outputs)
 

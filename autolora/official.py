@@ -29,13 +29,18 @@ def raw_count(beta: Tensor, lam: float | None = None) -> int:
         raise ValueError(f"threshold lambda = {lam} must lie in (0, 1]; the paper uses 1/k")
     total = float(beta.double().sum())
     if total <= 0:
-        raise ValueError(f"raw threshold rule: the logits sum to {total:.4g}, not above 0; start them at 1 (beta_init)")
+        raise ValueError(
+            f"raw threshold rule: the logits sum to {total:.4g}, not above 0; start them at 1 (beta_init)"
+        )
     return int((beta.double() / total >= lam * (1 - TIE)).sum())
 
 
 def threshold(rule: str, beta: Tensor, lam: float | None = None) -> int:
     """Rank of one map from its logits by the paper's rule (`softmax`) or the GLUE script's (`raw`)."""
-    rules: dict[str, Callable[..., int]] = {"softmax": lambda b, t: count(torch.softmax(b, 0), t), "raw": raw_count}
+    rules: dict[str, Callable[..., int]] = {
+        "softmax": lambda b, t: count(torch.softmax(b, 0), t),
+        "raw": raw_count,
+    }
     if rule not in rules:
         raise ValueError(f"threshold rule '{rule}' must be softmax or raw")
     return rules[rule](beta.detach(), lam)
@@ -80,7 +85,9 @@ def estimator(
             base = vectors.clone(w) if around == "stepped" else snapshot.values
             eps = vectors.probe_step(v, radius)
             if eps == 0.0:
-                return SimpleNamespace(grads=direct, direct=direct, implicit=vectors.zeros_like(beta), gradient_evaluations=2)
+                return SimpleNamespace(
+                    grads=direct, direct=direct, implicit=vectors.zeros_like(beta), gradient_evaluations=2
+                )
             probes = []
             for sign in (1.0, -1.0):
                 if masks == "same":
@@ -96,7 +103,9 @@ def estimator(
     return estimate
 
 
-def _look_ahead(w: list[Tensor], grads: Sequence[Tensor], eta: float, optimiser: torch.optim.Optimizer | None) -> None:
+def _look_ahead(
+    w: list[Tensor], grads: Sequence[Tensor], eta: float, optimiser: torch.optim.Optimizer | None
+) -> None:
     """w <- w', in place; an optimiser takes the step with its own state, which is then put back."""
     if optimiser is None:
         vectors.add_(w, grads, -eta)
@@ -136,5 +145,7 @@ def scored_items(n: int, batch: int, drop_last: bool) -> int:
 def ranks_from_list(values: Sequence[int], names: Sequence[str]) -> dict[str, int]:
     """The official list, consumed in depth order, as a dict keyed by full module name."""
     if len(values) != len(names):
-        raise ValueError(f"{len(values)} ranks for {len(names)} maps, in the order {', '.join(names[:4])}, ...")
+        raise ValueError(
+            f"{len(values)} ranks for {len(names)} maps, in the order {', '.join(names[:4])}, ..."
+        )
     return dict(zip(names, values, strict=True))

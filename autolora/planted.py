@@ -35,9 +35,13 @@ def search(steps: int, generator: torch.Generator) -> list[SimpleNamespace]:
     cells = (len(TRAVELS), len(TRUTHS))
     A = torch.empty(*cells, K, WIDTH).uniform_(-1, 1, generator=generator).div(WIDTH**0.5).requires_grad_()
     B = torch.zeros(*cells, WIDTH, K, requires_grad=True)
-    beta = [torch.zeros(len(TRUTHS), K, requires_grad=True) for _ in TRAVELS]  # each travel has its own outer rate
+    beta = [
+        torch.zeros(len(TRUTHS), K, requires_grad=True) for _ in TRAVELS
+    ]  # each travel has its own outer rate
     inner = torch.optim.Adam([A, B], lr=1e-2)
-    outer = torch.optim.Adam([{"params": [b], "lr": t / steps} for b, t in zip(beta, TRAVELS)], betas=(0.5, 0.999))
+    outer = torch.optim.Adam(
+        [{"params": [b], "lr": t / steps} for b, t in zip(beta, TRAVELS)], betas=(0.5, 0.999)
+    )
 
     def loss(level: int, rows: Tensor) -> Tensor:
         alpha = torch.softmax(torch.stack(beta), -1)  # (travel, r*, k)
@@ -58,9 +62,9 @@ def search(steps: int, generator: torch.Generator) -> list[SimpleNamespace]:
 def table(steps: int, generator: torch.Generator) -> dict[str, Any]:
     """Rows of `evaluate.ROWS`: planted rank (`label`) and reported rank (`prediction`), one item per cell."""
     maps = search(steps, generator)
-    by_row = {}
+    reported: list[int] = []
     for name in ROWS:
         rule, travel = name.rsplit("_", 1)
         first = TRAVELS.index(float(travel)) * len(TRUTHS)
-        by_row[name] = [method.RANK_RULES[rule](found) for found in maps[first : first + len(TRUTHS)]]
-    return {"label": list(TRUTHS) * len(ROWS), "prediction": sum(by_row.values(), [])}
+        reported += [method.RANK_RULES[rule](found) for found in maps[first : first + len(TRUTHS)]]
+    return {"label": list(TRUTHS) * len(ROWS), "prediction": reported}
