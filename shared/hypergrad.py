@@ -42,8 +42,13 @@ from shared.evaluation import (
     unreached_error,
 )
 from shared.inverse import conjugate_gradient, neumann
-from shared.unrolled import Step, Unrolled, unroll, unroll_back
+from shared.unrolled import SGD, Adam, Step, Unrolled, unroll, unroll_back
 from shared.vectors import Rate, Vector
+
+__all__ = [
+    "SGD", "Adam", "ConjugateGradient", "FiniteDifference", "FirstOrder", "ForwardOverReverse", "Hypergradient", "Method",
+    "Neumann", "OneStep", "Unrolled", "hypergrad", "self_check", "stepped", "through_level", "through_level_partial",
+]  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------- the methods
@@ -396,13 +401,12 @@ def self_check(
             lr, conventions = 1.0, {"look_ahead": False}  # at the minimum
     inputs = (outer_loss, inner_loss, theta, lam, lr)
     reference: Method = FiniteDifference() if isinstance(chosen, OneStep) else OneStep()
-    first, second = (hypergrad(*inputs, reference, **conventions) for _ in range(2))
-    if vectors.relative_error(first.grads, second.grads) > 1e-4:
+    mine, again = (hypergrad(*inputs, chosen, **conventions) for _ in range(2))
+    if vectors.relative_error(again.grads, mine.grads) > 1e-4:
         raise ValueError(
             "a loss gives another value each time it is evaluated: draw its noise outside the closure, or from torch's "
             "global random state, which is put back before each evaluation"
         )
-    mine = hypergrad(*inputs, chosen, **conventions)
     with sdpa_kernel(SDPBackend.MATH):
         other = hypergrad(*inputs, reference, **conventions)
     found: dict[str, Any] = {
