@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from autolora import models
-from shared import bundled, runs, sources
+from shared import bundled, glue, runs, sources
 from shared.runs import BadInput
 
 TAGGING = {
@@ -33,7 +33,7 @@ GLUE = {
     "cola": "matthews", "sst2": "accuracy", "mrpc": "accuracy", "stsb": "pearson", "qqp": "accuracy",
     "mnli": "accuracy", "qnli": "accuracy", "rte": "accuracy", "wnli": "accuracy",
 }  # fmt: skip
-TASKS = ("documentation", *GLUE, *TAGGING, *GENERATION)
+TASKS = ("documentation", *glue.GLUE, *TAGGING, *GENERATION)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def read(name: str, stream: torch.Generator, per_class: int = 30, train_items: i
         task = Task(name, "classification", "accuracy", tuple(found.labels), *parts)
     elif name == "tiny":
         task = _tiny()
-    elif name in GLUE:
+    elif name in glue.GLUE:
         task = _glue(name)
     elif name in TAGGING:
         task = _tagging(name)
@@ -100,10 +100,28 @@ def read(name: str, stream: torch.Generator, per_class: int = 30, train_items: i
 
 
 def _glue(name: str) -> Task:
-    from shared import glue
+    """Training set, and the official dev set as test set (GLUE's own test labels are not public).
 
-    found = glue.load(name)
-    raise NotImplementedError(found)
+    MNLI: both dev sets; `parts` tells matched (0) from mismatched (1) (row 11)."""
+    spec = glue.spec(name)
+    held_out = ["validation", "validation_mismatched"] if name == "mnli" else ["validation"]
+    found = glue.load(name, ["train", *held_out])
+    train = found["train"]
+    dev = [found[part] for part in held_out]
+    labels = np.concatenate([part.labels for part in dev])
+    sizes = [len(part) for part in dev]
+    ids = len(train) + np.arange(sum(sizes))  # ids of a task are unique over its parts
+    parts = np.repeat(np.arange(len(dev)), sizes) if name == "mnli" else None
+    texts = [text for part in dev for text in part.texts]
+    kind = "classification" if spec.labels else "regression"
+    return Task(
+        name,
+        kind,
+        spec.metrics[0],
+        spec.labels,
+        Part(train.ids, train.texts, train.labels),
+        Part(ids, texts, labels, parts),
+    )
 
 
 # --- tagging -------------------------------------------------------------------------------------------------------
@@ -243,36 +261,30 @@ def _linear(meaning: str) -> str:
 
 
 def levels(task: Task, share: float, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of D_tr and D_val: a split of the training set, stratified for classification.
+    """Rows of D_tr and D_val, a split of the training set: stratified by label (by quantile for regression).
 
-    Items with one meaning representation stay together (generation)."""
+    In generation, items with one meaning representation stay together, or D_val would be learned by heart."""
     if not 0 < share < 1:
         raise BadInput(
             f"level_split = {share} must lie in (0, 1): the share of the training set that the inner level sees"
         )
     n = len(task.train)
-    whole = [np.array([row]) for row in range(n)]  # what must stay together
-    strata = [np.arange(n)]
-    if task.kind == "classification":
-        strata = [np.flatnonzero(task.train.labels == label) for label in np.unique(task.train.labels)]
-    elif task.kind == "generation":
-        _, key = np.unique(task.train.texts, return_inverse=True)
-        whole = np.split(np.argsort(key, kind="stable"), np.cumsum(np.bincount(key))[:-1])
-        strata = [np.arange(len(whole))]
-    inner, held = [], []
-    for members in strata:
-        order = members[torch.randperm(len(members), generator=generator).numpy()]
-        cut = round(share * len(order))
-        inner += [whole[i] for i in order[:cut]]
-        held += [whole[i] for i in order[cut:]]
-    empty = np.array([], dtype=np.int64)
-    parts = np.sort(np.concatenate([empty, *inner])), np.sort(np.concatenate([empty, *held]))
-    for name, part in zip(("D_tr", "D_val"), parts):
-        if not len(part):
-            raise BadInput(
-                f"{n} training items at level_split = {share} leave {name} empty; give more items or another share"
-            )
-    return parts
+    if task.kind == "generation":
+        group = np.unique(task.train.texts, return_inverse=True)[1]
+    else:
+        group = np.arange(n)
+    strata = (
+        task.train.labels
+        if isinstance(task.train.labels, np.ndarray)
+        else np.zeros(group.max() + 1, dtype=np.int64)
+    )
+    try:
+        inner, held = glue.level_split(strata, (share, 1 - share), generator)
+    except ValueError as error:
+        raise BadInput(
+            f"{n} training items at level_split = {share} leave D_tr or D_val empty: {error}"
+        ) from error
+    return np.flatnonzero(np.isin(group, inner)), np.flatnonzero(np.isin(group, held))
 
 
 # --- from text to batches --------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from shared import glue
+
 Predictions = dict[str, np.ndarray]
 
 
@@ -31,7 +33,7 @@ def score(predictions: Predictions) -> dict[str, float]:
     metrics = METRICS[kind](label, prediction)
     if "part" in predictions:
         for name, part in (("accuracy_matched", 0), ("accuracy_mismatched", 1)):
-            metrics[name] = accuracy(
+            metrics[name] = glue.accuracy(
                 label[predictions["part"] == part], prediction[predictions["part"] == part]
             )
     headline = str(predictions["_headline"])
@@ -52,32 +54,20 @@ def score(predictions: Predictions) -> dict[str, float]:
 # --- metrics by kind of task -------------------------------------------------------------------------------------
 
 
-def accuracy(label: np.ndarray, prediction: np.ndarray) -> float:
-    return float((label == prediction).mean()) if len(label) else 0.0
-
-
 def classification(label: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     """Accuracy; with two classes also F1 of class 1 and Matthews correlation. An undefined ratio counts as 0."""
-    found = {"accuracy": accuracy(label, prediction)}
-    if label.max(initial=0) <= 1 and prediction.max(initial=0) <= 1:
-        tp, fp = (
-            float(((prediction == 1) & (label == 1)).sum()),
-            float(((prediction == 1) & (label == 0)).sum()),
-        )
-        fn, tn = (
-            float(((prediction == 0) & (label == 1)).sum()),
-            float(((prediction == 0) & (label == 0)).sum()),
-        )
-        found["f1"] = ratio(2 * tp, 2 * tp + fp + fn)
-        found["matthews"] = ratio(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+    found = {"accuracy": glue.accuracy(label, prediction)}
+    if label.max(initial=0) <= 1:
+        found |= {"f1": glue.f1(label, prediction), "matthews": glue.matthews(label, prediction)}
     return found
 
 
 def regression(label: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
+    mse = float(((label - prediction) ** 2).mean())
     return {
-        "pearson": correlation(label, prediction),
-        "spearman": correlation(ranked(label), ranked(prediction)),
-        "mse": float(((label - prediction) ** 2).mean()),
+        "pearson": glue.pearson(label, prediction),
+        "spearman": glue.spearman(label, prediction),
+        "mse": mse,
     }
 
 
@@ -132,19 +122,6 @@ def ratio(a: float, b: float) -> float:
     return float(a / b) if b else 0.0
 
 
-def ranked(x: np.ndarray) -> np.ndarray:
-    """Ranks from 1, ties averaged."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's; 0 where one side is constant (or not finite) and the correlation is undefined."""
-    a, b = a - a.mean(dtype=float), b - b.mean(dtype=float)
-    value = ratio(float((a * b).sum()), float(np.sqrt((a * a).sum() * (b * b).sum())))
-    return value if np.isfinite(value) else 0.0
-
-
 # --- rows of predictions that are not one number -------------------------------------------------------------------
 
 
@@ -179,7 +156,7 @@ def rank_spread(arms: dict[str, Predictions]) -> float:
 def rank_agreement(arms: dict[str, Predictions]) -> float:
     """Claim 9: Spearman correlation of two rank vectors. Its mean under permutation of the maps is 0."""
     first, second = (p["_ranks"] for p in list(arms.values())[:2])
-    return correlation(ranked(first), ranked(second))
+    return glue.spearman(first, second)
 
 
 def planted_gap(arms: dict[str, Predictions]) -> float:

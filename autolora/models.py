@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shared import bundled, sources
+from shared import bundled, runs, sources
 
 
 @dataclass
@@ -65,16 +65,32 @@ def _pretrained(name: str, kind: str, outputs: int, attention: str) -> tuple[nn.
         "dtype": torch.float32,
     }
     if kind == "generation":
-        model = AutoModelForCausalLM.from_pretrained(folder, **loading)
+        model = _whole(AutoModelForCausalLM, folder, "", **loading)
         split_fused(model)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         return model, tokenizer, ""
     cls = AutoModelForTokenClassification if kind == "tagging" else AutoModelForSequenceClassification
-    model = cls.from_pretrained(folder, num_labels=outputs, **loading)
+    model = _whole(cls, folder, "classifier", num_labels=outputs, **loading)
     # words of a tagged sentence are tokenised one by one; byte-level vocabularies want the space before each
     spaced = {"add_prefix_space": True} if kind == "tagging" and model.config.model_type == "roberta" else {}
     return model, AutoTokenizer.from_pretrained(folder, local_files_only=True, **spaced), "classifier"
+
+
+def _whole(cls: Any, folder: str, head: str, **loading: Any) -> nn.Module:
+    """The pretrained model; nothing but the head may be missing from the checkpoint."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # the table of new head weights is no news
+    model, info = cls.from_pretrained(folder, output_loading_info=True, **loading)
+    logging.set_verbosity(level)
+    missing = sorted(name for name in info["missing_keys"] if not (head and name.startswith(head)))
+    if missing:
+        raise runs.BadInput(
+            f"{folder} lacks {len(missing)} weights of {cls.__name__}, the first is {missing[0]}; fetch it again"
+        )
+    return model
 
 
 def _with_encoder(encoder: Any, kind: str, outputs: int) -> nn.Module:

@@ -34,16 +34,14 @@ def search(config: Any, run: Any) -> None:
     w, beta = method.variables(model)
     frozen = [p for p in model.parameters() if not p.requires_grad]
     frozen_before = runs.state_sha256(frozen)
-    inner = torch.optim.AdamW(w, lr=config.inner_lr, weight_decay=config.inner_weight_decay)
-    outer = torch.optim.Adam(
-        beta, lr=config.outer_lr, betas=(0.5, 0.999), weight_decay=config.outer_weight_decay
-    )
-    estimate = estimator(config, inner)
-
-    batches = Batches(at.inner, config.search_batch, config.seed, "inner batches")
+    batches = Batches(at.inner, config.search_batch, config.seed, "inner batches" + config.draw)
     outer_rows = at.held if config.select_on == "validation" else at.inner
-    held_batches = Batches(outer_rows, config.search_batch, config.seed, "outer batches")
+    held_batches = Batches(outer_rows, config.search_batch, config.seed, "outer batches" + config.draw)
     total = config.search_steps or math.ceil(config.search_epochs * batches.per_epoch)
+    outer_lr = config.outer_lr or config.outer_travel / max(1, total - config.warmup_inner)
+    inner = torch.optim.AdamW(w, lr=config.inner_lr, weight_decay=config.inner_weight_decay)
+    outer = torch.optim.Adam(beta, lr=outer_lr, betas=(0.5, 0.999), weight_decay=config.outer_weight_decay)
+    estimate = estimator(config, inner)
     evaluations, check = 0, {}
     saved = run.resume()
     if saved:
@@ -65,7 +63,7 @@ def search(config: Any, run: Any) -> None:
     for step in run.steps(saved["step"] if saved else 0, total, save, "search"):
         rows, held_rows = batches(step), held_batches(step)
         train_loss, held_loss = loss_on(rows), loss_on(held_rows)
-        runs.seed_global(config.seed, "dropout", step)
+        runs.seed_global(config.seed, "dropout" + config.draw, step)
         with diverging(step, at.train.ids[held_rows]):
             if step == 0 and config.self_check:
                 found = METHODS[config.hypergradient]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autolora import data, models
+from autolora import data, models, rehearsal
 from shared import runs
 
 
@@ -29,7 +29,8 @@ def prepare(config: Any, run: Any) -> Setting:
     """Read, split, build and encode; equal for all arms of a seed. `config`: train.Config, `run`: runs.Run."""
     device = runs.device(config)
     searching = config.kind == "search"
-    task = data.read(config.task, runs.stream(config.seed, "items"), config.per_class, config.train_items)
+    with rehearsal.inputs(config.scale):
+        task = data.read(config.task, runs.stream(config.seed, "items"), config.per_class, config.train_items)
     inner, held = data.levels(task, config.level_split, runs.stream(config.seed, "levels"))
     ids = task.train.ids
     more = {} if task.validation is None else {"validation": task.validation.ids}
@@ -37,7 +38,8 @@ def prepare(config: Any, run: Any) -> Setting:
     # an exact hypergradient differentiates attention twice, which the fused kernels do not offer
     attention = "eager" if searching and config.hypergradient == "exact" else "sdpa"
     head = runs.stream(config.seed, "head")
-    network = models.build(config.model, task.kind, task.outputs, head, config.upper_blocks, attention)
+    with rehearsal.inputs(config.scale):
+        network = models.build(config.model, task.kind, task.outputs, head, config.upper_blocks, attention)
     pad_to = config.pad_to if searching else 0
     train = data.encode(task, task.train, network, config.max_length, config.upper_blocks, pad_to)
     network.model.to(device).train()

@@ -35,6 +35,8 @@ class Config(runs.RunConfig):
     # training items kept, 0 for all
     eval_batch: int = 64
     # items per batch when scoring; changes no score
+    draw: str = ""
+    # any word: another draw of A, batch order and dropout, with data, levels and head as they were (claim 9)
     k: int = 8
     # search rank of every map; official scripts
     c: float = 16.0
@@ -63,8 +65,10 @@ class Config(runs.RunConfig):
     # AdamW of the search, and eta of the look-ahead
     inner_weight_decay: float = 0.01
     # AdamW's default
-    outer_lr: float = 1e-3
-    # Adam of the selection logits; outer_lr * steps bounds how far a logit travels and so decides the ranks
+    outer_lr: float = 0.0
+    # Adam of the selection logits; 0: outer_travel / number of outer steps. Official: 3e-4
+    outer_travel: float = 1.1
+    # outer rate * outer steps bounds how far a logit moves and so decides the ranks; official GLUE script: 1.1
     outer_weight_decay: float = 0.0
     # official: 0 (GLUE), 1e-3 (BioNLP)
     search_dropout: float = 0.0
