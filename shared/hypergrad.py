@@ -244,9 +244,7 @@ def _advance(call: Call, method: Method, inner_loss: Losses, lr: Any, keep: bool
     """theta <- theta', in place."""
     if isinstance(method, Unrolled):
         return _Tape(steps=unroll(call, method, inner_loss, lr))
-    keep = (
-        keep and isinstance(method, OneStep) and callable(inner_loss)
-    )  # micro-batches: one graph at a time, later
+    keep = keep and isinstance(method, OneStep) and callable(inner_loss)  # micro-batches come one at a time
     graph = call.gradient(inner_loss, call.theta, create_graph=keep)
     call.check_reached("theta", graph)
     g = call.vector(graph, call.theta)
@@ -264,13 +262,13 @@ def _pull_back(call: Call, method: Method, tape: _Tape, inner_loss: Losses, v: V
     size = check_finite("outer gradient for theta", d)
     if isinstance(method, FirstOrder):
         return [None] * len(call.lam)
-    if isinstance(method, FiniteDifference):
-        product = _difference(call, method, inner_loss, d, size)
-        return [None if x is None else -factor * x for x in call.averaged(product)]
-    vectors.copy_(call.theta, call.base)
+    if not isinstance(method, FiniteDifference):
+        vectors.copy_(call.theta, call.base)
     if isinstance(method, Unrolled):
         return unroll_back(call, method, tape.steps, v, lr)
-    if isinstance(method, Neumann | ConjugateGradient):
+    if isinstance(method, FiniteDifference):
+        product = _difference(call, method, inner_loss, d, size)
+    elif isinstance(method, Neumann | ConjugateGradient):
         graph = call.gradient(inner_loss, call.theta, create_graph=True)
         call.check_reached("theta", graph)
         product, factor = pull(graph, call.lam, _inverse(call, method, graph, v, lr)), 1.0

@@ -22,7 +22,7 @@ from torch import Tensor
 from shared import vectors
 from shared.evaluation import Call, Losses, check_finite, plus, unreached_error
 from shared.hypergrad import FiniteDifference, Hypergradient, Method, stepped, through_level_partial
-from shared.vectors import Rate, Vector
+from shared.vectors import Rate
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def chain(
     ]
     with Call([p for theta in thetas for p in theta], list(lam), levels[-1].method) as call:
         count = 0
-        before: list[Vector] = [vectors.clone(theta) for theta in thetas]
+        values = iter(call.snapshot.values)
+        before = [[next(values) for _ in theta] for theta in thetas]
         for level, theta, lr in zip(levels, thetas, rates):
             if look_ahead:
                 call.snapshot.rewind()

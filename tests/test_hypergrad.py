@@ -747,7 +747,7 @@ def test_two_processes_equal_one(tmp_path):
     commands = [(alone, "one.pt"), (several[0], "two.pt"), (several[1], "unused.pt")]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.two_processes", str(tmp_path / name)],
+            [sys.executable, str(root / "tests" / "two_processes.py"), str(tmp_path / name)],
             env=environment, cwd=root, stderr=subprocess.PIPE, text=True,
         )
         for environment, name in commands

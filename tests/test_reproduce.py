@@ -164,12 +164,16 @@ def test_dry_prints_the_plan_and_starts_nothing(toy):
 
 def test_record_and_check(toy):
     """Recording needs a clean tree and a whole result; the check passes on it and catches an edited digit."""
-    git = lambda *w: subprocess.run(
-        ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *w],
-        cwd=toy,
-        check=True,
-        capture_output=True,
-    )  # noqa: E731, E501
+
+    def git(*words):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        return subprocess.run(["git", *identity, *words], cwd=toy, check=True, capture_output=True)
+
+    def check():
+        return subprocess.run(
+            [sys.executable, "-m", "benchmarks.check", "toy"], cwd=toy, capture_output=True, text=True
+        )
+
     (toy / ".gitignore").write_text("/runs/\n/report/\n/.cache/\n__pycache__/\n")
     (toy / "README.md").write_text("<!-- generated: verdicts -->\n<!-- end generated -->\n")
     git("init", "-q"), git("add", "-A"), git("commit", "-qm", "a")
@@ -185,9 +189,6 @@ def test_record_and_check(toy):
         or "clean inputs" in (toy / "toy" / "README.md").read_text()
     )
     git("add", "-A"), git("commit", "-qm", "c")
-    check = lambda: subprocess.run(
-        [sys.executable, "-m", "benchmarks.check", "toy"], cwd=toy, capture_output=True, text=True
-    )  # noqa: E731
     done = check()
     assert done.returncode == 0, done.stdout + done.stderr
     path = toy / "toy" / "results" / "cpu.json"
