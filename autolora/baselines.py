@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def lora(
     bias: str = "none",
 ) -> nn.Module:
     """The model with plain LoRA of rank r_l in map l: peft's `rank_pattern`, fresh A, B = 0, head trainable."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     config = LoraConfig(
         **patterns(ranks, k, c, scale),
@@ -112,10 +113,20 @@ def lora(
         bias=bias,
         modules_to_save=[head] if head else None,
     )
-    wrapped = get_peft_model(model, config)
+    wrapped = _wrapped(model, config)
     for name, layer in lora_layers(wrapped).items():
         start_A(layer.lora_A["default"].weight, draw(name))
     return wrapped
+
+
+def _wrapped(model: nn.Module, config: Any) -> Any:
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # peft asks transformers for a property that is being renamed
+        return get_peft_model(model, config)
 
 
 def lora_layers(wrapped: nn.Module) -> dict[str, Any]:
@@ -159,7 +170,7 @@ def adalora(
     """AdaLoRA whose final budget is `total` triplets over all maps, starting from half as many again.
 
     Pruning begins after a tenth of the steps and ends at six tenths; beta1 = beta2 = 0.85, orthogonality 0.5."""
-    from peft import AdaLoraConfig, get_peft_model
+    from peft import AdaLoraConfig
 
     start = math.ceil(1.5 * total / len(names))
     config = AdaLoraConfig(
@@ -168,7 +179,7 @@ def adalora(
         tinit=max(1, steps // 10), tfinal=max(1, 4 * steps // 10), deltaT=max(1, steps // 100), total_step=steps,
         beta1=0.85, beta2=0.85, orth_reg_weight=0.5,
     )  # fmt: skip
-    wrapped = get_peft_model(model, config)
+    wrapped = _wrapped(model, config)
     wrapped.base_model.rankallocator.target_bgt = total  # target_r is per map; this makes the total exact
     return wrapped
 
