@@ -17,7 +17,11 @@ from autolora import train
 from shared import protocol, runs
 
 SEEDS = (0, 1)
-GRIDS = {"uniform_4": (1e-3, 3e-3, 1e-2), "adalora": (3e-3, 1e-2, 3e-2), "full": (3e-5, 1e-4, 3e-4)}
+GRIDS = {
+    "uniform_4": (1e-3, 3e-3, 1e-2, 3e-2),
+    "adalora": (3e-3, 1e-2, 3e-2, 1e-1),
+    "full": (3e-5, 1e-4, 3e-4, 1e-3),
+}
 
 
 def trial(paper: protocol.Protocol, arm: str, seed: int, lr: float, search: Path | None) -> float:

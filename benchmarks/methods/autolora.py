@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +23,21 @@ from autolora import method, official
 from shared import runs
 from shared.hypergrad import FirstOrder
 
-SIZE = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+SIZE: dict[str, Any] = {
+    "vocab_size": 2000,
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 1024,
+}
 
 
 def steps(batch: int = 16, length: int = 32) -> dict[str, Callable[[], object]]:
     """One step of each kind on the same network and batches: a BERT of 4 x 256, rank 8 on query and value."""
     runs.seed_global(0, "bench")
-    model = BertForSequenceClassification(BertConfig(vocab_size=2000, num_labels=4, **SIZE))
+    config = BertConfig(**SIZE)
+    config.num_labels = 4
+    model = BertForSequenceClassification(config)
     method.attach(model, 8, "classifier", lambda name: runs.stream(0, name))
     model.train()
     w, beta = method.variables(model)
@@ -41,8 +50,8 @@ def steps(batch: int = 16, length: int = 32) -> dict[str, Callable[[], object]]:
     def held_loss() -> Tensor:
         return F.cross_entropy(model(input_ids=ids[1]).logits, labels[1])
 
-    def first(*arguments: object) -> object:
-        return method.estimate(*arguments, method=FirstOrder())  # type: ignore[arg-type]
+    def first(outer_loss: Any, inner_loss: Any, theta: list[Tensor], lam: list[Tensor], lr: float) -> Any:
+        return method.estimate(outer_loss, inner_loss, theta, lam, lr, FirstOrder())
 
     habits = official.estimator("1", "stepped", "adam", "independent", optimiser=inner)
     both = (train_loss, held_loss, w, beta, inner, outer, 1e-4)
