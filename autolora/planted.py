@@ -60,11 +60,15 @@ def search(steps: int, generator: torch.Generator) -> list[SimpleNamespace]:
 
 
 def table(steps: int, generator: torch.Generator) -> dict[str, Any]:
-    """Rows of `evaluate.ROWS`: planted rank (`label`) and reported rank (`prediction`), one item per cell."""
+    """Rows of `evaluate.ROWS`: planted rank (`label`) and reported rank (`prediction`), one item per cell; all `alpha`."""
     maps = search(steps, generator)
     reported: list[int] = []
     for name in ROWS:
         rule, travel = name.rsplit("_", 1)
         first = TRAVELS.index(float(travel)) * len(TRUTHS)
         reported += [method.RANK_RULES[rule](found) for found in maps[first : first + len(TRUTHS)]]
-    return {"label": list(TRUTHS) * len(ROWS), "prediction": reported}
+    return {
+        "label": list(TRUTHS) * len(ROWS),
+        "prediction": reported,
+        "alpha": torch.stack([found.alpha for found in maps]),
+    }

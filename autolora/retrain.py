@@ -208,10 +208,11 @@ def keep_best(config: Any, run: Any) -> None:
         config.k * kept[0]["gradient_evaluations"]
     )  # every uniform rank 1..k once
     with np.load(directory / "splits.npz") as splits:
-        run.splits(**{name: splits[name] for name in splits.files})
+        kept_splits = {name: splits[name] for name in splits.files}
+    run.splits(**kept_splits)
     run.predictions(**predictions)
     chosen = record(directory)
-    run.finish(metrics=evaluate.score(predictions), validation=chosen["validation"], state=[torch.tensor(int(rank))],
+    run.finish(metrics=evaluate.score(predictions), validation=chosen["validation"], state=[torch.tensor(int(rank)), *map(torch.from_numpy, kept_splits.values())],
                selection="validation", chosen_step=chosen["chosen_step"], chosen_rank=int(rank))  # fmt: skip
 
 

@@ -66,8 +66,10 @@ def search(config: Any, run: Any) -> None:
         runs.seed_global(config.seed, "dropout" + config.draw, step)
         with diverging(step, at.train.ids[held_rows]):
             if step == 0 and config.self_check:
+                model.eval()  # attention kernels differ in how they draw dropout masks, not in what they compute
                 found = METHODS[config.hypergradient]
                 check = self_check(held_loss, train_loss, w, beta, config.inner_lr, found, tolerance=math.inf)
+                model.train()
             if step < config.warmup_inner:
                 loss = method.inner_step(train_loss, w, inner)
                 evaluations += 1

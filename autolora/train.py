@@ -1,7 +1,7 @@
 """AutoLoRA: learn LoRA ranks by a bilevel search, then retrain with them.
 
 What to expect. `--scale cpu`: MiniLM with two adapted blocks on ten-way docstring classification (chance 10 %), about
-20 s for a search and 9 s for a retraining on one core. `--scale gpu`: MiniLM on GLUE and NCBI-disease. `--scale paper`:
+25 s for a search and 10 s for a retraining on one core. `--scale gpu`: MiniLM on GLUE and NCBI-disease. `--scale paper`:
 RoBERTa-base on GLUE and BioNLP 2004, GPT-2 medium on E2E. Commands and expected hours: README.md, `make help`.
 
     python -m autolora.train --tiny                                       a minute at most, nothing to download

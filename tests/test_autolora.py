@@ -400,7 +400,7 @@ def test_12_rebuilt_model_has_the_ranks_and_scales_map_by_map(scale):
     assert baselines.ranks_read_back(wrapped) == ranks
     assert (
         ranks["bert.encoder.layer.1.attention.self.query"]
-        != ranks["bert.encoder.layer.10.attention.self.query"]
+        != ranks["bert.encoder.layer.11.attention.self.query"]
     )
     for name, made in baselines.lora_layers(wrapped).items():
         assert made.scaling["default"] == pytest.approx(16 / ranks[name] if scale == "per_rank" else 2.0)
