@@ -1,6 +1,6 @@
 """Cost of one search step of weight mixup over one plain finetuning step of the same encoder.
 
-    python -m benchmarks.methods.weight_mixup [--seq 32] [--rounds 7] [--device cpu]
+    python -m benchmarks.methods.weight_mixup [--seq 32 128] [--rounds 7] [--device cpu]
 
 Encoder of 4 blocks of width 256, every linear map of a block and the pooler gated, batch 16; AdamW in both. The
 plain step is that of the model without gates. All variants take turns in every round and each is compared with the
@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,11 +30,12 @@ def encoder(device: torch.device, attention: str = "sdpa") -> torch.nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=1000, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024,
-        num_labels=2, attn_implementation=attention,
-    )  # fmt: skip
-    return BertForSequenceClassification(config).to(device).train()
+    settings: dict[str, Any] = {
+        "vocab_size": 1000, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "intermediate_size": 1024, "num_labels": 2, "attn_implementation": attention,
+    }  # fmt: skip
+    model: torch.nn.Module = BertForSequenceClassification(BertConfig(**settings))
+    return model.to(device).train()
 
 
 def steps(device: torch.device, seq: int) -> dict[str, Callable[[], None]]:
@@ -115,15 +117,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seq", type=int, default=32, help="tokens per text")
+    parser.add_argument("--seq", type=int, nargs="+", default=[32, 128], help="tokens per text")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = measure(args.rounds, args.seq, torch.device(args.device))
-    print("weight_mixup: cost of a search step over a plain step")
-    for name, ratio in found.items():
-        target = f"   target {TARGETS[name]}" if name in TARGETS else ""
-        print(f"  {name:20} {ratio:5.2f}{target}")
+    found = {seq: measure(args.rounds, seq, torch.device(args.device)) for seq in args.seq}
+    print("weight_mixup: cost of a search step over a plain step, 16 texts of")
+    print(f"  {'':20}" + "".join(f"{seq:>8}" for seq in found) + " tokens   target")
+    for name in next(iter(found.values())):
+        ratios = "".join(f"{found[seq][name]:8.2f}" for seq in found)
+        print(f"  {name:20}{ratios}          {TARGETS.get(name, '')}")
     print(json.dumps(found))
 
 
