@@ -355,6 +355,9 @@ class Run:
             pass  # interrupted: its checkpoint is good
         else:
             present = [item for item in self.directory.iterdir() if item.name != ".lock"]
+            present.sort(
+                key=lambda item: item.name == "config.json"
+            )  # last: without it the rest would look foreign
             if present and not old:
                 raise BadInput(
                     f"{self.directory} holds files that are no run of this project; give another --out"
