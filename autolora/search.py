@@ -94,7 +94,11 @@ def search(config: Any, run: Any) -> None:
         evaluations == expected,
         f"{evaluations} gradient evaluations in {total} steps; expected {expected}",
     )
-    run.gate("frozen-unchanged", frozen_before == runs.state_sha256(frozen), f"{len(frozen)} frozen tensors")
+    run.gate(
+        "frozen-unchanged",
+        bool(frozen) and frozen_before == runs.state_sha256(frozen),
+        f"{len(frozen)} frozen tensors",
+    )
     run.gate(
         "ranks-decided",
         not found["undecided"],
