@@ -18,7 +18,9 @@ from typing import Any
 
 import yaml
 
-PAPERS = ("autolora", "tapweight", "weight_mixup", "ppo_nlu", "ts_watermark", "mlo_mae", "dasgm")
+from benchmarks import PAPERS
+from shared import sources
+
 SCALES = ("paper", "gpu", "cpu")  # the most telling first; a rehearsal never has a verdict
 SCALED_DOWN = " (scaled down)"
 # Metrics of a run that count parameters rather than say how good it is.
@@ -88,6 +90,22 @@ def listed(value: Any) -> list[str]:
     return (
         [] if value is None else [str(v) for v in value] if isinstance(value, list | tuple) else [str(value)]
     )
+
+
+def number_or_none(value: Any) -> float | None:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
+
+
+def controls_of(claim: dict[str, Any]) -> list[dict[str, Any]]:
+    controls = claim.get("controls") or []
+    return [] if isinstance(controls, str) else [c if isinstance(c, dict) else {"arm": c} for c in controls]
+
+
+def unit_of(claim: dict[str, Any]) -> str:
+    unit = claim.get("unit") or "points"
+    metric = claim.get("metric") or "raw"
+    return {"raw": str(metric), "item": f"{metric}, item by item"}.get(unit, unit)
 
 
 def seeds_text(seeds: Sequence[int]) -> str:
@@ -296,7 +314,7 @@ def claims_table(result: dict[str, Any], scale: str) -> str:
             else full_verdict(claim, scale)
         )
         if claim.get("reason") and "SUPPORTED" not in verdict:
-            verdict += f"<br>{cell(claim['reason'])}"
+            verdict += f": {cell(claim['reason'])}"
         what = f"{cell(claim.get('statement', ''))} (`{claim['id']}`, {claim.get('role')})"
         values = [
             number(claim.get("effect"), signed=True),
@@ -359,7 +377,7 @@ def reported_table(paper_dir: Path, results: dict[str, dict[str, Any]]) -> str:
         if e.get("task") and str(e.get("verdict")).upper() not in ("CONTEXT", "NO COUNTERPART")
     ]
     tally = Counter(str(e.get("verdict") or "NOT RUN") for e in held)
-    missing = sum(e.get("value") is None for e in entries)
+    missing = sum(e.get("value", e.get("reported")) is None for e in entries or held)
     words = ", ".join(f"{n} {verdict}" for verdict, n in sorted(tally.items())) or "none compared yet"
     line = f"{len(entries) or len(held)} published values on file ({missing} without a value): {words}."
     if not targets:
@@ -404,7 +422,7 @@ def readme_tables(paper_dir: Path) -> dict[str, str]:
 
 
 def project_tables(root: Path) -> dict[str, str]:
-    """Block `verdicts` of the project's README: a row per paper, at its most telling recorded scale."""
+    """Blocks of the project's README: `verdicts`, a row per paper at its most telling recorded scale, and `layouts`."""
     rows = []
     for paper in PAPERS:
         results = recorded(root / paper)
@@ -420,7 +438,17 @@ def project_tables(root: Path) -> dict[str, str]:
             "<br>".join(verdicts) or "not run",
         ]
         rows.append([*row, implemented(root / paper), run, checked(root / paper, scale)])
-    return {"verdicts": table(["paper", "scale", "primary claims", "implemented", "run", "checked"], rows)}
+    head = ["paper", "scale", "primary claims", "implemented", "run", "checked"]
+    return {"verdicts": table(head, rows), "layouts": layouts_table()}
+
+
+def layouts_table() -> str:
+    """Block `layouts`: every folder of REPRO_DATA that a loader knows, out of `sources.LAYOUTS`."""
+    rows = [
+        [f"`{x.folder}`", cell(x.what), cell(x.files), cell(x.source), cell(x.licence), f"`{x.fetch}`"]
+        for x in sources.LAYOUTS
+    ]
+    return table(["folder of REPRO_DATA", "what", "files", "usual source", "licence", "to fetch"], rows)
 
 
 def filled(text: str, tables: dict[str, str]) -> str:

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib
-import importlib.util
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -27,7 +24,7 @@ import jinja2
 import matplotlib
 from markupsafe import Markup
 
-from benchmarks import plots, readme
+from benchmarks import pictures, plots, readme
 from benchmarks.readme import (  # also the interface of this module, for the recorder and the checker
     PAPERS,
     SCALES,
@@ -48,8 +45,6 @@ __all__ = [
     "update_readme",
     "write_readmes",
 ]
-
-CHECKOUT = Path(__file__).resolve().parents[1]
 
 TITLES = {
     "autolora": (
@@ -78,31 +73,6 @@ TITLES = {
     ),
     "dasgm": ("Improving Differentiable Architecture Search with a Generative Model", "2112.00171"),
 }
-
-# First match decides: words of a verdict, an outcome or a comparison -> (style, sign). A sign and a word always stand
-# together, so that colour is never the only carrier.
-BADGES = (
-    ("SUPPORTED, NOT ATTRIBUTED", "partly", "◐"),
-    ("SUPPORTED, ATTRIBUTION OPEN", "partly", "◔"),
-    ("SUPPORTED", "for", "●"),
-    ("CONTRADICTED", "against", "✕"),
-    ("INCONCLUSIVE", "neutral", "○"),
-    ("NOT RUN", "absent", "–"),
-    ("NO PUBLISHED VALUE", "absent", "∅"),
-    ("NOT REPRODUCED", "against", "✕"),
-    ("REPRODUCED", "for", "●"),
-    ("BETTER", "for", "▲"),
-    ("SUBSTITUTED", "neutral", "≈"),
-    ("CONTEXT", "absent", "·"),
-    ("NOT BEATEN", "against", "✕"),
-    ("BEATEN", "for", "●"),
-    ("OPEN", "neutral", "○"),
-    ("FAILED", "against", "✕"),
-    ("HOLDS", "for", "●"),
-    ("EXHIBIT", "absent", "◇"),
-    ("NO COUNTERPART", "absent", "–"),
-)
-TONES = {"for": plots.FOR, "partly": plots.FOR, "against": plots.AGAINST}
 
 # The short names by which a verdict says what it failed on (VERDICTS.md section 3), in words.
 REASONS = {
@@ -135,6 +105,10 @@ class Result:
     data: dict[str, Any]
     recorded: bool
     other: dict[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.paper}-{self.scale}"
 
 
 @dataclass
@@ -179,7 +153,7 @@ def load(name: str, root: Path, runs: Path) -> Paper:
     return paper
 
 
-def run_directories(result: Result, runs: Path) -> dict[tuple[str, str, int], Path]:
+def run_directories(result: Result, runs: Path) -> pictures.RunDirectories:
     """(arm, task, seed) -> directory, of those that this machine has. Layout: DESIGN section 3."""
     found = {}
     for run in result.data.get("runs") or []:
@@ -190,177 +164,7 @@ def run_directories(result: Result, runs: Path) -> dict[tuple[str, str, int], Pa
     return found
 
 
-# --- figures -----------------------------------------------------------------------------------------------------------
-
-
-def number_or_none(value: Any) -> float | None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else None
-
-
-def claim_picture(claim: dict[str, Any], result: Result) -> plots.Picture | None:
-    """Paired differences of the claim and of its controls; None if there is no difference to show."""
-    data = result.data
-    seeds = data.get("seeds") or []
-    bad = {(r["arm"], r["seed"]) for r in data.get("runs") or [] if r.get("status") == "diverged"}
-    sides = readme.sides(claim)
-
-    def failed(names: Sequence[str], n: int) -> list[bool]:
-        if claim.get("unit") == "item" or n != len(seeds):
-            return [False] * n
-        return [any((arm, seed) in bad for arm in names) for seed in seeds]
-
-    def row(
-        label: str,
-        part: dict[str, Any],
-        names: Sequence[str],
-        threshold: float,
-        tone: str,
-        material: float | None,
-    ) -> plots.Row:
-        d = [number_or_none(v) for v in part.get("d") or []]
-        shown = d if len(d) <= 200 else []  # items as replicates: intervals say it, thousands of dots do not
-        effect = number_or_none(part.get("effect"))
-        flags = failed(names, len(shown))
-        return plots.Row(
-            label, shown, effect, part.get("ci95"), part.get("item_ci95"), threshold, tone, flags, material
-        )
-
-    tone = TONES.get(badge_of(claim.get("verdict") or "")[0], plots.NEUTRAL)
-    threshold = float(claim.get("threshold") or 0)
-    rows = [row(readme.formula(claim).replace(" - ", " − "), claim, sides, threshold, tone, None)]
-    for control in controls_of(claim):
-        outcome = control.get("outcome") or "OPEN"
-        tone = TONES.get(badge_of(outcome)[0], plots.NEUTRAL)
-        label = f"control {control.get('arm')}: {outcome}"
-        rows.append(
-            row(label, control, [*sides[:1], control.get("arm", "")], 0.0, tone, claim.get("material", 1.0))
-        )
-    if not any(r.d or plots.finite(r.ci95) for r in rows):
-        return None
-    unit = unit_of(claim)
-    figure = plots.forest(rows, unit)
-    values = ", ".join(readme.number(v, signed=True) for v in rows[0].d)
-    alt = (
-        f"Paired differences of claim {claim['id']}: {rows[0].label}. Effect {readme.number(rows[0].effect, signed=True)} {unit}, "
-        f"95 % interval {readme.interval(rows[0].ci95)}, threshold {readme.number(threshold)}. Per replicate: {values}."
-    )
-    for r, control in zip(rows[1:], controls_of(claim), strict=True):
-        alt += f" Control {control.get('arm')}: {readme.number(r.effect, signed=True)}, {readme.interval(r.ci95)}, {control.get('outcome') or 'OPEN'}."
-    return plots.picture(figure, claim["id"], "", alt, f"{result.paper}-{result.scale}-claim-{claim['id']}")
-
-
-def strip_pictures(result: Result, declared: dict[str, Any]) -> list[plots.Picture]:
-    """Per task and metric: every arm's score for every seed."""
-    found, pictures = readme.scores(result.data, declared), []
-    factor = readme.factors(result.data)
-    claims = result.data.get("claims") or []
-    methods = {arm for claim in claims for arm in readme.sides(claim)[:1]}
-    controls = {c.get("arm") for claim in claims for c in controls_of(claim)}
-    for task, metrics in readme.metrics_of(result.data).items():
-        for metric in metrics:
-            arms = []
-            for arm in readme.arms_of(result.data):
-                points = found.get((task, metric, arm), [])
-                if points:
-                    tone = (
-                        plots.FOR if arm in methods else plots.AGAINST if arm in controls else plots.NEUTRAL
-                    )
-                    arms.append((arm, tone, [(value, diverged) for _, value, diverged in points]))
-            if not arms:
-                continue
-            unit = " (points)" if factor.get(metric) == 100 else ""
-            means = "; ".join(f"{a} {readme.mean_sd(found[task, metric, a])}" for a, _, _ in arms)
-            alt = f"Scores of all arms on {task}, {metric}{unit}, a point per seed. Mean ± sd: {means}."
-            caption = f"{task}: {metric}{unit}"
-            key = f"{result.paper}-{result.scale}-strip-{task}-{metric}"
-            pictures.append(plots.picture(plots.strips(arms, f"{metric}{unit}"), caption, caption, alt, key))
-    return pictures
-
-
-def curve_pictures(
-    result: Result, directories: dict[tuple[str, str, int], Path], at_most: int = 6
-) -> list[plots.Picture]:
-    """Per task the logged quantities that most runs have, from `metrics.jsonl`; what is not a finite number is left out."""
-    logged: dict[str, dict[str, dict[str, list[list[tuple[float, float]]]]]] = {}
-    for (arm, task, _), directory in directories.items():
-        path = directory / "metrics.jsonl"
-        if not path.exists():
-            continue
-        own: dict[str, list[tuple[float, float]]] = {}
-        for i, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the last line of a killed run
-            step = number_or_none(entry.get("step"))
-            for key, value in entry.items():
-                if key not in ("step", "seconds", "time", "epoch") and number_or_none(value) is not None:
-                    own.setdefault(key, []).append((float(i) if step is None else step, float(value)))
-        for key, curve in own.items():
-            logged.setdefault(task, {}).setdefault(key, {}).setdefault(arm, []).append(curve)
-    pictures = []
-    for task, keys in logged.items():
-        by_runs = sorted(keys, key=lambda k: -sum(len(curves) for curves in keys[k].values()))
-        for key in by_runs[:at_most]:
-            arms = {arm: keys[key][arm] for arm in readme.arms_of(result.data) if arm in keys[key]}
-            ends = "; ".join(
-                f"{arm} {readme.number(sum(c[-1][1] for c in cs) / len(cs))}" for arm, cs in arms.items()
-            )
-            alt = f"{key} over steps on {task}, mean over seeds. Last values: {ends}."
-            caption = f"{task}: {key}, mean over {max(map(len, arms.values()))} seeds in bins of steps"
-            name = f"{result.paper}-{result.scale}-curve-{task}-{key}"
-            pictures.append(plots.picture(plots.curves(arms, key), key, caption, alt, name))
-    return pictures
-
-
-def method_pictures(
-    result: Result, directory: Path, run_dirs: dict[tuple[str, str, int], Path]
-) -> tuple[list[plots.Picture], str]:
-    """The method's own figures, and what went wrong if it did: a broken figure must not hide a verdict."""
-    path = directory / "figures.py"
-    if not path.exists():
-        return [], ""
-    pictures: list[plots.Picture] = []
-    try:
-        with plots.style():
-            if path.resolve().parents[1] == CHECKOUT:
-                module = importlib.import_module(f"{result.paper}.figures")
-            else:  # another checkout's results are drawn by its own figures
-                spec = importlib.util.spec_from_file_location(f"{result.paper}_figures", path)
-                assert spec is not None and spec.loader is not None
-                module = importlib.util.module_from_spec(spec)
-                spec.loader.exec_module(module)
-            for name, caption, alt, figure in module.figures(result.data, run_dirs):
-                pictures.append(
-                    plots.picture(figure, name, caption, alt, f"{result.paper}-{result.scale}-own-{name}")
-                )
-    except Exception as error:
-        message = f"{result.paper}.figures failed: {type(error).__name__}: {error}"
-        print(message, file=sys.stderr)
-        return pictures, message
-    return pictures, ""
-
-
 # --- a page's material -------------------------------------------------------------------------------------------------
-
-
-def badge_of(words: str) -> tuple[str, str]:
-    for start, name, sign in BADGES:
-        if words.upper().startswith(start):
-            return name, sign
-    return "neutral", "?"
-
-
-def controls_of(claim: dict[str, Any]) -> list[dict[str, Any]]:
-    controls = claim.get("controls") or []
-    return [] if isinstance(controls, str) else [c if isinstance(c, dict) else {"arm": c} for c in controls]
-
-
-def unit_of(claim: dict[str, Any]) -> str:
-    unit = claim.get("unit") or "points"
-    metric = claim.get("metric") or "raw"
-    return {"raw": str(metric), "item": f"{metric}, item by item"}.get(unit, unit)
 
 
 def why(claim: dict[str, Any]) -> str:
@@ -377,7 +181,7 @@ def conditions(claim: dict[str, Any]) -> list[dict[str, Any]]:
     flip = max(0.025, 2.0**-n if n else 1.0)
 
     def p(value: Any, limit: float) -> dict[str, Any]:
-        known = number_or_none(value)
+        known = readme.number_or_none(value)
         return {"value": f"p {p_value(value)}", "met": known is not None and known <= limit}
 
     item = plots.finite(claim.get("item_ci95"))
@@ -433,11 +237,11 @@ def claim_view(claim: dict[str, Any], result: Result, declared: dict[str, dict[s
         "source": claim.get("source") or declared.get(claim["id"], {}).get("source"),
         "items": claim.get("items") or declared.get(claim["id"], {}).get("items"),
         "formula": readme.formula(claim),
-        "unit_text": unit_of(claim),
-        "picture": claim_picture(claim, result),
+        "unit_text": readme.unit_of(claim),
+        "picture": pictures.claim_picture(claim, result.data, result.key),
         "conditions": conditions(claim),
         "by_task": by_task(claim),
-        "controls": controls_of(claim),
+        "controls": readme.controls_of(claim),
         "no_controls": claim["controls"] if isinstance(claim.get("controls"), str) else "",
         "recorded_verdict": readme.full_verdict(other, result.scale) if other else None,
         "why": why(claim),
@@ -450,22 +254,26 @@ def reported_view(result: Result | None, directory: Path, declared: dict[str, An
     on_file = readme.load_yaml(directory / "reported.yaml")
     entries = on_file.get("entries") or on_file.get("reported") or []
     held = {e["id"]: e for e in ((result.data.get("reported") if result else None) or [])}
+    targets = declared.get("targets") or []
     groups: dict[str, list[dict[str, Any]]] = {}
     for entry in [*entries, *({"id": i} for i in held if i not in {e["id"] for e in entries})]:
         ours = held.get(entry["id"], {})
         value = ours.get("reported", entry.get("value"))
         own = str(entry.get("origin") or "paper") in ("paper", "official_repository")
-        aimed = any(
-            t.get("arm") and fnmatchcase(entry["id"], str(t.get("reported")))
-            for t in declared.get("targets") or []
+        target: dict[str, Any] = next(
+            (t for t in targets if fnmatchcase(entry["id"], str(t.get("reported")))), {}
         )
         if ours.get("verdict"):
             verdict = ours["verdict"]
         elif value is None:
             verdict = "NO PUBLISHED VALUE"
         else:
-            verdict = "CONTEXT" if not own else "NOT RUN" if aimed else "NO COUNTERPART"
+            verdict = "CONTEXT" if not own else "NOT RUN" if target.get("arm") else "NO COUNTERPART"
         row = {**entry, **ours, "reported": value, "sd": ours.get("sd", entry.get("std")), "verdict": verdict}
+        if verdict.upper() == "NO COUNTERPART":
+            row["reason"] = (
+                ours.get("tolerance_reason") or target.get("reason") or "no target names this number"
+            )
         row["answered"] = ours.get("measured") is not None
         groups.setdefault(str(entry.get("table") or "no table named"), []).append(row)
     views = [
@@ -547,7 +355,7 @@ def headline(result: Result) -> dict[str, Any]:
 
 def page(paper: Paper, result: Result | None) -> dict[str, Any]:
     """All that templates/paper.html needs."""
-    title, arxiv = TITLES[paper.name]
+    title, arxiv = TITLES.get(paper.name, (paper.name, ""))
     declared = readme.load_yaml(paper.directory / "claims.yaml")
     view: dict[str, Any] = {
         "paper": paper.name,
@@ -564,15 +372,15 @@ def page(paper: Paper, result: Result | None) -> dict[str, Any]:
         return view
     data, directories = result.data, run_directories(result, paper.runs)
     by_id = {c["id"]: c for c in declared.get("claims") or []}
-    own, problem = method_pictures(result, paper.directory, directories)
+    own, problem = pictures.method_pictures(data, paper.directory, directories, result.key)
     runs = data.get("runs") or []
     return {
         **view,
         "data": data,
         "head": headline(result),
         "claims": [claim_view(c, result, by_id) for c in data.get("claims") or []],
-        "strips": strip_pictures(result, declared),
-        "curves": curve_pictures(result, directories),
+        "strips": pictures.strip_pictures(data, declared, result.key),
+        "curves": pictures.curve_pictures(data, directories, result.key),
         "figures": own,
         "figures_problem": problem,
         "trouble": [r for r in runs if r.get("status") != "finished" or (r.get("attempts") or 1) > 1],
@@ -599,8 +407,8 @@ def overview(paper: Paper) -> dict[str, Any]:
     declared = readme.load_yaml(paper.directory / "claims.yaml")
     return {
         "paper": paper.name,
-        "title": TITLES[paper.name][0],
-        "arxiv": TITLES[paper.name][1],
+        "title": TITLES.get(paper.name, (paper.name, ""))[0],
+        "arxiv": TITLES.get(paper.name, (paper.name, ""))[1],
         "page": page_name(paper, result),
         "result": result,
         "claims": shown,
@@ -623,7 +431,11 @@ def findings(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             for claim in row["claims"]:
                 verdict = claim["verdict"].removesuffix(readme.SCALED_DOWN).removesuffix(" for this model")
                 if claim.get("role") != "exhibit" and verdict in words:
-                    evidence = {"formula": readme.formula(claim), "unit": unit_of(claim), "why": why(claim)}
+                    evidence = {
+                        "formula": readme.formula(claim),
+                        "unit": readme.unit_of(claim),
+                        "why": why(claim),
+                    }
                     found.append({**row, "claim": claim, **evidence})
         found.sort(key=lambda f: f["claim"].get("role") != "primary")
         groups.append({"name": name, "found": found})
@@ -652,7 +464,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         claims = [
             {
                 **{k: c.get(k) for k in keep},
-                "controls": {x.get("arm"): x.get("outcome") or "OPEN" for x in controls_of(c)},
+                "controls": {x.get("arm"): x.get("outcome") or "OPEN" for x in readme.controls_of(c)},
             }
             for c in row["claims"]
         ]
@@ -692,7 +504,7 @@ def pretty(value: Any) -> str:
 
 
 def p_value(value: Any) -> str:
-    p = number_or_none(value)
+    p = readme.number_or_none(value)
     return "n/a" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
@@ -729,7 +541,7 @@ def templates() -> jinja2.Environment:
         "svg": Markup,  # our own markup; everything else is escaped
     }
     environment.globals |= {
-        "badge_of": badge_of,
+        "badge_of": pictures.badge_of,
         "page_name": page_name,
         "day": readme.day,
         "scaled_down": readme.SCALED_DOWN,
