@@ -26,15 +26,10 @@ def permuted(watermark: Watermark, generator: torch.Generator) -> Watermark:
     return replace(watermark, gamma=watermark.gamma[order], delta=watermark.delta[order], networks={})
 
 
-def matched_constant(watermark: Watermark, usage: Tensor) -> Watermark:
-    """Control: KGW at the mean gamma_t and delta_t that the watermark shows on its own texts.
-
-    usage: (P,) how often each token was the previous one there.
-    """
-    weight = usage.double() / usage.sum()
-    gamma, delta = float(weight @ watermark.gamma.double()), float(weight @ watermark.delta.double())
-    return replace(watermark, gamma=torch.full_like(watermark.gamma, gamma),
-                   delta=torch.full_like(watermark.delta, delta), networks={})  # fmt: skip
+def constant_like(watermark: Watermark, gamma: float, delta: float) -> Watermark:
+    """Control: KGW at the mean gamma_t and delta_t that the watermark shows on texts of its own (validation prompts)."""
+    ones = torch.ones_like(watermark.gamma)
+    return replace(watermark, gamma=gamma * ones, delta=delta * ones, networks={})
 
 
 def weighted_sum_loss(text: SoftText, loss_S: Tensor, factor: float = WEIGHTED_SUM_FACTOR) -> Tensor:

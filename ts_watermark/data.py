@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from shared import bundled, sources
+from shared.protocol import BadInput
 
 C4, C4_HUB = "c4/realnewslike", sources.Hub("allenai/c4", "realnewslike")
 KNOWN_SHARE = 0.5  # a text with fewer of its word pieces in the vocabulary is in another language or script
@@ -183,7 +184,7 @@ def c4(part: str, root: Path | None = None) -> Iterator[str]:
                     try:
                         yield json.loads(line)["text"]
                     except (ValueError, KeyError, TypeError) as error:
-                        raise sources.BadInput(f"{file}, line {number}: not a JSON object with 'text'") from error
+                        raise BadInput(f"{file}, line {number}: not a JSON object with 'text'") from error
         return
     import datasets
 
@@ -194,7 +195,7 @@ def c4(part: str, root: Path | None = None) -> Iterator[str]:
 SYLLABLES = ("ka", "lo", "mi", "ten", "ra", "vos", "du", "per", "sin", "ga", "bel", "or")
 
 
-def sample(task: str, n: int, stream: torch.Generator, root: Path, words: int = 90) -> Path:
+def sample(task: str, n: int, stream: torch.Generator, root: Path, words: int = 40) -> Path:
     """Write n invented news texts for each part in C4's layout under root; `c4(part, root)` reads them back.
 
     The words are invented, with the frequencies of Zipf's law, so that tokenizers and models have something to fit.

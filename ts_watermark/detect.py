@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ts_watermark.data import load_codec
+from ts_watermark.data import KNOWN_SHARE, load_codec
 from ts_watermark.hashing import checked_ids, p_value, z_from_counts
 from ts_watermark.watermark import Converter, Watermark
 
@@ -105,6 +105,32 @@ class Detector:
             green[part.numpy()] = picked.cpu().numpy()
         return previous, green & counted, self.gamma[tokens.numpy()], counted
 
+    def z_all(self, rows, keep=None) -> np.ndarray:
+        """z of many id lists at once, (n,), nan for one that cannot be scored; as `score(ids).z`, without checks
+        or evidence. keep: per text a (len,) bool array of the positions that count (SWEET)."""
+        lengths = np.array([len(row) for row in rows])
+        values = np.full(len(rows), np.nan)
+        if lengths.sum() < 2:
+            return values
+        ids = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+        owner = np.repeat(np.arange(len(rows)), lengths)
+        if self.converter is None:
+            _, green, gamma, counted = self.evidence(ids)
+            counted = counted & (owner[1:] == owner[:-1])  # no pair across two texts
+            owner = owner[1:]
+        else:
+            parts = [self.evidence(np.asarray(row)) for row in rows if len(row) > 1]
+            green, gamma, counted = (np.concatenate([p[k] for p in parts]) for k in (1, 2, 3))
+            owner = np.repeat(np.arange(len(rows)), np.maximum(lengths - 1, 0))
+        if keep is not None:
+            inside = np.concatenate([np.asarray(k, dtype=bool) for k in keep])
+            counted = counted & (inside[1:] if self.converter is None else inside)
+        total = lambda x: np.bincount(owner[counted], x[counted], minlength=len(rows))  # noqa: E731
+        variance = total(gamma * (1 - gamma))
+        scored = variance > 0
+        values[scored] = (total(green * 1.0) - total(gamma))[scored] / np.sqrt(variance[scored])
+        return values
+
     def score(self, text_or_ids, unique_bigrams=False, window: int | None = None, stride: int = 10) -> Detection:
         """z of the text; with `window`, the largest z over windows of so many tokens, starts 0, stride, ...
 
@@ -113,6 +139,9 @@ class Detector:
         """
         ids = self.encode(text_or_ids)
         previous, green, gamma, counted = self.evidence(ids, unique_bigrams)
+        if isinstance(text_or_ids, str) and self.codec.known_share(text_or_ids) < KNOWN_SHARE:
+            raise ValueError(f"only {self.codec.known_share(text_or_ids):.0%} of the text's word pieces are in the "
+                             "watermark's vocabulary: it was not written by this model")  # fmt: skip
         if not counted.any():
             raise ValueError("no position of this text can be scored: no token of it converts")
         length = len(ids) if window is None or len(ids) <= window else window
