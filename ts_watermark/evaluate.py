@@ -94,7 +94,8 @@ def score(predictions: Predictions) -> dict[str, float]:
                 found[f"tpr1{suffix}@{name}"] = (own > threshold_at(reference, 0.01)).mean()
                 found[f"threshold1{suffix}@{name}"] = threshold_at(reference, 0.01)
             if label:
-                found |= {f"z_{label}@{name}": own.mean(), f"auroc_{label}@{name}": auroc(own, reference)}
+                found |= {f"z_{label}@{name}": own.mean(), f"auroc_{label}@{name}": auroc(own, reference),
+                          f"z_{label}_human@{name}": reference.mean(), f"f1_{label}@{name}": best_f1(own, reference)}  # fmt: skip
         if "cosine_dipper" in p:
             found[f"cosine_dipper@{name}"] = p["cosine_dipper"][:, k].mean()
     found["detection_model_passes"] = float(p["_detection_model_passes"])
@@ -184,6 +185,12 @@ def punctuation_over_determiners(predictions: dict[str, Predictions]) -> float:
     return float((mean["punctuation"] - mean["determiner"]).mean())
 
 
+def gamma_spread(predictions: dict[str, Predictions]) -> float:
+    """0.01 minus the larger distance, in cosine at equal z, of the other gammas' frontiers from the last arm's."""
+    *others, sweep = list(predictions.values())
+    return float(0.01 - max(abs(gap_at_equal_z(other, sweep, "cosine")) for other in others))
+
+
 STATISTICS = {
     "frontier_gap": frontier_gap,
     "frontier_gap_blind": frontier_gap_blind,
@@ -196,6 +203,7 @@ STATISTICS = {
     "both_objectives": frontier_dominance,
     "null_calibration": null_calibration,
     "null_tail": null_tail,
+    "gamma_spread": gamma_spread,
     "punctuation_over_determiners": punctuation_over_determiners,
 }
 
