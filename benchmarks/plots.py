@@ -205,7 +205,7 @@ def forest(rows: Sequence[Row], unit: str) -> Figure:
         axes.set_ylim(-len(rows) + 0.5, 0.55)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(f"difference, {unit}; right of the dashed mark favours the claim")
+        axes.set_xlabel(f"difference, {unit}")
     return figure
 
 
@@ -220,14 +220,22 @@ def strips(arms: Sequence[tuple[str, str, Sequence[tuple[float, bool]]]], label:
     with style():
         figure = Figure(figsize=(WIDTH, 0.55 + 0.24 * len(arms)))
         axes = figure.add_subplot()
+        means = [sum(v for v, _ in points) / len(points) for _, _, points in arms if points]
+        usual = [v for _, _, points in arms for v, diverged in points if not diverged] + means
+        low, high = min(usual), max(usual)
+        margin = 0.05 * (high - low) or 1.0
+        axes.set_xlim(low - 3 * margin, high + margin)
         for i, (_, tone, points) in enumerate(arms):
             axes.axhline(-i, color=FAINT, linewidth=0.5, zorder=0)
             for k, (value, diverged) in enumerate(points):
-                # The place within the row is the seed's rank, the same in all rows: a bad seed shows as a column.
-                offset = 0.22 - 0.44 * (k / (len(points) - 1) if len(points) > 1 else 0.5)
-                axes.plot(
-                    value, -i + offset, "x" if diverged else "o", markersize=3.8, color=tone, alpha=0.85
-                )
+                # The place within the row is the seed's rank, the same in all rows: a bad seed shows as a line of points.
+                y = -i + 0.22 - 0.44 * (k / (len(points) - 1) if len(points) > 1 else 0.5)
+                if diverged and value < low - margin:
+                    # A collapse to chance would squeeze all else into a corner: it stands at the edge with its value.
+                    axes.plot(low - 2.4 * margin, y, "x", markersize=4.5, color=tone)
+                    axes.text(low - 1.9 * margin, y, f"{value:.3g}", va="center", fontsize=7.5, color=tone)
+                else:
+                    axes.plot(value, y, "x" if diverged else "o", markersize=3.8, color=tone, alpha=0.85)
             if points:
                 mean = sum(v for v, _ in points) / len(points)
                 axes.plot([mean, mean], [-i - 0.36, -i + 0.36], color=INK, linewidth=1.6)

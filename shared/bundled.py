@@ -15,7 +15,6 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
-import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shared import sources
+from shared import runs, sources
 from shared.sources import MissingInput, Split
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -81,13 +80,15 @@ def minilm(layers: int | None = None, attention: str = "sdpa") -> tuple[Any, Any
         print(
             f"note: MiniLM's weights at {folder} have sha256 {sha[:12]}..., not the usual {MINILM_SHA256[:12]}..."
         )
-    model, info = BertModel.from_pretrained(
+    # Any: mypy does not know that output_loading_info makes it a pair
+    loaded: Any = BertModel.from_pretrained(
         folder,
         local_files_only=True,
         use_safetensors=True,
         attn_implementation=attention,
         output_loading_info=True,
     )
+    model, info = loaded
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     wrong = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     count = sum(p.numel() for p in model.parameters())
@@ -292,27 +293,11 @@ def _tell_once(message: str) -> None:
 @functools.cache
 def _load_corpus() -> tuple[list[tuple[str, str]], str]:
     versions = "-".join(f"{name}{importlib.metadata.version(package)}" for name, package in PACKAGES.items())
-    functions = "".join(map(inspect.getsource, (_harvest, _docstrings, _prose, _near)))
+    functions = [inspect.getsource(function) for function in (_harvest, _docstrings, _prose, _near)]
     rules = (functions, _BUILT.pattern, _SECTION.pattern, sorted(_SKIPPED_FOLDERS), _MIN_CHARACTERS)
-    key = f"documentation corpus {versions} {hashlib.sha256(repr(rules).encode()).hexdigest()}"
-    corpus = [(module, text) for module, text in _cached(key, _harvest)]
+    key = ("documentation corpus", versions, rules)
+    corpus = [(module, text) for module, text in runs.cached(key, _harvest)]
     return corpus, corpus_sha256(corpus)
-
-
-def _cached(key: str, make: Any) -> Any:
-    """What `make()` returns, kept as JSON in `.cache/` (or REPRO_CACHE); written by one rename."""
-    folder = Path(os.environ.get("REPRO_CACHE") or Path(__file__).resolve().parent.parent / ".cache")
-    path = folder / (hashlib.sha256(key.encode()).hexdigest()[:24] + ".json.gz")
-    try:
-        return json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, ValueError, EOFError):
-        pass
-    value = make()
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    unfinished.write_bytes(gzip.compress(json.dumps(value).encode(), compresslevel=3, mtime=0))
-    unfinished.replace(path)
-    return value
 
 
 def _harvest() -> list[tuple[str, str]]:

@@ -66,147 +66,65 @@ def _download(hub_id: str, folder: str, more: str = "") -> str:
     return f"hf download --repo-type dataset {hub_id} {more}--local-dir $REPRO_DATA/{folder}"
 
 
+_JSON_TEXTS = "train.jsonl, test.jsonl: {text, label} a line, or the hub's files"
+# fmt: off
 LAYOUTS = [
-    Layout(
-        "glue",
-        "GLUE, nine tasks in folders CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI",
-        "train.tsv, dev.tsv (MNLI: dev_matched.tsv, dev_mismatched.tsv), or a task's parquet files of the hub",
-        "nyu-mll/glue",
-        "research use; each task has its own terms",
-        _download("nyu-mll/glue", "glue"),
-    ),
-    Layout(
-        "super_glue",
-        "SuperGLUE, eight tasks in folders BoolQ, CB, COPA, MultiRC, ReCoRD, RTE, WiC, WSC",
-        "train.jsonl, val.jsonl, or a task's parquet files of the hub",
-        "aps/super_glue",
-        "research use; each task has its own terms",
-        _download("aps/super_glue", "super_glue"),
-    ),
-    Layout(
-        "cifar10",
-        "CIFAR-10, 50,000 + 10,000 images of 32 x 32",
-        "train.parquet, test.parquet (columns img, label), or cifar-10-batches-py, or cifar-10-batches-bin",
-        "uoft-cs/cifar10",
-        "none stated",
-        _download("uoft-cs/cifar10", "cifar10"),
-    ),
-    Layout(
-        "cifar100",
-        "CIFAR-100, 50,000 + 10,000 images of 32 x 32",
-        "train.parquet, test.parquet (columns img, fine_label), or cifar-100-python, or cifar-100-binary",
-        "uoft-cs/cifar100",
-        "none stated",
-        _download("uoft-cs/cifar100", "cifar100"),
-    ),
-    Layout(
-        "imagenet",
-        "ImageNet-1k (ILSVRC 2012), 1.28 million images",
-        "train/<wnid>/*.JPEG, val/<wnid>/*.JPEG, or the hub's parquet files",
-        "ILSVRC/imagenet-1k",
-        "research use; needs an account that accepted the terms",
-        "hf auth login && " + _download("ILSVRC/imagenet-1k", "imagenet"),
-    ),
-    Layout(
-        "bioner",
-        "biomedical entities in folders NCBI-disease-IOB, BC5CDR-IOB, BC2GM-IOB, ...",
-        "train.tsv, devel.tsv, test.tsv: token TAB tag, blank line between sentences",
-        "github.com/cambridgeltl/MTL-Bioinformatics-2016",
-        "each corpus has its own terms",
-        "git clone https://github.com/cambridgeltl/MTL-Bioinformatics-2016 && cp -r MTL-Bioinformatics-2016/data $REPRO_DATA/bioner",
-    ),
-    Layout(
-        "bionlp2004",
-        "BioNLP 2004 (JNLPBA) entities",
-        "dataset/train.json, valid.json, test.json: one object {tokens, tags} a line",
-        "tner/bionlp2004",
-        "GENIA corpus terms",
-        _download("tner/bionlp2004", "bionlp2004"),
-    ),
-    Layout(
-        "nlg/e2e",
-        "E2E data to text",
-        "train.txt, valid.txt, test.txt: meaning representation||text",
-        "tuetschek/e2e_nlg",
-        "CC BY-SA 4.0",
-        _download("tuetschek/e2e_nlg", "nlg/e2e"),
-    ),
-    Layout(
-        "nlg/webnlg",
-        "WebNLG 2017 (v1.4) triples to text",
-        "train.json, dev.json, test.json",
-        "GEM/web_nlg",
-        "CC BY-NC-SA 4.0",
-        _download("GEM/web_nlg", "nlg/webnlg"),
-    ),
-    Layout(
-        "nlg/dart",
-        "DART triples to text",
-        "dart-v1.1.1-full-train.json, -dev.json, -test.json",
-        "Yale-LILY/dart",
-        "MIT",
-        "git clone https://github.com/Yale-LILY/dart && mkdir -p $REPRO_DATA/nlg/dart && cp dart/data/v1.1.1/*.json $REPRO_DATA/nlg/dart/",
-    ),
-    Layout(
-        "molecules",
-        "MoleculeNet: BBBP, bace, clintox, sider, tox21, delaney-processed, Lipophilicity, SAMPL",
-        "CSV with SMILES and label columns",
-        "moleculenet.org",
-        "MIT (collection); each set its own terms",
-        "mkdir -p $REPRO_DATA/molecules && cd $REPRO_DATA/molecules && "
-        "for f in BBBP.csv bace.csv clintox.csv.gz sider.csv.gz tox21.csv.gz delaney-processed.csv Lipophilicity.csv SAMPL.csv; "
-        "do curl -LO https://deepchemdata.s3-us-west-1.amazonaws.com/datasets/$f; done; gunzip -f *.gz",
-    ),
-    Layout(
-        "text",
-        "English text for language models (english.jsonl.gz), movie reviews (movie_reviews.jsonl.gz)",
-        "one object {source, text} or {id, label, text} a line",
-        "your own; the bundled corpus otherwise",
-        "that of your texts",
-        "write english.jsonl.gz yourself: any English prose, one document a line",
-    ),
-    Layout(
-        "c4",
-        "C4 real-news-like",
-        "realnewslike/c4-*.json.gz",
-        "allenai/c4",
-        "ODC-BY",
-        _download("allenai/c4", "c4", "--include 'realnewslike/c4-*-of-*.json.gz' "),
-    ),
-    Layout(
-        "nasbench201.csv.gz",
-        "accuracies of all 15,625 cells of NAS-Bench-201",
-        "CSV, one cell a row (columns: dasgm/README.md)",
-        "github.com/D-X-Y/NAS-Bench-201",
-        "MIT",
-        "extract it from NAS-Bench-201-v1_1-096897.pth, as dasgm/README.md says",
-    ),
-    Layout(
-        "tap/rct",
-        "PubMed 200k RCT sentences (task-adaptive pretraining)",
-        "train.jsonl, dev.jsonl, test.jsonl: {text, label}",
-        "github.com/allenai/dont-stop-pretraining",
-        "research use",
-        "mkdir -p $REPRO_DATA/tap/rct && cd $REPRO_DATA/tap/rct && for p in train dev test; do "
-        "curl -LO https://allennlp.s3-us-west-2.amazonaws.com/dont_stop_pretraining/data/rct-20k/$p.jsonl; done",
-    ),
-    Layout(
-        "tap/agnews",
-        "AG news topics",
-        "train.jsonl, dev.jsonl, test.jsonl: {text, label}, or the hub's parquet files",
-        "fancyzhx/ag_news",
-        "non-commercial use",
-        _download("fancyzhx/ag_news", "tap/agnews"),
-    ),
-    Layout(
-        "tap/imdb",
-        "IMDB review polarity",
-        "train.jsonl, dev.jsonl, test.jsonl: {text, label}, or the hub's parquet files",
-        "stanfordnlp/imdb",
-        "research use",
-        _download("stanfordnlp/imdb", "tap/imdb"),
-    ),
+    Layout("glue", "GLUE: folders CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI",
+           "train.tsv, dev.tsv (MNLI: dev_matched.tsv, dev_mismatched.tsv), or per task the hub's parquet files",
+           "nyu-mll/glue", "research use; each task has its own terms", _download("nyu-mll/glue", "glue")),
+    Layout("super_glue", "SuperGLUE: folders BoolQ, CB, COPA, MultiRC, ReCoRD, RTE, WiC, WSC",
+           "train.jsonl, val.jsonl, or per task the hub's parquet files",
+           "aps/super_glue", "research use; each task has its own terms", _download("aps/super_glue", "super_glue")),
+    Layout("cifar10", "CIFAR-10: 50,000 + 10,000 images of 32 x 32",
+           "train.parquet, test.parquet (img, label), or cifar-10-batches-py, or cifar-10-batches-bin",
+           "uoft-cs/cifar10", "none stated", _download("uoft-cs/cifar10", "cifar10")),
+    Layout("cifar100", "CIFAR-100: 50,000 + 10,000 images of 32 x 32",
+           "train.parquet, test.parquet (img, fine_label), or cifar-100-python, or cifar-100-binary",
+           "uoft-cs/cifar100", "none stated", _download("uoft-cs/cifar100", "cifar100")),
+    Layout("imagenet", "ImageNet-1k (ILSVRC 2012): 1.28 million images",
+           "train/<wnid>/*.JPEG, val/<wnid>/*.JPEG, or the hub's parquet files",
+           "ILSVRC/imagenet-1k", "research use; accept the terms with an account first",
+           "hf auth login && " + _download("ILSVRC/imagenet-1k", "imagenet")),
+    Layout("bioner", "biomedical entities: folders NCBI-disease-IOB, BC5CDR-IOB, BC2GM-IOB, ...",
+           "train.tsv, devel.tsv, test.tsv: token TAB tag, blank line between sentences",
+           "github.com/cambridgeltl/MTL-Bioinformatics-2016", "each corpus has its own terms",
+           "git clone https://github.com/cambridgeltl/MTL-Bioinformatics-2016 && cp -r MTL-Bioinformatics-2016/data $REPRO_DATA/bioner"),
+    Layout("bionlp2004", "BioNLP 2004 (JNLPBA) entities",
+           "dataset/train.json, valid.json, test.json: one object {tokens, tags} a line",
+           "tner/bionlp2004", "terms of the GENIA corpus", _download("tner/bionlp2004", "bionlp2004")),
+    Layout("nlg/e2e", "E2E data to text", "train.txt, valid.txt, test.txt: meaning representation||text",
+           "github.com/microsoft/LoRA (the copy there; original: tuetschek/e2e-dataset)", "CC BY-SA 4.0",
+           "git clone https://github.com/microsoft/LoRA && mkdir -p $REPRO_DATA/nlg && cp -r LoRA/examples/NLG/data/e2e $REPRO_DATA/nlg/e2e"),
+    Layout("nlg/webnlg", "WebNLG challenge 2017, triples to text", "train.json, dev.json, test.json",
+           "github.com/microsoft/LoRA (the copy there; original: webnlg-challenge-2017)", "CC BY-NC-SA 4.0",
+           "git clone https://github.com/microsoft/LoRA && mkdir -p $REPRO_DATA/nlg && "
+           "cp -r LoRA/examples/NLG/data/webnlg_challenge_2017 $REPRO_DATA/nlg/webnlg"),
+    Layout("nlg/dart", "DART triples to text", "dart-v1.1.1-full-train.json, -dev.json, -test.json",
+           "github.com/Yale-LILY/dart", "MIT",
+           "git clone https://github.com/Yale-LILY/dart && mkdir -p $REPRO_DATA/nlg/dart && cp dart/data/v1.1.1/*.json $REPRO_DATA/nlg/dart/"),
+    Layout("molecules", "MoleculeNet: BBBP, bace, clintox, sider, tox21, delaney-processed, Lipophilicity, SAMPL",
+           "<name>.csv with a SMILES column and label columns",
+           "moleculenet.org", "each set has its own terms",
+           "mkdir -p $REPRO_DATA/molecules && cd $REPRO_DATA/molecules && for f in BBBP.csv bace.csv clintox.csv.gz "
+           "sider.csv.gz tox21.csv.gz delaney-processed.csv Lipophilicity.csv SAMPL.csv; do "
+           "curl -LO https://deepchemdata.s3-us-west-1.amazonaws.com/datasets/$f; done; gunzip -f *.gz"),
+    Layout("text", "English text for language models; labelled movie reviews",
+           "english.jsonl.gz: {source, text} a line; movie_reviews.jsonl.gz: {id, label, text} a line",
+           "your own (the bundled corpus is used otherwise)", "that of your texts",
+           "write english.jsonl.gz yourself: English prose, one document a line"),
+    Layout("c4", "C4 real-news-like", "realnewslike/c4-*.json.gz", "allenai/c4", "ODC-BY",
+           _download("allenai/c4", "c4", "--include 'realnewslike/c4-*-of-*.json.gz' ")),
+    Layout("nasbench201.csv.gz", "accuracies of all 15,625 cells of NAS-Bench-201", "CSV, one cell a row",
+           "github.com/D-X-Y/NAS-Bench-201", "MIT",
+           "extract it from NAS-Bench-201-v1_1-096897.pth with the API of that repository"),
+    Layout("tap/rct", "PubMed RCT sentences, 20k version, for task-adaptive pretraining", "train.jsonl, dev.jsonl, test.jsonl: {text, label} a line, or the hub's files",
+           "armanc/pubmed-rct20k", "research use", _download("armanc/pubmed-rct20k", "tap/rct")),
+    Layout("tap/agnews", "AG news topics, for task-adaptive pretraining", _JSON_TEXTS,
+           "fancyzhx/ag_news", "non-commercial use", _download("fancyzhx/ag_news", "tap/agnews")),
+    Layout("tap/imdb", "IMDB review polarity, for task-adaptive pretraining", _JSON_TEXTS,
+           "stanfordnlp/imdb", "research use", _download("stanfordnlp/imdb", "tap/imdb")),
 ]
+# fmt: on
 
 
 # --- what was read -------------------------------------------------------------------------------------------
@@ -227,16 +145,26 @@ def recording() -> Iterator[dict[str, dict[str, str]]]:
         _recordings[:] = [other for other in _recordings if other is not log]
 
 
-def note(name: str, path_or_sha: Path | str, path: str = "") -> str:
-    """Write down that the data called `name` were read: a file (hashed here) or a sha256 -> the sha256."""
+def note(name: str, path_or_sha: Path | str, origin: str = "") -> str:
+    """Write down that the data called `name` were read: a file (hashed here) or a sha256 -> the sha256.
+
+    `origin` (`bundled`, `hub:...`); a file's default is its place below REPRO_DATA, REPRO_MODELS or the hub's cache:
+    a record names no folder of this machine."""
+    sha = path_or_sha if isinstance(path_or_sha, str) else file_sha256(path_or_sha)
     if isinstance(path_or_sha, Path):
-        sha, path = file_sha256(path_or_sha), path or str(path_or_sha)
-    else:
-        sha = path_or_sha
-    entry = {"sha256": sha, "path": path}
+        origin = origin or _place(path_or_sha)
+    entry = {"sha256": sha, "path": origin}
     for log in [read_log, *_recordings]:
         log[name] = entry
     return sha
+
+
+def _place(path: Path) -> str:
+    roots = {"REPRO_DATA": _root("REPRO_DATA"), "REPRO_MODELS": _root("REPRO_MODELS"), "cache": _hub_cache()}
+    for name, root in roots.items():
+        if root and path.is_relative_to(root):
+            return f"{name}/{path.relative_to(root).as_posix()}"
+    return path.name
 
 
 def file_sha256(path: Path) -> str:
@@ -431,19 +359,18 @@ def _cached_dataset(hub_id: str) -> bool:
 def available(kind: str, name: str, hub_timeout: float = 3) -> str:
     """Where an input would come from, without loading it: `folder`, `cache`, `hub`, or "" if it is not to be had.
 
-    `kind`: `models` (name: hub id) or `data` (name: folder of REPRO_DATA, or hub id). Used for choosing a scale.
+    `kind`: `model` (name: hub id) or `data` (name: folder of REPRO_DATA, or hub id). Used for choosing a scale.
     """
-    if kind not in ("models", "data"):
-        raise ValueError(f"kind '{kind}' is not one of: models, data")
-    if _below(_root("REPRO_MODELS" if kind == "models" else "REPRO_DATA"), name):
-        return "folder"
+    if kind not in ("model", "data"):
+        raise ValueError(f"kind '{kind}' is not one of: model, data")
     layout = layout_of(name) if kind == "data" else None
-    hub_id = layout.source if layout else name
-    if not re.fullmatch(r"[\w-]+/[\w.-]+", hub_id) or hub_id.startswith("github.com"):
-        return ""
-    if layout and name == layout.source and _below(_root("REPRO_DATA"), layout.folder):
+    folders = {name, layout.folder} if layout and name == layout.source else {name}
+    if any(_below(_root("REPRO_MODELS" if kind == "model" else "REPRO_DATA"), folder) for folder in folders):
         return "folder"
-    if _cached_model(name) if kind == "models" else _cached_dataset(hub_id):
+    hub_id = layout.source if layout else name
+    if not re.fullmatch(r"[\w-]+/[\w.-]+", hub_id):
+        return ""
+    if _cached_model(name) if kind == "model" else _cached_dataset(hub_id):
         return "cache"
     return "hub" if not offline() and _answers(kind, hub_id, hub_timeout) else ""
 
@@ -456,7 +383,7 @@ def _answers(kind: str, hub_id: str, timeout: float) -> bool:
     if endpoint in _silent_hub:
         return False
     try:
-        url = f"{endpoint}/api/{'models' if kind == 'models' else 'datasets'}/{hub_id}"
+        url = f"{endpoint}/api/{'models' if kind == 'model' else 'datasets'}/{hub_id}"
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout) as answer:
             return answer.status == 200
     except urllib.error.HTTPError:

@@ -105,15 +105,6 @@ def test_docstrings_come_in_order_and_sections_are_cut():
     )
 
 
-def test_cache_survives_a_broken_file(tmp_path, monkeypatch):
-    monkeypatch.setenv("REPRO_CACHE", str(tmp_path))
-    assert bundled._cached("key", lambda: [1, "a"]) == [1, "a"]
-    assert bundled._cached("key", lambda: pytest.fail("not cached")) == [1, "a"]
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:10])
-    assert bundled._cached("key", lambda: [2]) == [2]
-
-
 def test_english_prefers_the_folder(tmp_path, monkeypatch):
     import gzip
 
