@@ -82,6 +82,11 @@ def logistic_noise(shape, generator: torch.Generator, device) -> Tensor:
     return torch.logit(u).to(device)
 
 
+def wide(x: Tensor) -> Tensor:
+    """At least fp32: softmax and the generators never run in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 # ---- soft decoding (3.4) -------------------------------------------------------------------------------------
 
 
@@ -115,9 +120,9 @@ def soft_decode(model, prompt, steps, sim_embedding, generators=None, noise=None
         with torch.no_grad():
             out = model(inputs_embeds=E.detach(), attention_mask=mask, past_key_values=cache, use_cache=True,
                         logits_to_keep=1)  # fmt: skip
-        cache, logits = out.past_key_values, out.logits[:, -1].float()
+        cache, logits = out.past_key_values, wide(out.logits[:, -1])
         if generators is not None:
-            gamma, delta = generators(last.float())
+            gamma, delta = generators(wide(last))
             m = relaxed_green_mask(gamma, noise(logits.shape), tau)
             logits = logits + delta[:, None] * m
         s = torch.softmax(logits, dim=-1)

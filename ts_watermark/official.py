@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ts_watermark.hashing import p_value, z_from_counts
-from ts_watermark.method import SoftText
+from ts_watermark.method import SoftText, wide
 
 MGDA_CAP = 0.01  # row 1: the largest weight that L_D ever gets
 WEIGHTED_SUM_FACTOR = 4e-4  # the factor of -zhat in the weighted-sum variant
@@ -38,9 +38,9 @@ def prefix_decode(model, prompt, steps, sim_embedding, generators=None, mask_of=
     sentence, q, gammas, deltas = [], [], [], []
     for _ in range(steps):
         with torch.no_grad():
-            logits = model(inputs_embeds=E.detach(), attention_mask=mask, use_cache=False).logits[:, -1].float()
+            logits = wide(model(inputs_embeds=E.detach(), attention_mask=mask, use_cache=False).logits[:, -1])
         if generators is not None:
-            gamma, delta = generators(E[:, -1].float())
+            gamma, delta = generators(wide(E[:, -1]))
             m = mask_of(gamma, logits.shape)
             logits = logits + delta[:, None] * m
         s = torch.softmax(logits, dim=-1)
