@@ -204,7 +204,7 @@ def train_language_model(config, run, device, codec, texts, validation) -> list[
         optimizer.step()
         schedule.step()
         if step % 20 == 0:
-            run.log(step=step, lm_loss=float(loss))
+            run.log(step=step, lm_loss=loss.item())
     ppl = models.perplexity(model.eval(), held, config.lm_length, 64)
     unigram = models.unigram_perplexity(stream, held, len(codec))
     run.say(f"language model: validation perplexity {ppl:.1f}, unigram {unigram:.1f}, {len(stream):,} tokens of text")
@@ -548,7 +548,7 @@ def paraphrased(config, base, detector, test, decoded) -> dict[str, np.ndarray]:
     texts = []
     for i, (text, prompt) in enumerate(zip(decoded, prompts)):
         runs.seed_global(config.seed, "dipper", i)
-        texts.append(dipper(text, prompt, max_length=48 if tiny else 512))
+        texts.append(dipper(text, prompt, max_length=24 if tiny else 512))
     rows = [r[:500] for r in base.codec.encode_all(texts)]
     found = {"z_dipper": detector.z_all(rows)}
     plain_text, plain = reference_texts(config, base, test, base.model.device)
