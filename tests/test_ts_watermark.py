@@ -120,8 +120,9 @@ def test_known_permutation():
 
 def test_ties_are_shuffled_and_counted_alike():
     """A permutation with equal keys: counting ranks and reading the permutation agree, and it is still a bijection."""
-    n, token = 50272, next(
-        t for t in range(1, 200) if len(np.unique(hashing.sort_keys(hashing.KEY * t, 50272))) < 50272
+    n, token = (
+        50272,
+        next(t for t in range(1, 200) if len(np.unique(hashing.sort_keys(hashing.KEY * t, 50272))) < 50272),
     )
     keys = hashing.sort_keys(hashing.KEY * token, n)
     values, counts = np.unique(keys, return_counts=True)
@@ -136,7 +137,9 @@ def test_lists_nest_and_have_the_asked_size():
     for p in (0, 3, 77):
         order = hashing.permutation_of(p, V)
         for small, large in [(0.1, 0.25), (0.25, 0.5), (0.3, 0.3)]:
-            a, b = (set(order[: int(s)]) for s in hashing.list_sizes(torch.tensor([small, large]).double(), V))
+            a, b = (
+                set(order[: int(s)]) for s in hashing.list_sizes(torch.tensor([small, large]).double(), V)
+            )
             assert a <= b and len(b) == math.floor(V * large)
     gamma = torch.tensor([0.2467041015625])
     assert hashing.list_sizes(gamma, 50272, "fp16").item() == 12400
@@ -153,7 +156,9 @@ def test_one_token_changes_one_list():
     a, b = detector.score(ids), detector.score(other)
     assert np.flatnonzero(a.gamma != b.gamma).tolist() == [10]  # entry 10 governs token 11
     assert set(np.flatnonzero(a.green != b.green)) <= {9, 10}
-    assert a.gamma[0] == pytest.approx(float(watermark.gamma[ids[0]])) and a.scored == 29  # the first is not scored
+    assert (
+        a.gamma[0] == pytest.approx(float(watermark.gamma[ids[0]])) and a.scored == 29
+    )  # the first is not scored
 
 
 def test_cache_is_bounded_and_changes_nothing():
@@ -234,14 +239,19 @@ def test_mgda_is_the_closest_point_of_the_segment():
     grid, seen = np.linspace(0, 1, 2001), set()
     for seed in range(200):
         g = torch.Generator().manual_seed(seed)
-        d, s = torch.randn(2, 5, generator=g, dtype=torch.float64) * torch.tensor([[10.0 ** (seed % 3 - 1)], [1.0]])
+        d, s = torch.randn(2, 5, generator=g, dtype=torch.float64) * torch.tensor(
+            [[10.0 ** (seed % 3 - 1)], [1.0]]
+        )
         if seed % 4 == 0:
             s = d * 3 + 0.1 * s
         lam = method.mgda_weight(d, s)
         norms = ((grid[:, None] * d.numpy() + (1 - grid[:, None]) * s.numpy()) ** 2).sum(1)
         mixed = lam * d + (1 - lam) * s
         assert float(mixed @ mixed) <= norms.min() + 1e-9
-        assert float(mixed @ d) >= float(mixed @ mixed) - 1e-8 and float(mixed @ s) >= float(mixed @ mixed) - 1e-8
+        assert (
+            float(mixed @ d) >= float(mixed @ mixed) - 1e-8
+            and float(mixed @ s) >= float(mixed @ mixed) - 1e-8
+        )
         assert method.mgda_weight(d, s, cap=0.01) <= 0.01
         seen.add("one" if lam == 1.0 else "zero" if lam == 0.0 else "inside")
     assert seen == {"one", "zero", "inside"}
@@ -295,7 +305,12 @@ class Replay:
     """A language model that repeats its first logits: no gradient passes through it, so none may be measured."""
 
     def __init__(self, model):
-        self.model, self.stored, self.turn, self.get_input_embeddings = model, [], 0, model.get_input_embeddings
+        self.model, self.stored, self.turn, self.get_input_embeddings = (
+            model,
+            [],
+            0,
+            model.get_input_embeddings,
+        )
 
     def __call__(self, **given):
         if self.turn == len(self.stored):
@@ -350,7 +365,8 @@ def test_cache_equals_the_official_prefix_loop():
     for a, b in zip(cached, whole):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     one, two = (
-        torch.autograd.grad(method.relaxed_z(t.q, t.gamma), list(generators.parameters())) for t in (cached, whole)
+        torch.autograd.grad(method.relaxed_z(t.q, t.gamma), list(generators.parameters()))
+        for t in (cached, whole)
     )
     for a, b in zip(one, two):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
@@ -364,7 +380,10 @@ def test_initialisation():
     assert generators.delta[-1].bias.item() == pytest.approx(1.75)
     gamma, delta = method.Generators(32, (8,), 0.1, 1.5, zero_last_layer=True)(torch.randn(40, 32))
     assert (gamma - 0.1).abs().max() < 1e-6 and (delta - 1.5).abs().max() < 1e-6
-    assert len(method.Generators(32, (256, 32)).gamma) == 5 and len(method.Generators(32, (512, 128, 64, 16)).gamma) == 9
+    assert (
+        len(method.Generators(32, (256, 32)).gamma) == 5
+        and len(method.Generators(32, (512, 128, 64, 16)).gamma) == 9
+    )
 
 
 @pytest.mark.parametrize("objective", ["both", "detection", "semantics"])
@@ -442,7 +461,9 @@ def test_sweet_entropies_know_their_place():
 def test_permuted_keeps_the_values_and_matched_their_mean():
     watermark = random_watermark()
     other = baselines.permuted(watermark, torch.Generator().manual_seed(0))
-    assert torch.equal(other.gamma.sort().values, watermark.gamma.sort().values) and not torch.equal(other.gamma, watermark.gamma)
+    assert torch.equal(other.gamma.sort().values, watermark.gamma.sort().values) and not torch.equal(
+        other.gamma, watermark.gamma
+    )
     pairs = set(zip(watermark.gamma.tolist(), watermark.delta.tolist()))
     assert set(zip(other.gamma.tolist(), other.delta.tolist())) == pairs
     assert baselines.constant_like(watermark, 0.2, 1.5).gamma.unique().tolist() == pytest.approx([0.2])
@@ -460,12 +481,18 @@ def test_windowed_maximum():
         ids[t] = hashing.permutation_of(int(ids[t - 1]), V)[rng.integers(int(sizes[ids[t - 1]]))]
     found = detector.score(ids, window=200)
     direct = [detector.score(ids[s : s + 200]).z for s in range(0, 201, 10)]
-    assert found.z == pytest.approx(max(direct)) and found.start == 10 * int(np.argmax(direct)) and found.windows == 21
+    assert (
+        found.z == pytest.approx(max(direct))
+        and found.start == 10 * int(np.argmax(direct))
+        and found.windows == 21
+    )
     short = ids[:150]
     assert detector.score(short, window=200).z == detector.score(short).z  # documented: scored whole
     repeated = np.array([5, 6] * 30)
     assert detector.score(repeated, unique_bigrams=True).scored == 2
-    assert detector.z_all([ids.tolist(), short.tolist(), [7]])[:2] == pytest.approx([detector.score(ids).z, detector.score(short).z])
+    assert detector.z_all([ids.tolist(), short.tolist(), [7]])[:2] == pytest.approx(
+        [detector.score(ids).z, detector.score(short).z]
+    )
 
 
 def test_thresholds():
@@ -591,7 +618,9 @@ def test_detect_command_and_html(tmp_path, word_codec):
     page = (tmp_path / "o.html").read_text()
     assert page.count('class="t ') >= 28 and "<script" not in page
     text.write_text("")
-    failed = subprocess.run([*command, text, "--generators", folder], cwd=ROOT, capture_output=True, text=True, env=environment)
+    failed = subprocess.run(
+        [*command, text, "--generators", folder], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
     assert failed.returncode == 1 and "empty" in failed.stderr and "Traceback" not in failed.stderr
     detection = Detector(random_watermark()).score([1, 2, 3])
     assert "&lt;b&gt;" in to_html(detection, ["<b>", "x", "y"])
@@ -602,7 +631,9 @@ def test_attacks():
     host, text = " ".join(f"h{i}" for i in range(30)), " ".join(f"w{i}" for i in range(9))
     for pieces in (1, 3):
         words = attacks.copy_paste(text, host, pieces, draws).split()
-        assert [w for w in words if w[0] == "h"] == host.split() and [w for w in words if w[0] == "w"] == text.split()
+        assert [w for w in words if w[0] == "h"] == host.split() and [
+            w for w in words if w[0] == "w"
+        ] == text.split()
         runs_ = sum(w[0] == "w" and (i == 0 or words[i - 1][0] == "h") for i, w in enumerate(words))
         assert runs_ <= pieces
     ids = list(range(1000))
@@ -628,9 +659,18 @@ def test_c4_sample_is_read_back(tmp_path, word_codec):
 
 
 def test_passages_are_cut_as_the_paper_does(word_codec):
-    texts = [" ".join(word_codec.pieces([2 + (i + k) % 70 for i in range(n)])) for k, n in enumerate((10, 30, 60, 25))]
-    passages, seen = data.cut(texts, word_codec, tokens=8, min_prompt=15, max_prompt=20, limit=2, max_total=50)
-    assert len(passages) == 2 and passages.ids == [data.name_of(texts[1]), data.name_of(texts[3])] and len(seen) == 4
+    texts = [
+        " ".join(word_codec.pieces([2 + (i + k) % 70 for i in range(n)]))
+        for k, n in enumerate((10, 30, 60, 25))
+    ]
+    passages, seen = data.cut(
+        texts, word_codec, tokens=8, min_prompt=15, max_prompt=20, limit=2, max_total=50
+    )
+    assert (
+        len(passages) == 2
+        and passages.ids == [data.name_of(texts[1]), data.name_of(texts[3])]
+        and len(seen) == 4
+    )
     whole = word_codec.encode(texts[1])
     assert passages.human[0] == whole[-8:] and passages.prompts[0] == whole[:-8][-20:]
     with pytest.raises(data.sources.MissingInput, match="only 2 of 9"):

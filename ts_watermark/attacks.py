@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 
@@ -9,7 +11,7 @@ def copy_paste(text: str, prompt: str, pieces: int, generator: torch.Generator) 
     """Insert the text into its own prompt, whole or in equal parts by words, at uniform random word positions."""
     host, words = prompt.split(), text.split()
     bounds = [round(k * len(words) / pieces) for k in range(pieces + 1)]
-    parts = [words[a:b] for a, b in zip(bounds, bounds[1:])]
+    parts = [words[a:b] for a, b in itertools.pairwise(bounds)]
     places = sorted(torch.randint(len(host) + 1, (pieces,), generator=generator).tolist())
     result, done = [], 0
     for place, part in zip(places, parts):
@@ -24,7 +26,9 @@ def delete(ids: list[int], share: float, generator: torch.Generator) -> list[int
     return [token for token, kept in zip(ids, keep.tolist()) if kept]
 
 
-def substitute(ids: list[int], share: float, frequencies: torch.Tensor, generator: torch.Generator) -> list[int]:
+def substitute(
+    ids: list[int], share: float, frequencies: torch.Tensor, generator: torch.Generator
+) -> list[int]:
     """Replace each token with probability `share` by one drawn from the unigram `frequencies` (V,)."""
     hit = torch.rand(len(ids), generator=generator) < share
     other = torch.multinomial(frequencies.float(), len(ids), replacement=True, generator=generator)
@@ -42,7 +46,9 @@ class Dipper:
 
     def __init__(self, model, tokenizer, lexical: int = 40, order: int = 100, sentences: int = 3):
         self.model, self.tokenizer, self.sentences = model, tokenizer, sentences
-        self.control = f"lexical = {100 - lexical}, order = {100 - order}"  # it was trained on 100 - diversity
+        self.control = (
+            f"lexical = {100 - lexical}, order = {100 - order}"  # it was trained on 100 - diversity
+        )
 
     @torch.no_grad()
     def __call__(self, text: str, prompt: str, max_length: int = 512) -> str:

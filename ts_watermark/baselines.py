@@ -11,7 +11,9 @@ from ts_watermark.method import SoftText, detection_loss
 from ts_watermark.official import WEIGHTED_SUM_FACTOR
 from ts_watermark.watermark import Watermark, WatermarkLogitsProcessor
 
-SWEET_ENTROPY = 2.33  # mean entropy (nats) of human text under OPT-1.3B; other models: measured on validation text
+SWEET_ENTROPY = (
+    2.33  # mean entropy (nats) of human text under OPT-1.3B; other models: measured on validation text
+)
 
 
 def kgw(gamma: float, delta: float, vocab_size: int, **settings) -> Watermark:
@@ -64,7 +66,9 @@ def entropies(model, prompts, texts, batch: int = 32) -> list[Tensor]:
     """
     found = []
     for start in range(0, len(texts), batch):
-        rows = [list(p) + list(t) for p, t in zip(prompts[start : start + batch], texts[start : start + batch])]
+        rows = [
+            list(p) + list(t) for p, t in zip(prompts[start : start + batch], texts[start : start + batch])
+        ]
         width = max(map(len, rows))
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -76,5 +80,7 @@ def entropies(model, prompts, texts, batch: int = 32) -> list[Tensor]:
         for i, (row, text) in enumerate(zip(rows, texts[start : start + batch])):
             own = values[i, -len(text) - 1 : -1]
             missing = len(text) - min(len(own), len(row) - 1)
-            found.append(torch.cat([own.new_full((missing,), float("nan")), own[len(own) - len(text) + missing :]]))
+            found.append(
+                torch.cat([own.new_full((missing,), float("nan")), own[len(own) - len(text) + missing :]])
+            )
     return found

@@ -47,7 +47,9 @@ class Codec:
         return self.encode_all([text])[0]
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
-        rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        rows = (
+            self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        )
         if self.keep is None:
             return rows
         own = self.own.tolist()
@@ -96,7 +98,9 @@ def frequent_pieces(tokenizer, texts: list[str], size: int) -> torch.Tensor:
     """The `size` most frequent word pieces of the texts, and the separator, which ends a document. (size,)"""
     counts = np.zeros(len(tokenizer), np.int64)
     for start in range(0, len(texts), 4096):
-        for row in tokenizer(texts[start : start + 4096], add_special_tokens=False, verbose=False)["input_ids"]:
+        for row in tokenizer(texts[start : start + 4096], add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]:
             np.add.at(counts, row, 1)
     counts[tokenizer.all_special_ids] = -1
     counts[tokenizer.sep_token_id] = counts.max() + 1
@@ -137,7 +141,11 @@ def cut(texts: Iterable[str], codec: Codec, tokens: int, min_prompt: int, max_pr
 
     def take() -> None:
         for text, row in zip(waiting, codec.encode_all(waiting)):
-            if len(row) < min_prompt + tokens or (max_total and len(row) > max_total) or len(passages) == limit:
+            if (
+                len(row) < min_prompt + tokens
+                or (max_total and len(row) > max_total)
+                or len(passages) == limit
+            ):
                 continue
             passages.ids.append(name_of(text))
             passages.prompts.append(row[:-tokens][-max_prompt:])
@@ -211,6 +219,10 @@ def sample(task: str, n: int, stream: torch.Generator, root: Path, words: int = 
                 chosen = torch.multinomial(weight, words, replacement=True, generator=stream).tolist()
                 sentences = [" ".join(lexicon[w] for w in chosen[k : k + 9]) for k in range(0, words, 9)]
                 text = ". ".join(s.capitalize() for s in sentences) + "."
-                row = {"text": text, "timestamp": "2019-04-22T00:00:00Z", "url": f"https://example.org/{task}/{i}"}
+                row = {
+                    "text": text,
+                    "timestamp": "2019-04-22T00:00:00Z",
+                    "url": f"https://example.org/{task}/{i}",
+                }
                 file.write(json.dumps(row) + "\n")
     return root / C4

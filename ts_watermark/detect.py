@@ -131,7 +131,9 @@ class Detector:
         values[scored] = (total(green * 1.0) - total(gamma))[scored] / np.sqrt(variance[scored])
         return values
 
-    def score(self, text_or_ids, unique_bigrams=False, window: int | None = None, stride: int = 10) -> Detection:
+    def score(
+        self, text_or_ids, unique_bigrams=False, window: int | None = None, stride: int = 10
+    ) -> Detection:
         """z of the text; with `window`, the largest z over windows of so many tokens, starts 0, stride, ...
 
         The window finds a watermarked piece inside other text (copy-paste). A text not longer than the window is
@@ -192,14 +194,20 @@ def to_html(detection: Detection, pieces: list[str]) -> str:
     scored = detection.counted[detection.start : detection.start + len(detection.ids) - 1]
     gamma = detection.gamma[detection.start : detection.start + len(scored)][: len(scored)]
     expected = float(gamma[scored][: detection.scored].sum())
-    window = "the whole text" if detection.windows == 1 else f"best of {detection.windows}, from token {detection.start}"
+    window = (
+        "the whole text"
+        if detection.windows == 1
+        else f"best of {detection.windows}, from token {detection.start}"
+    )
     return PAGE.format(verdict="watermark found" if detection.watermarked else "no watermark found", z=detection.z,
                        p=detection.p_value, green=detection.green_count, scored=detection.scored,
                        expected=expected, window=window, tokens="".join(spans))  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ts_watermark.detect", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m ts_watermark.detect", description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("file", type=Path, help="text, or a JSON list of token ids")
     parser.add_argument("--generators", type=Path, required=True, help="folder of the watermark")
     parser.add_argument("--html", type=Path, help="write the coloured text here")
@@ -216,7 +224,9 @@ def main() -> None:
         sys.exit(f"error: {error}")
     decision = "watermark found" if detection.watermarked else "no watermark found"
     print(f"{decision} (threshold z > {Z_THRESHOLD:g})")
-    print(f"z = {detection.z:.3f}   p = {detection.p_value:.3g}   green {detection.green_count} of {detection.scored}")
+    print(
+        f"z = {detection.z:.3f}   p = {detection.p_value:.3g}   green {detection.green_count} of {detection.scored}"
+    )
     if given.html:
         codec = detector.codec
         pieces = codec.pieces(detection.ids) if codec else [f"{i} " for i in detection.ids]

@@ -117,7 +117,9 @@ def interpolated(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
 def gap_at_equal_z(method: Predictions, sweep: Predictions, value: str, z: str = "z") -> float:
     """Mean over the method's strengths of value(method) - value(sweep at the method's mean z)."""
     own = method[value].mean(0, dtype=float)
-    there = interpolated(method["z"].mean(0, dtype=float), sweep[z].mean(0, dtype=float), sweep[value].mean(0, dtype=float))
+    there = interpolated(
+        method["z"].mean(0, dtype=float), sweep[z].mean(0, dtype=float), sweep[value].mean(0, dtype=float)
+    )
     return float((own - there).mean())
 
 
@@ -181,7 +183,10 @@ def null_tail(predictions: dict[str, Predictions]) -> float:
 def punctuation_over_determiners(predictions: dict[str, Predictions]) -> float:
     """Mean delta at punctuation minus at determiners, over generated tokens, mean over strengths."""
     p = next(iter(predictions.values()))
-    mean = {c: p[f"delta_sum_{c}"].sum(0, dtype=float) / np.maximum(p[f"count_{c}"].sum(0, dtype=float), 1) for c in WORD_CLASSES}
+    mean = {
+        c: p[f"delta_sum_{c}"].sum(0, dtype=float) / np.maximum(p[f"count_{c}"].sum(0, dtype=float), 1)
+        for c in WORD_CLASSES
+    }
     return float((mean["punctuation"] - mean["determiner"]).mean())
 
 

@@ -85,7 +85,11 @@ def frontier(points: dict, task: str) -> tuple | None:
     figure, axis = plt.subplots(figsize=(4.4, 3.4))
     for arm in arms:
         curve(axis, points[task, arm], "z", "cosine", arm)
-    axis.set(xlabel="mean z of watermarked text", ylabel="cosine to the unwatermarked text", title=f"Frontier, {task}")
+    axis.set(
+        xlabel="mean z of watermarked text",
+        ylabel="cosine to the unwatermarked text",
+        title=f"Frontier, {task}",
+    )
     axis.legend()
     return (f"frontier-{task}", "Meaning kept against detectability, one point per strength; mean and 95 % interval over "
             "seeds. Methods are compared at equal z, not at equal delta.",
@@ -107,7 +111,9 @@ def reported_points(prefix: str, arm: str, x: str, y: str) -> list[tuple[float, 
         if not name.startswith(f"{prefix}.") or not name.endswith(f".{last['y']}"):
             continue
         strength = name.removeprefix(f"{prefix}.")
-        if arm in GAMMA and not strength.startswith(GAMMA[arm]) or ".setting_" in name and ".setting_2." not in name:
+        if (arm in GAMMA and not strength.startswith(GAMMA[arm])) or (
+            ".setting_" in name and ".setting_2." not in name
+        ):
             continue
         stem = name.removesuffix(last["y"])
         place = entries.get(stem + last["x"])
@@ -145,7 +151,11 @@ def paper_figure(name: str, points: dict) -> tuple | None:
 def robustness(points: dict, task: str) -> tuple | None:
     import matplotlib.pyplot as plt
 
-    attacks = [a for a in ATTACKS if any(f"z_{a}" in m for arm in ("ts", "kgw") for m in points.get((task, arm), {}).values())]
+    attacks = [
+        a
+        for a in ATTACKS
+        if any(f"z_{a}" in m for arm in ("ts", "kgw") for m in points.get((task, arm), {}).values())
+    ]
     if not attacks:
         return None
     figure, axes = plt.subplots(1, len(attacks), figsize=(2.5 * len(attacks) + 0.6, 2.8), squeeze=False)
@@ -178,7 +188,9 @@ def null_distribution(run_dirs: dict) -> tuple | None:
     for arm, parts in found.items():
         z = np.concatenate(parts)
         axis.plot(stats.norm.ppf(share), np.quantile(z, share), MARKERS[arm], markersize=3, label=LABELS[arm])
-        lines.append(f"{LABELS[arm]}: n = {len(z)}, mean {z.mean():+.3f}, sd {z.std(ddof=1):.3f}, above 2.326: {(z > 2.326).mean():.2%}")
+        lines.append(
+            f"{LABELS[arm]}: n = {len(z)}, mean {z.mean():+.3f}, sd {z.std(ddof=1):.3f}, above 2.326: {(z > 2.326).mean():.2%}"
+        )
     ends = np.array([-3.2, 3.2])
     axis.plot(ends, ends, color="0.6", linewidth=0.8)
     axis.set(xlabel="standard normal quantile", ylabel="quantile of z, human text", title="Null distribution")
@@ -193,8 +205,16 @@ def tokens(run_dirs: dict) -> tuple | None:
 
     from ts_watermark.data import load_codec
 
-    stages = [(key, Path(d)) for key, d in run_dirs.items() if key[0] == "generators" and (Path(d) / "export").is_dir()]
-    bases = [Path(d) for (arm, task, _), d in run_dirs.items() if arm == "base" and stages and task == stages[0][0][1]]
+    stages = [
+        (key, Path(d))
+        for key, d in run_dirs.items()
+        if key[0] == "generators" and (Path(d) / "export").is_dir()
+    ]
+    bases = [
+        Path(d)
+        for (arm, task, _), d in run_dirs.items()
+        if arm == "base" and stages and task == stages[0][0][1]
+    ]
     if not stages or not bases:
         return None
     folder = sorted((stages[0][1] / "export").iterdir())[-1]
@@ -204,7 +224,9 @@ def tokens(run_dirs: dict) -> tuple | None:
     words = np.array([w.strip().lower() for w in codec.pieces(range(len(codec)))])
     used = np.flatnonzero(counts[: len(words)])
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.0))
-    for axis, values, name in zip(axes, (watermark.gamma.numpy(), watermark.delta.numpy()), ("gamma", "delta")):
+    for axis, values, name in zip(
+        axes, (watermark.gamma.numpy(), watermark.delta.numpy()), ("gamma", "delta")
+    ):
         axis.scatter(counts[used], values[used], s=3, color="0.6", rasterized=True, label="other tokens")
         for k, (kind, members) in enumerate(WORD_CLASSES.items()):
             own = used[np.isin(words[used], sorted(members))]

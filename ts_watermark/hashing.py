@@ -73,13 +73,17 @@ def shuffle_ties(order: np.ndarray, keys: np.ndarray, seed: int) -> None:
         size = 2
         while start + size < len(keys) and keys[start + size] == keys[start]:
             size += 1
-        words = philox(seed & LOW32, (seed >> 32) & LOW32, np.ones(1, np.uint64), np.array([start], np.uint64))
+        words = philox(
+            seed & LOW32, (seed >> 32) & LOW32, np.ones(1, np.uint64), np.array([start], np.uint64)
+        )
         for turn, last in enumerate(range(size - 1, 0, -1)):  # Fisher-Yates; more than five equal keys: never
             other = int(words[turn % 4][0]) % (last + 1)
             order[[start + last, start + other]] = order[[start + other, start + last]]
 
 
-def permutation_of(token: int, vocab_size: int, key: int = KEY, permutation: str = "philox_cuda") -> np.ndarray:
+def permutation_of(
+    token: int, vocab_size: int, key: int = KEY, permutation: str = "philox_cuda"
+) -> np.ndarray:
     """Permutation of 0..vocab_size-1 for one previous token, (vocab_size,) int64."""
     seed = key * int(token)
     if permutation == "torch":
@@ -221,7 +225,9 @@ def checked_ids(token_ids, vocab_size: int, at_least: int = 2) -> np.ndarray:
     if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
         raise ValueError(f"token_ids: expected one flat list of integers, got shape {ids.shape}, {ids.dtype}")
     if len(ids) < at_least:
-        raise ValueError(f"the text has {len(ids)} token(s); at least {at_least} are needed (the first is not scored)")
+        raise ValueError(
+            f"the text has {len(ids)} token(s); at least {at_least} are needed (the first is not scored)"
+        )
     if ids.min() < 0 or ids.max() >= vocab_size:
         bad = int(ids.min() if ids.min() < 0 else ids.max())
         raise ValueError(f"token id {bad} is outside 0..{vocab_size - 1}: the text is in another vocabulary?")
@@ -244,7 +250,9 @@ def z_score(
     return z_scores([token_ids], [gammas], vocab_size, key, size_rounding, permutation)[0]
 
 
-def z_scores(texts, gammas, vocab_size, key=KEY, size_rounding="floor", permutation="philox_cuda") -> list[Score]:
+def z_scores(
+    texts, gammas, vocab_size, key=KEY, size_rounding="floor", permutation="philox_cuda"
+) -> list[Score]:
     """`z_score` of many texts; each previous token that they share is hashed once.
 
     gammas: one entry per text, each a scalar or a list as in `z_score`.
@@ -271,7 +279,9 @@ def checked_gammas(gammas, n: int) -> np.ndarray:
     if values.ndim == 0:
         values = np.full(n - 1, float(values))
     elif values.ndim != 1 or len(values) not in (n, n - 1):
-        raise ValueError(f"gammas: {values.shape} values for {n} tokens; give a scalar or one value per token")
+        raise ValueError(
+            f"gammas: {values.shape} values for {n} tokens; give a scalar or one value per token"
+        )
     values = values[: n - 1]
     if not ((values > 0) & (values < 1)).all():  # also refuses nan
         raise ValueError(f"gamma must lie inside (0, 1), got {values[~((values > 0) & (values < 1))][0]}")

@@ -14,6 +14,7 @@ Shapes: B sequences, T new tokens, V vocabulary, d embedding width. Equations by
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ class Generators(nn.Module):
 
 def mlp(d: int, hidden, last_bias: float, zero_last_layer: bool, generator) -> nn.Sequential:
     widths, layers = [d, *hidden, 1], []
-    for i, (fan_in, fan_out) in enumerate(zip(widths, widths[1:])):
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
         linear = nn.Linear(fan_in, fan_out)
         nn.init.kaiming_normal_(linear.weight, generator=generator)
         nn.init.zeros_(linear.bias)
@@ -99,7 +100,9 @@ class SoftText(NamedTuple):
     delta: Tensor | None
 
 
-def soft_decode(model, prompt, steps, sim_embedding, generators=None, noise=None, tau=0.1, mix=0.5) -> SoftText:
+def soft_decode(
+    model, prompt, steps, sim_embedding, generators=None, noise=None, tau=0.1, mix=0.5
+) -> SoftText:
     """Greedy decoding with soft tokens; the language model runs without gradient, over a key-value cache.
 
         l'_t = l_t + delta_t m_t      s_t = softmax(l'_t)      a_t = mix onehot(argmax s_t) + (1 - mix) s_t
@@ -188,7 +191,9 @@ def mgda_weight(g_D: Tensor, g_S: Tensor, cap: float | None = None) -> float:
 def two_gradients(loss_D: Tensor, loss_S: Tensor, parameters) -> tuple[Tensor, Tensor]:
     """g_D, g_S as flat vectors (n,): two backward passes through one graph."""
     parameters = list(parameters)
-    g_D = torch.autograd.grad(loss_D, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    g_D = torch.autograd.grad(
+        loss_D, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
     g_S = torch.autograd.grad(loss_S, parameters, allow_unused=True, materialize_grads=True)
     return torch.cat([g.reshape(-1) for g in g_D]), torch.cat([g.reshape(-1) for g in g_S])
 

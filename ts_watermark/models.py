@@ -106,7 +106,11 @@ def minilm_encoder(keep: Tensor | None):
 
 def hub_folder(name: str, stand_ins: Path) -> str:
     """Folder of a model: a rehearsal's stand-in if the name begins with `tiny:`, else found or fetched."""
-    return str(stand_ins / name.removeprefix("tiny:")) if name.startswith("tiny:") else sources.find_model(name)[0]
+    return (
+        str(stand_ins / name.removeprefix("tiny:"))
+        if name.startswith("tiny:")
+        else sources.find_model(name)[0]
+    )
 
 
 def load(config, folder: Path, device, encoder: bool = True) -> Base:
@@ -116,7 +120,10 @@ def load(config, folder: Path, device, encoder: bool = True) -> Base:
 
     logging.disable_progress_bar()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
-    causal = lambda where: frozen(AutoModelForCausalLM.from_pretrained(where, local_files_only=True), device, dtype)  # noqa: E731
+
+    def causal(where):
+        return frozen(AutoModelForCausalLM.from_pretrained(where, local_files_only=True), device, dtype)
+
     where = folder / "model" if config.model == "small" else hub_folder(config.model, folder)
     model = causal(where)
     codec = load_codec(folder / "tokenizer" if config.model == "small" else where)
@@ -130,7 +137,13 @@ def load(config, folder: Path, device, encoder: bool = True) -> Base:
         sim, enc_codec = enc.get_input_embeddings().weight.detach(), load_codec(enc_folder)
     if enc is not None:
         enc, sim = frozen(enc, device), sim.to(device=device, dtype=torch.float32)
-    judge = None if not config.judge else model if config.judge == "self" else causal(hub_folder(config.judge, folder))
+    judge = (
+        None
+        if not config.judge
+        else model
+        if config.judge == "self"
+        else causal(hub_folder(config.judge, folder))
+    )
     pooling = "mean" if config.encoder == "minilm" else "pooler"
     return Base(model, codec, enc, sim, pooling, enc_codec, config.shared_ids, judge)
 
@@ -160,21 +173,28 @@ def write_stand_ins(folder: Path, texts: list[str], seed: int) -> None:
 
     def tokenizer(size: int, bos: bool):
         bpe = Tokenizer(models.BPE())
-        bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        bpe.pre_tokenizer, bpe.decoder = (
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+        )
         special = ["<s>", "<pad>", "</s>", "<unk>"]
         bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=special,
                                 initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))  # fmt: skip
         if bos:
             bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-        names = dict(bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+        names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
         return PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
 
     runs.seed_global(seed, "stand-ins")
     own, other = tokenizer(600, bos=False), tokenizer(560, bos=True)
-    n, ids = len(own), dict(bos_token_id=0, pad_token_id=1, eos_token_id=2)
-    small = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
-    opt = dict(vocab_size=n + 7, ffn_dim=64, max_position_embeddings=256, word_embed_proj_dim=32, **small, **ids)
-    llama = LlamaConfig(vocab_size=len(other), intermediate_size=64, max_position_embeddings=256, **small, **ids)
+    n, ids = len(own), {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    opt = dict(
+        vocab_size=n + 7, ffn_dim=64, max_position_embeddings=256, word_embed_proj_dim=32, **small, **ids
+    )
+    llama = LlamaConfig(
+        vocab_size=len(other), intermediate_size=64, max_position_embeddings=256, **small, **ids
+    )
     roberta = RobertaConfig(vocab_size=n, intermediate_size=64, max_position_embeddings=260, **small, **ids)
     t5 = T5Config(vocab_size=n, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, pad_token_id=1, eos_token_id=2,
                   decoder_start_token_id=1)  # fmt: skip

@@ -11,23 +11,16 @@ about 0.01 at equal z); any clear gain or loss is printed with its interval. At 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from shared import protocol, runs
-from ts_watermark import attacks, baselines, data, evaluate, method, models
-from ts_watermark.detect import Detector
-from ts_watermark.watermark import (
-    ConvertedLogitsProcessor,
-    Converter,
-    Watermark,
-    WatermarkLogitsProcessor,
-    tabulate,
-)
+from ts_watermark import baselines, data, method, models
+from ts_watermark.arms import evaluate_arm, init_values
+from ts_watermark.generate import generate, hash_key, left_padded, passages_of
+from ts_watermark.watermark import WatermarkLogitsProcessor, tabulate
 
 
 @dataclass(frozen=True)
@@ -132,9 +125,9 @@ class Config(runs.RunConfig):
 def make_base(config: Config, run: runs.Run, device) -> None:
     """Cut prompts from the corpus; at `cpu` and `gpu` train the language model on the remaining texts."""
     n_null = config.null_texts * config.test_prompts
-    held = dict(tokens=config.new_tokens, min_prompt=config.min_prompt, max_prompt=config.max_prompt)
-    training = dict(tokens=config.train_tokens, min_prompt=config.train_min_prompt,
-                    max_prompt=config.train_max_prompt, limit=config.train_prompts)  # fmt: skip
+    held = {"tokens": config.new_tokens, "min_prompt": config.min_prompt, "max_prompt": config.max_prompt}
+    training = {"tokens": config.train_tokens, "min_prompt": config.train_min_prompt,
+                    "max_prompt": config.train_max_prompt, "limit": config.train_prompts}  # fmt: skip
     held_n = config.validation_prompts + config.test_prompts + n_null
     if config.corpus in ("c4", "sample"):
         root = None
@@ -189,7 +182,11 @@ def train_language_model(config, run, device, codec, texts, validation) -> list[
         schedule.load_state_dict(saved["schedule"])
 
     def save() -> dict:
-        return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+        return {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+        }
 
     for step in run.steps(start, config.lm_steps, save, name="language model"):
         places = torch.randint(len(stream) - config.lm_length, (config.lm_batch,),
@@ -207,66 +204,16 @@ def train_language_model(config, run, device, codec, texts, validation) -> list[
             run.log(step=step, lm_loss=loss.item())
     ppl = models.perplexity(model.eval(), held, config.lm_length, 64)
     unigram = models.unigram_perplexity(stream, held, len(codec))
-    run.say(f"language model: validation perplexity {ppl:.1f}, unigram {unigram:.1f}, {len(stream):,} tokens of text")
+    run.say(
+        f"language model: validation perplexity {ppl:.1f}, unigram {unigram:.1f}, {len(stream):,} tokens of text"
+    )
     run.log(lm_perplexity=ppl, unigram_perplexity=unigram)
     models.refuse_weak_model(ppl, unigram)
     model.save_pretrained(run.directory / "model")
     return list(model.state_dict().values())
 
 
-def passages_of(config: Config, part: str) -> data.Passages:
-    return data.Passages(**json.loads((Path(config.uses["base"]) / "passages.json").read_text())[part])
-
-
-# ---- generation ----------------------------------------------------------------------------------------------------
-
-
-def left_padded(rows: list[list[int]], device) -> dict[str, torch.Tensor]:
-    """input_ids and attention_mask (B, longest) of ragged prompts, padded on the left with id 0."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(r)) + list(r) for r in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-@torch.no_grad()
-def generate(config: Config, base: models.Base, prompts, processor, done: Callable[[], None] | None = None):
-    """Exactly T new tokens after each prompt, (n, T). The sampler is seeded anew for each batch, alike for all arms:
-    two arms draw the same token as long as their texts and logits agree."""
-    texts = []
-    how = {"do_sample": False} if config.greedy else {"do_sample": True, "top_k": config.top_k, "temperature": 1.0}
-    for start in range(0, len(prompts), config.eval_batch):
-        batch = left_padded(prompts[start : start + config.eval_batch], base.model.device)
-        runs.seed_global(config.seed, "sampling", start // config.eval_batch)
-        out = base.model.generate(**batch, **how, max_new_tokens=config.new_tokens, pad_token_id=0,
-                                  min_new_tokens=config.new_tokens if base.model.config.eos_token_id is not None else None,
-                                  logits_processor=[processor] if processor else None)  # fmt: skip
-        texts.append(out[:, batch["input_ids"].shape[1] :].cpu())
-    return torch.cat(texts)
-
-
-@torch.no_grad()
-def encoded(config: Config, base: models.Base, prompts, texts, batch: int = 50) -> torch.Tensor:
-    """Sentence embeddings (n, d_out) of the last 5 prompt tokens + text. texts: (n, T) ids."""
-    rows = [list(p[-config.context_tokens :]) + list(map(int, t)) for p, t in zip(prompts, texts)]
-    if not base.shared_ids:  # another tokenizer: the encoder reads the decoded text
-        rows = [r[:510] for r in base.encoder_codec.encode_all(base.codec.decode_all(rows))]
-        return torch.cat([method.sentence_embedding(base.encoder, base.sim[torch.tensor([r], device=base.sim.device)],
-                                                    base.pooling) for r in rows])  # fmt: skip
-    ids = torch.tensor(rows, device=base.sim.device).clamp(max=len(base.sim) - 1)
-    return torch.cat([method.sentence_embedding(base.encoder, base.sim[part], base.pooling) for part in ids.split(batch)])
-
-
 # ---- stage: the generators -----------------------------------------------------------------------------------------
-
-
-def init_values(name: str) -> tuple[float, float]:
-    gamma, delta = map(float, name.split("_"))
-    return gamma, delta
-
-
-def hash_key(config: Config) -> int:
-    return config.key + 2 * config.seed if config.key_per_seed else config.key
 
 
 @torch.no_grad()
@@ -291,7 +238,9 @@ def references(config: Config, base: models.Base, train: data.Passages, device) 
 def sentence_of(config: Config, base: models.Base, prompts, text: method.SoftText) -> torch.Tensor:
     """Enc of the last 5 prompt tokens and the soft tokens: (B, d_out)."""
     tail = torch.tensor([p[-config.context_tokens :] for p in prompts], device=base.sim.device)
-    return method.sentence_embedding(base.encoder, torch.cat([base.sim[tail], text.sentence.float()], 1), base.pooling)
+    return method.sentence_embedding(
+        base.encoder, torch.cat([base.sim[tail], text.sentence.float()], 1), base.pooling
+    )
 
 
 def train_generators(config: Config, run: runs.Run, device) -> None:
@@ -322,7 +271,12 @@ def train_generators(config: Config, run: runs.Run, device) -> None:
 
     def save() -> dict:
         which = min((step + 1) // config.train_steps, len(config.inits) - 1)
-        return {"trained": trained, "generators": generators.state_dict(), "optimizer": optimizer.state_dict(), "which": which}
+        return {
+            "trained": trained,
+            "generators": generators.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "which": which,
+        }
 
     in_range = True
     for step in run.steps(start, total, save, name="generators"):
@@ -337,7 +291,7 @@ def train_generators(config: Config, run: runs.Run, device) -> None:
         if device.type != "cpu":
             draws = torch.Generator(device).manual_seed(draws.initial_seed())
         text = method.soft_decode(base.model, left_padded(prompts, device), config.train_tokens, base.sim, generators,
-                                  lambda shape: method.logistic_noise(shape, draws, device), config.tau, config.mix)  # noqa: B023, E501  # fmt: skip
+                                  lambda shape: method.logistic_noise(shape, draws, device), config.tau, config.mix)  # noqa: B023  # fmt: skip
         loss_S = method.semantic_loss(sentence_of(config, base, prompts, text), reference[rows])
         loss_D = method.detection_loss(text)
         run.finite(loss_D + loss_S, level="generators", step=step, batch=rows)
@@ -370,7 +324,9 @@ def train_generators(config: Config, run: runs.Run, device) -> None:
                chosen_step=config.train_steps, exports=[f"export/{n}" for n in config.inits])  # fmt: skip
 
 
-def export(config: Config, run: runs.Run, base: models.Base, kind: str, name: str, generators, validation, device) -> None:
+def export(
+    config: Config, run: runs.Run, base: models.Base, kind: str, name: str, generators, validation, device
+) -> None:
     """Save a pair as a watermark folder, with the mean gamma_t and delta_t it shows on validation prompts."""
     embedding = base.model.get_input_embeddings().weight
     watermark = tabulate(generators, embedding, key=hash_key(config), size_rounding=config.size_rounding,
@@ -378,7 +334,10 @@ def export(config: Config, run: runs.Run, base: models.Base, kind: str, name: st
     texts = generate(config, base, validation.prompts, WatermarkLogitsProcessor(watermark, device))
     usage = torch.bincount(texts[:, :-1].flatten(), minlength=len(embedding)).double()
     usage = usage / usage.sum()
-    means = {"mean_gamma": float(usage @ watermark.gamma.double()), "mean_delta": float(usage @ watermark.delta.double())}
+    means = {
+        "mean_gamma": float(usage @ watermark.gamma.double()),
+        "mean_delta": float(usage @ watermark.delta.double()),
+    }
     if kind == "export" and watermark.delta.min() < 0:
         run.say(f"warning: init {name}: {int((watermark.delta < 0).sum())} of {len(embedding)} tokens have delta < 0 "
                 f"(lowest {watermark.delta.min():.2f}); the paper leaves delta unconstrained")  # fmt: skip
@@ -389,188 +348,6 @@ def export(config: Config, run: runs.Run, base: models.Base, kind: str, name: st
         f"{config.seed}, init {name}. Text in it comes from the tokenizer's own distribution and licence; the two vectors "
         "are Apache-2.0.\nUse: `Watermark.load(folder)`, `WatermarkLogitsProcessor`, "
         "`python -m ts_watermark.detect FILE --generators .`\n")  # fmt: skip
-
-
-# ---- an arm: texts, attacks, scores ----------------------------------------------------------------------------------
-
-
-def family(config: Config, vocab_size: int) -> dict[str, Watermark]:
-    """Name -> watermark, one per point of the arm's frontier."""
-    settings = dict(key=hash_key(config), size_rounding=config.size_rounding)
-    if config.family in ("kgw", "sweet"):
-        size = len(data.load_codec(models.hub_folder(config.steering, Path(config.uses["base"])))) if config.steering else 0
-        points = {name: init_values(name) for name in config.strengths}
-        return {n: baselines.kgw(g, d, vocab_size, previous_size=size or vocab_size, **settings) for n, (g, d) in points.items()}
-    source = Path(next(d for arm, d in config.uses.items() if arm != "base"))
-    folders = sorted((source / ("start" if config.family == "start" else "export")).iterdir())
-    found = {f.name: replace(Watermark.load(f), vocab_size=vocab_size) for f in folders}
-    if config.family == "permuted":
-        found = {n: baselines.permuted(w, runs.stream(config.seed, "permutation")) for n, w in found.items()}
-    if config.family == "matched":
-        found = {n: baselines.constant_like(w, w.about["mean_gamma"], w.about["mean_delta"]) for n, w in found.items()}
-    return found
-
-
-def evaluate_arm(config: Config, run: runs.Run, device) -> None:
-    """Generate with every watermark of the arm, attack, detect on the re-tokenised text, compare meanings."""
-    base = models.load(config, Path(config.uses["base"]), device)
-    test, null = passages_of(config, "test"), passages_of(config, "null")
-    run.splits(test=test.ids, **({"null": null.ids} if len(null) else {}))
-    vocab_size = base.model.config.vocab_size
-    converter = None
-    if config.steering:
-        steering = data.load_codec(models.hub_folder(config.steering, Path(config.uses["base"])))
-        converter = Converter(base.codec, steering)
-    plain_text, plain = reference_texts(config, base, test, device)
-    watermarks = family(config, vocab_size)
-    threshold = mean_entropy(config, base) if config.family == "sweet" else None
-    columns: dict[str, list[np.ndarray]] = {}
-    start, saved = 0, run.resume()
-    if saved:
-        start = saved["step"]
-        columns = {k: [c.numpy() for c in v] for k, v in saved["columns"].items()}
-
-    def save() -> dict:
-        return {"columns": {k: [torch.from_numpy(np.ascontiguousarray(c)) for c in v] for k, v in columns.items()}}
-
-    names = list(watermarks)
-    for step in run.steps(start, len(names), save, name="strengths"):
-        watermark = watermarks[names[step]]
-        processor = (
-            baselines.SweetLogitsProcessor(watermark, threshold, device) if threshold is not None
-            else ConvertedLogitsProcessor(watermark, converter, device) if converter
-            else WatermarkLogitsProcessor(watermark, device)
-        )  # fmt: skip
-        texts = generate(config, base, test.prompts, processor)
-        own = encoded(config, base, test.prompts, texts)
-        found = scores_of(config, base, watermark, converter, threshold, test, null, texts)
-        found["cosine"] = torch.cosine_similarity(own, plain).double().cpu().numpy()
-        found["same_tokens"] = (texts == plain_text).double().mean(1).numpy()
-        for key, column in found.items():
-            columns.setdefault(key, []).append(column)
-    stacked = {k: np.stack(v, axis=1).astype(np.float32) for k, v in columns.items()}
-    passes = config.test_prompts * len(names) if config.family == "sweet" else 0
-    run.predictions(id=np.array(test.ids), _strengths=np.array(names), _detection_model_passes=np.array(passes), **stacked)
-    predictions = {"id": np.array(test.ids), "_strengths": np.array(names),
-                   "_detection_model_passes": np.array(passes), **stacked}  # fmt: skip
-    run.gate("exact-length", bool((stacked["length"] == config.new_tokens).all()), f"every text has {config.new_tokens} new tokens")
-    run.finish(metrics=evaluate.score(predictions), state=[w.delta for w in watermarks.values()] + [torch.tensor([config.seed])])
-
-
-def reference_texts(config: Config, base: models.Base, test: data.Passages, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The unwatermarked texts (n, T) of this seed and their embeddings (n, d_out); made once for all arms."""
-
-    def make() -> list[torch.Tensor]:
-        texts = generate(config, base, test.prompts, None)
-        return [texts, encoded(config, base, test.prompts, texts).cpu()]
-
-    used = protocol.record_sha256(protocol.read_record(Path(config.uses["base"])) or {})
-    key = ("unwatermarked", used, config.seed, config.new_tokens, config.top_k, config.greedy, config.eval_batch,
-           config.model, config.encoder, config.context_tokens, config.precision, device.type)  # fmt: skip
-    texts, embeddings = runs.cached(key, make)
-    return texts, embeddings.to(device)
-
-
-def mean_entropy(config: Config, base: models.Base) -> float:
-    """SWEET's threshold: the mean entropy of human text, on validation texts (2.33 for OPT-1.3B)."""
-    if config.model == "facebook/opt-1.3b":
-        return baselines.SWEET_ENTROPY
-    human = passages_of(config, "validation")
-    return float(torch.cat(baselines.entropies(base.model, human.prompts, human.human)).nanmean())
-
-
-def scores_of(config, base, watermark, converter, threshold, test, null, texts) -> dict[str, np.ndarray]:
-    """One number per test item for each measurement of one watermark's texts (n, T)."""
-    detector = Detector(watermark, base.codec, base.model.device, converter)
-    decoded = base.codec.decode_all(texts.numpy())
-    rows = base.codec.encode_all(decoded)
-    own = [t.tolist() for t in texts]
-    same = np.array([r == t for r, t in zip(rows, own)], dtype=float)
-    found = {"z": detector.z_all(rows), "z_human": detector.z_all(test.human), "roundtrip": same,
-             "length": np.array([len(t) for t in own], dtype=float), "nll": judged(config, base, test.prompts, texts)}  # fmt: skip
-    if threshold is not None:  # SWEET: only uncertain positions count; `blind` computes entropies without the prompt
-        none: list[list[int]] = [[]] * len(rows)
-        for key, lists, prompts in [("z", rows, test.prompts), ("z_human", test.human, test.prompts),
-                                    ("z_blind", rows, none), ("z_blind_human", test.human, none)]:  # fmt: skip
-            values = baselines.entropies(base.model, prompts, lists)
-            found[key] = detector.z_all(lists, [(e > threshold).numpy() for e in values])
-    if len(null):
-        per_item = detector.z_all(null.human).reshape(len(test), -1)
-        found |= {f"z_null_{k}": per_item[:, k] for k in range(per_item.shape[1])}
-    words = np.array([w.strip().lower() for w in base.codec.pieces(range(len(base.codec)))])
-    if converter is None:
-        delta = watermark.delta.double().numpy()
-        for name, chosen in evaluate.WORD_CLASSES.items():
-            member = np.zeros(len(delta), dtype=bool)
-            member[: len(words)] = np.isin(words, sorted(chosen))
-            hit = member[texts.numpy()]
-            found[f"delta_sum_{name}"] = (delta[texts.numpy()] * hit).sum(1)
-            found[f"count_{name}"] = hit.sum(1).astype(float)
-        found["gamma_mean"] = watermark.gamma.double().numpy()[texts.numpy()].mean(1)
-        found["delta_mean"] = delta[texts.numpy()].mean(1)
-    for name in config.attacks if threshold is None else ():
-        found |= attacked(config, base, detector, name, test, decoded, own)
-    return {k: np.nan_to_num(v, nan=0.0) for k, v in found.items()}
-
-
-def attacked(config, base, detector, name, test, decoded, own) -> dict[str, np.ndarray]:
-    """z after an attack, and the human z that sets its threshold."""
-    draws = runs.stream(config.seed, name)
-    if name.startswith("copy_paste"):
-        pieces = int(name.rsplit("_", 1)[1])
-        window = config.window if pieces == 1 else round(0.3 * config.window)
-        hosts = base.codec.decode_all(test.prompts)
-        mixed = [attacks.copy_paste(t, h, pieces, draws) for t, h in zip(decoded, hosts)]
-        largest = lambda rows: np.array([detector.score(r, window=window).z for r in rows])  # noqa: E731
-        return {f"z_{name}": largest(base.codec.encode_all(mixed)), f"z_{name}_human": largest(base.codec.encode_all(hosts))}
-    if name == "dipper":
-        return paraphrased(config, base, detector, test, decoded)
-    kind, share = name.split("_")
-    if kind == "delete":
-        changed = [attacks.delete(t, float(share), draws) for t in own]
-    else:
-        frequencies = torch.bincount(torch.tensor(sum(test.human, [])), minlength=base.model.config.vocab_size)
-        changed = [attacks.substitute(t, float(share), frequencies, draws) for t in own]
-    return {f"z_{name}": detector.z_all(base.codec.encode_all(base.codec.decode_all(changed)))}
-
-
-def paraphrased(config, base, detector, test, decoded) -> dict[str, np.ndarray]:
-    """Dipper: z of the paraphrase and its similarity to the unwatermarked text (cut at 500 tokens)."""
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-    tiny = config.model.startswith("tiny:")
-    names = ["tiny:dipper"] * 2 if tiny else [attacks.Dipper.HUB, attacks.Dipper.TOKENIZER]
-    folder, words = (models.hub_folder(n, Path(config.uses["base"])) for n in names)
-    model = models.frozen(AutoModelForSeq2SeqLM.from_pretrained(folder), base.model.device,
-                          torch.float32 if tiny else torch.bfloat16)  # fmt: skip
-    dipper = attacks.Dipper(model, AutoTokenizer.from_pretrained(words))
-    prompts = base.codec.decode_all(test.prompts)
-    texts = []
-    for i, (text, prompt) in enumerate(zip(decoded, prompts)):
-        runs.seed_global(config.seed, "dipper", i)
-        texts.append(dipper(text, prompt, max_length=24 if tiny else 512))
-    rows = [r[:500] for r in base.codec.encode_all(texts)]
-    found = {"z_dipper": detector.z_all(rows)}
-    plain_text, plain = reference_texts(config, base, test, base.model.device)
-    own = [encoded(config, base, [p], [r])[0] if r else torch.zeros_like(plain[0]) for p, r in zip(test.prompts, rows)]
-    found["cosine_dipper"] = torch.cosine_similarity(torch.stack(own), plain).double().cpu().numpy()
-    return found
-
-
-@torch.no_grad()
-def judged(config, base, prompts, texts, batch: int = 20) -> np.ndarray:
-    """Mean negative log-likelihood (nats) of each text after its prompt, first new token left out; 0 without a judge."""
-    if base.judge is None:
-        return np.zeros(len(texts))
-    values = []
-    for start in range(0, len(texts), batch):
-        rows = [p + t.tolist() for p, t in zip(prompts[start : start + batch], texts[start : start + batch])]
-        fed = left_padded(rows, base.judge.device)
-        T = texts.shape[1]
-        logits = base.judge(**fed, logits_to_keep=T).logits[:, :-1].float()  # predict tokens 2..T
-        values.append(torch.nn.functional.cross_entropy(logits.transpose(1, 2), fed["input_ids"][:, 1 - T :],
-                                                        reduction="none").mean(1).cpu())  # fmt: skip
-    return torch.cat(values).double().numpy()
 
 
 JOBS = {"base": make_base, "generators": train_generators, "evaluate": evaluate_arm}

@@ -44,7 +44,9 @@ class Watermark:
     def __post_init__(self):
         gamma, delta = self.gamma, self.delta
         if gamma.ndim != 1 or gamma.shape != delta.shape:
-            raise ValueError(f"gamma {tuple(gamma.shape)} and delta {tuple(delta.shape)} must be two (P,) vectors")
+            raise ValueError(
+                f"gamma {tuple(gamma.shape)} and delta {tuple(delta.shape)} must be two (P,) vectors"
+            )
         if not bool(((gamma > 0) & (gamma < 1)).all()):
             raise ValueError(f"gamma must lie inside (0, 1); found {gamma.min():.3g} to {gamma.max():.3g}")
         if self.permutation not in PERMUTATIONS or self.size_rounding not in ROUNDINGS:
@@ -61,7 +63,11 @@ class Watermark:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"gamma": self.gamma, "delta": self.delta, **{f"networks.{k}": v for k, v in self.networks.items()}}
+        tensors = {
+            "gamma": self.gamma,
+            "delta": self.delta,
+            **{f"networks.{k}": v for k, v in self.networks.items()},
+        }
         payload = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
         (folder / TENSORS).write_bytes(payload)
         settings = {"kind": "ts_watermark", "vocab_size": self.vocab_size, "key": self.key,
@@ -129,7 +135,9 @@ class WatermarkLogitsProcessor(LogitsProcessor):
                              "they belong to different vocabularies")  # fmt: skip
         p = self.previous(input_ids)
         bias = self.delta[p].to(scores.dtype)[:, None]
-        return scores + self.lists.masks(p) * bias  # a third of the time of torch.where; red logits are unchanged
+        return (
+            scores + self.lists.masks(p) * bias
+        )  # a third of the time of torch.where; red logits are unchanged
 
 
 class ConvertedLogitsProcessor(WatermarkLogitsProcessor):

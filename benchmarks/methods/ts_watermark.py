@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ts_watermark import baselines, hashing, method, official
+from ts_watermark import hashing, method, official
 from ts_watermark.detect import Detector
 from ts_watermark.watermark import Watermark, WatermarkLogitsProcessor
 
@@ -44,7 +44,9 @@ def opt(vocab_size: int, d: int, layers: int, heads: int) -> torch.nn.Module:
 
 def watermark_of(vocab_size: int) -> Watermark:
     g = torch.Generator().manual_seed(0)
-    return Watermark(0.2 + 0.1 * torch.rand(vocab_size, generator=g), 1.5 + torch.rand(vocab_size, generator=g), vocab_size)
+    return Watermark(
+        0.2 + 0.1 * torch.rand(vocab_size, generator=g), 1.5 + torch.rand(vocab_size, generator=g), vocab_size
+    )
 
 
 def embedding(vocab_size: int, rounds: int) -> tuple[float, float]:
@@ -167,11 +169,15 @@ def main() -> None:
         print(f"  a step of a 125 M model: {step:.1f} ms; the watermark adds {warm / step:.2%} "
               f"(at most 2 %: {verdict(warm / step <= 0.02)})")  # fmt: skip
     pure, first, later = detection(given.rounds)
-    print(f"detection, V = 50,272: {pure:.3f} ms a token (z_score), detector {first:.3f} cold, {later:.4f} warm; official 0.33")
+    print(
+        f"detection, V = 50,272: {pure:.3f} ms a token (z_score), detector {first:.3f} cold, {later:.4f} warm; official 0.33"
+    )
     found = training(given.rounds, given.steps)
     ours, kept, anew = (ratio(found, name, "plain") for name in ("ours", "kept", "anew"))
     theirs = ratio(found, "official", "ours")
-    print(f"training step, T = {given.steps}: plain cached decoding {statistics.median(found['plain']):.3f} s")
+    print(
+        f"training step, T = {given.steps}: plain cached decoding {statistics.median(found['plain']):.3f} s"
+    )
     print(f"  ours {ours:.2f} x plain (at most 2.5: {verdict(ours <= 2.5)}), {kept:.2f} x without the references, "
           f"{anew:.2f} x with new ones in each step")  # fmt: skip
     print(f"  prefix run again (official): {theirs:.1f} x ours (at least 14: {verdict(theirs >= 14)}), "
