@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -96,17 +97,21 @@ def frontier(points: dict, task: str) -> tuple | None:
             f"Cosine similarity falls as mean z grows, for {len(arms)} methods on {task}.", figure)  # fmt: skip
 
 
-def reported_points(prefix: str, arm: str, x: str, y: str) -> list[tuple[float, float, bool]]:
-    """(x, y, derived) of the published points of one method."""
+@functools.cache
+def reported() -> dict[str, dict]:
+    """Entries of reported.yaml by id (a large file, read once)."""
     import yaml
 
+    path = Path(__file__).with_name("reported.yaml")
+    text = path.read_text() if path.exists() else "entries: []"
+    return {e["id"]: e for e in yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["entries"]}
+
+
+def reported_points(prefix: str, arm: str, x: str, y: str) -> list[tuple[float, float, bool]]:
+    """(x, y, derived) of the published points of one method."""
     short = {"cosine": "simcse", "cosine_dipper": "simcse"}
     last = {"x": short[x], "y": y.split("_")[0]}
-    path = Path(__file__).with_name("reported.yaml")
-    if not path.exists():
-        return []
-    entries = {e["id"]: e for e in yaml.safe_load(path.read_text())["entries"]}
-    found = []
+    found, entries = [], reported()
     for name, entry in entries.items():
         if not name.startswith(f"{prefix}.") or not name.endswith(f".{last['y']}"):
             continue
