@@ -216,9 +216,8 @@ def main() -> None:
     given = parser.parse_args()
     try:
         detector = Detector.load(given.generators)
-        content: str | list[int] = given.file.read_text()
-        if given.file.suffix == ".json":
-            content = json.loads(content)
+        text = given.file.read_text()
+        content = json.loads(text) if given.file.suffix == ".json" else text
         detection = detector.score(content, given.unique_bigrams, given.window)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -165,7 +165,7 @@ class GreenLists:
 
     def store(self, tokens: torch.Tensor, keep: torch.Tensor) -> None:
         """Compute the lists of `tokens` into the next slots, skipping those that hold a token of `keep`."""
-        free = []
+        free: list[int] = []
         while len(free) < len(tokens):
             if not (self.token_in[self.next_slot] == keep).any():
                 free.append(self.next_slot)

@@ -53,15 +53,16 @@ class Generators(nn.Module):
 
 
 def mlp(d: int, hidden, last_bias: float, zero_last_layer: bool, generator) -> nn.Sequential:
-    widths, layers = [d, *hidden, 1], []
+    widths = [d, *hidden, 1]
+    layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
         linear = nn.Linear(fan_in, fan_out)
         nn.init.kaiming_normal_(linear.weight, generator=generator)
         nn.init.zeros_(linear.bias)
         layers += [linear, nn.LeakyReLU(0.01)] if i < len(hidden) else [linear]
-    nn.init.constant_(layers[-1].bias, last_bias)
+    nn.init.constant_(linear.bias, last_bias)
     if zero_last_layer:
-        nn.init.zeros_(layers[-1].weight)
+        nn.init.zeros_(linear.weight)
     return nn.Sequential(*layers)
 
 
@@ -151,6 +152,7 @@ def relaxed_z(q: Tensor, gamma: Tensor) -> Tensor:
 
 def detection_loss(text: SoftText) -> Tensor:
     """L_D = - zhat."""
+    assert text.q is not None and text.gamma is not None  # the unwatermarked text has none
     return -relaxed_z(text.q, text.gamma)
 
 

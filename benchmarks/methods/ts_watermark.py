@@ -16,6 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def seconds(work: Callable[[], object], repeats: int = 1) -> float:
     return (time.process_time() - begun) / repeats
 
 
-def opt(vocab_size: int, d: int, layers: int, heads: int) -> torch.nn.Module:
+def opt(vocab_size: int, d: int, layers: int, heads: int) -> Any:
     from transformers import OPTConfig, OPTForCausalLM
 
     torch.manual_seed(0)
