@@ -106,7 +106,7 @@ def describe(
     arms = list(dict.fromkeys(n.arm for n in nodes))
     say(f"{paper.paper} at scale {scale} ({why})")
     say(
-        f"  {len(nodes)} runs: {len(arms)} arms x {len(paper.tasks(scale))} task(s) x up to {len({n.seed for n in nodes})} seeds; {finished} finished before; {jobs} worker(s)"
+        f"  {len(nodes)} runs: {len(arms)} arms x {len({n.task for n in nodes})} task(s) x up to {len({n.seed for n in nodes})} seeds; {finished} finished before; {jobs} worker(s)"
     )
     say(f"  arms: {', '.join(arms)}")
     say(
