@@ -20,6 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,11 +76,19 @@ def peak(step: Callable[[], None], device: str) -> float:
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     allocator(mapped_from=2**16)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
     step(), step()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after = resident("VmHWM")
     allocator(mapped_from=2**25)
     return (after - before) / 1024
+
+
+def resident(what: str) -> float:
+    """Kilobytes now (VmRSS) or at the peak (VmHWM). Not getrusage's peak, which begins with that of the parent process."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return float(next(x.split()[1] for x in status.read_text().splitlines() if x.startswith(what)))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def allocator(mapped_from: int) -> None:
