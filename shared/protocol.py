@@ -11,6 +11,7 @@ method, so that a wrong key is refused, and a finished paper is recognised, with
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -61,20 +62,20 @@ def _check_keys(given: dict[str, Any] | None, valid: Any, where: str) -> dict[st
 class RunConfig:
     """The fields every paper's `Config` begins with."""
 
+    # cpu, gpu, paper or rehearsal: four scales of one protocol
     scale: str = "cpu"
-    # cpu, gpu, paper or rehearsal (DESIGN: four scales of one protocol)
+    # what is trained: the method, an opponent, a control or a stage; protocol.yaml lists them
     arm: str = ""
-    # what is trained: the method, an opponent, a control or a stage; see protocol.yaml
+    # the data it is trained on; protocol.yaml lists them
     task: str = ""
-    # the data it is trained on; see protocol.yaml
+    # 0-99 serve development, verdict seeds begin at 100
     seed: int = 0
-    # seeds 0-99 serve development, verdict seeds begin at 100
-    device: str = "auto"
     # auto, cpu, cuda or cuda:N
-    out: str = ""
+    device: str = "auto"
     # directory of the run; default runs/<paper>/<scale>/<task>/seed<k>/<arm>
+    out: str = ""
+    # directories of the runs that this one reads, by arm
     uses: dict[str, str] = field(default_factory=dict)
-    # directories of the stage runs this one reads, by arm
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,29 @@ def _fields_of(node: ast.ClassDef) -> list[Field]:
 def config_fields(train_py: Path) -> dict[str, Field]:
     """Fields of `Config` in `train_py` (those of RunConfig first), without importing the file."""
     if not train_py.exists():
-        raise BadInput(f"{train_py} does not exist: '{train_py.parent.name}' is not a paper of this repository")
-    own = [n for n in ast.parse(train_py.read_text()).body if isinstance(n, ast.ClassDef) and n.name == "Config"]
+        raise BadInput(
+            f"{train_py} does not exist: '{train_py.parent.name}' is not a paper of this repository"
+        )
+    own = [
+        n for n in ast.parse(train_py.read_text()).body if isinstance(n, ast.ClassDef) and n.name == "Config"
+    ]
     if not own:
         raise BadInput(f"{train_py}: no class Config")
-    base = [n for n in ast.parse(Path(__file__).read_text()).body if isinstance(n, ast.ClassDef) and n.name == "RunConfig"]
+    base = [
+        n
+        for n in ast.parse(Path(__file__).read_text()).body
+        if isinstance(n, ast.ClassDef) and n.name == "RunConfig"
+    ]
     return {f.name: f for f in _fields_of(base[0]) + _fields_of(own[0])}
 
 
-_SIMPLE: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), "None": (type(None),)}
+_SIMPLE: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "bool": (bool,),
+    "None": (type(None),),
+}
 
 
 def _check_type(name: str, value: Any, annotation: str, where: str) -> Any:
@@ -120,10 +135,8 @@ def _check_type(name: str, value: Any, annotation: str, where: str) -> Any:
                 raise BadInput(f"{where}: {name} = {value!r} is not one of {', '.join(map(str, choices))}")
         return tuple(value) if isinstance(value, list) else value
     if isinstance(value, str) and "float" in parts and "str" not in parts:
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)  # YAML reads 1e-4 as text
-        except ValueError:
-            pass
     allowed = tuple(t for p in parts for t in _SIMPLE[p])
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
         raise BadInput(f"{where}: {name} = {value!r} is {type(value).__name__}, expected {annotation}")
@@ -174,7 +187,9 @@ class Protocol:
         if self.document.get("paper") != self.paper:
             raise BadInput(f"{where}: paper is '{self.document.get('paper')}', expected '{self.paper}'")
         self._check_settings(self.document.get("defaults"), f"{where}: defaults")
-        self.arms: dict[str, dict[str, Any]] = {k: v or {} for k, v in (self.document.get("arms") or {}).items()}
+        self.arms: dict[str, dict[str, Any]] = {
+            k: v or {} for k, v in (self.document.get("arms") or {}).items()
+        }
         for scale, body in (self.document.get("scales") or {}).items():
             if scale not in SCALES:
                 raise unknown(scale, SCALES, f"{where}: scales")
@@ -205,7 +220,9 @@ class Protocol:
         self._check_settings(tiny.get("set"), f"{where}: tiny.set")
 
     def _check_settings(self, values: dict[str, Any] | None, where: str) -> dict[str, Any]:
-        values = _check_keys(values, set(self.fields) - {"scale", "arm", "task", "seed", "out", "uses"}, where)
+        values = _check_keys(
+            values, set(self.fields) - {"scale", "arm", "task", "seed", "out", "uses"}, where
+        )
         return {k: _check_type(k, v, self.fields[k].annotation, where) for k, v in values.items()}
 
     @staticmethod
@@ -219,7 +236,16 @@ class Protocol:
         if name not in scales:
             raise BadInput(f"{self.paper} has no scale '{name}'; it has {', '.join(scales)}")
         body = dict(scales[name])
-        return {**scales[body["like"]], **body} if "like" in body else body
+        if "like" not in body:
+            return body
+        costs = {
+            "needs",
+            "hours",
+            "download_gb",
+            "disk_gb",
+            "jobs",
+        }  # those of the other scale do not hold here
+        return {**{k: v for k, v in scales[body["like"]].items() if k not in costs}, **body}
 
     def _chain(self, scale: str) -> list[str]:
         like = (self.document.get("scales") or {}).get(scale, {}).get("like")
@@ -282,7 +308,9 @@ class Protocol:
         if scale != "tiny" and task not in self.tasks(scale):
             raise unknown(task, self.tasks(scale), f"{self.paper}: task at scale {scale}")
         if not self.at_scale(arm, scale):
-            raise BadInput(f"{self.paper}: arm '{arm}' is not run at scale {scale} (only {', '.join(body['scales'])})")
+            raise BadInput(
+                f"{self.paper}: arm '{arm}' is not run at scale {scale} (only {', '.join(body['scales'])})"
+            )
         uses = tuple(self._used(scale, used, task, seed) for used in body.get("uses") or [])
         return Node(arm, task, seed, bool(body.get("stage")), self.settings(scale, arm, task), uses)
 
@@ -308,7 +336,7 @@ class Protocol:
         for name in only or []:
             if not self.at_scale(name, scale):
                 self.node(scale, name, self.tasks(scale)[0], 0)  # raises the right message
-        names = [n for n in only] if only else names
+        names = list(only) if only else names
         found: dict[tuple[str, str, int], Node] = {}
 
         def add(arm: str, task: str, seed: int) -> None:
@@ -319,7 +347,7 @@ class Protocol:
                 found[node.key] = node
 
         per_task = {t: self.seeds(scale, t)[:seeds] for t in self.tasks(scale)}
-        for seed in sorted({s for s in sum(per_task.values(), [])}):
+        for seed in sorted({seed for seeds_ in per_task.values() for seed in seeds_}):
             for name in names:
                 for task in self.arm_tasks(name, scale):
                     if seed in per_task[task]:
@@ -347,7 +375,9 @@ def runs_root(root: Path) -> Path:
 
 
 def sha256_json(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=list).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":"), default=list).encode()
+    ).hexdigest()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -399,12 +429,15 @@ def code_hashes(train_py: Path) -> dict[str, str]:
     return {name: sha256_file(root / name) for name in code_files(train_py)}
 
 
-VOLATILE = {"created", "commit", "environment", "seconds", "cpu_seconds", "peak_memory_mb", "attempts", "directory"}
+VOLATILE = {"created", "commit", "environment", "seconds", "cpu_seconds", "peak_memory_mb", "config"}
 
 
 def record_sha256(record: dict[str, Any]) -> str:
-    """Hash of what a run found; times, memory and machine are left out, so that equal runs have equal hashes."""
-    return sha256_json({k: v for k, v in record.items() if k not in VOLATILE})
+    """Hash of what a run found; times, memory, machine and places are left out, so that equal runs have equal hashes."""
+    found = {k: v for k, v in record.items() if k not in VOLATILE}
+    seen = record.get("fingerprint") or {}
+    found["fingerprint"] = {**seen, "data": {k: v["sha256"] for k, v in (seen.get("data") or {}).items()}}
+    return sha256_json(found)
 
 
 def read_record(directory: Path) -> dict[str, Any] | None:

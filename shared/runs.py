@@ -52,7 +52,9 @@ class Diverged(Exception):
     def __init__(self, level: str, step: int, batch: Any = None, value: float = float("nan")):
         self.level, self.step, self.batch = level, step, batch
         items = "" if batch is None else f", batch items {np.asarray(batch).ravel()[:16].tolist()}"
-        super().__init__(f"{level} level: value {value} at step {step}{items}; lower the learning rate or look at these items")
+        super().__init__(
+            f"{level} level: value {value} at step {step}{items}; lower the learning rate or look at these items"
+        )
 
 
 # --- randomness ----------------------------------------------------------------------------------------------------
@@ -159,14 +161,17 @@ def unpack(payload: bytes, name: str) -> Any:
     """The value that `pack` packed; BadInput if a single bit moved. Never runs code from the file."""
     head, body = payload[:64], payload[65:]
     if payload[64:65] != b"\n" or hashlib.sha256(body).hexdigest().encode() != head:
-        raise BadInput(f"{name}: the sha256 does not match its content (truncated or damaged); delete it and repeat")
+        raise BadInput(
+            f"{name}: the sha256 does not match its content (truncated or damaged); delete it and repeat"
+        )
     return torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
 
 
 def save_arrays(path: Path, arrays: dict[str, Any]) -> str:
     """Write an npz with the same bytes for the same content; returns its sha256."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{k: np.asarray(v) for k, v in sorted(arrays.items())})
+    plain: dict[str, Any] = {k: np.asarray(v) for k, v in sorted(arrays.items())}
+    np.savez_compressed(buffer, **plain)
     write_bytes(path, buffer.getvalue())
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
@@ -206,7 +211,9 @@ def device(config: RunConfig) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInput(f"device '{name}' asked for, but torch {torch.__version__} sees no CUDA device; use --device cpu")
+        raise BadInput(
+            f"device '{name}' asked for, but torch {torch.__version__} sees no CUDA device; use --device cpu"
+        )
     if name == "cpu":
         torch.set_num_threads(1)
     return torch.device(name)
@@ -241,9 +248,14 @@ def _processor() -> str:
 
 def commit(root: Path) -> str | None:
     """The checkout's commit, with `+changes` if tracked files differ from it; None outside git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     try:
-        ask = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731, E501
-        return ask("rev-parse", "HEAD") + ("+changes" if ask("status", "--porcelain", "-uno") else "")
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -260,7 +272,9 @@ def _peak_memory_mb(reset: bool = False) -> float:
     if torch.cuda.is_available():
         if reset:
             torch.cuda.reset_peak_memory_stats()
-        return max(host if not torch.cuda.is_initialized() else 0.0, torch.cuda.max_memory_allocated() / 2**20)
+        return max(
+            host if not torch.cuda.is_initialized() else 0.0, torch.cuda.max_memory_allocated() / 2**20
+        )
     return host
 
 
@@ -280,7 +294,9 @@ class Saved(dict[str, Any]):
     """A checkpoint's content; a missing field is an error that names it."""
 
     def __missing__(self, key: str) -> Any:
-        raise BadInput(f"the checkpoint lacks '{key}' (it has {', '.join(map(str, self))}); delete checkpoint/ to start over")
+        raise BadInput(
+            f"the checkpoint lacks '{key}' (it has {', '.join(map(str, self))}); delete checkpoint/ to start over"
+        )
 
 
 class Run:
@@ -292,7 +308,14 @@ class Run:
         self.paper = self.train_py.parent.name
         self.root = self.train_py.parent.parent
         key = (config.arm, config.task, config.seed)
-        default = protocol.runs_root(self.root) / self.paper / config.scale / config.task / f"seed{config.seed}" / config.arm
+        default = (
+            protocol.runs_root(self.root)
+            / self.paper
+            / config.scale
+            / config.task
+            / f"seed{config.seed}"
+            / config.arm
+        )
         self.directory = Path(config.out) if config.out else default
         self.name = " ".join(map(str, [self.paper, config.scale, *key]))
         self.fields = json.loads(json.dumps(asdict(config), default=_plain))
@@ -308,12 +331,16 @@ class Run:
 
     def open(self) -> None:
         for arm, used in self.config.uses.items():
-            if protocol.read_record(Path(used)) is None:
-                raise BadInput(f"{self.name}: the run it uses, {arm}, is not finished in {used}; train it first or give --uses.{arm} DIR")
+            status = (protocol.read_record(Path(used)) or {}).get("status", "not finished")
+            if status != "finished":
+                raise BadInput(
+                    f"{self.name}: the run it uses, {arm}, {status} in {used}; train it first or give --uses.{arm} DIR"
+                )
         reason = protocol.stale(self.directory, self.fields, self.code)
         if reason is None:
             self.finished = True
-            self.say(f"{self.name}: finished before; {self.directory}/record.json holds")
+            if not _worker:
+                print(f"{self.name}: finished before; {self.directory}/record.json holds", flush=True)
             return
         begun = {"config": self.fields, "code": self.code, "uses": self._used_hashes()}
         old = None
@@ -321,19 +348,26 @@ class Run:
             old = json.loads((self.directory / "config.json").read_text())
         if reason == "no record" and old and {k: old.get(k) for k in begun} == begun:
             pass  # interrupted: its checkpoint is good
-        elif self.directory.exists():
-            if reason != "no record" or old:
-                self.say(f"{self.name}: made again, {reason if reason != 'no record' else 'settings or code changed since it was interrupted'}")
-            for item in self.directory.iterdir():
-                if item.name != ".lock":
-                    shutil.rmtree(item) if item.is_dir() else item.unlink()
-        self.directory.mkdir(parents=True, exist_ok=True)
+        else:
+            present = [item for item in self.directory.iterdir() if item.name != ".lock"]
+            if present and not old:
+                raise BadInput(
+                    f"{self.directory} holds files that are no run of this project; give another --out"
+                )
+            for item in present:
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
+            if present:
+                why = "settings or code changed since it was interrupted" if reason == "no record" else reason
+                self.say(f"{self.name}: made again, {why}")
         write_json(self.directory / "config.json", begun)
         _peak_memory_mb(reset=True)
         self._clock = time.time(), time.process_time()
 
     def _used_hashes(self) -> dict[str, str]:
-        return {a: protocol.record_sha256(protocol.read_record(Path(d)) or {}) for a, d in self.config.uses.items()}
+        return {
+            a: protocol.record_sha256(protocol.read_record(Path(d)) or {})
+            for a, d in self.config.uses.items()
+        }
 
     # -- telling
 
@@ -428,7 +462,9 @@ class Run:
         wall, cpu = time.time() - self._clock[0], time.process_time() - self._clock[1]
         return {"seconds": self._spent["seconds"] + wall, "cpu_seconds": self._spent["cpu_seconds"] + cpu}
 
-    def steps(self, start: int, total: int, save: Callable[[], dict[str, Any]], name: str = "steps") -> Iterator[int]:
+    def steps(
+        self, start: int, total: int, save: Callable[[], dict[str, Any]], name: str = "steps"
+    ) -> Iterator[int]:
         """Count from `start` to `total`: progress, a checkpoint every minute, a clean stop when asked."""
         interval = float(os.environ.get("REPRO_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS))
         last_save = last_line = begun = time.monotonic()
@@ -438,7 +474,9 @@ class Run:
                 now, done = time.monotonic(), step + 1
                 if _stop_asked():
                     self.checkpoint(done, save())
-                    self.say(f"{self.name}: stopped after step {done} of {total}; the same command continues it")
+                    self.say(
+                        f"{self.name}: stopped after step {done} of {total}; the same command continues it"
+                    )
                     raise Stopped(str(self.directory))
                 if now - last_save >= interval:
                     self.checkpoint(done, save())
@@ -454,7 +492,10 @@ class Run:
 
     def predictions(self, **arrays: Any) -> None:
         """Predictions per test item: every array has one row per item, but for names that begin with `_`."""
-        plain = {k: (v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v)) for k, v in arrays.items()}
+        plain = {
+            k: (v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v))
+            for k, v in arrays.items()
+        }
         rows = {k: len(v) for k, v in plain.items() if not k.startswith("_")}
         if len(set(rows.values())) > 1:
             raise BadInput(f"{self.name}: predictions have different numbers of items: {rows}")
@@ -480,7 +521,9 @@ class Run:
             validation={k: float(v) for k, v in (validation or {}).items()},
             state_sha256=state_sha256(state),
             gradient_evaluations=int(gradient_evaluations),
-            gradient_evaluations_with_uses=int(gradient_evaluations + sum(r.get("gradient_evaluations_with_uses", 0) for r in used)),
+            gradient_evaluations_with_uses=int(
+                gradient_evaluations + sum(r.get("gradient_evaluations_with_uses", 0) for r in used)
+            ),
             selection=selection,
             chosen_step=chosen_step,
             exports=list(exports),
@@ -512,10 +555,7 @@ def start(config: RunConfig, file: str) -> Iterator[Run]:
     run = Run(config, file)
     run.directory.mkdir(parents=True, exist_ok=True)
     with open(run.directory / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BadInput(f"{run.directory} is being written by another process; wait for it or give --out") from error
+        _hold(lock, run.directory)
         sources.read_log.clear()
         run.open()
         try:
@@ -526,6 +566,20 @@ def start(config: RunConfig, file: str) -> Iterator[Run]:
                         gradient_evaluations=0, gradient_evaluations_with_uses=0, selection="none", chosen_step=error.step,
                         exports=[], details={})  # fmt: skip
             raise
+
+
+def _hold(lock: Any, directory: Path, patience: float = 5.0) -> None:
+    """One process writes a run at a time; one that was just killed has a moment to go."""
+    begun = time.monotonic()
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if time.monotonic() - begun > patience:
+                raise BadInput(
+                    f"{directory} is being written by another process; wait for it or give --out"
+                ) from error
+            time.sleep(0.2)
 
 
 @contextlib.contextmanager
@@ -567,7 +621,10 @@ def command_line(config_class: type, run: Callable[[Any], Path], doc: str | None
         scale = "tiny" if tiny else _option(argv, "scale") or "cpu"
         if tiny:
             print((doc or "").strip().split("\n\n")[0], flush=True)
-            print(f"A tiny run of arm '{small['arm']}' on task '{small['task']}': random or bundled model, no download.", flush=True)
+            print(
+                f"A tiny run of arm '{small['arm']}' on task '{small['task']}': random or bundled model, no download.",
+                flush=True,
+            )
         arm = _option(argv, "arm") or (small["arm"] if tiny else paper.selected(scale)[0])
         task = _option(argv, "task") or (small["task"] if tiny else paper.arm_tasks(arm, scale)[0])
         seed = int(_option(argv, "seed") or 0)
@@ -592,7 +649,11 @@ def command_line(config_class: type, run: Callable[[Any], Path], doc: str | None
 
 
 def _train_used(
-    paper: protocol.Protocol, scale: str, key: tuple[str, str, int], config_class: type, run: Callable[[Any], Path]
+    paper: protocol.Protocol,
+    scale: str,
+    key: tuple[str, str, int],
+    config_class: type,
+    run: Callable[[Any], Path],
 ) -> None:
     """Train the run `key` (and what it uses in turn) unless its record stands."""
     node = paper.node(scale, *key)

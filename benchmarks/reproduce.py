@@ -1,0 +1,519 @@
+"""From a paper's protocol to its verdicts: plan, train what is missing, judge, report.
+
+    python -m benchmarks.reproduce autolora                 scale chosen from what this machine has
+    python -m benchmarks.reproduce autolora --scale gpu     a named scale
+    python -m benchmarks.reproduce autolora --dry           the plan alone
+    python -m benchmarks.reproduce autolora --record        (maintainers) keep the result in autolora/results/
+
+Exit status: 0 all runs finished and gates hold, whatever the verdicts; 1 a gate failed or a run crashed; 2 inputs
+missing or refused; 3 (--strict) a primary claim is not plainly supported; 75 stopped, give the same command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.pool import Key, Outcome, Pool
+from shared import protocol
+from shared.protocol import BadInput, Node, Protocol
+
+ROOT = Path(__file__).resolve().parent.parent
+PAPERS = ("autolora", "tapweight", "weight_mixup", "ppo_nlu", "ts_watermark", "mlo_mae", "dasgm")
+STOPPED = 75
+SMALLER = {"paper": "gpu", "gpu": "cpu", "cpu": None, "rehearsal": None}
+
+
+# --- which scale -------------------------------------------------------------------------------------------------
+
+
+def cuda_devices() -> list[str]:
+    """Identifiers of the CUDA devices that this process may use, found without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [d for d in visible.split(",") if d.strip() not in {"", "-1"}]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    return [str(i) for i, _ in enumerate(x for x in listing.stdout.splitlines() if x.startswith("GPU"))]
+
+
+def missing_inputs(paper: Protocol, scale: str) -> list[str]:
+    """Models and data of a scale that are neither in a folder nor at a hub that answers."""
+    from shared import sources
+
+    needs = paper.scale(scale).get("needs") or {}
+    wanted = [("model", m) for m in needs.get("models", [])] + [("data", d) for d in needs.get("data", [])]
+    return [f"{kind} {name}" for kind, name in wanted if not sources.available(kind, name)]
+
+
+def choose_scale(paper: Protocol, asked: str | None) -> tuple[str, str]:
+    """The scale to run and why."""
+    if asked:
+        if asked not in protocol.SCALES:
+            raise protocol.unknown(asked, protocol.SCALES, "scale")
+        paper.scale(asked)
+        if asked == "gpu" and not cuda_devices():
+            raise BadInput(
+                "SCALE=gpu needs a CUDA device and none is visible; use SCALE=cpu, or SCALE=rehearsal to try the paper's protocol"
+            )
+        return asked, "asked for"
+    if not cuda_devices():
+        return "cpu", "no CUDA device"
+    have = set(paper.document["scales"])
+    lacking = missing_inputs(paper, "paper") if "paper" in have else ["scale paper"]
+    if not lacking:
+        return "paper", "a CUDA device, and every model and data set of the paper is in reach"
+    if "gpu" in have and not missing_inputs(paper, "gpu"):
+        return "gpu", f"a CUDA device; for scale paper these are missing: {', '.join(lacking)}"
+    return "cpu", f"a CUDA device, but the data of larger scales are missing: {', '.join(lacking)}"
+
+
+def seconds_of(text: str | None) -> float | None:
+    """'90', '90s', '9m' or '1.5h' in seconds."""
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not found:
+        raise BadInput(f"LIMIT={text}: expected a number with s, m or h, e.g. 9m")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+# --- plan -----------------------------------------------------------------------------------------------------------
+
+
+def describe(
+    paper: Protocol, scale: str, why: str, nodes: list[Node], finished: int, jobs: int, limit: str | None
+) -> float:
+    """Print what is about to happen; returns the expected GPU hours."""
+    body = paper.scale(scale)
+    hours = float(body.get("hours", 0.0))
+    recorded = paper.directory / "results" / f"{scale}.json"
+    if recorded.exists():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            hours = json.loads(recorded.read_text())["seconds"]["wall"] / 3600
+    arms = list(dict.fromkeys(n.arm for n in nodes))
+    say(f"{paper.paper} at scale {scale} ({why})")
+    say(
+        f"  {len(nodes)} runs: {len(arms)} arms x {len(paper.tasks(scale))} task(s) x up to {len({n.seed for n in nodes})} seeds; {finished} finished before; {jobs} worker(s)"
+    )
+    say(f"  arms: {', '.join(arms)}")
+    say(
+        f"  expected: {_duration(hours * 3600)}; download {body.get('download_gb', 0)} GB; disk {body.get('disk_gb', 0.2)} GB"
+        + (f"; stops after {limit}" if limit else "")
+    )
+    smaller = SMALLER.get(scale)
+    if smaller and smaller in paper.document["scales"]:
+        say(f"  next smaller scale: make reproduce-{paper.paper} SCALE={smaller}")
+    return hours
+
+
+def countdown(hours: float, gigabytes: float, asked: str | None) -> None:
+    """A long plan that nobody named waits 10 seconds on a terminal and is refused where there is none."""
+    if asked or (hours <= 1 and gigabytes <= 5):
+        return
+    if not sys.stdin.isatty():
+        raise BadInput(
+            f"this plan takes {hours:.1f} hours and {gigabytes:.0f} GB; name it with SCALE=... to start it without a terminal"
+        )
+    for left in range(10, 0, -1):
+        print(f"\rstarts in {left} s, Ctrl-C stops ", end="", flush=True)
+        time.sleep(1)
+    print()
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+# --- train ----------------------------------------------------------------------------------------------------------
+
+
+class Told:
+    """Prints one line per finished run, with the time that is left."""
+
+    def __init__(self, paper: Protocol, scale: str, total: int, jobs: int):
+        self.paper, self.scale, self.total, self.jobs = paper, scale, total, jobs
+        self.count, self.begun = 0, time.monotonic()
+
+    def __call__(self, node: Node, outcome: Outcome) -> None:
+        self.count += 1
+        rate = (time.monotonic() - self.begun) / self.count
+        record = (
+            protocol.read_record(self.paper.run_directory(self.scale, node.key))
+            if outcome.status == "finished"
+            else None
+        )
+        scores = ", ".join(f"{k} {v:.4g}" for k, v in list((record or {}).get("metrics", {}).items())[:3])
+        detail = scores or outcome.detail.strip().splitlines()[-1:] or ""
+        if isinstance(detail, list):
+            detail = detail[0]
+        say(f"[{self.count}/{self.total}] {node.arm} {node.task} seed {node.seed}: {outcome.status} in {outcome.seconds:.1f} s"
+            f"{'; ' + detail if detail else ''}; {_duration(rate * (self.total - self.count))} left")  # fmt: skip
+
+
+def train(
+    paper: Protocol, scale: str, nodes: list[Node], jobs: int, limit: float | None
+) -> dict[Key, Outcome]:
+    """Make every run that does not stand yet. Returns the outcome of each run of the plan."""
+    code = protocol.code_hashes(paper.directory / "train.py")
+
+    def settings(node: Node) -> dict[str, Any]:
+        return paper.config(scale, node)
+
+    standing: set[Key] = set()
+    for node in nodes:  # uses come before users
+        directory = paper.run_directory(scale, node.key)
+        reason = protocol.stale(directory, settings(node), code)
+        if reason is None and all(u in standing for u in node.uses):
+            standing.add(node.key)
+        elif reason not in {None, "no record"}:
+            say(f"  made again: {node.arm} {node.task} seed {node.seed}: {reason}")
+    left = [n for n in nodes if n.key not in standing]
+    outcomes = {
+        k: Outcome(str((protocol.read_record(paper.run_directory(scale, k)) or {}).get("status", "finished")))
+        for k in standing
+    }
+    if left:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ[name] = "1"
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        told = Told(paper, scale, len(left), jobs)
+        logs = protocol.runs_root(ROOT) / paper.paper / scale
+        deadline = time.monotonic() + limit if limit else None
+        begun = time.monotonic()
+        pool = Pool(ROOT, paper.paper, jobs, logs, settings, told, cuda_devices(), deadline)
+        outcomes.update(pool.run(left, {k for k, o in outcomes.items() if o.status == "finished"}))
+        _add_wall(logs / "wall.json", time.monotonic() - begun)
+    return outcomes
+
+
+def _add_wall(path: Path, seconds: float) -> None:
+    before = json.loads(path.read_text())["wall"] if path.exists() else 0.0
+    path.write_text(json.dumps({"wall": before + seconds}))
+
+
+# --- judge ----------------------------------------------------------------------------------------------------------
+
+
+def run_entry(record: dict[str, Any], attempts: int) -> dict[str, Any]:
+    """What results.json keeps of a run (VERDICTS section 8)."""
+    kept = ("arm", "task", "seed", "status", "config_sha256", "split_sha256", "state_sha256", "selection", "chosen_step",
+            "validation", "metrics", "seconds", "gradient_evaluations", "gradient_evaluations_with_uses", "peak_memory_mb",
+            "predictions_sha256")  # fmt: skip
+    entry = {k: record.get(k) for k in kept}
+    entry["reason"] = record.get("reason", "")
+    return {**entry, "attempts": attempts, "record_sha256": protocol.record_sha256(record)}
+
+
+def collect(
+    paper: Protocol, scale: str, nodes: list[Node], outcomes: dict[Key, Outcome]
+) -> list[tuple[Node, dict[str, Any], dict[str, Any]]]:
+    """(node, entry of results.json, full record) of every declared run; one that did not end is `crashed`.
+
+    A run whose stage diverged diverged with it."""
+    found = []
+    diverged: set[Key] = set()
+    for node in nodes:
+        record = protocol.read_record(paper.run_directory(scale, node.key))
+        outcome = outcomes.get(node.key, Outcome("blocked"))
+        if outcome.status in {"finished", "diverged"} and record:
+            entry = run_entry(record, outcome.attempts)
+        else:
+            record = {}
+            status = "diverged" if any(u in diverged for u in node.uses) else "crashed"
+            entry = {"arm": node.arm, "task": node.task, "seed": node.seed, "status": status, "attempts": outcome.attempts,
+                     "metrics": {}, "validation": {}, "reason": outcome.detail.strip()[-300:]}  # fmt: skip
+        if entry["status"] == "diverged":
+            diverged.add(node.key)
+        found.append((node, entry, record))
+    return found
+
+
+def load_claims(paper: Protocol) -> dict[str, Any]:
+    path = paper.directory / "claims.yaml"
+    if not path.exists():
+        raise BadInput(f"{paper.paper}/claims.yaml is missing")
+    return yaml.safe_load(path.read_text()) or {}
+
+
+def assemble(
+    paper: Protocol, scale: str, nodes: list[Node], outcomes: dict[Key, Outcome], preview: str | None
+) -> tuple[dict[str, Any], Path]:
+    """Verdicts from runs: writes results.json and its compact predictions, returns them with the file's path."""
+    from benchmarks import check, reported, verdicts
+    from shared import runs
+
+    found = collect(paper, scale, nodes, outcomes)
+    folder = protocol.runs_root(ROOT) / paper.paper / scale
+    name = "preview" if preview else "results"
+    arrays = {n.key: runs.load_arrays(paper.run_directory(scale, n.key) / "predictions.npz")
+              for n, entry, _ in found if entry["status"] == "finished" and not n.stage}  # fmt: skip
+    check.pack_predictions(folder / f"{name}.predictions.npz", arrays)
+    arrays = check.unpack_predictions(folder / f"{name}.predictions.npz")
+    evaluate = importlib.import_module(f"{paper.paper}.evaluate")
+    records = [r for _, _, r in found if r]
+    data = {k: v["sha256"] for r in records for k, v in (r["fingerprint"].get("data") or {}).items()}
+    wall = json.loads((folder / "wall.json").read_text())["wall"] if (folder / "wall.json").exists() else 0.0
+    judged = verdicts.judge(
+        claims=load_claims(paper), scale=scale, nodes=nodes, runs=[e for _, e, _ in found], gates=[(n.key, r.get("gates", [])) for n, _, r in found],
+        predictions=arrays, score=evaluate.score, statistics=getattr(evaluate, "STATISTICS", {}),
+        reported=reported.load(paper.directory / "reported.yaml"),
+    )  # fmt: skip
+    results = {
+        "schema": 1, "paper": paper.paper, "scale": scale, "preview": preview,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": runs.commit(ROOT),
+        "claims_sha256": protocol.sha256_file(paper.directory / "claims.yaml"),
+        "protocol_sha256": protocol.sha256_file(paper.path),
+        "code_sha256": protocol.sha256_json(protocol.code_hashes(paper.directory / "train.py")),
+        "revision": paper.revision(), "revisions": load_claims(paper).get("revisions") or [], "earlier": earlier(paper, scale),
+        "environment": records[-1]["environment"] if records else {}, "data": data,
+        "splits": {r["task"]: r["splits"] for r in records if r.get("splits")},
+        "seeds": paper.seeds(scale), "development_seeds": "0-99", "tuning": paper.document.get("tuning") or [],
+        "seconds": {"wall": round(wall, 1), "runs": round(sum(r["seconds"] for r in records), 1),
+                    "cpu": round(sum(r["cpu_seconds"] for r in records), 1)},
+        **judged, "runs": [e for _, e, _ in found],
+    }  # fmt: skip
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    return results, path
+
+
+def earlier(paper: Protocol, scale: str) -> list[dict[str, Any]]:
+    """Verdicts recorded under earlier revisions; they stay listed."""
+    path = paper.directory / "results" / f"{scale}.json"
+    if not path.exists():
+        return []
+    old = json.loads(path.read_text())
+    listed = list(old.get("earlier") or [])
+    if old.get("revision") != paper.revision():
+        listed.append({"commit": old.get("commit"), "created": old.get("created"), "revision": old.get("revision"),
+                       "verdicts": {c["id"]: c["verdict"] for c in old.get("claims", [])}})  # fmt: skip
+    return listed
+
+
+def show(paper: Protocol, scale: str, results: dict[str, Any]) -> None:
+    """The verdicts on the terminal, beside the recorded ones."""
+    path = paper.directory / "results" / f"{scale}.json"
+    recorded = (
+        {c["id"]: c["verdict"] for c in json.loads(path.read_text())["claims"]} if path.exists() else {}
+    )
+    say("")
+    if results["preview"]:
+        say(f"PREVIEW ({results['preview']}): never recorded")
+    for claim in results["claims"]:
+        beside = ""
+        if recorded and claim["id"] in recorded:
+            beside = (
+                " = recorded"
+                if recorded[claim["id"]] == claim["verdict"]
+                else f" != recorded: {recorded[claim['id']]}"
+            )
+        effect = claim.get("effect")
+        number = (
+            ""
+            if effect is None
+            else f"{effect:+.2f}"
+            + (f" ({claim['ci95'][0]:+.2f} to {claim['ci95'][1]:+.2f})" if claim.get("ci95") else "")
+        )
+        say(
+            f"  {claim['id']:<6} {claim['role']:<9} {claim['verdict']:<34} {number:<26} {claim['statement'][:70]}{beside}"
+        )
+    for gate in results["gates"]:
+        if not gate["passed"]:
+            say(f"  gate {gate['id']} FAILED: {gate['detail']}")
+    say(f"  gates: {sum(g['passed'] for g in results['gates'])} of {len(results['gates'])} hold")
+
+
+# --- one paper --------------------------------------------------------------------------------------------------------
+
+
+def reproduce(name: str, options: argparse.Namespace) -> int:
+    paper = Protocol(ROOT / name)
+    scale, why = choose_scale(paper, options.scale)
+    only = [a for a in (options.only or "").split(",") if a]
+    body = paper.scale(scale)
+    nodes = paper.nodes(scale, options.arms or "core", only, options.seeds)
+    reasons = [f"{flag}" for flag, on in (("SEEDS", options.seeds), ("ONLY", only)) if on]
+    if options.arms == "all" and body.get("core") is not None:
+        reasons.append("ARMS=all")
+    preview = " and ".join(reasons) + " given" if reasons else None
+    gpus = cuda_devices() if scale != "rehearsal" else []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = options.jobs or (int(body.get("jobs", 1)) * len(gpus) if gpus else cores)
+    code = protocol.code_hashes(paper.directory / "train.py")
+    finished = sum(
+        protocol.stale(paper.run_directory(scale, n.key), paper.config(scale, n), code) is None for n in nodes
+    )
+    hours = describe(paper, scale, why, nodes, finished, jobs, options.limit)
+    if options.dry:
+        return 0
+    if finished < len(nodes):
+        countdown(hours if gpus else 0, float(body.get("download_gb", 0)), options.scale)
+        if lacking := missing_inputs(paper, scale):
+            say(
+                f"missing for scale {scale}: {', '.join(lacking)} (README, 'Data and models', says where to put them)"
+            )
+            return 2
+    outcomes = train(paper, scale, nodes, jobs, seconds_of(options.limit))
+    bad = {k: o for k, o in outcomes.items() if o.status not in {"finished", "diverged"}}
+    for key, outcome in list(bad.items())[:5]:
+        say(f"{' '.join(map(str, key))}: {outcome.status}: {outcome.detail.strip()}")
+        say(f"  alone: python -m {name}.train --scale {scale} --arm {key[0]} --task {key[1]} --seed {key[2]}")
+    if any(o.status == "stopped" for o in bad.values()):
+        say(
+            f"stopped; what is finished is kept. Continue with: make reproduce-{name} SCALE={scale}"
+            + (f" LIMIT={options.limit}" if options.limit else "")
+        )
+        return STOPPED
+    if scale == "rehearsal":
+        return _rehearsal(paper, nodes, {k: o for k, o in outcomes.items() if o.status != "finished"})
+    results, path = assemble(paper, scale, nodes, outcomes, preview)
+    show(paper, scale, results)
+    from benchmarks import report
+
+    say(f"results: {_short(path)}")
+    say(f"report:  {_short(report.render(ROOT, [name]))}")
+    if any(o.status in {"missing", "refused"} for o in bad.values()):
+        return 2
+    if bad or not all(g["passed"] for g in results["gates"]):
+        return 1
+    primary = [c for c in results["claims"] if c["role"] == "primary"]
+    return (
+        3
+        if options.strict and any(c["verdict"].removesuffix(" (scaled down)") != "SUPPORTED" for c in primary)
+        else 0
+    )
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path)
+
+
+def _rehearsal(paper: Protocol, nodes: list[Node], bad: dict[Key, Outcome]) -> int:
+    """Every arm and task of the paper ran for a few steps: passed or not, never a verdict."""
+    from shared import runs
+
+    folder = protocol.runs_root(ROOT) / paper.paper / "rehearsal"
+    wall = json.loads((folder / "wall.json").read_text())["wall"] if (folder / "wall.json").exists() else 0.0
+    result = {"paper": paper.paper, "scale": "rehearsal", "passed": not bad, "runs": len(nodes),
+              "arms": sorted({n.arm for n in nodes}), "tasks": sorted({n.task for n in nodes}), "seconds": round(wall, 1),
+              "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": runs.commit(ROOT)}  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    say(
+        f"rehearsal of {paper.paper}: {len(nodes) - len(bad)} of {len(nodes)} runs finished"
+        + ("" if not bad else " - FAILED")
+    )
+    return 2 if any(o.status == "missing" for o in bad.values()) else 1 if bad else 0
+
+
+# --- record -----------------------------------------------------------------------------------------------------------
+
+
+def record(name: str, scale: str) -> int:
+    """Copy a finished result into `<paper>/results/` and write the README tables. Maintainers only."""
+    from benchmarks import report
+    from shared import runs
+
+    paper = Protocol(ROOT / name)
+    now = runs.commit(ROOT)
+    if now is None or now.endswith("+changes"):
+        raise BadInput("recording needs a clean, committed tree: commit or stash first")
+    folder = protocol.runs_root(ROOT) / name / scale
+    source = folder / "results.json"
+    if not source.exists():
+        raise BadInput(f"{_short(source)} does not exist: run make reproduce-{name} SCALE={scale} first")
+    result = json.loads(source.read_text())
+    target = paper.directory / "results"
+    target.mkdir(exist_ok=True)
+    if scale == "rehearsal":
+        if not result["passed"]:
+            raise BadInput("the rehearsal did not pass")
+    else:
+        if result["preview"]:
+            raise BadInput(f"a preview is never recorded ({result['preview']})")
+        for part, path in (
+            ("claims_sha256", paper.directory / "claims.yaml"),
+            ("protocol_sha256", paper.path),
+        ):
+            if result[part] != protocol.sha256_file(path):
+                raise BadInput(f"{path.name} changed since these runs; repeat make reproduce-{name}")
+        if result["code_sha256"] != protocol.sha256_json(protocol.code_hashes(paper.directory / "train.py")):
+            raise BadInput(f"the code changed since these runs; repeat make reproduce-{name} SCALE={scale}")
+        if any(r["status"] == "crashed" for r in result["runs"]):
+            raise BadInput("a declared run did not end; repeat it first")
+        shutil.copyfile(folder / "results.predictions.npz", target / f"{scale}.predictions.npz")
+    result["commit"] = now
+    (target / f"{scale}.json").write_text(json.dumps(result, indent=1) + "\n")
+    for readme in report.write_readmes(ROOT, [name]):
+        say(f"tables: {_short(readme)}")
+    say(f"recorded: {_short(target / f'{scale}.json')}; now commit it")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reproduce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("paper", nargs="*", help=f"one of {', '.join(PAPERS)}; default: all that are built")
+    parser.add_argument(
+        "--scale", help="cpu, gpu, paper or rehearsal; default: what this machine and its data allow"
+    )
+    parser.add_argument("--seeds", type=int, help="fewer seeds (a preview)")
+    parser.add_argument(
+        "--jobs", type=int, help="runs side by side; default: one per core, or as the protocol says per GPU"
+    )
+    parser.add_argument("--only", help="these arms alone, separated by commas (a preview)")
+    parser.add_argument(
+        "--arms", choices=["core", "all"], help="core: the arms of the claims; all: the other baselines too"
+    )
+    parser.add_argument("--limit", help="checkpoint and stop after this time, e.g. 9m")
+    parser.add_argument("--dry", action="store_true", help="print the plan and stop")
+    parser.add_argument(
+        "--strict", action="store_true", help="exit 3 unless every primary claim is plainly supported"
+    )
+    parser.add_argument("--record", action="store_true", help="keep a finished result in the repository")
+    options = parser.parse_args(argv)
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    worst = 0
+    try:
+        for name in options.paper or [p for p in PAPERS if (ROOT / p / "train.py").exists()]:
+            name = name.replace("-", "_")
+            if options.record:
+                paper = Protocol(ROOT / name)
+                scale, _ = choose_scale(paper, options.scale) if options.scale else ("cpu", "")
+                status = record(name, scale)
+            else:
+                status = reproduce(name, options)
+            worst = worst or status
+            if status in {STOPPED}:
+                break
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+#!/bin/sh
+# Make .venv from the requirement files, unless one made from the same files is there. A half-made one is never used.
+set -eu
+[ "${ENV:-venv}" = none ] && { [ -n "${PYTHON:-}" ] && exec "$PYTHON" scripts/packages.py; echo "error: ENV=none needs PYTHON=python3.11 or newer" >&2; exit 2; }
+if [ -z "${PYTHON:-}" ]; then
+    echo "error: no Python 3.11 or newer found (tried python3.11, python3.12, python3.13, python3); install one or give PYTHON=/path/to/python" >&2
+    exit 2
+fi
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || {
+    echo "error: $PYTHON is $("$PYTHON" --version 2>&1 || echo missing); this project needs Python 3.11 or newer: give PYTHON=/path/to/python3.11" >&2
+    exit 2
+}
+files=requirements.txt
+if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then files=requirements-cuda.txt; fi
+want="$files $(cat requirements.txt requirements-cuda.txt | sha256sum | cut -d' ' -f1)"
+[ -x .venv/bin/python ] && [ "$(cat .venv/complete 2>/dev/null)" = "$want" ] && exit 0
+echo "making .venv from $files with $("$PYTHON" --version) (about two minutes, 1.8 GB; once)"
+rm -rf .venv
+"$PYTHON" -m venv .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$files" || {
+    echo "error: pip could not install $files (its message is above); .venv is incomplete and will be made again" >&2
+    exit 2
+}
+printf '%s' "$want" > .venv/complete

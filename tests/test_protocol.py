@@ -1,0 +1,130 @@
+"""protocol.yaml: precedence, seeds, stages, fingerprints, and every malformed file refused with the remedy."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import toy as toy_paper
+import yaml
+
+from shared import protocol
+from shared.protocol import BadInput, Protocol
+
+
+def edited(root, change):
+    path = root / "toy" / "protocol.yaml"
+    document = yaml.safe_load(path.read_text())
+    change(document)
+    path.write_text(yaml.safe_dump(document))
+    return Protocol(root / "toy")
+
+
+def test_nodes_seeds_and_stages(toy):
+    paper = Protocol(toy / "toy")
+    nodes = paper.nodes("cpu")
+    scored = [n for n in nodes if not n.stage]
+    assert {n.arm for n in scored} == {"good", "noisy"}  # `extra` is not core
+    assert {n.seed for n in scored if n.task == "line"} == set(range(100, 105))
+    assert {n.seed for n in scored if n.task == "plane"} == set(range(100, 106))
+    stages = [n for n in nodes if n.stage]
+    assert [(n.task, n.seed) for n in stages] == [("line", 100)]  # over: one serves all
+    assert all(
+        nodes.index(next(m for m in nodes if m.key == u)) < i for i, n in enumerate(nodes) for u in n.uses
+    )
+    assert {n.arm for n in paper.nodes("cpu", "all")} == {"stage", "good", "noisy", "extra"}
+    assert [n.seed for n in paper.nodes("rehearsal", only=["noisy"])] == [0]  # development seeds
+
+
+def test_revision_moves_the_seeds(toy):
+    claims = toy / "toy" / "claims.yaml"
+    claims.write_text(claims.read_text().replace("revisions: []", "revisions: [{what: steps, why: too few}]"))
+    assert Protocol(toy / "toy").seeds("cpu", "line") == list(range(200, 205))
+
+
+def test_precedence(toy):
+    def change(document):
+        document["scales"]["cpu"]["tasks"]["line"] = {"lr": 0.2}
+        document["arms"]["noisy"]["at"] = {"cpu": {"noise": 2.0, "tasks": {"plane": {"noise": 1.0}}}}
+
+    paper = edited(toy, change)
+    assert paper.settings("cpu", "noisy", "line") == {"lr": 0.2, "steps": 20, "noise": 2.0}
+    assert paper.settings("cpu", "noisy", "plane") == {"lr": 0.5, "steps": 12, "noise": 1.0}
+    assert paper.settings("cpu", "extra", "line")["lr"] == 0.1
+    assert paper.settings("rehearsal", "noisy", "line")["steps"] == 2  # the rehearsal's own words come last
+
+
+@pytest.mark.parametrize(
+    "change, names",
+    [
+        (lambda d: d.update(defautls={}), ["defautls", "defaults"]),
+        (lambda d: d.update(paper="toi"), ["toi", "toy"]),
+        (lambda d: d["scales"].update(cpuu={}), ["cpuu", "cpu"]),
+        (lambda d: d["scales"]["cpu"].update(sedes=5), ["sedes", "seeds"]),
+        (lambda d: d["scales"]["cpu"].update(core=["godo"]), ["godo", "good"]),
+        (lambda d: d["scales"]["cpu"]["set"].update(stpes=5), ["stpes", "steps"]),
+        (lambda d: d["scales"]["cpu"]["set"].update(steps="many"), ["steps", "'many'", "int"]),
+        (lambda d: d["scales"]["cpu"]["set"].update(steps=2.5), ["steps", "2.5", "int"]),
+        (lambda d: d["scales"]["cpu"]["tasks"].update(line={"lrr": 1}), ["lrr", "lr"]),
+        (lambda d: d["arms"]["good"].update(use=["stage"]), ["use", "uses"]),
+        (lambda d: d["arms"]["good"].update(uses=["stagee"]), ["stagee", "stage"]),
+        (lambda d: d["arms"]["extra"]["set"].update(lr=True), ["lr", "True", "float"]),
+        (lambda d: d["arms"]["extra"].update(scales=["gpuu"]), ["gpuu", "gpu"]),
+        (lambda d: d["arms"]["extra"].update(at={"cpx": {}}), ["cpx", "cpu"]),
+        (lambda d: d["tiny"].update(sets={}), ["sets", "set"]),
+        (lambda d: d.update(defaults=[1]), ["defaults", "mapping", "list"]),
+    ],
+)
+def test_malformed_protocols_are_refused(toy, change, names):
+    with pytest.raises(BadInput) as error:
+        edited(toy, change)
+    assert all(n in str(error.value) for n in names), error.value
+
+
+def test_unknown_arm_task_scale_and_paper(toy):
+    paper = Protocol(toy / "toy")
+    for call, names in (
+        (lambda: paper.node("cpu", "godo", "line", 0), ["godo", "good"]),
+        (lambda: paper.node("cpu", "good", "lien", 0), ["lien", "line"]),
+        (lambda: paper.scale("gpu"), ["gpu", "cpu"]),
+        (lambda: Protocol(toy / "toi"), ["toi"]),
+    ):
+        with pytest.raises(BadInput) as error:
+            call()
+        assert all(n in str(error.value) for n in names), error.value
+
+
+def test_yaml_exponents_are_numbers(toy):
+    paper = edited(toy, lambda d: d["defaults"].update(lr="1e-4"))  # YAML 1.1 reads 1e-4 as text
+    assert paper.settings("cpu", "good", "plane")["lr"] == 1e-4
+
+
+def test_config_is_read_without_importing(toy):
+    fields = protocol.config_fields(toy / "toy" / "train.py")
+    assert list(fields)[:7] == ["scale", "arm", "task", "seed", "device", "out", "uses"]
+    assert fields["nan_at"].default == -1 and fields["lr"].annotation == "float"
+
+
+def test_code_files_are_those_imported(toy):
+    names = protocol.code_files(toy / "toy" / "train.py")
+    assert "toy/evaluate.py" in names and "shared/runs.py" in names and "shared/protocol.py" in names
+    assert "toy/figures.py" not in names and not any(n.startswith(("tests", "benchmarks")) for n in names)
+
+
+def test_record_hash_ignores_time_and_place():
+    record = {
+        "metrics": {"a": 1.0},
+        "seconds": 3.0,
+        "config": {"out": "/x"},
+        "fingerprint": {"data": {"d": {"sha256": "1", "path": "/a"}}},
+    }
+    moved = json.loads(json.dumps(record))
+    moved.update(seconds=4.0, config={"out": "/y"})
+    moved["fingerprint"]["data"]["d"]["path"] = "/b"
+    assert protocol.record_sha256(record) == protocol.record_sha256(moved)
+    moved["metrics"]["a"] = 1.5
+    assert protocol.record_sha256(record) != protocol.record_sha256(moved)
+
+
+def test_toy_is_what_the_tests_think(toy):
+    assert toy_paper.record is not None and (toy / "shared" / "runs.py").exists()

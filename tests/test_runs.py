@@ -1,0 +1,327 @@
+"""Runs: records, exact resume, damaged checkpoints, full disks, NaN, leaks, and the real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from toy import record
+
+from shared import runs
+from shared.runs import BadInput
+
+
+def command(root, *words, **environ):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environ}
+    return subprocess.run(
+        [sys.executable, "-m", "toy.train", *words], cwd=root, env=env, capture_output=True, text=True
+    )
+
+
+def module(root, monkeypatch):
+    """The toy's train module, imported from `root` in this process."""
+    for name in [n for n in sys.modules if n == "toy" or n.startswith("toy.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(root))
+    import toy.train
+
+    return toy.train
+
+
+# --- streams -----------------------------------------------------------------------------------------------------
+
+
+def test_streams_are_named_and_independent():
+    draw = lambda *names: torch.rand(4, generator=runs.stream(*names))  # noqa: E731
+    assert torch.equal(draw(1, "split"), draw(1, "split"))
+    assert not torch.equal(draw(1, "split"), draw(1, "head"))
+    assert not torch.equal(draw(1, "split"), draw(2, "split"))
+    assert not torch.equal(draw(1, "a", "b"), draw(1, "ab"))
+    runs.seed_global(3, "dropout", 7)
+    first = torch.nn.functional.dropout(torch.ones(50))
+    runs.seed_global(3, "dropout", 7)
+    assert torch.equal(first, torch.nn.functional.dropout(torch.ones(50)))
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------------
+
+
+def test_every_bit_flip_is_caught():
+    payload = runs.pack({"w": torch.randn(300), "step": 4})
+    assert torch.equal(runs.unpack(payload, "x")["w"], runs.unpack(payload, "x")["w"])
+    rng = random.Random(0)
+    for _ in range(200):
+        damaged = bytearray(payload)
+        damaged[rng.randrange(len(payload))] ^= 1 << rng.randrange(8)
+        with pytest.raises(BadInput, match="sha256"):
+            runs.unpack(bytes(damaged), "x")
+    for share in (0.0, 0.01, 0.5, 0.99):
+        with pytest.raises(BadInput, match="truncated or damaged"):
+            runs.unpack(payload[: int(share * len(payload))], "x")
+
+
+def test_a_planted_pickle_never_runs(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        runs.unpack(runs.pack(Evil()), "x")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_full_disk_leaves_the_old_file(tmp_path):
+    path = tmp_path / "step.pt"
+    runs.write_bytes(path, b"old")
+    code = f"""
+import resource, signal, sys
+sys.path.insert(0, {os.path.dirname(os.path.dirname(runs.__file__))!r})
+from pathlib import Path
+from shared import runs
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+runs.write_bytes(Path({str(path)!r}), b'x' * 100000)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0 and "100,000 bytes" in done.stderr and "free disk space" in done.stderr
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
+
+
+def test_a_missing_checkpoint_field_is_named():
+    with pytest.raises(BadInput, match="lacks 'optimizer'"):
+        runs.Saved({"model": 1})["optimizer"]
+
+
+def test_cached_values(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_CACHE", str(tmp_path))
+    calls = []
+
+    def make():
+        calls.append(1)
+        return {"x": torch.arange(3), "words": ["a", "b"]}
+
+    assert runs.cached(("k", 1), make)["words"] == ["a", "b"]
+    assert torch.equal(runs.cached(("k", 1), make)["x"], torch.arange(3)) and len(calls) == 1
+    runs.cached(("k", 2), make)
+    assert len(calls) == 2
+    for entry in (tmp_path / "values").glob("*.pt"):  # a damaged entry is made again
+        entry.write_bytes(entry.read_bytes()[:-1] + b"?")
+    assert runs.cached(("k", 1), make)["words"] == ["a", "b"] and len(calls) == 3
+
+
+# --- a run -------------------------------------------------------------------------------------------------------
+
+
+def config(train, root, **changes):
+    return train.Config(scale="cpu", arm="noisy", task="line", out=str(root / "out"), noise=1.0, **changes)
+
+
+def test_repeat_is_bitwise_and_finished_runs_stand(toy, monkeypatch):
+    train = module(toy, monkeypatch)
+    first = record(train.run(config(train, toy)))
+    predictions = (toy / "out" / "predictions.npz").read_bytes()
+    assert first["status"] == "finished" and first["gradient_evaluations"] == 20
+    stamp = (toy / "out" / "record.json").stat().st_mtime_ns
+    train.run(config(train, toy))
+    assert (toy / "out" / "record.json").stat().st_mtime_ns == stamp  # not made again
+    (toy / "out" / "record.json").unlink()
+    again = record(train.run(config(train, toy)))
+    assert again["state_sha256"] == first["state_sha256"]
+    assert (toy / "out" / "predictions.npz").read_bytes() == predictions
+    assert record(train.run(config(train, toy, seed=1)))["state_sha256"] != first["state_sha256"]
+
+
+@pytest.mark.parametrize("stop_at", [1, 10, 19])
+def test_resume_is_bitwise(toy, monkeypatch, stop_at):
+    train = module(toy, monkeypatch)
+    whole = record(train.run(config(train, toy)))
+    log = (toy / "out" / "metrics.jsonl").read_text()
+    (toy / "out" / "record.json").unlink()
+    count = iter(range(1000))
+    monkeypatch.setattr(runs, "_stop_asked", lambda: next(count) == stop_at - 1)
+    with pytest.raises(runs.Stopped):
+        train.run(config(train, toy))
+    assert (toy / "out" / "checkpoint").exists() and not (toy / "out" / "record.json").exists()
+    monkeypatch.setattr(runs, "_stop_asked", lambda: False)
+    resumed = record(train.run(config(train, toy)))
+    assert (
+        resumed["state_sha256"] == whole["state_sha256"]
+        and (toy / "out" / "metrics.jsonl").read_text() == log
+    )
+    assert not (toy / "out" / "checkpoint").exists()
+
+
+def test_a_damaged_checkpoint_falls_back_to_an_older_one(toy, monkeypatch, capsys):
+    train = module(toy, monkeypatch)
+    whole = record(train.run(config(train, toy)))
+    (toy / "out" / "record.json").unlink()
+    monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", "0")
+    count = iter(range(1000))
+    monkeypatch.setattr(runs, "_stop_asked", lambda: next(count) == 9)
+    with pytest.raises(runs.Stopped):
+        train.run(config(train, toy))
+    monkeypatch.setattr(runs, "_stop_asked", lambda: False)
+    kept = sorted((toy / "out" / "checkpoint").glob("*.pt"))
+    assert len(kept) == 2
+    kept[-1].write_bytes(kept[-1].read_bytes()[:-3])
+    assert record(train.run(config(train, toy)))["state_sha256"] == whole["state_sha256"]
+    assert "sha256 does not match" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "edit, reason",
+    [
+        (
+            lambda root: (root / "toy" / "evaluate.py").open("a").write("\n# edited\n"),
+            "code changed: toy/evaluate.py",
+        ),
+        (
+            lambda root: (root / "shared" / "runs.py").open("a").write("\n# edited\n"),
+            "code changed: shared/runs.py",
+        ),
+        (
+            lambda root: (root / "out" / "predictions.npz").write_bytes(b"other"),
+            "predictions.npz does not match",
+        ),
+        (lambda root: (root / "out" / "record.json").write_text("{"), "record.json cannot be read"),
+    ],
+)
+def test_what_makes_a_run_again(toy, monkeypatch, capsys, edit, reason):
+    train = module(toy, monkeypatch)
+    train.run(config(train, toy))
+    edit(toy)
+    train.run(config(train, toy))
+    assert reason in capsys.readouterr().out
+
+
+def test_what_does_not(toy, monkeypatch):
+    train = module(toy, monkeypatch)
+    train.run(config(train, toy))
+    stamp = (toy / "out" / "record.json").stat().st_mtime_ns
+    (toy / "toy" / "README.md").write_text("other")
+    (toy / "toy" / "figures.py").write_text("# other\n")
+    (toy / "benchmarks" / "reproduce.py").write_text("# other\n")
+    train.run(config(train, toy))
+    assert (toy / "out" / "record.json").stat().st_mtime_ns == stamp
+
+
+def test_settings_changed_are_named(toy, monkeypatch, capsys):
+    train = module(toy, monkeypatch)
+    train.run(config(train, toy))
+    train.run(config(train, toy, steps=21))
+    assert "steps 20 -> 21" in capsys.readouterr().out
+
+
+def test_foreign_files_are_never_deleted(toy, monkeypatch):
+    train = module(toy, monkeypatch)
+    (toy / "out").mkdir()
+    (toy / "out" / "thesis.txt").write_text("precious")
+    with pytest.raises(BadInput, match="no run of this project"):
+        train.run(config(train, toy))
+    assert (toy / "out" / "thesis.txt").read_text() == "precious"
+
+
+def test_nan_stops_at_once_and_is_recorded(toy, monkeypatch):
+    train = module(toy, monkeypatch)
+    monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", "0")
+    with pytest.raises(runs.Diverged, match=r"only level: value nan at step 7, batch items \[0, 1, 2\]"):
+        train.run(config(train, toy, nan_at=7))
+    found = record(toy / "out")
+    assert found["status"] == "diverged" and found["chosen_step"] == 7
+    assert len((toy / "out" / "metrics.jsonl").read_text().splitlines()) == 7
+
+
+def test_leaks_and_ragged_predictions_are_refused(toy, monkeypatch):
+    train = module(toy, monkeypatch)
+    with runs.start(config(train, toy), train.__file__) as run:
+        with pytest.raises(BadInput, match="item 4 is both in 'train' and in 'test'"):
+            run.splits(train=[1, 4], test=[4, 5])
+        with pytest.raises(BadInput, match="'test' of the data is empty"):
+            run.splits(train=[1, 4], test=[])
+        with pytest.raises(BadInput, match="different numbers of items"):
+            run.predictions(id=np.arange(3), label=np.arange(2))
+
+
+# --- the real command line ----------------------------------------------------------------------------------------
+
+
+def test_command_line(toy):
+    done = command(toy, "--tiny")
+    assert done.returncode == 0, done.stderr
+    assert "A tiny run of arm 'good'" in done.stdout and "accuracy" in done.stdout
+    done = command(
+        toy,
+        "--scale",
+        "cpu",
+        "--arm",
+        "noisy",
+        "--task",
+        "plane",
+        "--seed",
+        "3",
+        "--steps",
+        "5",
+        "--out",
+        "mine",
+    )
+    assert done.returncode == 0, done.stderr
+    assert record(toy / "mine")["config"]["steps"] == 5
+    for words, texts in (
+        (["--arm", "godo"], ["unknown key 'godo'", "did you mean 'good'"]),
+        (["--scale", "cpuu"], ["cpuu"]),
+        (["--lr", "-1"], ["lr = -1.0 must be positive"]),
+        (["--stpes", "3"], ["stpes"]),
+        (["--device", "cuda"], ["cuda", "--device cpu"]),
+    ):
+        done = command(toy, *words)
+        said = done.stderr + done.stdout
+        assert done.returncode != 0 and all(t in said for t in texts) and "Traceback" not in said, said
+
+
+def test_kill_and_continue(toy):
+    """SIGKILL in the middle, then the same command: the same bits. SIGTERM: a clean stop with status 130."""
+    words = ["--arm", "noisy", "--task", "line", "--seed", "5", "--steps", "3000", "--noise", "1.0"]
+    assert command(toy, *words, "--out", "whole").returncode == 0
+    kept = lambda: set((toy / "cut" / "checkpoint").glob("step-*.pt"))  # noqa: E731
+    for number, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 130)):
+        before = kept()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "toy.train", *words, "--out", "cut"], cwd=toy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, "REPRO_CHECKPOINT_SECONDS": "0"})  # fmt: skip
+        while not kept() - before:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(60) == status
+    done = command(toy, *words, "--out", "cut")
+    assert done.returncode == 0 and "continues at step" in done.stdout
+    assert record(toy / "cut")["state_sha256"] == record(toy / "whole")["state_sha256"]
+    lines = [json.loads(x)["step"] for x in (toy / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == list(range(3000))
+
+
+def test_import_shared_is_light():
+    code = "import sys; import shared; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=os.path.dirname(os.path.dirname(runs.__file__))
+        ).returncode
+        == 0
+    )
+    code = "import sys; import shared.protocol; sys.exit('torch' in sys.modules)"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=os.path.dirname(os.path.dirname(runs.__file__))
+        ).returncode
+        == 0
+    )

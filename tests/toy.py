@@ -1,0 +1,150 @@
+"""A paper of twenty lines, written into a temporary repository: logistic regression with a stage, an opponent and a control."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+TRAIN = '''
+"""Toy: expect an accuracy near 0.9 in a second on any machine."""
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shared import runs
+from toy import evaluate
+
+
+@dataclass(frozen=True)
+class Config(runs.RunConfig):
+    steps: int = 20  # gradient steps
+    lr: float = 0.5  # learning rate
+    noise: float = 0.0  # standard deviation of noise on the inputs
+    nan_at: int = -1  # put a NaN in at this step
+    crash: bool = False  # die without a word
+
+    def __post_init__(self):
+        if self.lr <= 0:
+            raise runs.BadInput(f"lr = {self.lr} must be positive")
+
+
+def run(config):
+    with runs.start(config, __file__) as run:
+        if run.finished:
+            return run.directory
+        runs.device(config)
+        if config.crash:
+            import os
+            os._exit(7)
+        if config.arm == "stage":
+            (run.directory / "shift.json").write_text(json.dumps({"shift": 0.1}))
+            run.finish(gradient_evaluations=3, state=[torch.tensor([float(config.seed)])])
+            return run.directory
+        gen = runs.stream(config.seed, "data")
+        x, w = torch.randn(300, 5, generator=gen), torch.randn(5, generator=gen)
+        y = (x @ w > 0).float()
+        run.splits(train=range(200), test=range(200, 300))
+        theta = torch.zeros(5, requires_grad=True)
+        noise = runs.stream(config.seed, "noise")
+        saved = run.resume()
+        if saved:
+            theta.data.copy_(saved["theta"])
+            runs.restore_generators(saved["generators"], noise)
+
+        def save():
+            return {"theta": theta.detach().clone(), "generators": runs.generator_states(noise)}
+
+        for step in run.steps(saved["step"] if saved else 0, config.steps, save):
+            inputs = x[:200] + config.noise * torch.randn(200, 5, generator=noise)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(inputs @ theta, y[:200])
+            if step == config.nan_at:
+                loss = loss * float("nan")
+            run.finite(loss, "only", step, range(3))
+            (g,) = torch.autograd.grad(loss, [theta])
+            theta.data -= config.lr * g
+            run.log(step=step, loss=loss.item())
+        run.gate("toy-gate", True, "always")
+        preds = {"id": torch.arange(200, 300), "label": y[200:].long(), "prediction": (x[200:] @ theta > 0).long()}
+        run.predictions(**preds)
+        metrics = evaluate.score({k: v.numpy() for k, v in preds.items()})
+        run.finish(metrics=metrics, state=[theta], gradient_evaluations=config.steps, chosen_step=config.steps)
+    return run.directory
+
+
+if __name__ == "__main__":
+    runs.command_line(Config, run, __doc__, __file__)
+'''
+
+EVALUATE = """
+STATISTICS = {}
+
+
+def score(predictions):
+    return {"accuracy": float((predictions["label"] == predictions["prediction"]).mean())}
+"""
+
+FIGURES = """
+def figures(results, run_dirs):
+    return []
+"""
+
+PROTOCOL = """
+paper: toy
+defaults: {lr: 0.5}
+scales:
+  cpu:
+    tasks: {line: {}, plane: {seeds: 6, steps: 12}}
+    seeds: 5
+    core: [good, noisy]
+    set: {steps: 20}
+  paper: {tasks: [line], seeds: 5, set: {steps: 40}, hours: 2, needs: {models: [nobody/nothing], data: [nothing/here]}}
+  rehearsal: {like: paper, seeds: 1, set: {steps: 2}}
+arms:
+  stage: {stage: true, over: {seed: one, task: one}}
+  good:  {uses: [stage]}
+  noisy: {set: {noise: 3.0}}
+  extra: {set: {lr: 0.1}}
+tiny: {arm: good, task: line, set: {steps: 3}}
+"""
+
+CLAIMS = """
+paper: toy
+revisions: []
+gates: [{id: toy-gate, statement: always holds}]
+tasks: {line: {chance: {accuracy: 0.5}}, plane: {chance: {accuracy: 0.5}}}
+claims:
+  - {id: C1, statement: clean inputs beat noisy ones, source: made up, kind: difference, role: primary,
+     arms: {method: good, opponent: noisy}, tasks: [line], metric: accuracy, unit: points, direction: higher,
+     threshold: 0, material: 1.0, controls: "none: a toy", items: test, scales: [cpu, paper]}
+targets: []
+"""
+
+REPORTED = """
+paper: toy
+arxiv: '0000.00000'
+note: invented
+entries: []
+not_found: []
+"""
+
+
+def write(root: Path) -> Path:
+    """A repository with the paper `toy` in `root` (its `shared` is the real one, by link); returns the paper's folder."""
+    here = Path(__file__).resolve().parent.parent
+    for name in ("shared", "benchmarks"):  # copies: the judge finds papers beside itself
+        shutil.copytree(here / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    folder = root / "toy"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    for name, text in {"train.py": TRAIN, "evaluate.py": EVALUATE, "figures.py": FIGURES, "protocol.yaml": PROTOCOL,
+                       "claims.yaml": CLAIMS, "reported.yaml": REPORTED, "README.md": "# toy\n"}.items():  # fmt: skip
+        (folder / name).write_text(text.lstrip("\n"))
+    return folder
+
+
+def record(directory: Path) -> dict:
+    return json.loads((directory / "record.json").read_text())
