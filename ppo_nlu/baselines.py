@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppo_nlu.method import Policy, Rollout, all_sum, average_gradients, left_pad
+from shared.runs import BadInput
 
 # --- few-shot ---------------------------------------------------------------------------------------------------------
 
@@ -56,9 +57,8 @@ def group_advantages(scores: Tensor, kind: str, group: int) -> Tensor:
 
 
 def group_update(
-    policy: Policy, optimizer, batch: Rollout, scores: Tensor, kind: str, group: int, beta: float,
-    after: Callable = lambda: None,
-) -> dict[str, float]:  # fmt: skip
+    policy: Policy, optimizer, batch: Rollout, scores: Tensor, kind: str, group: int, beta: float
+) -> dict[str, float]:
     """One on-policy step: -A_i log pi(answer_i), the KL inside the reward.   scores: (B,)."""
     policy.eval()
     mask, T = batch.answer_mask(), batch.T
@@ -74,8 +74,52 @@ def group_update(
     loss.backward()
     average_gradients(policy)
     optimizer.step()
-    after()
     return {
         "reward": float(scores.mean()), "kl": float(kl.mean()), "policy_loss": float(loss.detach()),
         "entropy": float((entropy.detach() * mask).sum() / tokens), "length": float(mask.sum(1).mean()), "beta": beta,
     }  # fmt: skip
+
+
+# --- GRPO and RLOO of trl ---------------------------------------------------------------------------------------------
+
+
+def trl_train(
+    kind: str, lm, tokenizer, questions: list[str], labels: list[float], judge: Callable[[str, float], float], folder: str,
+    steps: int, batch: int, lr: float, max_new: int, beta: float, seed: int,
+) -> list[dict[str, float]]:  # fmt: skip
+    """Train `lm` (under its adapter) in place with trl's GRPOTrainer or RLOOTrainer; returns its log.
+
+    Same rule as reward; labels travel as a column.  Defaults of trl 1.16: 8 answers per question for GRPO, 2 for RLOO;
+    `batch` questions per step, whatever the number of answers."""
+    try:
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+    except ImportError as error:
+        raise BadInput(f"arm {kind} skipped: trl or datasets is not installed here ({error}); pip install trl==1.16.0") from error
+
+    trainer_class, config_class, group = (GRPOTrainer, GRPOConfig, 8) if kind == "grpo" else (RLOOTrainer, RLOOConfig, 2)
+    rows = Dataset.from_dict({"prompt": questions, "label": labels})
+
+    def reward(completions, label, **_):
+        return [judge(text, y) for text, y in zip(completions, label)]
+
+    args = config_class(
+        output_dir=folder, max_steps=steps, per_device_train_batch_size=batch * group, gradient_accumulation_steps=1,
+        num_generations=group, max_completion_length=max_new, learning_rate=lr, beta=beta, seed=seed, logging_steps=1,
+        report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=next(lm.parameters()).device.type == "cpu", bf16=False,
+        mask_truncated_completions=False,
+    )  # fmt: skip
+    trainer = trainer_class(model=lm, reward_funcs=reward, args=args, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    keep = ("reward", "kl", "entropy", "loss")
+    return [{k: v for k, v in line.items() if k in keep} for line in trainer.state.log_history if "reward" in line]
+
+
+# --- an encoder with a classification head (the BERT rows of the claims) ----------------------------------------------
+
+
+def classifier_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, or squared error where the answer is a number (one output)."""
+    if logits.shape[1] == 1:
+        return (logits[:, 0] - labels).square().mean()
+    return torch.nn.functional.cross_entropy(logits, labels.long())

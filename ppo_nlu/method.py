@@ -17,7 +17,7 @@ checkpoints use one id for padding and for the end of the text, and the end of t
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -240,13 +240,12 @@ def rollout(
 
 
 def update(
-    policy: Policy, optimizer, batch: Rollout, scores: Tensor, beta: float, hyper: Hyper, after: Callable = lambda: None
+    policy: Policy, optimizer, batch: Rollout, scores: Tensor, beta: float, hyper: Hyper
 ) -> tuple[dict[str, float], float]:
     """`hyper.inner_epochs` optimiser steps on one batch of answers -> (metrics, the next beta).   scores: (B,) fp32.
 
     Losses are means over the real tokens of the whole batch of all processes, so `minibatch` and the number of
     processes change nothing but memory.  Advantages are computed once; recomputing them inside would chase itself.
-    `after` is called after every optimiser step (a learning-rate schedule).
     """
     if len(batch) % hyper.minibatch:
         raise ValueError(f"{len(batch)} answers do not divide into minibatches of {hyper.minibatch}; set minibatch")
@@ -287,7 +286,6 @@ def update(
                                 + [torch.tensor(1 - guard, device=mask.device)])  # fmt: skip
         average_gradients(policy)
         optimizer.step()
-        after()
         now = dict(zip(["policy_loss", "value_loss", "ratio", "clip_fraction", "kl_old_new", "skipped"], all_sum(sums)))
         log |= now if epoch else {f"{name}_first": x for name, x in now.items()} | now
     rows_all = all_sum(torch.tensor(float(B), device=mask.device))

@@ -138,3 +138,58 @@ def encode(tokenizer, prompt: str, target: str | None = None) -> tuple[list[int]
     both = ids(prompt + target)
     n = next((i for i, (a, b) in enumerate(zip(q, both)) if a != b), len(q))
     return both[:n], [*both[n:], tokenizer.eos_token_id]
+
+
+def save(lm: nn.Module, tokenizer, folder: Path) -> None:
+    """A checkpoint of transformers; a prefix model as its tensors beside the tokenizer."""
+    from safetensors.torch import save_file
+
+    if isinstance(lm, PrefixLM):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in lm.state_dict().items()}, folder / "prefix.safetensors")
+    else:
+        lm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def restore(folder: Path, dtype: torch.dtype = torch.float32):
+    """(model, tokenizer) that `save` wrote."""
+    if not (folder / "prefix.safetensors").exists():
+        return load(folder, dtype)
+    from safetensors.torch import load_file
+
+    lm, tokenizer = prefix_minilm()
+    lm.load_state_dict(load_file(folder / "prefix.safetensors"))
+    return lm, tokenizer
+
+
+def prefix_minilm():
+    """The bundled MiniLM encoder as a prefix model; the tags and the end of the text become words of their own."""
+    from shared import bundled
+
+    encoder, tokenizer = bundled.minilm()
+    tokenizer.add_tokens([OPEN, CLOSE, "[end]"])
+    tokenizer.eos_token = "[end]"
+    encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return PrefixLM(encoder, tokenizer.convert_tokens_to_ids(OPEN)), tokenizer
+
+
+def context(lm: nn.Module) -> int:
+    """The longest text the model takes."""
+    base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+    return getattr(base.config, "max_position_embeddings", None) or getattr(base.config, "max_seq_len", 1 << 30)
+
+
+def classifier(name: str, outputs: int, texts: list[str], vocabulary: int):
+    """(encoder with a classification head, tokenizer); `tiny-bert` for rehearsals, else a hub id."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    if name == "tiny-bert":
+        tokenizer = trained_tokenizer(texts, vocabulary)
+        small = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                           intermediate_size=64, num_labels=outputs)  # fmt: skip
+        return BertForSequenceClassification(small), tokenizer
+    from shared import sources
+
+    folder, _ = sources.find_model(name)
+    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=outputs), AutoTokenizer.from_pretrained(folder)
