@@ -335,7 +335,7 @@ def show(paper: Protocol, scale: str, results: dict[str, Any]) -> None:
             + (f" ({claim['ci95'][0]:+.2f} to {claim['ci95'][1]:+.2f})" if claim.get("ci95") else "")
         )
         say(
-            f"  {claim['id']:<6} {claim['role']:<9} {claim['verdict']:<34} {number:<26} {claim['statement'][:70]}{beside}"
+            f"  {claim['id']:<6} {claim['role']:<9} {claim['verdict'] or 'shown':<40} {number:<26} {claim['statement'][:70]}{beside}"
         )
     for gate in results["gates"]:
         if not gate["passed"]:
@@ -388,10 +388,8 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
         return _rehearsal(paper, nodes, {k: o for k, o in outcomes.items() if o.status != "finished"})
     results, path = assemble(paper, scale, nodes, outcomes, preview)
     show(paper, scale, results)
-    from benchmarks import report
-
     say(f"results: {_short(path)}")
-    say(f"report:  {_short(report.render(ROOT, [name]))}")
+    _report(name)
     if any(o.status in {"missing", "refused"} for o in bad.values()):
         return 2
     if bad or not all(g["passed"] for g in results["gates"]):
@@ -406,6 +404,17 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
 
 def _short(path: Path) -> str:
     return os.path.relpath(path)
+
+
+def _report(name: str) -> None:
+    try:
+        from benchmarks import report
+    except ImportError as error:  # ENV=none on a machine without matplotlib or jinja2
+        return say(
+            f"report:  not written, package {error.name} is missing; `make report` writes it from the results"
+        )
+    index = report.build([name], ROOT, protocol.runs_root(ROOT))
+    say(f"report:  {_short(index.with_name(f'{name}.html'))}")
 
 
 def _rehearsal(paper: Protocol, nodes: list[Node], bad: dict[Key, Outcome]) -> int:
@@ -463,8 +472,8 @@ def record(name: str, scale: str) -> int:
         shutil.copyfile(folder / "results.predictions.npz", target / f"{scale}.predictions.npz")
     result["commit"] = now
     (target / f"{scale}.json").write_text(json.dumps(result, indent=1) + "\n")
-    for readme in report.write_readmes(ROOT, [name]):
-        say(f"tables: {_short(readme)}")
+    report.update_readme(paper.directory / "README.md", report.readme_tables(paper.directory))
+    report.update_readme(ROOT / "README.md", report.project_tables(ROOT))
     say(f"recorded: {_short(target / f'{scale}.json')}; now commit it")
     return 0
 

@@ -29,6 +29,7 @@ PLACE = {"out", "uses", "device"}  # fields of Config that say where, not what: 
 
 _TOP = {"paper", "defaults", "scales", "arms", "tiny", "tuning", "note"}
 _SCALE = {"tasks", "seeds", "core", "set", "jobs", "needs", "hours", "download_gb", "disk_gb", "like", "note"}
+_TASK = {"seeds", "core"}  # of a task, beside settings; `core: false`: run with ARMS=all (or ONLY=) alone
 _ARM = {"stage", "uses", "over", "set", "scales", "tasks", "at", "note"}
 
 
@@ -196,7 +197,7 @@ class Protocol:
             _check_keys(body, _SCALE, f"{where}: scales.{scale}")
             self._check_settings(body.get("set"), f"{where}: scales.{scale}.set")
             for task, values in self._tasks(body).items():
-                extra = {k: v for k, v in (values or {}).items() if k != "seeds"}
+                extra = {k: v for k, v in (values or {}).items() if k not in _TASK}
                 self._check_settings(extra, f"{where}: scales.{scale}.tasks.{task}")
             for arm in body.get("core") or []:
                 if arm not in self.arms:
@@ -292,7 +293,7 @@ class Protocol:
         else:
             for step, name in enumerate(self._chain(scale)):
                 body = (self.document["scales"])[name]
-                of_task = {k: v for k, v in self._tasks(body).get(task, {}).items() if k != "seeds"}
+                of_task = {k: v for k, v in self._tasks(body).get(task, {}).items() if k not in _TASK}
                 at = (self.arm(arm).get("at") or {}).get(name) or {}
                 layers += [body.get("set"), of_task]
                 layers += [self.arm(arm).get("set")] if step == 0 else []
@@ -346,7 +347,10 @@ class Protocol:
                     add(*used)
                 found[node.key] = node
 
-        per_task = {t: self.seeds(scale, t)[:seeds] for t in self.tasks(scale)}
+        per_task = {
+            t: self.seeds(scale, t)[:seeds] if only or arms != "core" or values.get("core", True) else []
+            for t, values in self._tasks(self.scale(scale)).items()
+        }
         for seed in sorted({seed for seeds_ in per_task.values() for seed in seeds_}):
             for name in names:
                 for task in self.arm_tasks(name, scale):

@@ -322,6 +322,7 @@ class Run:
         self.code = protocol.code_hashes(self.train_py)
         self.finished = False
         self.gates: list[dict[str, Any]] = []
+        self.read: dict[str, dict[str, str]] = {}  # what the loaders of shared/ note while the run is open
         self._data: dict[str, dict[str, Any]] = {}
         self._spent = {"seconds": 0.0, "cpu_seconds": 0.0}
         self._hashes: dict[str, str | None] = {"split_sha256": None, "predictions_sha256": None}
@@ -535,7 +536,7 @@ class Run:
 
     def _record(self, **values: Any) -> None:
         config = self.config
-        data = {**sources.read_log, **self._data}
+        data = {**self.read, **self._data}
         write_json(self.directory / "record.json", {
             "paper": self.paper, "scale": config.scale, "arm": config.arm, "task": config.task, "seed": config.seed,
             **values, **self._hashes, "gates": self.gates, "splits": self._written.get("splits", {}),
@@ -556,10 +557,10 @@ def start(config: RunConfig, file: str) -> Iterator[Run]:
     run.directory.mkdir(parents=True, exist_ok=True)
     with open(run.directory / ".lock", "w") as lock:
         _hold(lock, run.directory)
-        sources.read_log.clear()
         run.open()
         try:
-            yield run
+            with sources.recording() as run.read:
+                yield run
         except Diverged as error:
             run.say(f"{run.name}: diverged: {error}")
             run._record(status="diverged", reason=str(error), metrics={}, validation={}, state_sha256=None,

@@ -1,0 +1,417 @@
+"""README tables out of recorded results. Pure text: the same files give the same bytes, so that `make check` compares.
+
+A README holds `<!-- generated: NAME -->` ... `<!-- end generated -->`; what stands between is ours, the rest is not touched.
+Only committed files are read (`<dir>/results/*.json`, `protocol.yaml`): what a machine has in `runs/` changes no README.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PAPERS = ("autolora", "tapweight", "weight_mixup", "ppo_nlu", "ts_watermark", "mlo_mae", "dasgm")
+SCALES = ("paper", "gpu", "cpu")  # the most telling first; a rehearsal never has a verdict
+SCALED_DOWN = " (scaled down)"
+# Metrics of a run that count parameters rather than say how good it is.
+SIZES = ("trainable_parameters", "adapter_parameters", "parameters")
+BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(.*?)(<!-- end generated -->)", re.DOTALL)
+
+
+# --- numbers and words -------------------------------------------------------------------------------------------------
+
+
+def number(value: Any, signed: bool = False, beside: float = 0.0) -> str:
+    """1234567 -> 1,234,567; 150.0 -> 150; 12.345 -> 12.35; 0.0123 -> 0.0123; None and NaN -> n/a.
+
+    `beside`: the largest number shown together with this one, which decides the decimals of both.
+    """
+    if value is None or isinstance(value, str):
+        return value or "n/a"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "n/a"
+    plus = "+" if signed and value != 0 else ""
+    size = max(abs(value), abs(beside))
+    if isinstance(value, int) or size >= 10_000 or (size >= 100 and value == round(value)):
+        return f"{value:{plus},.0f}"
+    if size >= 0.1 or value == 0:
+        return f"{value:{plus}.2f}"
+    return f"{value:{plus}.3g}"
+
+
+def interval(ends: Sequence[float | None] | None, signed: bool = True) -> str:
+    known = [float(e) for e in ends or [] if e is not None and math.isfinite(e)]
+    if len(known) != 2:
+        return "n/a"
+    size = max(map(abs, known))
+    return f"{number(known[0], signed, size)} to {number(known[1], signed, size)}"
+
+
+def full_verdict(claim: dict[str, Any], scale: str) -> str:
+    """The verdict's words, `(scaled down)` included where VERDICTS.md section 3 asks for them."""
+    if claim.get("role") == "exhibit":
+        return "exhibit"
+    verdict = claim.get("verdict") or "NOT RUN"
+    small = scale in ("cpu", "gpu") and SCALED_DOWN not in verdict
+    return verdict + SCALED_DOWN if small else verdict
+
+
+def formula(claim: dict[str, Any]) -> str:
+    """What d is, in words: 'autolora - uniform_4', or a weighted sum, or the statistic's name."""
+    arms = claim.get("arms") or {}
+    if claim.get("kind") == "statistic":
+        return f"{arms.get('name', 'statistic')}({', '.join(listed(arms.get('method')))})"
+    if claim.get("kind") == "contrast" and arms.get("weights"):
+        return " ".join(f"{w:+g} {arm}" for arm, w in arms["weights"].items())
+    method, opponent = ", ".join(listed(arms.get("method"))), ", ".join(listed(arms.get("opponent")))
+    if claim.get("kind") == "spread":
+        return f"spread of {opponent} - spread of {method}"
+    return f"{method} - {opponent}" if opponent else method
+
+
+def listed(value: Any) -> list[str]:
+    return (
+        [] if value is None else [str(v) for v in value] if isinstance(value, list | tuple) else [str(value)]
+    )
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    if not seeds:
+        return "none"
+    run = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+    return f"{seeds[0]}-{seeds[-1]}" if run and len(seeds) > 1 else ", ".join(map(str, seeds))
+
+
+def day(result: dict[str, Any]) -> str:
+    return str(result.get("created") or "no date")[:10]
+
+
+def factors(result: dict[str, Any]) -> dict[str, float]:
+    """metric -> 100 where it is shown in points, else 1 (VERDICTS.md section 2)."""
+    units = {c.get("metric"): c.get("unit") for c in result.get("claims") or []}
+    values: dict[str, list[float]] = {}
+    for run in result.get("runs") or []:
+        for name, value in (run.get("metrics") or {}).items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                values.setdefault(name, []).append(value)
+    inside = {name: all(-1 <= v <= 1 for v in vs) and name not in SIZES for name, vs in values.items()}
+    return {name: 100.0 if inside[name] and units.get(name, "points") == "points" else 1.0 for name in values}
+
+
+def scores(result: dict[str, Any]) -> dict[tuple[str, str, str], list[tuple[int, float, bool]]]:
+    """(task, metric, arm) -> [(seed, score as shown, diverged)], by seed; stage runs have no metrics and do not occur."""
+    factor = factors(result)
+    found: dict[tuple[str, str, str], list[tuple[int, float, bool]]] = {}
+    for run in sorted(result.get("runs") or [], key=lambda r: r.get("seed", 0)):
+        for name, value in (run.get("metrics") or {}).items():
+            if name in factor and isinstance(value, int | float) and math.isfinite(value):
+                point = (run["seed"], value * factor[name], run.get("status") == "diverged")
+                found.setdefault((run["task"], name, run["arm"]), []).append(point)
+    return found
+
+
+def metrics_of(result: dict[str, Any]) -> dict[str, list[str]]:
+    """task -> the metrics worth a table: those of its claims, else the first one its runs recorded."""
+    recorded: dict[str, list[str]] = {}
+    for run in result.get("runs") or []:
+        names = recorded.setdefault(run["task"], [])
+        names += [m for m in run.get("metrics") or {} if m not in names and m not in SIZES]
+    wanted: dict[str, list[str]] = {}
+    for task, names in recorded.items():
+        claims = [c for c in result.get("claims") or [] if not c.get("tasks") or task in c["tasks"]]
+        claimed = [m for m in names if m in {c.get("metric") for c in claims}]
+        if names:
+            wanted[task] = claimed or names[:1]
+    return wanted
+
+
+def arms_of(result: dict[str, Any]) -> list[str]:
+    """Arms in the order of the claims (method, opponent, controls), then as they were run."""
+    order: list[str] = []
+    for claim in result.get("claims") or []:
+        arms = claim.get("arms") or {}
+        order += listed(arms.get("method")) + listed(arms.get("opponent"))
+        order += [str(name).split("@")[0] for name in arms.get("weights") or {}]
+        order += [control["arm"] for control in claim.get("controls") or [] if isinstance(control, dict)]
+    order += [run["arm"] for run in result.get("runs") or []]
+    return list(dict.fromkeys(order))
+
+
+def costs(result: dict[str, Any], protocol: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """arm -> mean seconds and gradient evaluations of a run, own and with all that it uses (DESIGN section 3)."""
+    own: dict[str, dict[str, float | None]] = {}
+    for arm in arms_of(result):
+        runs = [r for r in result.get("runs") or [] if r["arm"] == arm]
+        if runs:
+            own[arm] = {"runs": len(runs)}
+            for key in ("seconds", "gradient_evaluations", "peak_memory_mb"):
+                known = [r[key] for r in runs if r.get(key) is not None]
+                own[arm][key] = statistics.fmean(known) if known else None
+
+    def with_uses(arm: str, seen: frozenset[str]) -> set[str]:
+        used = ((protocol.get("arms") or {}).get(arm) or {}).get("uses") or []
+        return {arm}.union(*(with_uses(u, seen | {arm}) for u in listed(used) if u not in seen and u != arm))
+
+    for arm, row in own.items():
+        for key in ("seconds", "gradient_evaluations"):
+            parts = [own[a][key] for a in with_uses(arm, frozenset()) if a in own]
+            known = [p for p in parts if p is not None]
+            row[f"{key}_in_all"] = sum(known) if len(known) == len(parts) else None
+    return own
+
+
+# --- files -------------------------------------------------------------------------------------------------------------
+
+
+def load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); restore it with git, or run the scale again"
+        ) from error
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+
+
+def recorded(paper_dir: Path) -> dict[str, dict[str, Any]]:
+    """scale -> committed result, the most telling scale first."""
+    paths = {scale: paper_dir / "results" / f"{scale}.json" for scale in SCALES}
+    return {scale: load_json(path) for scale, path in paths.items() if path.exists()}
+
+
+def implemented(paper_dir: Path) -> str:
+    """From `results/rehearsal.json`: {date, commit, passed, runs, seconds}."""
+    path = paper_dir / "results" / "rehearsal.json"
+    if not path.exists():
+        return "not yet"
+    stamp = load_json(path)
+    word = "yes" if stamp.get("passed") else "FAILED"
+    return f"{word}: rehearsal of {number(stamp.get('runs'))} runs, {str(stamp.get('date'))[:10]}"
+
+
+def checked(paper_dir: Path, scale: str | None) -> str:
+    """From `results/checked.json`: {scale: {date, passed, results_sha256}}; a stamp holds for the very bytes it names."""
+    path, results = paper_dir / "results" / "checked.json", paper_dir / "results" / f"{scale}.json"
+    stamp = load_json(path).get(scale) if path.exists() else None
+    if not stamp or not results.exists():
+        return "not yet"
+    if stamp.get("results_sha256") != sha256(results.read_bytes()).hexdigest():
+        return "results changed since"
+    return f"{'yes' if stamp.get('passed') else 'FAILED'}, {str(stamp.get('date'))[:10]}"
+
+
+# --- tables ------------------------------------------------------------------------------------------------------------
+
+
+def cell(value: Any) -> str:
+    """Text that cannot leave its table cell or become markup."""
+    text = " ".join(str(value).split())
+    for character, escaped in (
+        ("\\", "\\\\"),
+        ("|", "\\|"),
+        ("<", "&lt;"),
+        (">", "&gt;"),
+        ("*", "\\*"),
+        ("_", "\\_"),
+    ):
+        text = text.replace(character, escaped)
+    return text
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    rule = ["---:" if i in right else "---" for i in range(len(head))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *rows])
+
+
+def heading(result: dict[str, Any], scale: str) -> str:
+    seeds = seeds_text(result.get("seeds") or [])
+    commit = f", commit `{str(result['commit'])[:10]}`" if result.get("commit") else ""
+    return f"Scale `{scale}`, recorded {day(result)}{commit}, seeds {seeds}."
+
+
+def controls_text(claim: dict[str, Any]) -> str:
+    controls = claim.get("controls") or []
+    if isinstance(controls, str):
+        return cell(controls)
+    return "<br>".join(f"{cell(c.get('arm'))}: {c.get('outcome') or 'OPEN'}" for c in controls) or "none"
+
+
+def claims_table(result: dict[str, Any], scale: str) -> str:
+    rows = []
+    for claim in result.get("claims") or []:
+        verdict = (
+            f"**{full_verdict(claim, scale)}**"
+            if claim.get("role") == "primary"
+            else full_verdict(claim, scale)
+        )
+        if claim.get("reason") and "SUPPORTED" not in verdict:
+            verdict += f"<br>{cell(claim['reason'])}"
+        what = f"{cell(claim.get('statement', ''))} (`{claim['id']}`, {claim.get('role')})"
+        values = [
+            number(claim.get("effect"), signed=True),
+            interval(claim.get("ci95")),
+            number(claim.get("n")),
+        ]
+        rows.append([what, verdict, *values, controls_text(claim)])
+    return table(["claim", "verdict", "effect", "95 % interval", "n", "controls"], rows, right=(2, 3, 4))
+
+
+def results_table(result: dict[str, Any], protocol: dict[str, Any]) -> str:
+    """Arm x (task, metric): mean and sd over seeds; then what the arm costs, with all it uses."""
+    columns = [(task, metric) for task, metrics in metrics_of(result).items() for metric in metrics]
+    found, cost = scores(result), costs(result, protocol)
+    sizes = {arm: parameter_count(result, arm) for arm in arms_of(result)}
+    head = ["arm", *(f"{cell(task)}: {cell(metric)}" for task, metric in columns)]
+    head += (["parameters"] if any(sizes.values()) else []) + ["gradient evaluations", "seconds"]
+    rows = []
+    for arm in arms_of(result):
+        cells = [mean_sd(found.get((task, metric, arm), [])) for task, metric in columns]
+        if all(c == "" for c in cells):
+            continue  # a stage: its cost is within the arms that use it
+        size = [number(sizes[arm])] if any(sizes.values()) else []
+        price = [
+            number(rounded(cost.get(arm, {}).get(f"{k}_in_all"))) for k in ("gradient_evaluations", "seconds")
+        ]
+        rows.append([f"`{arm}`", *cells, *size, *price])
+    return table(head, rows, right=range(1, len(head)))
+
+
+def rounded(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+def parameter_count(result: dict[str, Any], arm: str) -> int | None:
+    for run in result.get("runs") or []:
+        for name in SIZES:
+            if run["arm"] == arm and (run.get("metrics") or {}).get(name):
+                return round(run["metrics"][name])
+    return None
+
+
+def mean_sd(points: Sequence[tuple[int, float, bool]]) -> str:
+    values = [value for _, value, _ in points]
+    if not values:
+        return ""
+    sd = f" ± {number(statistics.stdev(values))}" if len(values) > 1 else ""
+    bad = sum(diverged for _, _, diverged in points)
+    return f"{number(statistics.fmean(values))}{sd} (n {len(values)}{f', {bad} diverged' if bad else ''})"
+
+
+def reported_table(paper_dir: Path, results: dict[str, dict[str, Any]]) -> str:
+    """Entries that an arm of ours answers; a tally in one line where there is none."""
+    entries = load_yaml(paper_dir / "reported.yaml").get("entries") or []
+    known = {e["id"]: e for e in entries}
+    held = (results.get("paper") or next(iter(results.values()), {})).get("reported") or []
+    targets = [
+        e for e in held if e.get("tolerance") is not None or e.get("measured") is not None or e.get("scores")
+    ]
+    # A missing or uncertain value stays where a reader looks: in the tally.
+    tally = Counter(str(e.get("verdict") or "NOT RUN") for e in held)
+    missing = sum(e.get("value") is None for e in entries)
+    words = ", ".join(f"{n} {verdict}" for verdict, n in sorted(tally.items())) or "none compared yet"
+    line = f"{len(entries) or len(held)} published values on file ({missing} without a value): {words}."
+    if not targets:
+        return line
+    rows = []
+    for e in targets:
+        setting = (known.get(e["id"]) or {}).get("table") or ""
+        sd = f" ± {number(e['sd'])}" if e.get("sd") is not None else ""
+        theirs = "NO PUBLISHED VALUE" if e.get("reported") is None else number(e["reported"]) + sd
+        ours = [
+            number(e.get("measured")),
+            number(e.get("gap"), signed=True),
+            interval(e.get("ci95")),
+            number(e.get("tolerance")),
+        ]
+        what = f"{cell(e.get('method', ''))}, {cell(e.get('task') or '')}, {cell(e.get('metric', ''))}"
+        rows.append(
+            [f"`{e['id']}`<br>{what}", cell(setting), theirs, *ours, str(e.get("verdict") or "NOT RUN")]
+        )
+    head = ["entry", "table", "reported", "ours", "gap", "95 % interval", "tolerance", "verdict"]
+    return line + "\n\n" + table(head, rows, right=(2, 3, 4, 5, 6))
+
+
+NOTHING = "Nothing is recorded yet: `make reproduce-{0}`, then `make record-{0}`."
+
+
+def readme_tables(paper_dir: Path) -> dict[str, str]:
+    """Blocks `claims`, `results`, `reported` of a paper's README."""
+    results, protocol = recorded(paper_dir), load_yaml(paper_dir / "protocol.yaml")
+    nothing = NOTHING.format(paper_dir.resolve().name)
+    claims = [f"{heading(r, scale)}\n\n{claims_table(r, scale)}" for scale, r in results.items()]
+    ours = [
+        f"{heading(r, scale)} Mean ± sd over seeds.\n\n{results_table(r, protocol)}"
+        for scale, r in results.items()
+    ]
+    return {
+        "claims": "\n\n".join(claims) or nothing,
+        "results": "\n\n".join(ours) or nothing,
+        "reported": reported_table(paper_dir, results),
+    }
+
+
+def project_tables(root: Path) -> dict[str, str]:
+    """Block `verdicts` of the project's README: a row per paper, at its most telling recorded scale."""
+    rows = []
+    for paper in PAPERS:
+        results = recorded(root / paper)
+        scale, result = next(iter(results.items()), (None, {}))
+        primary = [c for c in result.get("claims") or [] if c.get("role") == "primary"]
+        verdicts = [
+            f"{cell(c.get('statement') or c['id'])}: **{full_verdict(c, str(scale))}**" for c in primary
+        ]
+        run = ", ".join(f"`{s}` {day(r)}" for s, r in results.items()) or "not yet"
+        row = [
+            f"[{paper}]({paper}/README.md)",
+            f"`{scale}`" if scale else "",
+            "<br>".join(verdicts) or "not run",
+        ]
+        rows.append([*row, implemented(root / paper), run, checked(root / paper, scale)])
+    return {"verdicts": table(["paper", "scale", "primary claims", "implemented", "run", "checked"], rows)}
+
+
+def filled(text: str, tables: dict[str, str]) -> str:
+    """`text` with its generated blocks replaced; a block whose name is not in `tables` stays as it is."""
+    opened, closed = text.count("<!-- generated: "), text.count("<!-- end generated -->")
+    if opened != closed or opened != len(BLOCK.findall(text)):
+        raise ValueError(
+            f"{opened} blocks are opened and {closed} closed; write `<!-- generated: NAME -->` and "
+            "`<!-- end generated -->` each on a line of its own, in pairs"
+        )
+
+    def block(match: re.Match[str]) -> str:
+        body = tables.get(match[2])
+        return match[0] if body is None else f"{match[1]}{body}\n{match[4]}"
+
+    return BLOCK.sub(block, text)
+
+
+def update_readme(path: Path, tables: dict[str, str]) -> bool:
+    """Fill the blocks of the README at `path`; True if that changed it."""
+    before = path.read_text(encoding="utf-8")
+    try:
+        after = filled(before, tables)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if after != before:
+        path.write_text(after, encoding="utf-8")
+    return after != before
+
+
+def outdated(path: Path, tables: dict[str, str]) -> list[str]:
+    """Names of the blocks of `path` that are not what `tables` says (for `make check`)."""
+    text = path.read_text(encoding="utf-8")
+    old = {name: body for _, name, body, _ in BLOCK.findall(text)}
+    new = {name: body for _, name, body, _ in BLOCK.findall(filled(text, tables))}
+    return [name for name in new if old[name] != new[name]]

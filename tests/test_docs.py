@@ -1,0 +1,111 @@
+"""README commands exist and fit: make targets, modules, options, arms and tasks; links and generated blocks too."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.reproduce import PAPERS
+from shared import protocol
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted(p for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of ```sh blocks, without comments and variables in front."""
+    found = []
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            line = re.sub(r"\s+#.*", "", line).strip()
+            if line and not line.startswith("#"):
+                found.append(line)
+    return found
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z][\w%-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_of_a_page(page):
+    for command in commands(page):
+        words = [w for w in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=\S*", w)]
+        if words[0] == "make":
+            for word in words[1:]:
+                name = re.sub(r"^(reproduce|record)-.*", r"\1-%", word)
+                assert name in targets(), f"{page.name}: no target {word}"
+                paper = word.partition("-")[2].replace("-", "_")
+                if name.endswith("-%"):
+                    assert paper in PAPERS, f"{page.name}: {command}"
+        elif words[:2] == ["python", "-m"] and words[2].split(".")[-1] == "train":
+            paper = protocol.Protocol(ROOT / words[2].split(".")[0])
+            options = dict(zip(words[3::2], words[4::2])) if "--tiny" not in words else {}
+            scale = options.pop("--scale", "cpu")
+            arm = options.pop("--arm", paper.selected(scale)[0])
+            paper.node(
+                scale,
+                arm,
+                options.pop("--task", paper.arm_tasks(arm, scale)[0]),
+                int(options.pop("--seed", 0)),
+            )
+            unknown = {o.lstrip("-").replace("-", "_") for o in options if not o.startswith("--uses.")} - set(
+                paper.fields
+            )
+            assert not unknown, f"{page.name}: {command}: {unknown}"
+        elif words[:2] == ["python", "-m"] and words[2].split(".")[0] in {*PAPERS, "benchmarks"}:
+            assert (ROOT / (words[2].replace(".", "/") + ".py")).exists(), f"{page.name}: {command}"
+        else:
+            assert words[0] in {"git", "pip", "hf", "export", "cd", "python", "open", "accelerate"}, (
+                f"{page.name}: {command}"
+            )
+
+
+def test_make_without_a_target_prints_help():
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "make reproduce-autolora" in done.stdout
+    for name in targets() - {"help"}:
+        assert name in done.stdout, f"make help does not list {name}"
+
+
+def test_readme_names_every_target():
+    text = (
+        (ROOT / "README.md").read_text()
+        + (ROOT / "CONTRIBUTING.md").read_text()
+        + (ROOT / "shared" / "README.md").read_text()
+    )
+    for name in targets():
+        if name not in {"help", "setup", "reproduce"}:
+            assert f"make {name.replace('%', '')}" in text, f"no page mentions make {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
+        target = page.parent / link
+        paper = Path(link).parts[0]
+        assert target.exists() or paper in PAPERS, f"{page.relative_to(ROOT)}: {link}"
+
+
+def test_committed_files_name_no_machine():
+    """No path of a machine, host of a registry or tool of a workplace in a tracked file."""
+    pattern = re.compile(r"(^|[^\w.])/(work|farm|opt/(pypi|wheels))/")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    for name in tracked:
+        path = ROOT / name
+        if path.suffix not in {".npz", ".png", ".gz"} and path.exists() and name != "tests/test_docs.py":
+            hit = pattern.search(path.read_text(errors="ignore"))
+            assert not hit, f"{name}: {hit[0]}"
+
+
+def test_a_wrong_python_is_refused_in_one_line(tmp_path):
+    for words, text in ((["PYTHON=/nowhere/python"], "needs Python 3.11"), (["PYTHON="], "no Python 3.11 or newer"),
+                        (["ENV=none", "PYTHON="], "ENV=none needs PYTHON")):  # fmt: skip
+        done = subprocess.run(["make", "-s", "setup", *words], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode != 0 and text in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert sys.version_info >= (3, 11)

@@ -1,0 +1,152 @@
+"""A method directory imports itself, `shared` and third-party packages only; with `shared` alone beside it, it trains and evaluates."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from benchmarks.reproduce import PAPERS
+from shared import protocol
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILT = [p for p in PAPERS if (ROOT / p / "train.py").exists()]
+OURS = {*PAPERS, "shared", "benchmarks", "tests"}
+
+
+def imports(path: Path) -> set[str]:
+    """First parts of the names that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name.split(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(path.parent.name if node.level else (node.module or "").split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("paper", BUILT)
+def test_a_method_imports_itself_and_shared(paper):
+    for path in (ROOT / paper).rglob("*.py"):
+        assert imports(path) & OURS <= {paper, "shared"}, path.relative_to(ROOT)
+
+
+def test_shared_imports_no_method_and_no_judge():
+    for path in (ROOT / "shared").rglob("*.py"):
+        assert imports(path) & OURS <= {"shared"}, path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("paper", BUILT)
+def test_the_judge_touches_only_the_interface_of_a_method(paper):
+    allowed = {f"{paper}.train", f"{paper}.evaluate", f"{paper}.figures"}
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        named = set(re.findall(rf"^\s*(?:from|import) ({paper}[.\w]*)", path.read_text(), re.MULTILINE))
+        assert named <= allowed, path.name
+
+
+@pytest.mark.parametrize("paper", BUILT)
+def test_a_copy_with_shared_alone_trains_and_evaluates(paper, tmp_path):
+    """`--tiny` needs no argument, no download and nothing but <paper>/ and shared/."""
+    for name in (paper, "shared"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    env.setdefault("REPRO_CACHE", str(ROOT / ".cache"))
+    env.pop("REPRO_DATA", None)
+    done = subprocess.run(
+        [sys.executable, "-m", f"{paper}.train", "--tiny"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "tiny run" in done.stdout
+    paper_protocol = protocol.Protocol(tmp_path / paper)
+    tiny = paper_protocol.document["tiny"]
+    directory = tmp_path / "runs" / paper / "tiny" / tiny["task"] / "seed0" / tiny["arm"]
+    metrics = json.loads((directory / "record.json").read_text())["metrics"]
+    done = subprocess.run(
+        [sys.executable, "-m", f"{paper}.evaluate", str(directory)],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert metrics and all(key in done.stdout for key in metrics), done.stdout
+
+
+@pytest.mark.parametrize("paper", BUILT)
+def test_config_read_as_text_is_the_config(paper):
+    """The judge reads `Config` without importing it: its defaults must be literals, and the same."""
+    code = f"import json, {paper}.train as t; from dataclasses import asdict; print(json.dumps(asdict(t.Config()), default=list))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    values = {
+        k: list(f.default) if isinstance(f.default, tuple) else f.default
+        for k, f in protocol.config_fields(ROOT / paper / "train.py").items()
+    }
+    assert json.loads(done.stdout.splitlines()[-1]) == json.loads(json.dumps(values, default=list))
+    assert asdict(protocol.RunConfig())["seed"] == 0
+
+
+@pytest.mark.parametrize("paper", BUILT)
+def test_every_scale_of_the_protocol_resolves(paper):
+    """All four scales exist and resolve; the arms of the claims are run; verdict seeds are as many as promised."""
+    import yaml
+
+    p = protocol.Protocol(ROOT / paper)
+    claims = yaml.safe_load((ROOT / paper / "claims.yaml").read_text())
+    assert set(p.document["scales"]) == set(protocol.SCALES)
+    for scale in protocol.SCALES:
+        nodes = p.nodes(scale)
+        assert nodes, scale
+        arms = {n.arm for n in nodes}
+        for claim in claims["claims"]:
+            if scale in claim["scales"]:
+                named = claim["arms"]
+                wanted = list(named.get("weights") or []) or [
+                    x
+                    for v in (named.get("method"), named.get("opponent"))
+                    if v
+                    for x in ([v] if isinstance(v, str) else v)
+                ]
+                wanted += claim["controls"] if isinstance(claim["controls"], list) else []
+                lacking = {w.split("@")[0] for w in wanted} - arms
+                assert not lacking, f"{paper} {scale} {claim['id']}: {lacking} are not run"
+        if scale == "cpu":
+            assert all(len(p.seeds(scale, t)) >= 5 for t in p.tasks(scale))
+    rehearsal, full = ({(n.arm, n.task) for n in p.nodes(s, "all")} for s in ("rehearsal", "paper"))
+    assert {a for a, _ in full} <= {a for a, _ in rehearsal}, "the rehearsal leaves out arms of the paper"
+    assert {t for _, t in full} <= {t for _, t in rehearsal}, "the rehearsal leaves out tasks of the paper"
+
+
+def test_nothing_unsafe_in_the_tree():
+    """No unsafe pickles, no remote code, no eval: see shared/sources.py for what is done instead."""
+    unsafe = re.compile(
+        r"weights_only\s*=\s*False|trust_remote_code\s*=\s*True|pickle\.loads?\(|(?<![\w.])(?:eval|exec)\("
+    )
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    tracked = tracked or [
+        str(p.relative_to(ROOT)) for d in ("shared", "benchmarks", *BUILT) for p in (ROOT / d).rglob("*.py")
+    ]
+    for name in tracked:
+        if name != "tests/test_isolation.py":
+            hit = unsafe.search((ROOT / name).read_text())
+            assert not hit, f"{name}: {hit[0]}"
+
+
+def test_shared_is_ours():
+    import shared
+
+    assert Path(shared.__file__).resolve().parent == ROOT / "shared"
