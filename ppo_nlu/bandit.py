@@ -22,7 +22,9 @@ class Table(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int = 0, **_):
         h = self.h(input_ids)
-        return SimpleNamespace(logits=self.out(h[:, -logits_to_keep:]), hidden_states=(h,), past_key_values=None)
+        return SimpleNamespace(
+            logits=self.out(h[:, -logits_to_keep:]), hidden_states=(h,), past_key_values=None
+        )
 
 
 class Ids:

@@ -69,7 +69,9 @@ def group_update(
     A = group_advantages(scores - beta * kl, kind, group)
     tokens = all_sum(mask.sum())
     per_token = kind == "grpo"  # grpo averages over tokens, the others over answers
-    loss = -(A[:, None] * log_pi * mask).sum() / (tokens if per_token else all_sum(mask.new_tensor(float(len(batch)))))
+    loss = -(A[:, None] * log_pi * mask).sum() / (
+        tokens if per_token else all_sum(mask.new_tensor(float(len(batch))))
+    )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     average_gradients(policy)
@@ -95,9 +97,13 @@ def trl_train(
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
     except ImportError as error:
-        raise BadInput(f"arm {kind} skipped: trl or datasets is not installed here ({error}); pip install trl==1.16.0") from error
+        raise BadInput(
+            f"arm {kind} skipped: trl or datasets is not installed here ({error}); pip install trl==1.16.0"
+        ) from error
 
-    trainer_class, config_class, group = (GRPOTrainer, GRPOConfig, 8) if kind == "grpo" else (RLOOTrainer, RLOOConfig, 2)
+    trainer_class, config_class, group = (
+        (GRPOTrainer, GRPOConfig, 8) if kind == "grpo" else (RLOOTrainer, RLOOConfig, 2)
+    )
     rows = Dataset.from_dict({"prompt": questions, "label": labels})
 
     def reward(completions, label, **_):
@@ -109,10 +115,14 @@ def trl_train(
         report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=next(lm.parameters()).device.type == "cpu", bf16=False,
         mask_truncated_completions=False,
     )  # fmt: skip
-    trainer = trainer_class(model=lm, reward_funcs=reward, args=args, train_dataset=rows, processing_class=tokenizer)
+    trainer = trainer_class(
+        model=lm, reward_funcs=reward, args=args, train_dataset=rows, processing_class=tokenizer
+    )
     trainer.train()
     keep = ("reward", "kl", "entropy", "loss")
-    return [{k: v for k, v in line.items() if k in keep} for line in trainer.state.log_history if "reward" in line]
+    return [
+        {k: v for k, v in line.items() if k in keep} for line in trainer.state.log_history if "reward" in line
+    ]
 
 
 # --- an encoder with a classification head (the BERT rows of the claims) ----------------------------------------------

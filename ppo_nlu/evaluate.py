@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from shared import glue
+
 UNREADABLE = -1000.0
 
 
@@ -56,69 +58,41 @@ def constant_share(answers: np.ndarray) -> float:
 
 
 # --- the benchmarks' metrics, each (labels, answers, group, value) -> [0, 1] or [-1, 1] --------------------------------
+# An unreadable answer is a class of its own, which no label has.
 
 
-def accuracy(y, a, group=None, value=None) -> float:
-    return float((a == y).mean())
+def accuracy(y, a, group, value) -> float:
+    return glue.accuracy(y, a)
 
 
-def f1(y, a, group=None, value=None) -> float:
-    """F1 of label 1; unreadable answers are misses where the label is 1."""
-    hit = float(((a == 1) & (y == 1)).sum())
-    return 2 * hit / max(float((a == 1).sum() + (y == 1).sum()), 1.0)
+def matthews(y, a, group, value) -> float:
+    return glue.matthews(y, a)
 
 
-def accuracy_f1(y, a, group=None, value=None) -> float:
-    return (accuracy(y, a) + f1(y, a)) / 2
+def accuracy_f1(y, a, group, value) -> float:
+    return (glue.accuracy(y, a) + glue.f1(y, a)) / 2
 
 
-def accuracy_macro_f1(y, a, group=None, value=None) -> float:
-    per_class = [f1((y == c).astype(int), (a == c).astype(int)) for c in np.unique(y)]
-    return (accuracy(y, a) + float(np.mean(per_class))) / 2
+def accuracy_macro_f1(y, a, group, value) -> float:
+    return (glue.accuracy(y, a) + float(np.mean([glue.f1(y, a, c) for c in np.unique(y)]))) / 2
 
 
-def matthews(y, a, group=None, value=None) -> float:
-    """Multi-class Matthews correlation; an unreadable answer is a class of its own, so it is never right."""
-    classes = np.union1d(y, a)
-    C = np.array([[((y == i) & (a == j)).sum() for j in classes] for i in classes], dtype=float)
-    t, p, n = C.sum(1), C.sum(0), C.sum()
-    below = np.sqrt((n**2 - (p**2).sum()) * (n**2 - (t**2).sum()))
-    return float((np.trace(C) * n - t @ p) / below) if below > 0 else 0.0
-
-
-def correlation(y, a, group=None, value=None) -> float:
+def correlation(y, a, group, value) -> float:
     """Mean of Pearson and Spearman.  Numbers are clipped to [0, 5]; an unreadable one becomes the end farther from y."""
     a = np.where(a == UNREADABLE, np.where(y < 2.5, 5.0, 0.0), np.clip(a, 0, 5))
-
-    def pearson(u, v):
-        u, v = u - u.mean(), v - v.mean()
-        below = np.sqrt((u @ u) * (v @ v))
-        return float(u @ v / below) if below > 0 else 0.0
-
-    return (pearson(y.astype(float), a.astype(float)) + pearson(_ranks(y), _ranks(a))) / 2
+    return (glue.pearson(y.astype(float), a.astype(float)) + glue.spearman(y, a)) / 2
 
 
-def _ranks(x: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def multirc(y, a, group, value=None) -> float:
+def multirc(y, a, group, value) -> float:
     """Mean of F1 over all answers and exact match over questions."""
-    _, question = np.unique(group, return_inverse=True)
-    wrong = np.bincount(question, weights=a != y)
-    return (f1(y, a) + float((wrong == 0).mean())) / 2
+    return (glue.f1(y, a) + glue.exact_match(y, a, group)) / 2
 
 
 def record(y, a, group, value) -> float:
     """Mean of F1 and exact match over queries; the first candidate answered "Yes" is the model's answer, else none."""
-    _, query = np.unique(group, return_inverse=True)
-    n = query.max() + 1
-    first = np.full(n, -1)
-    for row in np.flatnonzero(a == 1)[::-1]:
-        first[query[row]] = row
-    given = first[first >= 0]
-    return float((value[given].sum() + y[given].sum()) / (2 * n))
+    best = glue.best_candidate(group, (a == 1).astype(float))
+    said = a[best] == 1
+    return float((np.mean(value[best] * said) + np.mean(y[best] * said)) / 2)
 
 
 METRICS: dict[str, Callable[..., float]] = {
@@ -137,7 +111,9 @@ def decoder_confound(arms: dict[str, dict[str, np.ndarray]]) -> float:
     return (a["accuracy_sampled"] - b["accuracy_sampled"]) - (a["accuracy_greedy"] - b["accuracy_greedy"])
 
 
-STATISTICS: dict[str, Callable[[dict[str, dict[str, np.ndarray]]], float]] = {"decoder_confound": decoder_confound}
+STATISTICS: dict[str, Callable[[dict[str, dict[str, np.ndarray]]], float]] = {
+    "decoder_confound": decoder_confound
+}
 
 
 def main() -> None:

@@ -38,7 +38,9 @@ class Hyper:
     minibatch: int = 16  # rows of one forward pass; bounds memory, does not move the result
     ratio_limit: float = 10.0  # a minibatch whose mean ratio exceeds this counts zero
     kl_target: float = 6.0  # nats per answer the controller steers to
-    kl_horizon: float = 10_000.0  # answers after which the controller may have doubled beta; 0 keeps beta fixed
+    kl_horizon: float = (
+        10_000.0  # answers after which the controller may have doubled beta; 0 keeps beta fixed
+    )
 
 
 # --- the equations --------------------------------------------------------------------------------------------------
@@ -79,7 +81,9 @@ def whiten(A: Tensor, mask: Tensor) -> Tensor:
     """(A - mean) / sqrt(var + 1e-8) over all real tokens of the rollout, over all processes (B, T)."""
     n, total = all_sum(mask.sum()), all_sum((A * mask).sum())
     mean = total / n
-    var = all_sum(((A - mean) ** 2 * mask).sum()) / (n - 1).clamp(min=1)  # unbiased, as the official trainer has it
+    var = all_sum(((A - mean) ** 2 * mask).sum()) / (n - 1).clamp(
+        min=1
+    )  # unbiased, as the official trainer has it
     return (A - mean) * torch.rsqrt(var + 1e-8) * mask
 
 
@@ -125,11 +129,20 @@ class Policy(nn.Module):
 
     def call(self, lm: nn.Module, ids: Tensor, mask: Tensor, keep: int, **more):
         """One forward pass of `lm`; logits of the last `keep` columns only: the vocabulary is what costs memory."""
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]  # left padding must not shift positions
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[
+            :, -ids.shape[1] :
+        ]  # left padding must not shift positions
         inputs = {"position_ids": positions, "logits_to_keep": keep}
-        return lm(input_ids=ids, attention_mask=mask, **{k: v for k, v in inputs.items() if k in self.accepts}, **more)
+        return lm(
+            input_ids=ids,
+            attention_mask=mask,
+            **{k: v for k, v in inputs.items() if k in self.accepts},
+            **more,
+        )
 
-    def forward(self, ids: Tensor, mask: Tensor, T: int, reference: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, ids: Tensor, mask: Tensor, T: int, reference: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """log pi(a_t|s_t), V(s_t), entropy at the T answer columns, each (B, T).   ids, mask: (B, P + T).
 
         The logits of column j speak about token j + 1, so the first answer token is judged at the LAST PROMPT column.
@@ -224,7 +237,9 @@ def rollout(
         mask = torch.cat([mask, open_[:, None].to(mask.dtype)], 1)
         lengths += open_
         open_ = open_ & (token != tokenizer.eos_token_id)
-        if stop is not None:  # the tag may span tokens, and where they divide depends on what stands before it
+        if (
+            stop is not None
+        ):  # the tag may span tokens, and where they divide depends on what stands before it
             tails = tokenizer.batch_decode(ids[:, max(P, P + t - 15) :])
             open_ = open_ & torch.tensor([stop not in tail for tail in tails], device=device)
         if all_sum(open_.sum()) == 0:  # sharded models run in step: a process waits for the others' answers
@@ -232,7 +247,9 @@ def rollout(
         new = token[:, None]
     T = int(lengths.max())
     ids, mask = ids[:, : P + T], mask[:, : P + T]
-    texts = tokenizer.batch_decode([row[P : P + n].tolist() for row, n in zip(ids, lengths)], skip_special_tokens=True)
+    texts = tokenizer.batch_decode(
+        [row[P : P + n].tolist() for row, n in zip(ids, lengths)], skip_special_tokens=True
+    )
     return Rollout(ids, mask, lengths, texts)
 
 
@@ -248,7 +265,9 @@ def update(
     processes change nothing but memory.  Advantages are computed once; recomputing them inside would chase itself.
     """
     if len(batch) % hyper.minibatch:
-        raise ValueError(f"{len(batch)} answers do not divide into minibatches of {hyper.minibatch}; set minibatch")
+        raise ValueError(
+            f"{len(batch)} answers do not divide into minibatches of {hyper.minibatch}; set minibatch"
+        )
     if not bool(torch.isfinite(scores).all()):
         bad = int((~torch.isfinite(scores)).nonzero()[0])
         raise FloatingPointError(f"reward of answer {bad} is {float(scores[bad])} for {batch.texts[bad]!r}")
@@ -282,11 +301,16 @@ def update(
             ((pol + hyper.value_weight * val) * guard * world).backward()
             clipped = ((rho - 1).abs() > hyper.clip).float()
             drift = 0.5 * (log_pi.detach() - old) ** 2
-            sums += torch.stack([pol.detach(), val.detach(), *((x * w).sum() / tokens for x in (rho, clipped, drift))]
-                                + [torch.tensor(1 - guard, device=mask.device)])  # fmt: skip
+            means = ((x * w).sum() / tokens for x in (rho, clipped, drift))
+            sums += torch.stack([pol.detach(), val.detach(), *means, pol.new_tensor(1 - guard)])
         average_gradients(policy)
         optimizer.step()
-        now = dict(zip(["policy_loss", "value_loss", "ratio", "clip_fraction", "kl_old_new", "skipped"], all_sum(sums)))
+        now = dict(
+            zip(
+                ["policy_loss", "value_loss", "ratio", "clip_fraction", "kl_old_new", "skipped"],
+                all_sum(sums),
+            )
+        )
         log |= now if epoch else {f"{name}_first": x for name, x in now.items()} | now
     rows_all = all_sum(torch.tensor(float(B), device=mask.device))
     kl = float(all_sum(((log_old - log_ref) * mask).sum()) / rows_all)

@@ -72,17 +72,29 @@ class PrefixLM(nn.Module):
     def __init__(self, encoder: nn.Module, open_id: int):
         super().__init__()
         self.encoder, self.open_id, self.config = encoder, open_id, encoder.config
-        self.transform = nn.Sequential(nn.Linear(self.config.hidden_size, self.config.hidden_size), nn.GELU(), nn.LayerNorm(self.config.hidden_size))
+        self.transform = nn.Sequential(
+            nn.Linear(self.config.hidden_size, self.config.hidden_size),
+            nn.GELU(),
+            nn.LayerNorm(self.config.hidden_size),
+        )
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, logits_to_keep: int = 0, **_):
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, logits_to_keep: int = 0, **_
+    ):
         """Like a causal model of transformers: `.logits` of the last columns, `.hidden_states[-1]` of all."""
         L = input_ids.shape[1]
         column = torch.arange(L, device=input_ids.device)
         prompt = column <= torch.where(input_ids == self.open_id, column, -1).amax(1, keepdim=True)  # (B, L)
         sees = (column[:, None] >= column) | prompt[:, None, :]  # (B, L, L)
-        sees = sees & attention_mask[:, None, :].bool() | torch.eye(L, dtype=torch.bool, device=input_ids.device)
-        bias = torch.zeros(sees.shape, device=input_ids.device).masked_fill(~sees, torch.finfo(torch.float32).min)
-        h = self.encoder(input_ids=input_ids, attention_mask=bias[:, None], position_ids=position_ids).last_hidden_state
+        sees = sees & attention_mask[:, None, :].bool() | torch.eye(
+            L, dtype=torch.bool, device=input_ids.device
+        )
+        bias = torch.zeros(sees.shape, device=input_ids.device).masked_fill(
+            ~sees, torch.finfo(torch.float32).min
+        )
+        h = self.encoder(
+            input_ids=input_ids, attention_mask=bias[:, None], position_ids=position_ids
+        ).last_hidden_state
         words = self.encoder.get_input_embeddings().weight
         logits = self.transform(h[:, -logits_to_keep:]) @ words.T
         logits[..., self.open_id] = -1e9
@@ -101,7 +113,9 @@ def add_lora(lm: nn.Module, rank: int, alpha: int, rslora: bool, bias: str, targ
     if bias != "none" and any(n.endswith(".bias") for n, _ in lm.named_parameters()):
         warnings.warn(f"lora_bias={bias!r} trains biases of the base model, and switching the adapter off does not bring "
                       "them back: the KL is then measured against a moving reference (D13); use 'none'", stacklevel=2)  # fmt: skip
-    settings = LoraConfig(r=rank, lora_alpha=alpha, use_rslora=rslora, lora_dropout=0.0, bias=bias, target_modules=names)
+    settings = LoraConfig(
+        r=rank, lora_alpha=alpha, use_rslora=rslora, lora_dropout=0.0, bias=bias, target_modules=names
+    )
     return get_peft_model(lm, settings)
 
 
@@ -111,7 +125,9 @@ def load(source: str | Path, dtype: torch.dtype = torch.float32):
 
     tokenizer = AutoTokenizer.from_pretrained(source)
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{source}: the tokenizer has no end-of-text token; set eos_token in its tokenizer_config.json")
+        raise ValueError(
+            f"{source}: the tokenizer has no end-of-text token; set eos_token in its tokenizer_config.json"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless here: masks come from lengths
     return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), tokenizer
@@ -177,12 +193,19 @@ def prefix_minilm():
 def context(lm: nn.Module) -> int:
     """The longest text the model takes."""
     base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-    return getattr(base.config, "max_position_embeddings", None) or getattr(base.config, "max_seq_len", 1 << 30)
+    return getattr(base.config, "max_position_embeddings", None) or getattr(
+        base.config, "max_seq_len", 1 << 30
+    )
 
 
 def classifier(name: str, outputs: int, texts: list[str], vocabulary: int):
     """(encoder with a classification head, tokenizer); `tiny-bert` for rehearsals, else a hub id."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        BertConfig,
+        BertForSequenceClassification,
+    )
 
     if name == "tiny-bert":
         tokenizer = trained_tokenizer(texts, vocabulary)
@@ -192,4 +215,6 @@ def classifier(name: str, outputs: int, texts: list[str], vocabulary: int):
     from shared import sources
 
     folder, _ = sources.find_model(name)
-    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=outputs), AutoTokenizer.from_pretrained(folder)
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=outputs
+    ), AutoTokenizer.from_pretrained(folder)

@@ -10,7 +10,9 @@ import torch
 
 from ppo_nlu.prompts import CLOSE, Task
 
-SAMPLING_TEMPERATURE = 0.7  # D7: the chat checkpoint's own default; log-probabilities are taken at 1 all the same
+SAMPLING_TEMPERATURE = (
+    0.7  # D7: the chat checkpoint's own default; log-probabilities are taken at 1 all the same
+)
 _KEYS = {"copa": ("one", "two")}  # any "one" inside the text counts, also that of "someone"
 
 
@@ -43,8 +45,8 @@ def parse_in_test(task: Task, text: str, rng: random.Random) -> float:
     if task.number:
         answer = _contained(task, content)
         return min(max(answer, 0.0), 5.0) if answer is not None else rng.uniform(0, 5)
-    order = [0, 1] if task.name == "copa" else [0, 1, 2] if len(task.words) == 3 else [1, 0]
-    for i in order:
+    first = ("Yes", "Positive", "True", "Same", "Entailment", "Option one")
+    for i in sorted(range(len(task.words)), key=lambda i: task.words[i] not in first):
         word = _keys(task)[i]
         if word in content or (len(task.words) == 3 and word.lower() in content):
             return i
@@ -58,7 +60,7 @@ def sft_target(task: Task, label: float) -> str:
     elif task.name in ("copa", "wsc", "wic", "boolq", "multirc"):
         word = str(int(label))
     elif task.name == "cb":
-        word = str((1, 3, 2)[int(label)])
+        word = str({"Entailment": 1, "Contradiction": 2, "Neutral": 3}[task.word(label)])
     else:
         word = task.word(label)
     return f" {word} {CLOSE}"

@@ -26,7 +26,9 @@ class Task:
     role: str
     fields: tuple[tuple[str, str], ...]  # (key of the data, name shown in the prompt)
     words: tuple[str, ...]
-    analysis: bool = False  # most GLUE prompts of the official code also ask for a reason, which nothing reads
+    analysis: bool = (
+        False  # most GLUE prompts of the official code also ask for a reason, which nothing reads
+    )
     metric: str = "accuracy"  # the benchmark's own, see evaluate.py
     no_word_reward: float = -3.0  # a closed tag around something that is no answer
     plain: bool = False  # a small vocabulary without system text (digits, documentation)
@@ -40,14 +42,17 @@ class Task:
         if self.number:
             return float(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(self.words):
-            raise ValueError(f"{self.name}: label {value!r} is not one of 0..{len(self.words) - 1} ({', '.join(self.words)})")
+            raise ValueError(
+                f"{self.name}: label {value!r} is not one of 0..{len(self.words) - 1} ({', '.join(self.words)})"
+            )
         return value
 
     def word(self, label: float) -> str:
         return f"{label:.1f}" if self.number else self.words[int(label)]
 
 
-NO_YES, NLI = ("No", "Yes"), ("Entailment", "Neutral", "Contradiction")
+NO_YES, YES_NO = ("No", "Yes"), ("Yes", "No")  # labels come in the benchmarks' order: entailment is 0
+NLI = ("Entailment", "Neutral", "Contradiction")
 _PAIR = (("sentence1", "Sentence 1"), ("sentence2", "Sentence 2"))
 _NLI_FIELDS = (("premise", "Premise"), ("hypothesis", "Hypothesis"))
 _LINGUIST = "You are a careful linguist."
@@ -61,11 +66,11 @@ TASKS = {
         Task("qqp", "You moderate a question site. Decide whether the two questions ask the same thing.", _PAIR, NO_YES, True, "accuracy_f1"),
         Task("stsb", f"{_LINGUIST} Rate from 0 (unrelated) to 5 (the same meaning) how alike the sentences are.", _PAIR, (), True, "correlation"),
         Task("mnli", "You are a careful reasoner. Decide how the hypothesis relates to the premise.", _NLI_FIELDS, NLI),
-        Task("qnli", "You are a careful reasoner. Decide whether the sentence contains the answer to the question.", (("question", "Question"), ("sentence", "Sentence")), NO_YES, True),
-        Task("rte", "You are a careful reasoner. Decide whether the first sentence entails the second.", _PAIR, NO_YES, True),
+        Task("qnli", "You are a careful reasoner. Decide whether the sentence contains the answer to the question.", (("question", "Question"), ("sentence", "Sentence")), YES_NO, True),
+        Task("rte", "You are a careful reasoner. Decide whether the first sentence entails the second.", _PAIR, YES_NO, True),
         Task("wnli", "You are a careful reasoner. Decide whether the second sentence follows from the first.", _PAIR, NO_YES, True),
         Task("ax", "You are a careful reasoner. Decide how the hypothesis relates to the premise.", _NLI_FIELDS, NLI, False, "matthews"),
-        Task("cb", "You are a careful reasoner. Decide how the hypothesis relates to the premise.", _NLI_FIELDS, NLI, False, "accuracy_macro_f1"),
+        Task("cb", "You are a careful reasoner. Decide how the hypothesis relates to the premise.", _NLI_FIELDS, ("Entailment", "Contradiction", "Neutral"), False, "accuracy_macro_f1"),
         Task("copa", "You are a careful reasoner. Decide which option is the more likely {question} of the premise.", (("premise", "Premise"), ("choice1", "Option one"), ("choice2", "Option two")), ("Option one", "Option two")),
         Task("wsc", f"{_LINGUIST} Decide whether the pronoun refers to the noun phrase.", (("text", "Text"), ("pronoun", "Pronoun"), ("noun", "Noun phrase")), NO_YES),
         Task("wic", f"{_LINGUIST} Decide whether the word has the same meaning in both sentences.", (("word", "Word"), *_PAIR), ("Different", "Same")),
@@ -73,8 +78,8 @@ TASKS = {
         Task("multirc", "You grade answers. Decide whether the answer to the question is true given the passage.", (("passage", "Passage"), ("question", "Question"), ("answer", "Answer")), ("False", "True"), False, "multirc"),
         # a tag without a yes or no costs 1 here and 3 elsewhere: the official reward table, kept
         Task("record", "You read news. Decide whether the statement is consistent with the passage.", (("passage", "Passage"), ("query", "Statement")), NO_YES, False, "record", -1.0),
-        Task("axb", "You are a careful reasoner. Decide whether the first sentence entails the second.", _PAIR, NO_YES, True, "matthews"),
-        Task("axg", "You are a careful reasoner. Decide whether the first sentence entails the second.", _PAIR, NO_YES, True),
+        Task("axb", "You are a careful reasoner. Decide whether the first sentence entails the second.", _PAIR, YES_NO, True, "matthews"),
+        Task("axg", "You are a careful reasoner. Decide whether the first sentence entails the second.", _PAIR, YES_NO, True),
         # scale `cpu`: grey levels of a digit; "is it at least five?"
         Task("digits", "", (("pixels", ""),), NO_YES, plain=True),
     ]
@@ -82,8 +87,8 @@ TASKS = {
 
 
 def task(name: str) -> Task:
-    """The task called `name`; `digits_noisy` and the like are `digits` with other training labels."""
-    found = TASKS.get(name) or TASKS.get(name.split("_")[0])
+    """The task called `name`; SuperGLUE's RTE is GLUE's, and digits_noisy is digits with other training labels."""
+    found = TASKS.get({"super_rte": "rte", "digits_noisy": "digits"}.get(name, name))
     if found is None:
         raise ValueError(f"unknown answer format: no task '{name}'; known: {', '.join(TASKS)}")
     return found
@@ -99,15 +104,21 @@ def instance(task: Task, fields: Mapping[str, str]) -> str:
     return "\n".join(f"{name}: {fields[key]}" for key, name in task.fields)
 
 
-def prompt(task: Task, fields: Mapping[str, str], examples: Sequence[tuple[Mapping[str, str], float]] = ()) -> str:
+def prompt(
+    task: Task, fields: Mapping[str, str], examples: Sequence[tuple[Mapping[str, str], float]] = ()
+) -> str:
     """The question about `fields`, after solved `examples` [(fields, label)]; ends in the opened tag."""
     solved = [(instance(task, f), task.word(label)) for f, label in examples]
     if task.plain:
         shown = "".join(f"{text} {OPEN} {word} {CLOSE} " for text, word in solved)
         return f"{shown}{instance(task, fields)} {OPEN}"
     choices = "a number from 0 to 5" if task.number else "only " + " or ".join(f'"{w}"' for w in task.words)
-    form = f"{OPEN} ({choices}) {CLOSE}" + (" <Analysis> (a short reason) </Analysis>" if task.analysis else "")
-    role = task.role.replace("{question}", str(fields.get("question", ""))) if task.name == "copa" else task.role
+    form = f"{OPEN} ({choices}) {CLOSE}" + (
+        " <Analysis> (a short reason) </Analysis>" if task.analysis else ""
+    )
+    role = (
+        task.role.replace("{question}", str(fields.get("question", ""))) if task.name == "copa" else task.role
+    )
     shown = "".join(f"[Prompt: {text}\nAssistant:\n{OPEN} {word} {CLOSE}]\n" for text, word in solved)
     return f"System_prompt: {role}\nAnswer in this form: {form}\n{shown}Prompt: {instance(task, fields)}\nAssistant:\n{OPEN}"
 

@@ -16,7 +16,9 @@ from ppo_nlu import train
 from shared import protocol
 
 
-def validation_accuracy(paper: protocol.Protocol, arm: str, task: str, seed: int, lr: float, folder: str) -> float:
+def validation_accuracy(
+    paper: protocol.Protocol, arm: str, task: str, seed: int, lr: float, folder: str
+) -> float:
     """Greedy accuracy on validation items of one run; the stages it uses are trained first, at the protocol's rates."""
     node = paper.node("cpu", arm, task, seed)
 
@@ -28,13 +30,21 @@ def validation_accuracy(paper: protocol.Protocol, arm: str, task: str, seed: int
 
     for key in node.uses:
         stage(key)
-    chosen = {"lr": lr, "samples": 1, "test_limit": 0, "probe_every": 0, "out": f"{folder}/{arm}-{task}-{seed}-{lr}"}
+    chosen = {
+        "lr": lr,
+        "samples": 1,
+        "test_limit": 0,
+        "probe_every": 0,
+        "out": f"{folder}/{arm}-{task}-{seed}-{lr}",
+    }
     directory = train.run(train.Config(**{**paper.config("cpu", node), **chosen}))
     return json.loads((directory / "record.json").read_text())["validation"]["accuracy_greedy"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arms", nargs="+", required=True)
     parser.add_argument("--tasks", nargs="+", default=["digits", "digits_noisy"])
     parser.add_argument("--rates", nargs="+", type=float, default=[3e-4, 1e-3, 3e-3])
@@ -46,7 +56,10 @@ def main() -> None:
     for arm in asked.arms:
         for task in asked.tasks:
             with TemporaryDirectory() as folder:
-                found = [[validation_accuracy(paper, arm, task, s, lr, folder) for s in asked.seeds] for lr in asked.rates]
+                found = [
+                    [validation_accuracy(paper, arm, task, s, lr, folder) for s in asked.seeds]
+                    for lr in asked.rates
+                ]
             scores = [round(float(np.mean(row)), 4) for row in found]
             best = asked.rates[int(np.argmax(scores))]
             print(f"  - {{arm: {arm}, task: {task}, trials: {len(asked.rates)}, grid: {{lr: {asked.rates}}}, "

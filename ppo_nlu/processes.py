@@ -1,0 +1,86 @@
+"""Several processes: who takes which part of a batch, sharded weights, one checkpoint for all.
+
+Start with `accelerate launch` or `torchrun`.  Trainable tensors that are not sharded get their gradients averaged
+(method.average_gradients); sharded ones are averaged by FSDP2 itself.  Every process answers every test question.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ppo_nlu.method import Policy
+from ppo_nlu.starting import base_of, is_hub
+from shared import runs
+
+
+def join_processes(config: runs.RunConfig) -> int:
+    """Rank of this process; joins the group that `accelerate launch` or `torchrun` describes in the environment."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() and config.device != "cpu" else "gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return dist.get_rank()
+
+
+def shard(config: runs.RunConfig, policy: Policy) -> None:
+    """FSDP2: each block's weights are divided among the processes; the value head stays whole."""
+    if dist.is_initialized() and is_hub(config.model):
+        from torch.distributed.fsdp import fully_shard
+
+        for block in base_of(policy.lm).get_decoder().layers:
+            fully_shard(block)
+        fully_shard(policy.lm)
+
+
+def mine(rows: Tensor) -> list[int]:
+    """This process's share of a batch."""
+    return rows[dist.get_rank() :: dist.get_world_size()].tolist() if dist.is_initialized() else rows.tolist()
+
+
+def share(saved):
+    """The checkpoint that process 0 read, on all processes."""
+    if not dist.is_initialized():
+        return saved
+    box = [saved]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def full(p: Tensor) -> Tensor:
+    return p.full_tensor() if hasattr(p, "full_tensor") else p
+
+
+def trained_state(policy: Policy, optimizer) -> dict:
+    """Trainable tensors and the optimiser, whole also when they are divided among processes."""
+    return {
+        "trained": {n: full(p).detach() for n, p in policy.named_parameters() if p.requires_grad},
+        "optimizer": {
+            k: {m: full(v) if isinstance(v, Tensor) else v for m, v in state.items()}
+            for k, state in enumerate(optimizer.state_dict()["state"].values())
+        },
+    }
+
+
+def load_trained(policy: Policy, optimizer, saved: dict) -> None:
+    from torch.distributed.tensor import distribute_tensor
+
+    def like(p, value):
+        return (
+            distribute_tensor(value.to(p.device), p.device_mesh, p.placements)
+            if hasattr(p, "device_mesh")
+            else value.to(p.device)
+        )
+
+    trained = [(n, p) for n, p in policy.named_parameters() if p.requires_grad]
+    with torch.no_grad():
+        for n, p in trained:
+            p.copy_(like(p, saved["trained"][n]))
+    for k, (_, p) in enumerate(trained):
+        state = saved["optimizer"].get(k, {})
+        optimizer.state[p] = {
+            m: like(p, v) if isinstance(v, Tensor) and v.shape == p.shape else v for m, v in state.items()
+        }
