@@ -104,3 +104,34 @@ def check_claim(claim: Mapping[str, Any], where: str) -> None:
             raise BadInput(f"{where}: an exact comparison has no controls; write 'none: why'")
     if claim.get("unit") == "item" and claim["kind"] not in ("difference", "contrast"):
         raise BadInput(f"{where}: unit item needs kind difference or contrast, not {claim['kind']}")
+
+
+def check_names(claims: Mapping[str, Any], arms: Collection[str], tasks: Collection[str], where: str) -> None:
+    """Refuses an arm or task that the protocol does not have: it would only ever read NOT RUN."""
+    for claim in claims["claims"]:
+        here = f"{where}: claim {claim['id']}"
+        given = claim["arms"]
+        named = [
+            given.get("method"),
+            given.get("opponent"),
+            list(given.get("weights") or {}),
+            claim["controls"],
+        ]
+        for text in (t for part in named for t in (part if isinstance(part, list) else [part])):
+            if text is not None and not is_none(text, here):
+                arm, _, task = text.partition("@")
+                one_of(arm, arms, f"{here}: arms and controls")
+                if task:
+                    one_of(task, tasks, f"{here}: arms")
+        listed = claim.get("tasks") or []
+        for task in [t for ts in listed.values() for t in ts] if isinstance(listed, Mapping) else listed:
+            one_of(task, tasks, f"{here}: tasks")
+    for target in claims.get("targets") or []:
+        here = f"{where}: target {target['reported']}"
+        for arm in filter(None, (target.get("arm"), target.get("opponent"))):
+            one_of(arm, arms, here)
+        task = target.get("task")
+        for name in task if isinstance(task, list) else filter(None, [task]):
+            one_of(name, tasks, here)
+    for task in claims.get("tasks") or {}:
+        one_of(task, tasks, f"{where}: tasks")

@@ -224,7 +224,7 @@ def strips(arms: Sequence[tuple[str, str, Sequence[tuple[float, bool]]]], label:
         usual = [v for _, _, points in arms for v, diverged in points if not diverged] + means
         low, high = min(usual), max(usual)
         margin = 0.05 * (high - low) or 1.0
-        axes.set_xlim(low - 2 * margin, high + margin)
+        axes.set_xlim(low - 3 * margin, high + margin)
         for i, (_, tone, points) in enumerate(arms):
             axes.axhline(-i, color=FAINT, linewidth=0.5, zorder=0)
             for k, (value, diverged) in enumerate(points):
@@ -232,8 +232,8 @@ def strips(arms: Sequence[tuple[str, str, Sequence[tuple[float, bool]]]], label:
                 y = -i + 0.22 - 0.44 * (k / (len(points) - 1) if len(points) > 1 else 0.5)
                 if diverged and value < low - margin:
                     # A collapse to chance would squeeze all else into a corner: it stands at the edge with its value.
-                    axes.plot(low - margin, y, "x", markersize=4.5, color=tone)
-                    axes.text(low - 0.6 * margin, y, f"{value:.3g}", va="center", fontsize=7.5, color=tone)
+                    axes.plot(low - 2.4 * margin, y, "x", markersize=4.5, color=tone)
+                    axes.text(low - 1.9 * margin, y, f"{value:.3g}", va="center", fontsize=7.5, color=tone)
                 else:
                     axes.plot(value, y, "x" if diverged else "o", markersize=3.8, color=tone, alpha=0.85)
             if points:

@@ -18,7 +18,9 @@ from typing import Any
 
 import yaml
 
-PAPERS = ("autolora", "tapweight", "weight_mixup", "ppo_nlu", "ts_watermark", "mlo_mae", "dasgm")
+from benchmarks import PAPERS
+from shared import sources
+
 SCALES = ("paper", "gpu", "cpu")  # the most telling first; a rehearsal never has a verdict
 SCALED_DOWN = " (scaled down)"
 # Metrics of a run that count parameters rather than say how good it is.
@@ -77,10 +79,33 @@ def formula(claim: dict[str, Any]) -> str:
     return f"{method} - {opponent}" if opponent else method
 
 
+def sides(claim: dict[str, Any]) -> list[str]:
+    """The arms that a claim compares, without the task of `arm@task`; the method first."""
+    arms = claim.get("arms") or {}
+    named = [*listed(arms.get("method")), *listed(arms.get("opponent")), *(arms.get("weights") or {})]
+    return [str(name).split("@")[0] for name in named]
+
+
 def listed(value: Any) -> list[str]:
     return (
         [] if value is None else [str(v) for v in value] if isinstance(value, list | tuple) else [str(value)]
     )
+
+
+def number_or_none(value: Any) -> float | None:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
+
+
+def controls_of(claim: dict[str, Any]) -> list[dict[str, Any]]:
+    controls = claim.get("controls") or []
+    return [] if isinstance(controls, str) else [c if isinstance(c, dict) else {"arm": c} for c in controls]
+
+
+def unit_of(claim: dict[str, Any]) -> str:
+    unit = claim.get("unit") or "points"
+    metric = claim.get("metric") or "raw"
+    return {"raw": str(metric), "item": f"{metric}, item by item"}.get(unit, unit)
 
 
 def seeds_text(seeds: Sequence[int]) -> str:
@@ -96,24 +121,38 @@ def day(result: dict[str, Any]) -> str:
 
 def factors(result: dict[str, Any]) -> dict[str, float]:
     """metric -> 100 where it is shown in points, else 1 (VERDICTS.md section 2)."""
-    units = {c.get("metric"): c.get("unit") for c in result.get("claims") or []}
+    units: dict[Any, set[Any]] = {}
+    for claim in result.get("claims") or []:
+        units.setdefault(claim.get("metric"), set()).add(claim.get("unit"))
     values: dict[str, list[float]] = {}
     for run in result.get("runs") or []:
         for name, value in (run.get("metrics") or {}).items():
             if isinstance(value, int | float) and math.isfinite(value):
                 values.setdefault(name, []).append(value)
     inside = {name: all(-1 <= v <= 1 for v in vs) and name not in SIZES for name, vs in values.items()}
-    return {name: 100.0 if inside[name] and units.get(name, "points") == "points" else 1.0 for name in values}
+    return {name: 100.0 if inside[name] and units.get(name) != {"raw"} else 1.0 for name in values}
 
 
-def scores(result: dict[str, Any]) -> dict[tuple[str, str, str], list[tuple[int, float, bool]]]:
-    """(task, metric, arm) -> [(seed, score as shown, diverged)], by seed; stage runs have no metrics and do not occur."""
+Scores = dict[tuple[str, str, str], list[tuple[int, float, bool]]]
+
+
+def scores(result: dict[str, Any], claims: dict[str, Any]) -> Scores:
+    """(task, metric, arm) -> [(seed, score as shown, diverged)], by seed; stage runs have no metrics and do not occur.
+
+    `claims` is claims.yaml: a run that diverged has the chance that it declares for the task (VERDICTS.md section 5).
+    """
     factor = factors(result)
-    found: dict[tuple[str, str, str], list[tuple[int, float, bool]]] = {}
+    stages = {
+        r["arm"] for r in result.get("runs") or [] if r.get("status") == "finished" and not r.get("metrics")
+    }
+    found: Scores = {}
     for run in sorted(result.get("runs") or [], key=lambda r: r.get("seed", 0)):
-        for name, value in (run.get("metrics") or {}).items():
+        diverged, metrics = run.get("status") == "diverged", run.get("metrics") or {}
+        if diverged and not metrics and run["arm"] not in stages:
+            metrics = ((claims.get("tasks") or {}).get(run["task"]) or {}).get("chance") or {}
+        for name, value in metrics.items():
             if name in factor and isinstance(value, int | float) and math.isfinite(value):
-                point = (run["seed"], value * factor[name], run.get("status") == "diverged")
+                point = (run["seed"], value * factor[name], diverged)
                 found.setdefault((run["task"], name, run["arm"]), []).append(point)
     return found
 
@@ -137,23 +176,26 @@ def arms_of(result: dict[str, Any]) -> list[str]:
     """Arms in the order of the claims (method, opponent, controls), then as they were run."""
     order: list[str] = []
     for claim in result.get("claims") or []:
-        arms = claim.get("arms") or {}
-        order += listed(arms.get("method")) + listed(arms.get("opponent"))
-        order += [str(name).split("@")[0] for name in arms.get("weights") or {}]
+        order += sides(claim)
         order += [control["arm"] for control in claim.get("controls") or [] if isinstance(control, dict)]
     order += [run["arm"] for run in result.get("runs") or []]
     return list(dict.fromkeys(order))
 
 
 def costs(result: dict[str, Any], protocol: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """arm -> mean seconds and gradient evaluations of a run, own and with all that it uses (DESIGN section 3)."""
+    """arm -> means over its finished runs, own and with all that they use (DESIGN section 3)."""
     own: dict[str, dict[str, float | None]] = {}
     for arm in arms_of(result):
         runs = [r for r in result.get("runs") or [] if r["arm"] == arm]
         if runs:
             own[arm] = {"runs": len(runs)}
-            for key in ("seconds", "gradient_evaluations", "peak_memory_mb"):
-                known = [r[key] for r in runs if r.get(key) is not None]
+            for key in (
+                "seconds",
+                "gradient_evaluations",
+                "gradient_evaluations_with_uses",
+                "peak_memory_mb",
+            ):
+                known = [r[key] for r in runs if r.get(key) is not None and r.get("status") == "finished"]
                 own[arm][key] = statistics.fmean(known) if known else None
 
     def with_uses(arm: str, seen: frozenset[str]) -> set[str]:
@@ -165,6 +207,8 @@ def costs(result: dict[str, Any], protocol: dict[str, Any]) -> dict[str, dict[st
             parts = [own[a][key] for a in with_uses(arm, frozenset()) if a in own]
             known = [p for p in parts if p is not None]
             row[f"{key}_in_all"] = sum(known) if len(known) == len(parts) else None
+        if row["gradient_evaluations_with_uses"] is not None:
+            row["gradient_evaluations_in_all"] = row["gradient_evaluations_with_uses"]
     return own
 
 
@@ -181,7 +225,9 @@ def load_json(path: Path) -> Any:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+    """{} where there is no file. By libyaml where it is there: the largest file takes seconds without it."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return (yaml.load(path.read_text(encoding="utf-8"), Loader=loader) or {}) if path.exists() else {}
 
 
 def recorded(paper_dir: Path) -> dict[str, dict[str, Any]]:
@@ -191,24 +237,36 @@ def recorded(paper_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def implemented(paper_dir: Path) -> str:
-    """From `results/rehearsal.json`: {date, commit, passed, runs, seconds}."""
+    """From `results/rehearsal.json`: {created, commit, passed, runs, seconds}."""
     path = paper_dir / "results" / "rehearsal.json"
     if not path.exists():
         return "not yet"
     stamp = load_json(path)
     word = "yes" if stamp.get("passed") else "FAILED"
-    return f"{word}: rehearsal of {number(stamp.get('runs'))} runs, {str(stamp.get('date'))[:10]}"
+    return f"{word}: rehearsal of {number(stamp.get('runs'))} runs, {day(stamp)}"
 
 
 def checked(paper_dir: Path, scale: str | None) -> str:
-    """From `results/checked.json`: {scale: {date, passed, results_sha256}}; a stamp holds for the very bytes it names."""
+    """From `results/checked.json` (see `stamp_checked`); a stamp holds for the very bytes it names."""
     path, results = paper_dir / "results" / "checked.json", paper_dir / "results" / f"{scale}.json"
     stamp = load_json(path).get(scale) if path.exists() else None
     if not stamp or not results.exists():
         return "not yet"
     if stamp.get("results_sha256") != sha256(results.read_bytes()).hexdigest():
         return "results changed since"
-    return f"{'yes' if stamp.get('passed') else 'FAILED'}, {str(stamp.get('date'))[:10]}"
+    return f"{'yes' if stamp.get('passed') else 'FAILED'}, {day(stamp)}"
+
+
+def stamp_checked(paper_dir: Path, scale: str, passed: bool, created: str) -> None:
+    """Note in `results/checked.json` what `make check` found for the committed result of a scale."""
+    path, results = paper_dir / "results" / "checked.json", paper_dir / "results" / f"{scale}.json"
+    stamps = load_json(path) if path.exists() else {}
+    stamps[scale] = {
+        "created": created,
+        "passed": passed,
+        "results_sha256": sha256(results.read_bytes()).hexdigest(),
+    }
+    path.write_text(json.dumps(stamps, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 # --- tables ------------------------------------------------------------------------------------------------------------
@@ -256,7 +314,7 @@ def claims_table(result: dict[str, Any], scale: str) -> str:
             else full_verdict(claim, scale)
         )
         if claim.get("reason") and "SUPPORTED" not in verdict:
-            verdict += f"<br>{cell(claim['reason'])}"
+            verdict += f": {cell(claim['reason'])}"
         what = f"{cell(claim.get('statement', ''))} (`{claim['id']}`, {claim.get('role')})"
         values = [
             number(claim.get("effect"), signed=True),
@@ -267,10 +325,10 @@ def claims_table(result: dict[str, Any], scale: str) -> str:
     return table(["claim", "verdict", "effect", "95 % interval", "n", "controls"], rows, right=(2, 3, 4))
 
 
-def results_table(result: dict[str, Any], protocol: dict[str, Any]) -> str:
+def results_table(result: dict[str, Any], protocol: dict[str, Any], claims: dict[str, Any]) -> str:
     """Arm x (task, metric): mean and sd over seeds; then what the arm costs, with all it uses."""
     columns = [(task, metric) for task, metrics in metrics_of(result).items() for metric in metrics]
-    found, cost = scores(result), costs(result, protocol)
+    found, cost = scores(result, claims), costs(result, protocol)
     sizes = {arm: parameter_count(result, arm) for arm in arms_of(result)}
     head = ["arm", *(f"{cell(task)}: {cell(metric)}" for task, metric in columns)]
     head += (["parameters"] if any(sizes.values()) else []) + ["gradient evaluations", "seconds"]
@@ -314,11 +372,12 @@ def reported_table(paper_dir: Path, results: dict[str, dict[str, Any]]) -> str:
     known = {e["id"]: e for e in entries}
     held = (results.get("paper") or next(iter(results.values()), {})).get("reported") or []
     targets = [
-        e for e in held if e.get("tolerance") is not None or e.get("measured") is not None or e.get("scores")
+        e
+        for e in held
+        if e.get("task") and str(e.get("verdict")).upper() not in ("CONTEXT", "NO COUNTERPART")
     ]
-    # A missing or uncertain value stays where a reader looks: in the tally.
     tally = Counter(str(e.get("verdict") or "NOT RUN") for e in held)
-    missing = sum(e.get("value") is None for e in entries)
+    missing = sum(e.get("value", e.get("reported")) is None for e in entries or held)
     words = ", ".join(f"{n} {verdict}" for verdict, n in sorted(tally.items())) or "none compared yet"
     line = f"{len(entries) or len(held)} published values on file ({missing} without a value): {words}."
     if not targets:
@@ -348,10 +407,11 @@ NOTHING = "Nothing is recorded yet: `make reproduce-{0}`, then `make record-{0}`
 def readme_tables(paper_dir: Path) -> dict[str, str]:
     """Blocks `claims`, `results`, `reported` of a paper's README."""
     results, protocol = recorded(paper_dir), load_yaml(paper_dir / "protocol.yaml")
+    declared = load_yaml(paper_dir / "claims.yaml")
     nothing = NOTHING.format(paper_dir.resolve().name)
     claims = [f"{heading(r, scale)}\n\n{claims_table(r, scale)}" for scale, r in results.items()]
     ours = [
-        f"{heading(r, scale)} Mean ± sd over seeds.\n\n{results_table(r, protocol)}"
+        f"{heading(r, scale)} Mean ± sd over seeds.\n\n{results_table(r, protocol, declared)}"
         for scale, r in results.items()
     ]
     return {
@@ -362,7 +422,7 @@ def readme_tables(paper_dir: Path) -> dict[str, str]:
 
 
 def project_tables(root: Path) -> dict[str, str]:
-    """Block `verdicts` of the project's README: a row per paper, at its most telling recorded scale."""
+    """Blocks of the project's README: `verdicts`, a row per paper at its most telling recorded scale, and `layouts`."""
     rows = []
     for paper in PAPERS:
         results = recorded(root / paper)
@@ -378,7 +438,17 @@ def project_tables(root: Path) -> dict[str, str]:
             "<br>".join(verdicts) or "not run",
         ]
         rows.append([*row, implemented(root / paper), run, checked(root / paper, scale)])
-    return {"verdicts": table(["paper", "scale", "primary claims", "implemented", "run", "checked"], rows)}
+    head = ["paper", "scale", "primary claims", "implemented", "run", "checked"]
+    return {"verdicts": table(head, rows), "layouts": layouts_table()}
+
+
+def layouts_table() -> str:
+    """Block `layouts`: every folder of REPRO_DATA that a loader knows, out of `sources.LAYOUTS`."""
+    rows = [
+        [f"`{x.folder}`", cell(x.what), cell(x.files), cell(x.source), cell(x.licence), f"`{x.fetch}`"]
+        for x in sources.LAYOUTS
+    ]
+    return table(["folder of REPRO_DATA", "what", "files", "usual source", "licence", "to fetch"], rows)
 
 
 def filled(text: str, tables: dict[str, str]) -> str:
@@ -415,3 +485,28 @@ def outdated(path: Path, tables: dict[str, str]) -> list[str]:
     old = {name: body for _, name, body, _ in BLOCK.findall(text)}
     new = {name: body for _, name, body, _ in BLOCK.findall(filled(text, tables))}
     return [name for name in new if old[name] != new[name]]
+
+
+def _tables(root: Path, papers: Sequence[str]) -> list[tuple[Path, dict[str, str]]]:
+    """The READMEs that exist among those of `papers` and the project's, each with its tables."""
+    found = [(root / paper / "README.md", paper) for paper in papers] + [(root / "README.md", "")]
+    tables = [
+        (path, readme_tables(root / paper) if paper else project_tables(root))
+        for path, paper in found
+        if path.exists()
+    ]
+    return tables
+
+
+def write_readmes(root: Path, papers: Sequence[str] = PAPERS) -> list[Path]:
+    """Fill the tables of the papers' READMEs and of the project's; the files that this changed."""
+    return [path for path, tables in _tables(root, papers) if update_readme(path, tables)]
+
+
+def stale_readmes(root: Path, papers: Sequence[str] = PAPERS) -> list[str]:
+    """What `write_readmes` would change, as 'autolora/README.md: claims' (for `make check`)."""
+    return [
+        f"{path.relative_to(root)}: {name}"
+        for path, tables in _tables(root, papers)
+        for name in outdated(path, tables)
+    ]

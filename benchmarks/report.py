@@ -3,22 +3,20 @@
     python -m benchmarks.report                    # all papers -> report/index.html
     python -m benchmarks.report autolora           # this page (and the overview) only
 
-A scale's result is taken from `runs/<dir>/<scale>/results.json` where this machine has one, else from the committed
-`<dir>/results/<scale>.json`. Pages load nothing: style, figures and the few lines of script are inside each file.
+A scale's result is taken from `runs/<dir>/<scale>/results.json` (or `preview.json`, if that is newer) where this
+machine has one, else from the committed `<dir>/results/<scale>.json`. Pages load nothing: style, figures and the few lines of script are inside each file.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import importlib
-import importlib.util
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +24,27 @@ import jinja2
 import matplotlib
 from markupsafe import Markup
 
-from benchmarks import plots, readme
-from benchmarks.readme import (  # part of this module's interface, used by reproduce.py
+from benchmarks import pictures, plots, readme
+from benchmarks.readme import (  # also the interface of this module, for the recorder and the checker
     PAPERS,
     SCALES,
-    outdated,
-    project_tables,
     readme_tables,
+    stale_readmes,
+    stamp_checked,
     update_readme,
+    write_readmes,
 )
+from shared.protocol import runs_root
 
-__all__ = ["PAPERS", "build", "main", "outdated", "project_tables", "readme_tables", "update_readme"]
-
-CHECKOUT = Path(__file__).resolve().parents[1]
+__all__ = [
+    "main",
+    "readme_tables",
+    "render",
+    "stale_readmes",
+    "stamp_checked",
+    "update_readme",
+    "write_readmes",
+]
 
 TITLES = {
     "autolora": (
@@ -68,31 +74,6 @@ TITLES = {
     "dasgm": ("Improving Differentiable Architecture Search with a Generative Model", "2112.00171"),
 }
 
-# First match decides: words of a verdict, an outcome or a comparison -> (style, sign). A sign and a word always stand
-# together, so that colour is never the only carrier.
-BADGES = (
-    ("SUPPORTED, NOT ATTRIBUTED", "partly", "◐"),
-    ("SUPPORTED, ATTRIBUTION OPEN", "partly", "◔"),
-    ("SUPPORTED", "for", "●"),
-    ("CONTRADICTED", "against", "✕"),
-    ("INCONCLUSIVE", "neutral", "○"),
-    ("NOT RUN", "absent", "–"),
-    ("NO PUBLISHED VALUE", "absent", "∅"),
-    ("NOT REPRODUCED", "against", "✕"),
-    ("REPRODUCED", "for", "●"),
-    ("BETTER", "for", "▲"),
-    ("SUBSTITUTED", "neutral", "≈"),
-    ("CONTEXT", "absent", "·"),
-    ("NOT BEATEN", "against", "✕"),
-    ("BEATEN", "for", "●"),
-    ("OPEN", "neutral", "○"),
-    ("FAILED", "against", "✕"),
-    ("HOLDS", "for", "●"),
-    ("EXHIBIT", "absent", "◇"),
-    ("NO COUNTERPART", "absent", "–"),
-)
-TONES = {"for": plots.FOR, "partly": plots.FOR, "against": plots.AGAINST}
-
 # The short names by which a verdict says what it failed on (VERDICTS.md section 3), in words.
 REASONS = {
     "seeds": "too few seeds for a verdict",
@@ -105,7 +86,7 @@ REASONS = {
 
 # Findings, in the order in which a reader wants them.
 GROUPS = (
-    ("Holds, and every control was beaten", ("SUPPORTED",)),
+    ("Holds; every control that was declared is beaten", ("SUPPORTED",)),
     ("Holds, but a control that lacks the idea does as well", ("SUPPORTED, NOT ATTRIBUTED",)),
     ("Holds; whether because of the idea stays open", ("SUPPORTED, ATTRIBUTION OPEN",)),
     ("Contradicted: the opposite was found", ("CONTRADICTED",)),
@@ -124,6 +105,10 @@ class Result:
     data: dict[str, Any]
     recorded: bool
     other: dict[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.paper}-{self.scale}"
 
 
 @dataclass
@@ -153,22 +138,22 @@ def load(name: str, root: Path, runs: Path) -> Paper:
         raise ValueError(f"no paper is called {name!r}{hint} Papers: {', '.join(PAPERS)}")
     paper, committed = Paper(name, root, runs), readme.recorded(root / name)
     for scale in SCALES:
-        path = runs / name / scale / "results.json"
-        if path.exists():
-            paper.results.append(
-                Result(name, scale, path, readme.load_json(path), False, committed.get(scale))
-            )
+        files = [runs / name / scale / f"{kind}.json" for kind in ("results", "preview")]
+        own = [(readme.load_json(path), path) for path in files if path.exists()]
+        if own:
+            data, path = max(own, key=lambda pair: str(pair[0].get("created") or ""))
+            paper.results.append(Result(name, scale, path, data, False, committed.get(scale)))
         elif scale in committed:
             path = root / name / "results" / f"{scale}.json"
             paper.results.append(Result(name, scale, path, committed[scale], True))
-    own = [r for r in paper.results if not r.recorded]
-    if own:
-        newest = max(own, key=lambda r: str(r.data.get("created") or ""))
+    here = [r for r in paper.results if not r.recorded]
+    if here:
+        newest = max(here, key=lambda r: str(r.data.get("created") or ""))
         paper.results.sort(key=lambda r: r is not newest)
     return paper
 
 
-def run_directories(result: Result, runs: Path) -> dict[tuple[str, str, int], Path]:
+def run_directories(result: Result, runs: Path) -> pictures.RunDirectories:
     """(arm, task, seed) -> directory, of those that this machine has. Layout: DESIGN section 3."""
     found = {}
     for run in result.data.get("runs") or []:
@@ -179,180 +164,7 @@ def run_directories(result: Result, runs: Path) -> dict[tuple[str, str, int], Pa
     return found
 
 
-# --- figures -----------------------------------------------------------------------------------------------------------
-
-
-def number_or_none(value: Any) -> float | None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else None
-
-
-def claim_picture(claim: dict[str, Any], result: Result) -> plots.Picture | None:
-    """Paired differences of the claim and of its controls; None if there is no difference to show."""
-    data = result.data
-    seeds = data.get("seeds") or []
-    bad = {(r["arm"], r["seed"]) for r in data.get("runs") or [] if r.get("status") == "diverged"}
-    arms = claim.get("arms") or {}
-    method, opponent = readme.listed(arms.get("method")), readme.listed(arms.get("opponent"))
-    sides = method + opponent + [str(a).split("@")[0] for a in arms.get("weights") or {}]
-
-    def failed(names: Sequence[str], n: int) -> list[bool]:
-        if claim.get("unit") == "item" or n != len(seeds):
-            return [False] * n
-        return [any((arm, seed) in bad for arm in names) for seed in seeds]
-
-    def row(
-        label: str,
-        part: dict[str, Any],
-        names: Sequence[str],
-        threshold: float,
-        tone: str,
-        material: float | None,
-    ) -> plots.Row:
-        d = [number_or_none(v) for v in part.get("d") or []]
-        shown = d if len(d) <= 200 else []  # items as replicates: intervals say it, thousands of dots do not
-        effect = number_or_none(part.get("effect"))
-        flags = failed(names, len(shown))
-        return plots.Row(
-            label, shown, effect, part.get("ci95"), part.get("item_ci95"), threshold, tone, flags, material
-        )
-
-    tone = TONES.get(badge_of(claim.get("verdict") or "")[0], plots.NEUTRAL)
-    threshold = float(claim.get("threshold") or 0)
-    rows = [row(readme.formula(claim).replace(" - ", " − "), claim, sides, threshold, tone, None)]
-    for control in controls_of(claim):
-        outcome = control.get("outcome") or "OPEN"
-        tone = TONES.get(badge_of(outcome)[0], plots.NEUTRAL)
-        label = f"control: − {control.get('arm')}, {outcome}"
-        rows.append(
-            row(label, control, [*method, control.get("arm", "")], 0.0, tone, claim.get("material", 1.0))
-        )
-    if not any(r.d or plots.finite(r.ci95) for r in rows):
-        return None
-    unit = unit_of(claim)
-    figure = plots.forest(rows, unit)
-    values = ", ".join(readme.number(v, signed=True) for v in rows[0].d)
-    alt = (
-        f"Paired differences of claim {claim['id']}: {rows[0].label}. Effect {readme.number(rows[0].effect, signed=True)} {unit}, "
-        f"95 % interval {readme.interval(rows[0].ci95)}, threshold {readme.number(threshold)}. Per replicate: {values}."
-    )
-    for r, control in zip(rows[1:], controls_of(claim), strict=True):
-        alt += f" Control {control.get('arm')}: {readme.number(r.effect, signed=True)}, {readme.interval(r.ci95)}, {control.get('outcome') or 'OPEN'}."
-    return plots.picture(figure, claim["id"], "", alt, f"{result.paper}-{result.scale}-claim-{claim['id']}")
-
-
-def strip_pictures(result: Result) -> list[plots.Picture]:
-    """Per task and metric: every arm's score for every seed."""
-    found, pictures = readme.scores(result.data), []
-    factor = readme.factors(result.data)
-    claims = result.data.get("claims") or []
-    methods = {m for c in claims for m in readme.listed((c.get("arms") or {}).get("method"))[:1]}
-    controls = {c.get("arm") for claim in claims for c in controls_of(claim)}
-    for task, metrics in readme.metrics_of(result.data).items():
-        for metric in metrics:
-            arms = []
-            for arm in readme.arms_of(result.data):
-                points = found.get((task, metric, arm), [])
-                if points:
-                    tone = (
-                        plots.FOR if arm in methods else plots.AGAINST if arm in controls else plots.NEUTRAL
-                    )
-                    arms.append((arm, tone, [(value, diverged) for _, value, diverged in points]))
-            if not arms:
-                continue
-            unit = " (points)" if factor.get(metric) == 100 else ""
-            means = "; ".join(f"{a} {readme.mean_sd(found[task, metric, a])}" for a, _, _ in arms)
-            alt = f"Scores of all arms on {task}, {metric}{unit}, a point per seed. Mean ± sd: {means}."
-            caption = f"{task}: {metric}{unit}"
-            key = f"{result.paper}-{result.scale}-strip-{task}-{metric}"
-            pictures.append(plots.picture(plots.strips(arms, f"{metric}{unit}"), caption, caption, alt, key))
-    return pictures
-
-
-def curve_pictures(
-    result: Result, directories: dict[tuple[str, str, int], Path], at_most: int = 6
-) -> list[plots.Picture]:
-    """Per task the logged quantities that most runs have, from `metrics.jsonl`; what is not a finite number is left out."""
-    logged: dict[str, dict[str, dict[str, list[list[tuple[float, float]]]]]] = {}
-    for (arm, task, _), directory in directories.items():
-        path = directory / "metrics.jsonl"
-        if not path.exists():
-            continue
-        own: dict[str, list[tuple[float, float]]] = {}
-        for i, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the last line of a killed run
-            step = number_or_none(entry.get("step"))
-            for key, value in entry.items():
-                if key not in ("step", "seconds", "time", "epoch") and number_or_none(value) is not None:
-                    own.setdefault(key, []).append((float(i) if step is None else step, float(value)))
-        for key, curve in own.items():
-            logged.setdefault(task, {}).setdefault(key, {}).setdefault(arm, []).append(curve)
-    pictures = []
-    for task, keys in logged.items():
-        by_runs = sorted(keys, key=lambda k: -sum(len(curves) for curves in keys[k].values()))
-        for key in by_runs[:at_most]:
-            arms = {arm: keys[key][arm] for arm in readme.arms_of(result.data) if arm in keys[key]}
-            ends = "; ".join(
-                f"{arm} {readme.number(sum(c[-1][1] for c in cs) / len(cs))}" for arm, cs in arms.items()
-            )
-            alt = f"{key} over steps on {task}, mean over seeds. Last values: {ends}."
-            caption = f"{task}: {key}, mean over {max(map(len, arms.values()))} seeds in bins of steps"
-            name = f"{result.paper}-{result.scale}-curve-{task}-{key}"
-            pictures.append(plots.picture(plots.curves(arms, key), key, caption, alt, name))
-    return pictures
-
-
-def method_pictures(
-    result: Result, directory: Path, run_dirs: dict[tuple[str, str, int], Path]
-) -> tuple[list[plots.Picture], str]:
-    """The method's own figures, and what went wrong if it did: a broken figure must not hide a verdict."""
-    path = directory / "figures.py"
-    if not path.exists():
-        return [], ""
-    pictures: list[plots.Picture] = []
-    try:
-        with plots.style():
-            if path.resolve().parents[1] == CHECKOUT:
-                module = importlib.import_module(f"{result.paper}.figures")
-            else:  # another checkout's results are drawn by its own figures
-                spec = importlib.util.spec_from_file_location(f"{result.paper}_figures", path)
-                assert spec is not None and spec.loader is not None
-                module = importlib.util.module_from_spec(spec)
-                spec.loader.exec_module(module)
-            for name, caption, alt, figure in module.figures(result.data, run_dirs):
-                pictures.append(
-                    plots.picture(figure, name, caption, alt, f"{result.paper}-{result.scale}-own-{name}")
-                )
-    except Exception as error:
-        message = f"{result.paper}.figures failed: {type(error).__name__}: {error}"
-        print(message, file=sys.stderr)
-        return pictures, message
-    return pictures, ""
-
-
 # --- a page's material -------------------------------------------------------------------------------------------------
-
-
-def badge_of(words: str) -> tuple[str, str]:
-    for start, name, sign in BADGES:
-        if words.upper().startswith(start):
-            return name, sign
-    return "neutral", "?"
-
-
-def controls_of(claim: dict[str, Any]) -> list[dict[str, Any]]:
-    controls = claim.get("controls") or []
-    return [] if isinstance(controls, str) else [c if isinstance(c, dict) else {"arm": c} for c in controls]
-
-
-def unit_of(claim: dict[str, Any]) -> str:
-    unit = claim.get("unit") or "points"
-    return {"raw": f"{claim.get('metric') or 'raw units'}", "item": "points (items are the replicates)"}.get(
-        unit, unit
-    )
 
 
 def why(claim: dict[str, Any]) -> str:
@@ -369,7 +181,7 @@ def conditions(claim: dict[str, Any]) -> list[dict[str, Any]]:
     flip = max(0.025, 2.0**-n if n else 1.0)
 
     def p(value: Any, limit: float) -> dict[str, Any]:
-        known = number_or_none(value)
+        known = readme.number_or_none(value)
         return {"value": f"p {p_value(value)}", "met": known is not None and known <= limit}
 
     item = plots.finite(claim.get("item_ci95"))
@@ -425,11 +237,11 @@ def claim_view(claim: dict[str, Any], result: Result, declared: dict[str, dict[s
         "source": claim.get("source") or declared.get(claim["id"], {}).get("source"),
         "items": claim.get("items") or declared.get(claim["id"], {}).get("items"),
         "formula": readme.formula(claim),
-        "unit_text": unit_of(claim),
-        "picture": claim_picture(claim, result),
+        "unit_text": readme.unit_of(claim),
+        "picture": pictures.claim_picture(claim, result.data, result.key),
         "conditions": conditions(claim),
         "by_task": by_task(claim),
-        "controls": controls_of(claim),
+        "controls": readme.controls_of(claim),
         "no_controls": claim["controls"] if isinstance(claim.get("controls"), str) else "",
         "recorded_verdict": readme.full_verdict(other, result.scale) if other else None,
         "why": why(claim),
@@ -437,23 +249,31 @@ def claim_view(claim: dict[str, Any], result: Result, declared: dict[str, dict[s
     }
 
 
-def reported_view(result: Result | None, directory: Path) -> dict[str, Any]:
+def reported_view(result: Result | None, directory: Path, declared: dict[str, Any]) -> dict[str, Any]:
     """Every published value on file, grouped by the table it comes from, joined with what the result says of it."""
     on_file = readme.load_yaml(directory / "reported.yaml")
     entries = on_file.get("entries") or on_file.get("reported") or []
     held = {e["id"]: e for e in ((result.data.get("reported") if result else None) or [])}
+    targets = declared.get("targets") or []
     groups: dict[str, list[dict[str, Any]]] = {}
     for entry in [*entries, *({"id": i} for i in held if i not in {e["id"] for e in entries})]:
         ours = held.get(entry["id"], {})
         value = ours.get("reported", entry.get("value"))
-        own = str(entry.get("origin") or "paper") in ("paper", "official_repository", "derived")
+        own = str(entry.get("origin") or "paper") in ("paper", "official_repository")
+        target: dict[str, Any] = next(
+            (t for t in targets if fnmatchcase(entry["id"], str(t.get("reported")))), {}
+        )
         if ours.get("verdict"):
             verdict = ours["verdict"]
         elif value is None:
             verdict = "NO PUBLISHED VALUE"
         else:
-            verdict = "no counterpart" if own else "CONTEXT"
+            verdict = "CONTEXT" if not own else "NOT RUN" if target.get("arm") else "NO COUNTERPART"
         row = {**entry, **ours, "reported": value, "sd": ours.get("sd", entry.get("std")), "verdict": verdict}
+        if verdict.upper() == "NO COUNTERPART":
+            row["reason"] = (
+                ours.get("tolerance_reason") or target.get("reason") or "no target names this number"
+            )
         row["answered"] = ours.get("measured") is not None
         groups.setdefault(str(entry.get("table") or "no table named"), []).append(row)
     views = [
@@ -517,7 +337,7 @@ def headline(result: Result) -> dict[str, Any]:
     """The few figures that stand above everything else."""
     data = result.data
     runs, gates = data.get("runs") or [], data.get("gates") or []
-    claims = data.get("claims") or []
+    claims, seconds = data.get("claims") or [], data.get("seconds")
     return {
         "primary": [c for c in claims if c.get("role") == "primary"],
         "gates_passed": sum(bool(g.get("passed")) for g in gates),
@@ -527,21 +347,23 @@ def headline(result: Result) -> dict[str, Any]:
         "crashed": sum(r.get("status") == "crashed" for r in runs),
         "seeds": readme.seeds_text(data.get("seeds") or []),
         "n_seeds": len(data.get("seeds") or []),
-        "seconds": data.get("seconds"),
+        "seconds": seconds.get("wall") if isinstance(seconds, dict) else seconds,
+        "cpu_seconds": seconds.get("cpu") if isinstance(seconds, dict) else None,
         "gradient_evaluations": sum(r.get("gradient_evaluations") or 0 for r in runs),
     }
 
 
 def page(paper: Paper, result: Result | None) -> dict[str, Any]:
     """All that templates/paper.html needs."""
-    title, arxiv = TITLES[paper.name]
+    title, arxiv = TITLES.get(paper.name, (paper.name, ""))
+    declared = readme.load_yaml(paper.directory / "claims.yaml")
     view: dict[str, Any] = {
         "paper": paper.name,
         "title": title,
         "arxiv": arxiv,
         "result": result,
         "results": paper.results,
-        "reported": reported_view(result, paper.directory),
+        "reported": reported_view(result, paper.directory, declared),
         "commands": commands(paper.name, result),
         "implemented": readme.implemented(paper.directory),
         "checked": readme.checked(paper.directory, result.scale if result else None),
@@ -549,16 +371,16 @@ def page(paper: Paper, result: Result | None) -> dict[str, Any]:
     if result is None:
         return view
     data, directories = result.data, run_directories(result, paper.runs)
-    declared = {c["id"]: c for c in readme.load_yaml(paper.directory / "claims.yaml").get("claims") or []}
-    own, problem = method_pictures(result, paper.directory, directories)
+    by_id = {c["id"]: c for c in declared.get("claims") or []}
+    own, problem = pictures.method_pictures(data, paper.directory, directories, result.key)
     runs = data.get("runs") or []
     return {
         **view,
         "data": data,
         "head": headline(result),
-        "claims": [claim_view(c, result, declared) for c in data.get("claims") or []],
-        "strips": strip_pictures(result),
-        "curves": curve_pictures(result, directories),
+        "claims": [claim_view(c, result, by_id) for c in data.get("claims") or []],
+        "strips": pictures.strip_pictures(data, declared, result.key),
+        "curves": pictures.curve_pictures(data, directories, result.key),
         "figures": own,
         "figures_problem": problem,
         "trouble": [r for r in runs if r.get("status") != "finished" or (r.get("attempts") or 1) > 1],
@@ -577,13 +399,16 @@ def overview(paper: Paper) -> dict[str, Any]:
     result = paper.lead
     claims = (result.data.get("claims") or []) if result else []
     shown = [{**c, "verdict": readme.full_verdict(c, result.scale)} for c in claims] if result else []
+    place = {True: "", False: " (this machine)"}
     ran = [
-        f"{r.scale} {readme.day(r.data)}" + ("" if r.recorded else " (this machine)") for r in paper.results
+        f"{r.scale} {readme.day(r.data)}" + (" PREVIEW" if r.data.get("preview") else place[r.recorded])
+        for r in paper.results
     ]
+    declared = readme.load_yaml(paper.directory / "claims.yaml")
     return {
         "paper": paper.name,
-        "title": TITLES[paper.name][0],
-        "arxiv": TITLES[paper.name][1],
+        "title": TITLES.get(paper.name, (paper.name, ""))[0],
+        "arxiv": TITLES.get(paper.name, (paper.name, ""))[1],
         "page": page_name(paper, result),
         "result": result,
         "claims": shown,
@@ -593,7 +418,7 @@ def overview(paper: Paper) -> dict[str, Any]:
         "implemented": readme.implemented(paper.directory),
         "run": ran,
         "checked": readme.checked(paper.directory, result.scale if result else None),
-        "reported": reported_view(result, paper.directory)["tally"],
+        "reported": reported_view(result, paper.directory, declared)["tally"],
     }
 
 
@@ -604,9 +429,13 @@ def findings(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         found = []
         for row in rows:
             for claim in row["claims"]:
-                verdict = claim["verdict"].removesuffix(readme.SCALED_DOWN).split(":")[0].strip()
+                verdict = claim["verdict"].removesuffix(readme.SCALED_DOWN).removesuffix(" for this model")
                 if claim.get("role") != "exhibit" and verdict in words:
-                    evidence = {"formula": readme.formula(claim), "unit": unit_of(claim), "why": why(claim)}
+                    evidence = {
+                        "formula": readme.formula(claim),
+                        "unit": readme.unit_of(claim),
+                        "why": why(claim),
+                    }
                     found.append({**row, "claim": claim, **evidence})
         found.sort(key=lambda f: f["claim"].get("role") != "primary")
         groups.append({"name": name, "found": found})
@@ -635,7 +464,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         claims = [
             {
                 **{k: c.get(k) for k in keep},
-                "controls": {x.get("arm"): x.get("outcome") or "OPEN" for x in controls_of(c)},
+                "controls": {x.get("arm"): x.get("outcome") or "OPEN" for x in readme.controls_of(c)},
             }
             for c in row["claims"]
         ]
@@ -675,7 +504,7 @@ def pretty(value: Any) -> str:
 
 
 def p_value(value: Any) -> str:
-    p = number_or_none(value)
+    p = readme.number_or_none(value)
     return "n/a" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
@@ -712,7 +541,7 @@ def templates() -> jinja2.Environment:
         "svg": Markup,  # our own markup; everything else is escaped
     }
     environment.globals |= {
-        "badge_of": badge_of,
+        "badge_of": pictures.badge_of,
         "page_name": page_name,
         "day": readme.day,
         "scaled_down": readme.SCALED_DOWN,
@@ -720,12 +549,13 @@ def templates() -> jinja2.Environment:
     return environment
 
 
-def build(
-    papers: Sequence[str] = (), root: Path = Path("."), runs: Path | None = None, out: Path | None = None
-) -> Path:
-    """Write the pages of `papers` (default: all), the overview, the findings and summary.json; the overview's path."""
+def render(root: Path, papers: Sequence[str] = (), runs: Path | None = None, out: Path | None = None) -> Path:
+    """Write the pages of `papers` (default: all), the overview, the findings and summary.json.
+
+    Returns the page to open: the paper's, if one was asked for, else the overview. `root` is the checkout.
+    """
     matplotlib.use("Agg")
-    runs, out = runs or root / "runs", out or root / "report"
+    runs, out = runs or runs_root(root), out or root / "report"
     asked = [load(name, root, runs) for name in papers or PAPERS]
     everything = [load(name, root, runs) for name in PAPERS]
     environment = templates()
@@ -745,7 +575,7 @@ def build(
     write("index.html", "index.html", rows=rows)
     text = json.dumps(summary(rows), indent=1, ensure_ascii=False, default=str)
     (out / "summary.json").write_text(text + "\n", encoding="utf-8")
-    return out / "index.html"
+    return out / (f"{papers[0]}.html" if len(papers) == 1 else "index.html")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -758,11 +588,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where the pages go (default: report/ in it)")
     given = parser.parse_args(arguments)
     try:
-        index = build(given.papers, given.root, given.runs, given.out)
+        opened = render(given.root, given.papers, given.runs, given.out)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    print(index.resolve() if len(given.papers) != 1 else index.with_name(f"{given.papers[0]}.html").resolve())
+    print(opened.resolve())
     return 0
 
 

@@ -148,7 +148,7 @@ def reported_row(
         deviations=deviations,
     )
     if not target.get("arm") and verdict == "NOT RUN":
-        verdict = "NO COUNTERPART"
+        verdict = "no counterpart"
     return {
         "id": entry["id"],
         "method": entry.get("method"),

@@ -24,14 +24,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from benchmarks import PAPERS, claims
 from benchmarks.pool import Key, Outcome, Pool
 from shared import protocol
 from shared.protocol import BadInput, Node, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
-PAPERS = ("autolora", "tapweight", "weight_mixup", "ppo_nlu", "ts_watermark", "mlo_mae", "dasgm")
 STOPPED = 75
 SMALLER = {"paper": "gpu", "gpu": "cpu", "cpu": None, "rehearsal": None}
 
@@ -252,14 +250,17 @@ def load_claims(paper: Protocol) -> dict[str, Any]:
     path = paper.directory / "claims.yaml"
     if not path.exists():
         raise BadInput(f"{paper.paper}/claims.yaml is missing")
-    return yaml.safe_load(path.read_text()) or {}
+    found = claims.load_claims(path)
+    tasks = {task for scale in paper.document["scales"] for task in paper.tasks(scale)}
+    claims.check_names(found, paper.arms, tasks, f"{paper.paper}/claims.yaml")
+    return found
 
 
 def assemble(
     paper: Protocol, scale: str, nodes: list[Node], outcomes: dict[Key, Outcome], preview: str | None
 ) -> tuple[dict[str, Any], Path]:
     """Verdicts from runs: writes results.json and its compact predictions, returns them with the file's path."""
-    from benchmarks import check, reported, verdicts
+    from benchmarks import check, reported, rules, verdicts
     from shared import runs
 
     found = collect(paper, scale, nodes, outcomes)
@@ -267,22 +268,24 @@ def assemble(
     name = "preview" if preview else "results"
     arrays = {n.key: runs.load_arrays(paper.run_directory(scale, n.key) / "predictions.npz")
               for n, entry, _ in found if entry["status"] == "finished" and not n.stage}  # fmt: skip
-    check.pack_predictions(folder / f"{name}.predictions.npz", arrays)
-    arrays = check.unpack_predictions(folder / f"{name}.predictions.npz")
     evaluate = importlib.import_module(f"{paper.paper}.evaluate")
+    packed = folder / f"{name}.predictions.npz"
+    predictions_sha256 = check.pack_predictions(packed, arrays, evaluate.score)
+    arrays = check.unpack_predictions(packed)  # what is committed is what is judged
     records = [r for _, _, r in found if r]
     data = {k: v["sha256"] for r in records for k, v in (r["fingerprint"].get("data") or {}).items()}
     wall = json.loads((folder / "wall.json").read_text())["wall"] if (folder / "wall.json").exists() else 0.0
     judged = verdicts.judge(
         claims=load_claims(paper), scale=scale, nodes=nodes, runs=[e for _, e, _ in found], gates=[(n.key, r.get("gates", [])) for n, _, r in found],
         predictions=arrays, score=evaluate.score, statistics=getattr(evaluate, "STATISTICS", {}),
-        reported=reported.load(paper.directory / "reported.yaml"),
+        reported=reported.load(paper.directory / "reported.yaml"), item_values=getattr(evaluate, "item_values", None),
     )  # fmt: skip
     results = {
         "schema": 1, "paper": paper.paper, "scale": scale, "preview": preview,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": runs.commit(ROOT),
         "claims_sha256": protocol.sha256_file(paper.directory / "claims.yaml"),
         "protocol_sha256": protocol.sha256_file(paper.path),
+        "reported_sha256": protocol.sha256_file(paper.directory / "reported.yaml"), "predictions_sha256": predictions_sha256,
         "code_sha256": protocol.sha256_json(protocol.code_hashes(paper.directory / "train.py")),
         "revision": paper.revision(), "revisions": load_claims(paper).get("revisions") or [], "earlier": earlier(paper, scale),
         "environment": records[-1]["environment"] if records else {}, "data": data,
@@ -293,7 +296,8 @@ def assemble(
         **judged, "runs": [e for _, e, _ in found],
     }  # fmt: skip
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    results = rules.tidy(results)
+    path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     return results, path
 
 
@@ -349,6 +353,7 @@ def show(paper: Protocol, scale: str, results: dict[str, Any]) -> None:
 def reproduce(name: str, options: argparse.Namespace) -> int:
     paper = Protocol(ROOT / name)
     scale, why = choose_scale(paper, options.scale)
+    load_claims(paper)  # a mistake in it is refused now, not after the runs
     only = [a for a in (options.only or "").split(",") if a]
     body = paper.scale(scale)
     nodes = paper.nodes(scale, options.arms or "core", only, options.seeds)
@@ -413,8 +418,7 @@ def _report(name: str) -> None:
         return say(
             f"report:  not written, package {error.name} is missing; `make report` writes it from the results"
         )
-    index = report.build([name], ROOT, protocol.runs_root(ROOT))
-    say(f"report:  {_short(index.with_name(f'{name}.html'))}")
+    say(f"report:  {_short(report.render(ROOT, [name]))}")
 
 
 def _rehearsal(paper: Protocol, nodes: list[Node], bad: dict[Key, Outcome]) -> int:
@@ -439,7 +443,7 @@ def _rehearsal(paper: Protocol, nodes: list[Node], bad: dict[Key, Outcome]) -> i
 
 def record(name: str, scale: str) -> int:
     """Copy a finished result into `<paper>/results/` and write the README tables. Maintainers only."""
-    from benchmarks import report
+    from benchmarks import readme
     from shared import runs
 
     paper = Protocol(ROOT / name)
@@ -472,8 +476,7 @@ def record(name: str, scale: str) -> int:
         shutil.copyfile(folder / "results.predictions.npz", target / f"{scale}.predictions.npz")
     result["commit"] = now
     (target / f"{scale}.json").write_text(json.dumps(result, indent=1) + "\n")
-    report.update_readme(paper.directory / "README.md", report.readme_tables(paper.directory))
-    report.update_readme(ROOT / "README.md", report.project_tables(ROOT))
+    readme.write_readmes(ROOT, [name])
     say(f"recorded: {_short(target / f'{scale}.json')}; now commit it")
     return 0
 

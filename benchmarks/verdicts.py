@@ -408,6 +408,7 @@ def conclude(claim: Claim, row: Mapping[str, Any]) -> tuple[str, str]:
 
 # ---------------------------------------------------------------- gates
 
+BUILT_IN_GATES = ("distinct-states", "shared-items")
 UNTRAINED = (None, "", hashlib.sha256().hexdigest())  # how a run says that it trained nothing
 
 
@@ -461,7 +462,7 @@ def states_differ(nodes: Collection[NodeKey], scores: Scores) -> dict[str, Any]:
             twins.append(f"{key[0]} on {key[1]}: seeds {first} and {key[2]}")
     detail = f"equal: {'; '.join(twins[:3])}" if twins else f"{compared} trained states compared"
     statement = "distinct seeds give distinct trained states"
-    return {"id": "distinct-states", "statement": statement, "passed": not twins, "detail": detail}
+    return {"id": BUILT_IN_GATES[0], "statement": statement, "passed": not twins, "detail": detail}
 
 
 def items_shared(nodes: Collection[NodeKey], scores: Scores) -> dict[str, Any]:
@@ -487,7 +488,7 @@ def items_shared(nodes: Collection[NodeKey], scores: Scores) -> dict[str, Any]:
         "; ".join(problems[:3]) if problems else f"{len(split)} splits and {len(tested)} test sets compared"
     )
     statement = "arms of a seed share split and test items"
-    return {"id": "shared-items", "statement": statement, "passed": not problems, "detail": detail}
+    return {"id": BUILT_IN_GATES[1], "statement": statement, "passed": not problems, "detail": detail}
 
 
 def judge(

@@ -1,15 +1,15 @@
 """Hypergradients as functions on closures: how to differentiate is a small object that is passed in.
 
-    inner problem   theta'(lam) = theta - lr * d inner_loss / d theta          (one step, or the optimum, or k steps)
+    inner problem   theta'(lam) = theta - lr * d inner_loss / d theta      (or k such steps, or the minimum)
     wanted          d outer_loss(theta'(lam), lam) / d lam  =  direct + implicit
                     direct   = partial outer_loss / partial lam, at theta'
                     implicit = (d theta' / d lam)^T v,   v = d outer_loss / d theta', at theta'
-    one step        implicit = - M^T (lr * v),            M^T d = d/d lam < d inner_loss / d theta, d >, at theta
-    optimum         implicit = - M^T H^-1 v,              H = d^2 inner_loss / d theta^2
+    one step        implicit = - M^T (lr * v),   M^T d = d/d lam < d inner_loss / d theta, d >, at theta
+    minimum         implicit = - M^T H^-1 v,     H = d^2 inner_loss / d theta^2
 
 A loss is a function of no arguments that uses the tensors `theta` and `lam` where they are and returns a scalar; its batch
 is fixed inside it. A list of such functions is a list of micro-batches: their mean is the loss (gradient accumulation).
-Every evaluation starts from the random state and the buffers that the call found, so all of them see the same dropout
+Every evaluation starts from the random state and the buffers that the call found, so that all of them see the same dropout
 masks, and a real inner step taken right after the call sees them too. theta, buffers, random state, `.grad` and
 `requires_grad` are bit-identical after every call, also after an exception. Under torch.distributed every gradient is
 averaged over the processes before it is used; losses then call the module inside a DistributedDataParallel wrapper.
@@ -20,37 +20,49 @@ README.md of this folder has the mathematics of each method, its cost, and when 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shared import vectors
+from shared.evaluation import (
+    Call,
+    Losses,
+    Partial,
+    check_finite,
+    checked,
+    frozen,
+    plus,
+    pull,
+    unreached_error,
+)
+from shared.inverse import conjugate_gradient, neumann
+from shared.unrolled import SGD, Adam, Step, Unrolled, unroll, unroll_back
 from shared.vectors import Rate, Vector
 
-Loss = Callable[[], Tensor]
-Losses = Loss | Sequence[Loss]
+__all__ = [
+    "SGD", "Adam", "ConjugateGradient", "FiniteDifference", "FirstOrder", "ForwardOverReverse", "Hypergradient", "Method",
+    "Neumann", "OneStep", "Unrolled", "hypergrad", "self_check", "stepped", "through_level", "through_level_partial",
+]  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------- the methods
 @dataclass(frozen=True)
 class FirstOrder:
-    """implicit = 0, and no look-ahead: the outer gradient at theta (first-order DARTS). One gradient evaluation."""
+    """implicit = 0 and no look-ahead: the outer gradient at theta (first-order DARTS)."""
 
 
 @dataclass(frozen=True)
 class FiniteDifference:
-    """M^T d as (grad_lam inner(theta + eps d) - grad_lam inner(theta - eps d)) / (2 eps), eps = radius / |d| (DARTS, eq. 7-8).
+    """M^T d = (grad_lam inner(theta + eps d) - grad_lam inner(theta - eps d)) / (2 eps), eps = radius / |d| (DARTS, eq. 8).
 
     The weights do not require grad in the two probes: where lam sits outside the network they are two forward passes.
-    radius: None means 1e-2 in float32, 1e-4 in float64, 1e-1 with probe_dtype. probe_dtype: run all losses of the call
+    radius: None means 1e-2 in float32, 1e-4 in float64, 1e-1 with probe_dtype. probe_dtype: all losses of the call run
     under autocast to this dtype; by default autocast and TF32 are off.
     """
 
@@ -60,14 +72,42 @@ class FiniteDifference:
 
 @dataclass(frozen=True)
 class OneStep:
-    """M^T d by reverse over reverse: exact for one SGD step, any lam; the graph of the inner gradient is kept in memory."""
+    """M^T d by reverse over reverse, exact; keeps the graph of the look-ahead's gradient, which costs memory."""
 
 
 @dataclass(frozen=True)
 class ForwardOverReverse:
-    """M^T d as the derivative of grad_lam inner along d (jvp of grad): exact, no step size, no second graph."""
+    """M^T d as the derivative of grad_lam inner along d (jvp of grad), exact; no radius and no second graph."""
 
 
+@dataclass(frozen=True)
+class Neumann:
+    """H^-1 v = alpha * sum over j = 0..k of (I - alpha H)^j v: k + 1 steps unrolled at the minimum. No look-ahead.
+
+    alpha: None means lr. Converges if alpha is below 2 / (largest eigenvalue of H) and theta is at a minimum.
+    """
+
+    k: int = 10
+    alpha: float | None = None
+
+
+@dataclass(frozen=True)
+class ConjugateGradient:
+    """H^-1 v by k iterations of conjugate gradients on (H + damping) x = v, theta at a minimum. No look-ahead, lr unused.
+
+    reorthogonalise: keep all residuals (k copies of theta) and each new one orthogonal to them, so that d iterations solve a
+    d-dimensional problem also when H is badly conditioned.
+    """
+
+    k: int = 10
+    damping: float = 0.0
+    reorthogonalise: bool = True
+
+
+Method = FirstOrder | FiniteDifference | OneStep | ForwardOverReverse | Neumann | ConjugateGradient | Unrolled
+
+
+# ------------------------------------------------------------------------------------------------------- the functions
 @dataclass(frozen=True)
 class Hypergradient:
     """grads = direct + implicit, each a list like lam."""
@@ -75,14 +115,10 @@ class Hypergradient:
     grads: Vector
     direct: Vector
     implicit: Vector
-    gradient_evaluations: int  # backward passes of a loss: gradients, Hessian-vector and mixed products
-    outer_loss: float  # at the point where its gradient was taken
+    gradient_evaluations: int  # backward passes of losses: gradients, Hessian-vector and mixed products
+    outer_loss: float  # where its gradient was taken; this process's share
 
 
-Method = FirstOrder | FiniteDifference | OneStep | ForwardOverReverse
-
-
-# --------------------------------------------------------------------------------------------------- the two functions
 def hypergrad(
     outer_loss: Losses,
     inner_loss: Losses,
@@ -95,32 +131,42 @@ def hypergrad(
     lr_factor: bool = True,
     unreached: str = "refuse",
 ) -> Hypergradient:
-    """The gradient of `outer_loss` for `lam`, through one inner problem (module docstring). Writes nothing to `.grad`.
+    """The gradient of `outer_loss` for `lam` through one inner problem (see the module's docstring). `.grad` is not written.
 
-    lr: inner learning rate, a float, or for each tensor of theta a float or a tensor (`vectors.adam_rates`).
-    around: where the mixed product is taken: "theta" (the derivative of what the look-ahead computed) or "stepped" (at
-        theta', as Betty does).
-    look_ahead: False takes v at theta itself; for callers whose theta already is stepped.
-    lr_factor: False leaves the factor lr out of the implicit term (Betty's scale), not out of the look-ahead.
-    unreached: "zero" counts a parameter that a loss does not reach as one with gradient zero.
+    lr: inner learning rate: a float, or for each tensor of theta a float or a tensor of its shape (`vectors.adam_rates`).
+    around: where the level is differentiated: "theta", which is what the look-ahead computed, or "stepped", at theta', as in
+        Betty. look_ahead: False takes v at theta itself, for callers whose theta already is stepped. lr_factor: False leaves
+        the factor lr out of the implicit term (Betty's scale), not out of the look-ahead. The methods that have no single
+        look-ahead step (Neumann, ConjugateGradient, Unrolled) refuse these conventions.
+    unreached: "zero" counts a parameter that a loss does not reach as one with gradient zero, "refuse" is an error.
 
     Raises ValueError for lists, rates and conventions that cannot be meant, FloatingPointError for a loss or vector that is
-    not finite, NotImplementedError for an attention kernel (or other operation) that cannot be differentiated twice.
+    not finite, NotImplementedError for an operation (an attention kernel) that cannot be differentiated twice.
     """
-    theta, lam, lr = _checked(theta, lam, lr, method)
-    _check_conventions(method, around, look_ahead, lr_factor)
-    with _Call(theta, lam, method, unreached) as call:
+    theta, lam, lr = checked(theta, lam, lr)
+    _check_method(method, theta, lr, around, look_ahead, lr_factor)
+    with Call(theta, lam, method, unreached) as call:
         tape = _Tape()
-        if look_ahead and not isinstance(method, FirstOrder):
+        if look_ahead and not isinstance(method, FirstOrder | Neumann | ConjugateGradient):
             tape = _advance(call, method, inner_loss, lr, keep=around == "theta")
-        v, direct, value = call.outer_gradient(outer_loss)
+        g = call.gradient(outer_loss, [*theta, *lam])
+        value, at_theta, at_lam = call.value, g[: len(theta)], g[len(theta) :]
+        if unreached == "refuse" and all(x is None for x in at_theta):
+            raise ValueError(
+                "the outer loss reaches no tensor of theta, so the implicit term is zero: compute it from the tensors in "
+                "theta themselves, not from copies (or pass unreached='zero')"
+            )
+        v = call.vector(at_theta, theta)
+        del g, at_theta  # v alone stays in memory
         if around == "stepped":
             call.base = vectors.clone(theta)
-        implicit = _pull_back(call, method, tape, inner_loss, v, lr if lr_factor else 1.0)
-        call.check_reached("lam", [a if a is not None else b for a, b in zip(direct, implicit)])
-        direct, implicit = call.dense(direct, lam), call.dense(implicit, lam)
-        grads = list(torch._foreach_add(direct, implicit))
-        call.check_finite("hypergradient", grads)
+        product = _pull_back(call, method, tape, inner_loss, v, lr if lr_factor else 1.0)
+        if not isinstance(method, FirstOrder) or all(x is None for x in at_lam):
+            call.check_reached("lam", [plus(a, b) for a, b in zip(at_lam, product)])
+        direct = call.vector(at_lam, lam)
+        implicit = [torch.zeros_like(p) if x is None else x for x, p in zip(product, lam)]
+        grads = [a + b for a, b in zip(direct, implicit)]
+        check_finite("hypergradient", grads)
         return Hypergradient(grads, direct, implicit, call.gradient_evaluations, value)
 
 
@@ -135,82 +181,122 @@ def through_level(
 ) -> Vector:
     """(d theta' / d wrt)^T v, a list like `wrt`: the vector-Jacobian product of one level, at the present theta.
 
-    v: list like theta, the gradient of something above for theta'. Chains of calls give any number of levels
-    (`multilevel.py`). lr=1.0 gives the identity rule of other libraries. Raises as `hypergrad` does.
+    v: list like theta, the gradient of what lies above for theta', the same on all processes. Chains of calls give any number
+    of levels (`multilevel.py`). lr=1.0 is the identity rule of other libraries. Raises as `hypergrad` does.
     """
+    product, _ = through_level_partial(inner_loss, theta, wrt, v, lr, method)
+    missing = [i for i, x in enumerate(product) if x is None]
+    if missing and unreached == "refuse" and not isinstance(method, FirstOrder):
+        raise unreached_error("wrt", missing, len(product))
+    return [torch.zeros_like(p) if x is None else x for x, p in zip(product, wrt)]
+
+
+def through_level_partial(
+    inner_loss: Losses,
+    theta: Sequence[Tensor],
+    wrt: Sequence[Tensor],
+    v: Sequence[Tensor],
+    lr: Rate | None,
+    method: Method,
+) -> tuple[Partial, int]:
+    """`through_level` with None where the level does not reach, and the number of gradient evaluations."""
     if len(v) != len(theta) or any(x.shape != p.shape for x, p in zip(v, theta)):
         raise ValueError("v must be a list of tensors with the shapes of theta")
-    v = [x for x, p in zip(v, theta) if p.requires_grad]
-    theta, wrt, lr = _checked(theta, wrt, lr, method)
-    with _Call(theta, wrt, method, unreached) as call:
-        result = _pull_back(call, method, _Tape(), inner_loss, v, lr)
-        if not isinstance(method, FirstOrder):
-            call.check_reached("wrt", result)
-        return call.dense(result, wrt)
+    v = [x.detach() for x, p in zip(v, theta) if p.requires_grad]
+    theta, wrt, lr = checked(theta, wrt, lr, ("theta", "wrt"))
+    _check_method(method, theta, lr)
+    with Call(theta, wrt, method) as call:
+        tape = _advance(call, method, inner_loss, lr) if isinstance(method, Unrolled) else _Tape()
+        return _pull_back(call, method, tape, inner_loss, v, lr), call.gradient_evaluations
+
+
+def stepped(
+    inner_loss: Losses, theta: Sequence[Tensor], lr: Rate | None, method: Method = FiniteDifference()
+) -> tuple[Vector, int]:
+    """theta' of one level as new tensors (theta stays), and the number of gradient evaluations.
+
+    With Neumann and ConjugateGradient theta' is theta, which is a minimum already.
+    """
+    after = vectors.clone(theta)
+    if isinstance(method, Neumann | ConjugateGradient):
+        return after, 0
+    trained = [i for i, p in enumerate(theta) if p.requires_grad]
+    theta, _, lr = checked(theta, [torch.zeros(1, requires_grad=True)], lr)
+    method = method if isinstance(method, Unrolled | FiniteDifference) else FiniteDifference()
+    _check_method(method, theta, lr)
+    with Call(theta, [], method) as call:
+        _advance(call, method, inner_loss, lr)
+        for i, p in zip(trained, theta):
+            after[i] = p.detach().clone()
+        return after, call.gradient_evaluations
 
 
 # ------------------------------------------------------------------------------------------- one level, there and back
 @dataclass
 class _Tape:
-    """What the way there leaves for the way back: the graph of the inner gradient, where the method can use it."""
+    """What the way there leaves for the way back."""
 
-    graph: Sequence[Tensor | None] | None = None
+    graph: Partial | None = None  # OneStep: this process's share of the inner gradient
+    steps: list[Step] = field(default_factory=list)  # Unrolled
 
 
-def _advance(call: _Call, method: Method, inner_loss: Losses, lr: Rate, keep: bool) -> _Tape:
+def _advance(call: Call, method: Method, inner_loss: Losses, lr: Any, keep: bool = True) -> _Tape:
     """theta <- theta', in place."""
-    keep = keep and isinstance(method, OneStep) and callable(inner_loss)
-    g = call.gradient(inner_loss, call.theta, create_graph=keep)
-    call.check_reached("theta", g)
-    _step(call.theta, call.averaged(call.dense(g, call.theta)), lr)
-    return _Tape(g if keep else None)
-
-
-def _step(theta: Vector, g: Vector, lr: Rate) -> None:
-    """theta <- theta - lr * g, in place."""
+    if isinstance(method, Unrolled):
+        return _Tape(steps=unroll(call, method, inner_loss, lr))
+    keep = keep and isinstance(method, OneStep) and callable(inner_loss)  # micro-batches come one at a time
+    graph = call.gradient(inner_loss, call.theta, create_graph=keep)
+    call.check_reached("theta", graph)
+    g = call.vector(graph, call.theta)
     if isinstance(lr, float):
-        vectors.add_(theta, g, alpha=-lr)
+        vectors.add_(call.theta, g, -lr)
     else:
-        vectors.add_(theta, vectors.scaled(g, lr), alpha=-1.0)
+        vectors.add_(call.theta, vectors.scaled(g, lr), -1.0)
+    return _Tape(graph if keep else None)
 
 
-def _pull_back(
-    call: _Call, method: Method, tape: _Tape, inner_loss: Losses, v: Vector, lr: Rate | None
-) -> list[Tensor | None]:
-    """(d theta' / d lam)^T v at call.base. None for a lam that nothing reaches. theta may be left anywhere."""
-    # A number times v is left out of the direction and multiplied in at the end: no second copy of v.
-    factor = lr if isinstance(lr, float) else 1.0
-    d = vectors.scaled(v, lr) if isinstance(lr, list) else v
-    size = call.check_finite("outer gradient for theta", d)
+def _pull_back(call: Call, method: Method, tape: _Tape, inner_loss: Losses, v: Vector, lr: Any) -> Partial:
+    """(d theta' / d lam)^T v at call.base; None for a lam that the level does not reach. Leaves theta anywhere."""
+    # A number lr is left out of the direction d and multiplied in at the end: no second copy of v.
+    factor, d = (lr, v) if isinstance(lr, float) else (1.0, v if lr is None else vectors.scaled(v, lr))
+    size = check_finite("outer gradient for theta", d)
     if isinstance(method, FirstOrder):
         return [None] * len(call.lam)
+    if not isinstance(method, FiniteDifference):
+        vectors.copy_(call.theta, call.base)
+    if isinstance(method, Unrolled):
+        return unroll_back(call, method, tape.steps, v, lr)
     if isinstance(method, FiniteDifference):
         product = _difference(call, method, inner_loss, d, size)
+    elif isinstance(method, Neumann | ConjugateGradient):
+        graph = call.gradient(inner_loss, call.theta, create_graph=True)
+        call.check_reached("theta", graph)
+        product, factor = pull(graph, call.lam, _inverse(call, method, graph, v, lr)), 1.0
+        call.gradient_evaluations += 1
+    elif isinstance(method, ForwardOverReverse):
+        product = _forward_over_reverse(call, inner_loss, d)
+    elif tape.graph is not None:
+        product = pull(tape.graph, call.lam, d)
+        call.gradient_evaluations += 1
     else:
-        vectors.copy_(call.theta, call.base)
-        if isinstance(method, ForwardOverReverse):
-            product = _forward_over_reverse(call, inner_loss, d)
-        else:
-            product = call.pull(inner_loss, call.lam, d, graph=tape.graph)
+        product = call.pull(inner_loss, call.lam, d)
     return [None if x is None else -factor * x for x in call.averaged(product)]
 
 
-# ------------------------------------------------------------------------------------------------- the mixed product M^T d
-def _difference(
-    call: _Call, method: FiniteDifference, loss: Losses, d: Vector, size: float
-) -> list[Tensor | None]:
+# -------------------------------------------------------------------------------------------- the mixed product M^T d
+def _difference(call: Call, method: FiniteDifference, loss: Losses, d: Vector, size: float) -> Partial:
     eps = vectors.probe_step(d, _radius(method, d), size)
     if eps == 0.0:  # M^T 0 = 0, and no step would be long enough to see anything
         return [torch.zeros_like(x) for x in call.lam]
-    with _frozen(call.theta):
+    with frozen(call.theta):
         vectors.shift_(call.theta, call.base, d, eps)
-        plus = call.gradient(loss, call.lam)
+        plus_probe = call.gradient(loss, call.lam)
         vectors.shift_(call.theta, call.base, d, -eps)
-        minus = call.gradient(loss, call.lam)
-    return [None if a is None or b is None else (a - b) / (2 * eps) for a, b in zip(plus, minus)]
+        minus_probe = call.gradient(loss, call.lam)
+    return [None if a is None or b is None else (a - b) / (2 * eps) for a, b in zip(plus_probe, minus_probe)]
 
 
-def _radius(method: FiniteDifference, d: Vector) -> float:
+def _radius(method: FiniteDifference, d: Sequence[Tensor]) -> float:
     if method.radius is not None:
         return method.radius
     if method.probe_dtype is not None:
@@ -218,254 +304,70 @@ def _radius(method: FiniteDifference, d: Vector) -> float:
     return 1e-4 if all(x.dtype == torch.float64 for x in d) else 1e-2
 
 
-def _forward_over_reverse(call: _Call, loss: Losses, d: Vector) -> list[Tensor | None]:
-    # In-place writes to theta must stay unseen by graphs that the caller still holds (`vectors` writes through .data, which
-    # carries no tangent).
+def _forward_over_reverse(call: Call, loss: Losses, d: Vector) -> Partial:
+    # The loss must find the tangents where it looks for theta, so they are written in place; not through .data, which carries
+    # no tangent, hence the care for graphs that the caller still holds.
     unseen = torch.autograd._unsafe_preserve_version_counter(tuple(call.theta))
-    with _frozen(call.theta), unseen, forward_ad.dual_level():
-        for p, x in zip(
-            call.theta, d
-        ):  # in place, so that the loss finds the tangents where it looks for theta
-            p.copy_(forward_ad.make_dual(p.detach().clone(), x.detach()))
+    with frozen(call.theta), unseen, forward_ad.dual_level():
+        for p, x in zip(call.theta, d):
+            p.copy_(forward_ad.make_dual(p.detach().clone(), x))
         g = call.gradient(loss, call.lam)
         tangents = [None if x is None else forward_ad.unpack_dual(x).tangent for x in g]
+        constant = [None if x is None else torch.zeros_like(x) for x in call.lam]
         return [
-            None if x is None else torch.zeros_like(x) if t is None else t.detach().clone()
-            for x, t in zip(g, tangents)
+            None if x is None else c if t is None else t.detach() for x, t, c in zip(g, tangents, constant)
         ]
 
 
-# -------------------------------------------------------------------------------------------------- evaluating the losses
-class _Call:
-    """One call of the library: evaluates losses under equal conditions, counts, averages over processes, and undoes."""
+# ------------------------------------------------------------------------------------------------- the inverse Hessian
+def _inverse(call: Call, method: Neumann | ConjugateGradient, graph: Partial, v: Vector, lr: Any) -> Vector:
+    """An approximation of H^-1 v (Neumann with rates D: of (D H)^-1 D v)."""
 
-    def __init__(self, theta: Vector, lam: Vector, method: Method, unreached: str) -> None:
-        if unreached not in ("refuse", "zero"):
-            raise ValueError(f"unreached={unreached!r}: the choices are 'refuse' and 'zero'")
-        self.theta, self.lam, self.method, self.unreached = theta, lam, method, unreached
-        self.gradient_evaluations = 0
+    def hessian(x: Vector) -> Vector:
+        call.gradient_evaluations += 1
+        return call.vector(pull(graph, call.theta, x, retain_graph=True), call.theta)
 
-    def __enter__(self) -> _Call:
-        with ExitStack() as stack:
-            self.snapshot = stack.enter_context(vectors.Snapshot(self.theta, self.lam))
-            stack.enter_context(_precision(self.theta[0].device, self.method))
-            stack.enter_context(torch.enable_grad())
-            self._exits = stack.pop_all()
-        self.base = self.snapshot.values  # where the mixed product is taken, and to where a probe returns
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._exits.__exit__(kind, error, trace)
-        torch.clear_autocast_cache()  # casts of weights that are no more
-        if isinstance(error, RuntimeError) and any(text in str(error) for text in _NOT_TWICE):
-            raise NotImplementedError(
-                f"{self.method} differentiates the inner loss twice and an operation in it cannot be ({error}). If it is an "
-                "attention kernel, load the model with attn_implementation='eager' or make the call inside `with "
-                "torch.nn.attention.sdpa_kernel(SDPBackend.MATH):`; or use FiniteDifference(), which differentiates once"
-            ) from error
-
-    def evaluations(self, losses: Losses) -> Iterator[Tensor]:
-        """Each micro-batch's share of the loss, from the random state and the buffers that the call found."""
-        self.snapshot.rewind()
-        torch.clear_autocast_cache()  # theta may have moved since a cast of it was cached
-        self.gradient_evaluations += 1
-        micro = [losses] if callable(losses) else list(losses)
-        for i, loss in enumerate(micro):
-            value = loss()
-            if not isinstance(value, Tensor) or value.numel() != 1:
-                raise ValueError(f"a loss must return a tensor with one element, got {_describe(value)}")
-            if not math.isfinite(value.item()):
-                raise FloatingPointError(
-                    f"loss is {value.item()} (micro-batch {i}): lower lr or look at this batch"
-                )
-            yield value if len(micro) == 1 else value / len(micro)
-
-    def gradient(self, losses: Losses, inputs: Vector, create_graph: bool = False) -> list[Tensor | None]:
-        """d loss / d inputs, this process's share; None where the loss does not reach."""
-        self.value = 0.0
-        total: list[Tensor | None] = [None] * len(inputs)
-        for loss in self.evaluations(losses):
-            self.value += loss.item()
-            if loss.requires_grad:
-                g = torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)
-                total = [_plus(a, b) for a, b in zip(total, g)]
-        return total
-
-    def outer_gradient(self, outer_loss: Losses) -> tuple[Vector, list[Tensor | None], float]:
-        """v (averaged over the processes), the direct term, the value of the loss."""
-        n = len(self.theta)
-        g = self.gradient(outer_loss, [*self.theta, *self.lam])
-        if self.unreached == "refuse" and all(x is None for x in g[:n]):
-            raise ValueError(
-                "the outer loss reaches no tensor of theta, so the implicit term is zero: compute it from the tensors in theta "
-                "themselves, not from copies (or pass unreached='zero')"
-            )
-        return self.averaged(self.dense(g[:n], self.theta)), self.averaged(g[n:]), self.value
-
-    def pull(self, losses: Losses, inputs: Vector, d: Vector, graph: Any = None) -> list[Tensor | None]:
-        """d/d inputs of < d loss / d theta, d > by reverse over reverse, this process's share. graph: d loss / d theta."""
-        if graph is not None:
-            self.gradient_evaluations += 1
-            return _pull(graph, inputs, d)
-        total: list[Tensor | None] = [None] * len(inputs)
-        for loss in self.evaluations(
-            losses
-        ):  # one micro-batch at a time: only its own two graphs are in memory
-            g = torch.autograd.grad(loss, self.theta, create_graph=True, allow_unused=True)
-            total = [_plus(a, b) for a, b in zip(total, _pull(g, inputs, d))]
-        self.gradient_evaluations += 1
-        return total
-
-    def averaged(self, v: Sequence[Tensor | None]) -> list:
-        """The mean over all processes. A tensor that is None must be None in all of them."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return list(v)
-        # Copies, because autograd may return one tensor as the gradient of two parameters.
-        v = [None if x is None else x.clone(memory_format=torch.contiguous_format) for x in v]
-        for x in v:
-            if x is not None:
-                dist.all_reduce(x)
-                x.div_(dist.get_world_size())
-        return v
-
-    @staticmethod
-    def check_finite(name: str, v: Vector) -> float:
-        """The norm of v."""
-        if not math.isfinite(size := vectors.norm(v)):
-            raise FloatingPointError(f"the {name} has norm {size}: lower lr, or look at this batch")
-        return size
-
-    def check_reached(self, name: str, v: Sequence[Tensor | None]) -> None:
-        missing = [i for i, x in enumerate(v) if x is None]
-        if missing and self.unreached == "refuse" and not isinstance(self.method, FirstOrder):
-            raise ValueError(
-                f"no loss reaches {name}{missing[:5]} ({len(missing)} of {len(v)} tensors): leave them out of {name}, or let the "
-                "loss use these very tensors, or pass unreached='zero' to count their gradient as zero"
-            )
-
-    @staticmethod
-    def dense(v: Sequence[Tensor | None], like: Sequence[Tensor]) -> Vector:
-        return [torch.zeros_like(p) if x is None else x.detach() for x, p in zip(v, like)]
+    if isinstance(method, ConjugateGradient):
+        return conjugate_gradient(hessian, v, method.k, method.damping, method.reorthogonalise)
+    return neumann(hessian, v, method.k, lr if method.alpha is None else method.alpha)
 
 
-def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
-
-
-def _pull(g: Sequence[Tensor | None], inputs: Vector, d: Vector) -> Sequence[Tensor | None]:
-    """d/d inputs of < g, d > for a gradient g with a graph; a g that depends on nothing has none."""
-    pairs = [(x, y.to(x.dtype)) for x, y in zip(g, d) if x is not None and x.requires_grad]
-    if not pairs:
-        return [None] * len(inputs)
-    heads, directions = zip(*pairs)
-    return torch.autograd.grad(heads, inputs, directions, retain_graph=False, allow_unused=True)
-
-
-@contextmanager
-def _frozen(theta: Vector) -> Iterator[None]:
-    """No graph for the weights: a probe then costs a forward pass and only the part of a backward that leads to lam."""
-    for p in theta:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in theta:
-            p.requires_grad_(True)
-
-
-@contextmanager
-def _precision(device: torch.device, method: Method) -> Iterator[None]:
-    """Autocast off (or on, to probe_dtype), TF32 off: a difference quotient divides rounding errors by a small number."""
-    dtype = getattr(method, "probe_dtype", None)
-    backends = [torch.backends.cuda.matmul, torch.backends.cudnn] if device.type == "cuda" else []
-    before = [b.fp32_precision for b in backends]
-
-    def refuse_autocast(_module: object, _inputs: object) -> None:
-        if torch.is_autocast_enabled(device.type):
-            raise ValueError(
-                "a loss switches autocast on for itself, which drowns a difference of radius 1e-2 in rounding: switch it on "
-                "outside the loss, or pass FiniteDifference(probe_dtype=torch.bfloat16), whose radius fits"
-            )
-
-    watch = isinstance(method, FiniteDifference) and dtype is None
-    hook = nn.modules.module.register_module_forward_pre_hook(refuse_autocast) if watch else None
-    try:
-        for b in backends:
-            b.fp32_precision = "ieee"
-        with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            yield
-    finally:
-        for b, p in zip(backends, before):
-            b.fp32_precision = p
-        if hook:
-            hook.remove()
-
-
-# What torch says when an operation has no second derivative (reverse, forward mode, custom functions).
-_NOT_TWICE = (
-    "derivative for aten::",
-    "Trying to use forward AD with",
-    "once_differentiable",
-    "does not support double",
-)
-
-
-# ------------------------------------------------------------------------------------------------------------- the checks
-def _checked(
-    theta: Sequence[Tensor], lam: Sequence[Tensor], lr: Rate | None, method: Method
-) -> tuple[Vector, Vector, Any]:
-    """The lists without frozen tensors of theta, and lr as a float or as a list beside theta; or what is wrong with them."""
-    for name, tensors in (("theta", theta), ("lam", lam)):
-        if isinstance(tensors, Tensor) or not all(isinstance(p, Tensor) for p in tensors):
-            raise TypeError(f"{name} must be a list of tensors, got {_describe(tensors)}")
-    theta, lam = list(theta), list(lam)
-    if lr is not None and not isinstance(lr, int | float):
-        if len(lr) != len(theta):
-            raise ValueError(f"lr has {len(lr)} entries for {len(theta)} tensors of theta")
-        lr = [r for r, p in zip(lr, theta) if p.requires_grad]
-    theta = [p for p in theta if p.requires_grad]  # frozen parts are constants
-    if not theta or not lam:
-        raise ValueError(
-            f"nothing to differentiate: {len(theta)} trainable tensors in theta, {len(lam)} in lam"
-        )
-    for i, p in enumerate(theta):
-        if not p.is_leaf:
-            raise ValueError(f"theta[{i}] is the result of a computation: pass the parameter itself (a leaf)")
-    for i, p in enumerate(lam):
-        if not p.requires_grad:
-            raise ValueError(
-                f"lam[{i}] does not require grad: call requires_grad_() on it before the losses use it"
-            )
-    # Two lists that share memory would be moved and differentiated at once.
-    spans = sorted(
-        (p.untyped_storage().data_ptr(), p.data_ptr(), p.numel() * p.element_size()) for p in [*theta, *lam]
-    )
-    if any(a[0] == b[0] and a[1] + a[2] > b[1] and min(a[2], b[2]) > 0 for a, b in pairwise(spans)):
-        raise ValueError(
-            "theta and lam overlap, or hold a tensor twice: each tensor belongs to one level, once"
-        )
-    if isinstance(lr, int | float):
-        lr = float(lr)
-    if any(
-        not isinstance(r, Tensor) and not 0 <= r < math.inf
-        for r in (lr if isinstance(lr, list) else [lr or 0.0])
-    ):
-        raise ValueError(f"lr={lr}: a learning rate is a finite number, at least 0")
-    if isinstance(method, FiniteDifference) and any(p.element_size() < 4 for p in theta):
-        raise ValueError(
-            "theta is kept in half precision, where theta + eps v rounds back to theta: keep theta in float32 (a frozen "
-            "backbone may stay in half precision), or use OneStep()"
-        )
-    return theta, lam, lr
-
-
-def _check_conventions(method: Method, around: str, look_ahead: bool, lr_factor: bool) -> None:
+# ---------------------------------------------------------------------------------------------------------- the checks
+def _check_method(
+    method: Method,
+    theta: Vector,
+    lr: Any,
+    around: str = "theta",
+    look_ahead: bool = True,
+    lr_factor: bool = True,
+) -> None:
     if around not in ("theta", "stepped"):
         raise ValueError(f"around={around!r}: the choices are 'theta' and 'stepped'")
-
-
-def _describe(x: Any) -> str:
-    return f"{type(x).__name__} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+    if isinstance(method, Neumann | ConjugateGradient | Unrolled):
+        if around != "theta" or not lr_factor or (isinstance(method, Unrolled) and not look_ahead):
+            raise ValueError(
+                f"{method} has no single look-ahead step: leave around, look_ahead and lr_factor alone"
+            )
+        if method.k < 1 or (
+            isinstance(method, Unrolled) and method.losses and len(method.losses) != method.k
+        ):
+            raise ValueError(f"{method}: k must be at least 1, and `losses` one for each step")
+    needs_lr = isinstance(method, FiniteDifference | OneStep | ForwardOverReverse | Unrolled)
+    if lr is None and (needs_lr or (isinstance(method, Neumann) and method.alpha is None)):
+        raise ValueError(
+            f"{method} needs the inner learning rate lr"
+            + (" or alpha" if isinstance(method, Neumann) else "")
+        )
+    if isinstance(method, FiniteDifference):
+        if not (method.radius is None or 0 < method.radius < math.inf):
+            raise ValueError(
+                f"radius={method.radius}: the length of a probe is a positive number, about 1e-2 in float32"
+            )
+        if any(p.element_size() < 4 for p in theta):
+            raise ValueError(
+                "theta is kept in half precision, where theta + eps v rounds back to theta: keep theta in float32 (a frozen "
+                "backbone may stay in half precision), or use OneStep()"
+            )
 
 
 def self_check(
@@ -490,19 +392,22 @@ def self_check(
     """
     if tolerance is None:
         tolerance = 0.05 if getattr(method, "probe_dtype", None) is None else 0.3
+    chosen: Method = method
+    if not isinstance(method, FirstOrder | FiniteDifference | ForwardOverReverse):
+        chosen = OneStep()
+        if lr is None:
+            lr, conventions = 1.0, {"look_ahead": False}  # at the minimum
     inputs = (outer_loss, inner_loss, theta, lam, lr)
-    chosen = method if isinstance(method, FirstOrder | FiniteDifference | ForwardOverReverse) else OneStep()
-    reference = FiniteDifference() if isinstance(chosen, OneStep) else OneStep()
-    first, second = (hypergrad(*inputs, reference, **conventions) for _ in range(2))
-    if vectors.relative_error(first.grads, second.grads) > 1e-4:
+    reference: Method = FiniteDifference() if isinstance(chosen, OneStep) else OneStep()
+    mine, again = (hypergrad(*inputs, chosen, **conventions) for _ in range(2))
+    if vectors.relative_error(again.grads, mine.grads) > 1e-4:
         raise ValueError(
             "a loss gives another value each time it is evaluated: draw its noise outside the closure, or from torch's "
             "global random state, which is put back before each evaluation"
         )
-    mine = hypergrad(*inputs, chosen, **conventions)
     with sdpa_kernel(SDPBackend.MATH):
         other = hypergrad(*inputs, reference, **conventions)
-    found = {
+    found: dict[str, Any] = {
         "method": str(method),
         "reference": str(reference),
         "cosine": vectors.cosine(mine.implicit, other.implicit),

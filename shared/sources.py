@@ -66,6 +66,7 @@ def _download(hub_id: str, folder: str, more: str = "") -> str:
     return f"hf download --repo-type dataset {hub_id} {more}--local-dir $REPRO_DATA/{folder}"
 
 
+_JSON_TEXTS = "train.jsonl, test.jsonl: {text, label} a line, or the hub's files"
 # fmt: off
 LAYOUTS = [
     Layout("glue", "GLUE: folders CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI",
@@ -92,9 +93,12 @@ LAYOUTS = [
            "dataset/train.json, valid.json, test.json: one object {tokens, tags} a line",
            "tner/bionlp2004", "terms of the GENIA corpus", _download("tner/bionlp2004", "bionlp2004")),
     Layout("nlg/e2e", "E2E data to text", "train.txt, valid.txt, test.txt: meaning representation||text",
-           "tuetschek/e2e_nlg", "CC BY-SA 4.0", _download("tuetschek/e2e_nlg", "nlg/e2e")),
-    Layout("nlg/webnlg", "WebNLG triples to text", "train.json, dev.json, test.json",
-           "GEM/web_nlg", "CC BY-NC-SA 4.0", _download("GEM/web_nlg", "nlg/webnlg")),
+           "github.com/microsoft/LoRA (the copy there; original: tuetschek/e2e-dataset)", "CC BY-SA 4.0",
+           "git clone https://github.com/microsoft/LoRA && mkdir -p $REPRO_DATA/nlg && cp -r LoRA/examples/NLG/data/e2e $REPRO_DATA/nlg/e2e"),
+    Layout("nlg/webnlg", "WebNLG challenge 2017, triples to text", "train.json, dev.json, test.json",
+           "github.com/microsoft/LoRA (the copy there; original: webnlg-challenge-2017)", "CC BY-NC-SA 4.0",
+           "git clone https://github.com/microsoft/LoRA && mkdir -p $REPRO_DATA/nlg && "
+           "cp -r LoRA/examples/NLG/data/webnlg_challenge_2017 $REPRO_DATA/nlg/webnlg"),
     Layout("nlg/dart", "DART triples to text", "dart-v1.1.1-full-train.json, -dev.json, -test.json",
            "github.com/Yale-LILY/dart", "MIT",
            "git clone https://github.com/Yale-LILY/dart && mkdir -p $REPRO_DATA/nlg/dart && cp dart/data/v1.1.1/*.json $REPRO_DATA/nlg/dart/"),
@@ -113,13 +117,11 @@ LAYOUTS = [
     Layout("nasbench201.csv.gz", "accuracies of all 15,625 cells of NAS-Bench-201", "CSV, one cell a row",
            "github.com/D-X-Y/NAS-Bench-201", "MIT",
            "extract it from NAS-Bench-201-v1_1-096897.pth with the API of that repository"),
-    Layout("tap/rct", "PubMed RCT sentences, for task-adaptive pretraining", "train.jsonl, dev.jsonl, test.jsonl: {text, label}",
-           "github.com/allenai/dont-stop-pretraining", "research use",
-           "mkdir -p $REPRO_DATA/tap/rct && cd $REPRO_DATA/tap/rct && for p in train dev test; do "
-           "curl -LO https://allennlp.s3-us-west-2.amazonaws.com/dont_stop_pretraining/data/rct-20k/$p.jsonl; done"),
-    Layout("tap/agnews", "AG news topics", "train.jsonl, dev.jsonl, test.jsonl: {text, label}, or the hub's parquet files",
+    Layout("tap/rct", "PubMed RCT sentences, 20k version, for task-adaptive pretraining", "train.jsonl, dev.jsonl, test.jsonl: {text, label} a line, or the hub's files",
+           "armanc/pubmed-rct20k", "research use", _download("armanc/pubmed-rct20k", "tap/rct")),
+    Layout("tap/agnews", "AG news topics, for task-adaptive pretraining", _JSON_TEXTS,
            "fancyzhx/ag_news", "non-commercial use", _download("fancyzhx/ag_news", "tap/agnews")),
-    Layout("tap/imdb", "IMDB review polarity", "train.jsonl, dev.jsonl, test.jsonl: {text, label}, or the hub's parquet files",
+    Layout("tap/imdb", "IMDB review polarity, for task-adaptive pretraining", _JSON_TEXTS,
            "stanfordnlp/imdb", "research use", _download("stanfordnlp/imdb", "tap/imdb")),
 ]
 # fmt: on

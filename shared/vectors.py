@@ -28,7 +28,8 @@ def zeros_like(v: Sequence[Tensor]) -> Vector:
 
 def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """Inner product over all tensors together, added up in float64."""
-    return math.fsum((x * y).sum(dtype=torch.float64).item() for x, y in zip(a, b, strict=True))
+    parts = [(x.detach() * y.detach()).sum(dtype=torch.float64) for x, y in zip(a, b, strict=True)]
+    return torch.stack([p.to(parts[0].device) for p in parts]).sum().item()
 
 
 def norm(v: Sequence[Tensor]) -> float:
@@ -45,7 +46,7 @@ def cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 
 def relative_error(a: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     """|a - exact| / |exact|; 0 if both are zero, inf if only `exact` is."""
-    off, size = norm(torch._foreach_sub(list(a), list(exact))), norm(exact)
+    off, size = norm(minus(a, exact)), norm(exact)
     return off / size if size else (0.0 if off == 0 else math.inf)
 
 
@@ -57,6 +58,11 @@ def add_(v: Sequence[Tensor], w: Sequence[Tensor], alpha: float = 1.0) -> None:
 def copy_(v: Sequence[Tensor], w: Sequence[Tensor]) -> None:
     """v <- w, in place and unseen by autograd."""
     torch._foreach_copy_([x.data for x in v], [x.detach() for x in w])
+
+
+def minus(v: Sequence[Tensor], w: Sequence[Tensor], alpha: float = 1.0) -> Vector:
+    """v - alpha w, as new tensors."""
+    return [torch.sub(x.detach(), y.detach(), alpha=alpha) for x, y in zip(v, w, strict=True)]
 
 
 def scaled(v: Sequence[Tensor], rate: Rate) -> Vector:

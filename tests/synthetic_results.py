@@ -1,6 +1,6 @@
 """A made-up results.json in the schema of VERDICTS.md section 8, with every verdict word and every kind of gap.
 
-`python tests/synthetic_results.py DIR` writes a whole checkout's worth (results, run directories, YAML files) to look at:
+`PYTHONPATH=. python tests/synthetic_results.py DIR` writes a whole checkout's worth (results, run directories, YAML files) to look at:
 `python -m benchmarks.report --root DIR`. The numbers are drawn, not measured; nothing of this is ever a result.
 """
 
@@ -15,6 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 
 import yaml
+
+from benchmarks.readme import stamp_checked
 
 SEEDS = list(range(100, 108))
 MEANS = {
@@ -63,10 +65,11 @@ def claim(
     reason="",
     controls=(),
     arms=None,
+    replicates=8,
     **more,
 ):
     body = (
-        differences(rng, mean, sd)
+        differences(rng, mean, sd, replicates)
         if mean is not None
         else {"d": [], "effect": None, "ci95": None, "item_ci95": None}
     )
@@ -192,6 +195,19 @@ def claims(rng: random.Random) -> list[dict]:
         ),
         claim(
             rng,
+            "detector",
+            "The detector finds more texts than a fixed one",
+            "SUPPORTED for this model",
+            2.0,
+            9.0,
+            replicates=600,
+            role="secondary",
+            unit="item",
+            item_ci95=None,
+            controls="none: one fixed model",
+        ),
+        claim(
+            rng,
             "one-search",
             "Two searches agree on ranks better than chance",
             "INCONCLUSIVE",
@@ -231,9 +247,11 @@ def runs(rng: random.Random) -> list[dict]:
                         "selection": "last",
                         "chosen_step": 150,
                         "validation": {},
-                        "metrics": {} if arm == "search" else metrics,
+                        "metrics": {} if arm == "search" or diverged else metrics,
+                        "reason": "loss is nan at step 12 (lower level)" if diverged else "",
                         "seconds": 7.5 + rng.random(),
                         "gradient_evaluations": 500 if arm == "search" else 150,
+                        "gradient_evaluations_with_uses": 650 if arm in ("autolora", "permuted") else 150,
                         "peak_memory_mb": 640.0,
                         "record_sha256": digest("record", arm, task, seed),
                         "predictions_sha256": digest("predictions", arm, task, seed),
@@ -244,6 +262,10 @@ def runs(rng: random.Random) -> list[dict]:
 
 def result(paper: str = "autolora", scale: str = "cpu") -> dict:
     rng = random.Random(f"{paper} {scale}")
+    judged = claims(rng)
+    for row in judged:
+        small = " (scaled down)" if scale in ("cpu", "gpu") else ""
+        row["verdict"] = None if row["role"] == "exhibit" else row["verdict"] + small
     entry = {
         "method": "AutoLoRA",
         "task": "glue/rte",
@@ -262,7 +284,7 @@ def result(paper: str = "autolora", scale: str = "cpu") -> dict:
         ("sst2", 94.8, 94.0, -0.8, [-1.0, -0.6], "SUBSTITUTED"),
         ("lora-readme", 86.6, None, None, None, "CONTEXT"),
         ("e2e", 70.2, None, None, None, "NOT RUN"),
-        ("webnlg", 55.0, None, None, None, "no counterpart"),
+        ("webnlg", 55.0, None, None, None, "NO COUNTERPART"),
     ]
     reported = [
         {
@@ -317,7 +339,7 @@ def result(paper: str = "autolora", scale: str = "cpu") -> dict:
             task: {part: digest(task, part) for part in ("train", "validation", "test")} for task in TASKS
         },
         "seeds": SEEDS,
-        "development_seeds": [0, 1, 2],
+        "development_seeds": "0-99",
         "tuning": [
             {
                 "arm": a,
@@ -329,7 +351,7 @@ def result(paper: str = "autolora", scale: str = "cpu") -> dict:
             }
             for a in ("autolora", "uniform_4")
         ],
-        "seconds": 412.0,
+        "seconds": {"wall": 412.0, "runs": 1301.5, "cpu": 1290.0},
         "gates": [
             {
                 "id": "ranks-in-range",
@@ -344,7 +366,7 @@ def result(paper: str = "autolora", scale: str = "cpu") -> dict:
                 "detail": "48 = 48",
             },
         ],
-        "claims": claims(rng),
+        "claims": judged,
         "reported": reported if scale == "paper" else [],
         "runs": runs(rng),
     }
@@ -382,15 +404,11 @@ def tree(root: Path) -> Path:
     write(root / "autolora/results/cpu.json", result())
     write(
         root / "autolora/results/rehearsal.json",
-        {"date": "2025-11-19", "commit": "ab" * 20, "passed": True, "runs": 96, "seconds": 140},
+        {"created": "2025-11-19T08:00:00Z", "commit": "ab" * 20, "passed": True, "runs": 96, "seconds": 140},
     )
-    stamp = sha256((root / "autolora/results/cpu.json").read_bytes()).hexdigest()
-    write(
-        root / "autolora/results/checked.json",
-        {"cpu": {"date": "2025-11-20", "passed": True, "results_sha256": stamp}},
-    )
+    stamp_checked(root / "autolora", "cpu", True, "2025-11-20T11:00:00Z")
     mine = result()
-    mine["claims"][1]["verdict"] = "INCONCLUSIVE"
+    mine["claims"][1]["verdict"] = "INCONCLUSIVE (scaled down)"
     write(root / "runs/autolora/cpu/results.json", mine)
     rng = random.Random(1)
     for run in mine["runs"][:40]:
@@ -416,7 +434,10 @@ def tree(root: Path) -> Path:
     )
     (root / "autolora/claims.yaml").write_text(
         yaml.safe_dump(
-            {"claims": [{"id": "steadier", "source": "paper, Figure 3", "items": "none: a spread"}]}
+            {
+                "tasks": {"digits": {"chance": {"accuracy": 0.1}}},
+                "claims": [{"id": "steadier", "source": "paper, Figure 3", "items": "none: a spread"}],
+            }
         )
     )
     (root / "autolora/figures.py").write_text(FIGURES)

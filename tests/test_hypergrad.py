@@ -1,22 +1,38 @@
 """shared/hypergrad.py against closed forms, full autograd, and everything it promises to leave alone."""
 
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.hypergradients.toy import CONDITIONS, Toy
 from shared import vectors
 from shared.hypergrad import (
+    SGD,
+    Adam,
+    ConjugateGradient,
     FiniteDifference,
     FirstOrder,
     ForwardOverReverse,
+    Neumann,
     OneStep,
+    Unrolled,
     hypergrad,
     self_check,
+    stepped,
     through_level,
 )
+from shared.inverse import conjugate_gradient
 
 ONE_STEP = [FiniteDifference(), OneStep(), ForwardOverReverse()]
+EVERY = [FirstOrder(), *ONE_STEP, Neumann(3), ConjugateGradient(3, damping=3.0), Unrolled(3, Adam())]
 
 
 def named(method):
@@ -173,10 +189,7 @@ class State:
         )
 
 
-ALL = [FirstOrder(), *ONE_STEP]
-
-
-@pytest.mark.parametrize("method", ALL, ids=named)
+@pytest.mark.parametrize("method", EVERY, ids=named)
 def test_everything_is_bit_identical_afterwards(method):
     p = Problem(torch.float32, dropout=0.3, norm=True)
     state = State(p)
@@ -186,7 +199,7 @@ def test_everything_is_bit_identical_afterwards(method):
     assert state.unchanged()
 
 
-@pytest.mark.parametrize("method", ALL, ids=named)
+@pytest.mark.parametrize("method", EVERY, ids=named)
 @pytest.mark.parametrize("fatal", range(4))
 def test_everything_is_bit_identical_after_an_exception(method, fatal):
     p, calls = Problem(torch.float32, dropout=0.3, norm=True), [0]
@@ -227,7 +240,7 @@ def test_a_graph_of_the_caller_survives():
     p = Problem()
     loss = p.inner()
     before = torch.autograd.grad(p.inner(), p.theta)
-    for method in ALL:
+    for method in EVERY:
         hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3, method)
     assert all(torch.equal(a, b) for a, b in zip(before, torch.autograd.grad(loss, p.theta)))
 
@@ -274,3 +287,475 @@ def test_self_check_finds_noise_of_its_own():
 
     with pytest.raises(ValueError, match="draw its noise outside"):
         self_check(p.outer, inner, p.theta, p.lam, 0.3)
+
+
+# ---------------------------------------------------------------------------------- inner problems solved or unrolled
+@pytest.fixture(scope="module")
+def toys():
+    return {condition: Toy(condition) for condition in CONDITIONS}
+
+
+def error(toy, method, lr=None):
+    inner = lambda: toy.inner(toy.theta, toy.lam)  # noqa: E731
+    g = hypergrad(lambda: toy.outer(toy.theta), inner, [toy.theta], [toy.lam], lr, method)
+    return vectors.relative_error(g.grads, [toy.exact])
+
+
+def test_the_closed_form_has_an_independent_witness(toys):
+    assert toys[10].witness() < 1e-8
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_conjugate_gradient_solves_d_dimensions_in_d_iterations(toys, condition):
+    errors = [error(toys[condition], ConjugateGradient(k)) for k in (5, 10, 19, 20, 25)]
+    assert errors[0] > errors[1] > errors[2] > 1e-10
+    assert errors[3] < 1e-10 and errors[4] < 1e-10
+
+
+def test_without_reorthogonalisation_a_bad_condition_costs_digits(toys):
+    assert error(toys[10], ConjugateGradient(20, reorthogonalise=False)) < 1e-10
+    assert error(toys[1000], ConjugateGradient(20, reorthogonalise=False)) > 1e-4
+    assert error(toys[1000], ConjugateGradient(60, reorthogonalise=False)) < 1e-10
+
+
+def test_damping_is_added_to_the_hessian(toys):
+    toy = toys[10]
+    hessian = torch.autograd.functional.hessian(lambda t: toy.inner(t, toy.lam.detach()), toy.theta.detach())
+    v = torch.autograd.grad(toy.outer(toy.theta), toy.theta)[0]
+    damped = torch.linalg.solve(hessian + 0.5 * torch.eye(20, dtype=torch.float64), v)
+    got = conjugate_gradient(lambda x: [hessian @ x[0]], [v], 20, damping=0.5)
+    assert vectors.relative_error(got, [damped]) < 1e-12
+
+
+def test_conjugate_gradient_refuses_negative_curvature():
+    saddle = torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64))
+    with pytest.raises(ArithmeticError, match="damping"):
+        conjugate_gradient(lambda x: [saddle @ x[0]], [torch.tensor([0.1, 1.0], dtype=torch.float64)], 2)
+
+
+def test_neumann_is_the_truncated_series(toys):
+    toy, k = toys[10], 6
+    hessian = torch.autograd.functional.hessian(lambda t: toy.inner(t, toy.lam.detach()), toy.theta.detach())
+    v = torch.autograd.grad(toy.outer(toy.theta), toy.theta)[0]
+    total = sum(
+        torch.matrix_power(torch.eye(20, dtype=torch.float64) - toy.rate * hessian, j) @ v
+        for j in range(k + 1)
+    )
+    exact = -toy.rate * total * toy.lam.detach().exp() * toy.theta.detach()
+    for method, lr in [
+        (Neumann(k), toy.rate),
+        (Neumann(k, alpha=toy.rate), None),
+        (Neumann(k), [torch.full((20,), toy.rate)]),
+    ]:
+        g = hypergrad(
+            lambda: toy.outer(toy.theta),
+            lambda: toy.inner(toy.theta, toy.lam),
+            [toy.theta],
+            [toy.lam],
+            lr,
+            method,
+        )
+        assert vectors.relative_error(g.grads, [exact]) < 1e-6
+        assert g.gradient_evaluations == 1 + 1 + k + 1
+    assert error(toy, Neumann(200), toy.rate) < 1e-6
+
+
+def test_unrolled_from_the_minimum_is_neumann(toys):
+    """At a fixed point k + 1 steps are the k-th partial sum."""
+    toy = toys[10]
+    inputs = (
+        lambda: toy.outer(toy.theta),
+        lambda: toy.inner(toy.theta, toy.lam),
+        [toy.theta],
+        [toy.lam],
+        toy.rate,
+    )
+    a, b = hypergrad(*inputs, Unrolled(6)), hypergrad(*inputs, Neumann(5))
+    assert vectors.relative_error(a.grads, b.grads) < 1e-10
+
+
+def torch_optimizer(update, theta, lr):
+    if isinstance(update, SGD):
+        return torch.optim.SGD(theta, lr=lr, momentum=update.momentum)
+    return torch.optim.Adam(theta, lr=lr, betas=update.betas, eps=update.eps)
+
+
+UPDATES = [SGD(), SGD(momentum=0.9), Adam(), Adam(betas=(0.5, 0.9), eps=1e-3)]
+
+
+@pytest.mark.parametrize("update", UPDATES, ids=str)
+@pytest.mark.parametrize("replay", [False, True])
+def test_unrolled_equals_autograd_through_the_optimiser(update, replay):
+    """The way there against torch.optim, the way back against functional copies of its formulas."""
+    p, lr, k = Problem(), 0.1, 4
+    batches = [lambda rows=slice(2 * t, 2 * t + 2): p.inner(rows) for t in range(k)]
+    method = Unrolled(k, update, losses=batches, replay=replay)
+    theta, _ = stepped(p.inner, p.theta, lr, method)
+    got = hypergrad(p.outer, p.inner, p.theta, p.lam, lr, method)
+    assert got.gradient_evaluations == (3 * k if replay else 2 * k) + 1
+
+    params, kept = list(p.theta), vectors.clone(p.theta)
+    a, b = update.betas if isinstance(update, Adam) else (update.momentum, None)
+    first, second = ([torch.zeros_like(w) for w in params] for _ in range(2))
+
+    def losses_at(params, rows, outer=False):
+        w0, b0, w1, b1 = params
+        x, y = (p.x[1], p.y[1]) if outer else (p.x[0][rows], p.y[0][rows])
+        logits = (torch.tanh(x @ w0.T + b0) * p.gate) @ w1.T + b1
+        if outer:
+            return p.scale.exp() * F.cross_entropy(logits, y)
+        return F.cross_entropy(logits, y) + sum(e * w.pow(2).sum() for e, w in zip(p.penalty.exp(), (w0, w1)))
+
+    for t in range(k):
+        g = torch.autograd.grad(losses_at(params, slice(2 * t, 2 * t + 2)), params, create_graph=True)
+        if b is None:
+            first = [a * m + x for m, x in zip(first, g)]
+            params = [w - lr * m for w, m in zip(params, first)]
+        else:
+            first = [a * m + (1 - a) * x for m, x in zip(first, g)]
+            second = [b * s + (1 - b) * x * x for s, x in zip(second, g)]
+            moments = [(m / (1 - a ** (t + 1)), s / (1 - b ** (t + 1))) for m, s in zip(first, second)]
+            params = [w - lr * m / (s.sqrt() + update.eps) for w, (m, s) in zip(params, moments)]
+    exact = torch.autograd.grad(losses_at(params, None, outer=True), p.lam)
+    assert vectors.relative_error(got.grads, exact) < 1e-9
+
+    optimizer = torch_optimizer(update, p.theta, lr)
+    for batch in batches:
+        optimizer.zero_grad()
+        batch().backward()
+        optimizer.step()
+    assert vectors.relative_error(theta, p.theta) < 1e-12
+    vectors.copy_(p.theta, kept)
+
+
+def test_momentum_buffers_are_used():
+    p = Problem()
+    buffers = [torch.randn_like(w) for w in p.theta]
+    (theta, _) = stepped(p.inner, p.theta, 0.1, Unrolled(1, SGD(0.9, buffers)))
+    g = torch.autograd.grad(p.inner(), p.theta)
+    exact = [w - 0.1 * (0.9 * b + x) for w, b, x in zip(p.theta, buffers, g)]
+    assert vectors.relative_error(theta, exact) < 1e-14
+
+
+def test_adam_where_a_gradient_is_always_zero():
+    """A unit that no example switches on must not turn the hypergradient into nan."""
+    w = torch.tensor([1.0, 1.0], dtype=torch.float64, requires_grad=True)
+    lam = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    inputs = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    g = hypergrad(
+        lambda: (w * w).sum(),
+        lambda: lam.exp() * (w * inputs).sum() ** 2,
+        [w],
+        [lam],
+        0.1,
+        Unrolled(2, Adam()),
+    )
+    assert torch.isfinite(g.grads[0])
+
+
+@pytest.mark.parametrize("method", [OneStep(), Unrolled(1), Unrolled(1, replay=True)], ids=str)
+def test_one_step_in_three_ways(method):
+    p = Problem()
+    a = hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3, method)
+    assert vectors.relative_error(a.grads, p.unrolled(0.3)) < 1e-12
+
+
+def test_through_level_of_every_method():
+    """v for theta' known: hypergrad's implicit term is what through_level returns."""
+    p = Problem()
+    for method in EVERY:
+        g = hypergrad(p.outer, p.inner, p.theta, p.lam, 0.1, method)
+        theta, _ = stepped(p.inner, p.theta, 0.1, method)
+        before = vectors.clone(p.theta)
+        vectors.copy_(p.theta, theta)
+        v = torch.autograd.grad(p.outer(), p.theta)
+        vectors.copy_(p.theta, before)
+        got = through_level(p.inner, p.theta, p.lam, v, 0.1, method, unreached="zero")
+        assert vectors.relative_error(got, g.implicit) < 1e-9, method
+
+
+# --------------------------------------------------------------------------------------------- the ways models are trained
+@pytest.mark.parametrize("method", EVERY, ids=named)
+def test_gradient_accumulation(method):
+    """Two micro-batches of four are one batch of eight, at both levels."""
+    p = Problem()
+    whole = hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3, method)
+    halves = [slice(0, 4), slice(4, 8)]
+    micro = hypergrad(
+        [lambda r=r: p.outer(r) for r in halves],
+        [lambda r=r: p.inner(r) for r in halves],
+        p.theta,
+        p.lam,
+        0.3,
+        method,
+    )
+    assert vectors.relative_error(micro.grads, whole.grads) < 1e-8
+    assert vectors.relative_error(micro.implicit, whole.implicit) < 1e-7
+    assert micro.outer_loss == pytest.approx(whole.outer_loss)
+
+
+@pytest.mark.parametrize("method", EVERY, ids=named)
+def test_tied_weights(method):
+    g = torch.Generator().manual_seed(0)
+    table = torch.randn(9, 4, generator=g, dtype=torch.float64).requires_grad_()
+    mix = torch.randn(4, generator=g, dtype=torch.float64).requires_grad_()
+    tokens = torch.randint(0, 9, (2, 12), generator=g)
+
+    def loss(table, which):
+        return (
+            F.cross_entropy((table[tokens[which]] * mix) @ table.T, tokens[which].roll(1))
+            + 0.5 * table.pow(2).mean()
+        )
+
+    method = Unrolled(1, SGD()) if isinstance(method, Unrolled | Neumann | ConjugateGradient) else method
+    got = hypergrad(lambda: loss(table, 1), lambda: loss(table, 0), [table], [mix], 0.2, method)
+    if isinstance(method, FirstOrder):
+        exact = torch.autograd.grad(loss(table, 1), mix)
+    else:
+        new = table - 0.2 * torch.autograd.grad(loss(table, 0), table, create_graph=True)[0]
+        exact = torch.autograd.grad(loss(new, 1), mix)
+    assert vectors.relative_error(got.grads, exact) < 1e-6
+
+
+@pytest.mark.parametrize("method", ONE_STEP, ids=named)
+def test_frozen_parts_are_constants(method):
+    p = Problem()
+    p.net[0].requires_grad_(False)
+    some = hypergrad(p.outer, p.inner, p.theta, p.lam, [9.0, 9.0, 0.3, 0.3], method)
+    listed = hypergrad(p.outer, p.inner, p.theta[2:], p.lam, 0.3, method)
+    assert vectors.relative_error(some.grads, listed.grads) < 1e-14
+    assert not p.net[0].weight.requires_grad
+
+
+@pytest.mark.parametrize("method", EVERY, ids=named)
+def test_parameters_without_gradient(method):
+    p, idle = Problem(), torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    plain = hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3, method)
+    more = hypergrad(
+        p.outer,
+        p.inner,
+        [idle, *p.theta],
+        [*p.lam, idle.clone().detach().requires_grad_()],
+        0.3,
+        method,
+        unreached="zero",
+    )
+    assert vectors.relative_error(more.grads[:3], plain.grads) < 1e-12
+    assert torch.equal(more.grads[3], torch.zeros(3, dtype=torch.float64))
+
+
+def test_batch_norm_in_training_mode():
+    p = Problem(norm=True)
+    a = hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3, OneStep())
+    for method in (FiniteDifference(), ForwardOverReverse(), Unrolled(1, replay=True)):
+        b = hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3, method)
+        assert vectors.relative_error(b.implicit, a.implicit) < 1e-6
+
+
+def test_bf16_probes():
+    p = Problem(torch.float32)
+    exact = hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3, OneStep())
+    rough = hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3, FiniteDifference(probe_dtype=torch.bfloat16))
+    assert 1e-5 < vectors.relative_error(rough.implicit, exact.implicit) < 0.3
+    assert vectors.relative_error(rough.implicit, exact.implicit) < vectors.relative_error(
+        hypergrad(
+            p.outer, p.inner, p.theta, p.lam, 0.3, FiniteDifference(radius=1e-3, probe_dtype=torch.bfloat16)
+        ).implicit,
+        exact.implicit,
+    )
+
+
+@pytest.mark.parametrize(
+    "method", [FiniteDifference(), FiniteDifference(probe_dtype=torch.bfloat16)], ids=str
+)
+def test_inside_the_callers_autocast(method):
+    """Same numbers as outside, and no cast of a perturbed weight stays in the caller's cache."""
+    p = Problem(torch.float32)
+    outside = hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3, method)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        before = p.forward(p.x[0])
+        inside = hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3, method)
+        after = p.forward(p.x[0])
+        assert torch.is_autocast_enabled("cpu")
+    assert all(torch.equal(a, b) for a, b in zip(inside.grads, outside.grads))
+    assert torch.equal(before, after) and before.dtype == torch.bfloat16
+
+
+def test_optimiser_aware_rates():
+    """With Adam's own metric as lr, the implicit term is that of the preconditioned step."""
+    p = Problem()
+    optimizer = torch.optim.Adam(p.theta, lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        p.inner().backward()
+        optimizer.step()
+    rates = vectors.adam_rates(optimizer, p.theta)
+    for method in ONE_STEP:
+        g = hypergrad(p.outer, p.inner, p.theta, p.lam, rates, method)
+        assert vectors.relative_error(g.grads, p.unrolled(rates)) < 1e-6
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(2, 5, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 5, 8)
+
+
+@pytest.mark.parametrize(
+    "method", [m for m in EVERY if not isinstance(m, FirstOrder | FiniteDifference)], ids=named
+)
+def test_attention_kernels_without_a_second_derivative(method):
+    model, gate = Attention(), torch.ones(8, requires_grad=True)
+    x, theta = torch.randn(2, 5, 8), list(model.parameters())
+    loss = lambda: (model(x) * gate).pow(2).mean() + 10 * sum(p.pow(2).sum() for p in theta)  # noqa: E731
+    before = vectors.clone(theta)
+    with pytest.raises(NotImplementedError, match="attn_implementation='eager'"):
+        hypergrad(loss, loss, theta, [gate], 0.01, method)
+    assert all(torch.equal(a, b) for a, b in zip(before, theta))
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        exact = hypergrad(loss, loss, theta, [gate], 0.01, method)
+    assert torch.isfinite(exact.grads[0]).all()
+
+
+def test_finite_differences_accept_any_attention_and_self_check_uses_the_math_kernel():
+    model, gate = Attention(), torch.ones(8, requires_grad=True)
+    x = torch.randn(2, 5, 8)
+    loss = lambda: (model(x) * gate).pow(2).mean()  # noqa: E731
+    found = self_check(loss, loss, list(model.parameters()), [gate], 0.1)
+    assert found["relative_error"] < 1e-2
+
+
+def refused(error, text, **change):
+    p = Problem()
+    inputs = {"outer_loss": p.outer, "inner_loss": p.inner, "theta": p.theta, "lam": p.lam, "lr": 0.3}
+    inputs.update({k: v(p) if callable(v) and k != "inner_loss" else v for k, v in change.items()})
+    before = vectors.clone(p.theta)
+    with pytest.raises(error, match=text):
+        hypergrad(**inputs)
+    assert all(torch.equal(a, b) for a, b in zip(before, p.theta))
+
+
+def test_refusals_of_lists():
+    refused(ValueError, "nothing to differentiate", theta=lambda p: [])
+    refused(ValueError, "nothing to differentiate", lam=lambda p: [])
+    refused(ValueError, "nothing to differentiate", theta=lambda p: [w.detach() for w in p.theta])
+    refused(ValueError, "overlap", lam=lambda p: [*p.lam, p.theta[0]])
+    refused(ValueError, "overlap", theta=lambda p: [*p.theta, p.theta[0]])
+    refused(ValueError, "overlap", lam=lambda p: [p.gate, p.gate.detach()[2:4].requires_grad_()])
+    refused(TypeError, "list of tensors", theta=lambda p: p.theta[0])
+    refused(ValueError, "a leaf", theta=lambda p: [w * 1 for w in p.theta])
+    refused(ValueError, r"lam\[0\] does not require grad", lam=lambda p: [p.gate.detach()])
+    refused(ValueError, "2 entries for 4 tensors", lr=lambda p: [0.1, 0.1])
+    refused(ValueError, "finite number", lr=-0.1)
+    refused(ValueError, "needs the inner learning rate", lr=None)
+    refused(ValueError, "or alpha", lr=None, method=Neumann())
+
+
+def test_refusals_of_what_no_loss_reaches():
+    stray = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    refused(ValueError, r"reaches theta\[4\]", theta=lambda p: [*p.theta, stray])
+    refused(ValueError, r"reaches lam\[3\]", lam=lambda p: [*p.lam, stray])
+    for method in EVERY[1:]:
+        refused(ValueError, r"reaches lam\[3\]", lam=lambda p: [*p.lam, stray], method=method)
+    refused(ValueError, r"reaches lam\[0\]", lam=lambda p: [stray], method=FirstOrder())
+    refused(ValueError, "reaches no tensor of theta", outer_loss=lambda p: lambda: p.scale.exp())
+    p = Problem()
+    with pytest.raises(ValueError, match=r"reaches wrt\[1\]"):
+        through_level(p.inner, p.theta, [p.gate, p.scale], vectors.clone(p.theta), 0.3)
+    with pytest.raises(ValueError, match="shapes of theta"):
+        through_level(p.inner, p.theta, [p.gate], vectors.clone(p.theta)[:2], 0.3)
+
+
+def test_refusals_of_values():
+    inf = torch.tensor(math.inf, dtype=torch.float64)
+    refused(FloatingPointError, "loss is", outer_loss=lambda p: lambda: p.outer() * inf)
+    refused(FloatingPointError, "loss is nan", inner_loss=lambda: torch.tensor(math.nan, requires_grad=True))
+    refused(
+        FloatingPointError,
+        "outer gradient",
+        outer_loss=lambda p: lambda: p.theta[0].sub(p.theta[0]).sum().sqrt(),
+    )
+    refused(
+        FloatingPointError,
+        "hypergradient",
+        outer_loss=lambda p: lambda: p.outer() + (p.gate * 0).sum().sqrt(),
+    )
+    refused(ValueError, "one element", outer_loss=lambda p: lambda: p.forward(p.x[0]))
+    refused(ValueError, "one element, got float", outer_loss=lambda p: lambda: 1.0)
+
+
+def test_refusals_of_conventions():
+    refused(ValueError, "'stepped'", around="elsewhere")
+    refused(ValueError, "'refuse'", unreached="maybe")
+    refused(ValueError, "radius=0", method=FiniteDifference(radius=0.0))
+    refused(ValueError, "k must be", method=Unrolled(0))
+    refused(ValueError, "k must be", method=lambda p: Unrolled(3, losses=[p.inner]))
+    for method in (Neumann(), ConjugateGradient(), Unrolled()):
+        refused(ValueError, "no single look-ahead", method=method, around="stepped")
+        refused(ValueError, "no single look-ahead", method=method, lr_factor=False)
+    refused(ValueError, "no single look-ahead", method=Unrolled(), look_ahead=False)
+
+
+def test_refusals_of_precision():
+    p = Problem(torch.bfloat16)
+    with pytest.raises(ValueError, match="keep theta in float32"):
+        hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3)
+    q = Problem(torch.float32)
+
+    def inner():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return q.inner()
+
+    with pytest.raises(ValueError, match="switches autocast on for itself"):
+        hypergrad(q.outer, inner, q.theta, q.lam, 0.3)
+    hypergrad(q.outer, inner, q.theta, q.lam, 0.3, FiniteDifference(probe_dtype=torch.bfloat16))
+
+
+def test_a_zero_vector_gives_a_zero_implicit_term():
+    p = Problem()
+    zero = hypergrad(lambda: p.outer() * 0, p.inner, p.theta, p.lam, 0.3)
+    assert vectors.norm(zero.grads) == 0
+
+
+# --------------------------------------------------------------------------------------------------- several processes
+def test_two_processes_equal_one(tmp_path):
+    """Half of each batch in each of two gloo processes under accelerate, against the whole batch in one."""
+    root = Path(__file__).parents[1]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {
+        "OMP_NUM_THREADS": "1"
+    }
+    several = [
+        alone
+        | {
+            "RANK": str(r),
+            "LOCAL_RANK": str(r),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        for r in range(2)
+    ]
+    commands = [(alone, "one.pt"), (several[0], "two.pt"), (several[1], "unused.pt")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(root / "tests" / "two_processes.py"), str(tmp_path / name)],
+            env=environment, cwd=root, stderr=subprocess.PIPE, text=True,
+        )
+        for environment, name in commands
+    ]  # fmt: skip
+    for p in processes:
+        _, err = p.communicate(timeout=240)
+        assert p.returncode == 0, err[-2000:]
+    one, two = torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt")
+    assert list(one) == list(two) and len(one) == 9
+    for name in one:
+        assert vectors.relative_error(two[name], one[name]) < 1e-6, name

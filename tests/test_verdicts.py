@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import rules
-from benchmarks.claims import check_claim, load_claims
+from benchmarks.claims import check_claim, check_names, load_claims
 from benchmarks.rules import (
     attribute,
     claim_verdict,
@@ -541,7 +541,7 @@ def test_judge_reported():
         "epoch": "SUBSTITUTED",
     }  # fmt: skip
     without = case(STRONG).judge(reported={"entries": entries[:1]})["reported"][0]
-    assert without["verdict"] == "NO COUNTERPART" and without["tolerance_reason"]
+    assert without["verdict"] == "no counterpart" and without["tolerance_reason"]
     assert case(STRONG).judge("cpu", reported={"entries": entries}, targets=targets)["reported"] == []
     unset = case(STRONG).judge(reported={"entries": entries[:1]}, targets=[target("same")])["reported"][0]
     assert unset["tolerance"] == 1.0
@@ -613,3 +613,20 @@ def test_claims_file_is_checked(tmp_path):
     path.write_text(f"paper: x\nclaim: []\nclaims:\n{four}\n")
     with pytest.raises(BadInput, match="did you mean 'claims'"):
         load_claims(path)
+
+
+def test_claims_name_arms_and_tasks_of_the_protocol():
+    spec = Paper(controls=["control"]).spec
+    arms, tasks = {"method", "opponent", "control"}, {"task"}
+
+    def refused(change, match, **top):
+        with pytest.raises(BadInput, match=match):
+            check_names({"claims": [{**spec, **change}], **top}, arms, tasks, "claims.yaml")
+
+    check_names({"claims": [spec]}, arms, tasks, "claims.yaml")
+    refused({"arms": {"method": "methods", "opponent": "opponent"}}, "did you mean 'method'")
+    refused({"controls": ["controll"]}, "did you mean 'control'")
+    refused({"tasks": {"cpu": ["tasks"]}}, "did you mean 'task'")
+    refused({"arms": {"weights": {"method@tusk": 1}}, "kind": "contrast"}, "did you mean 'task'")
+    refused({}, "did you mean 'opponent'", targets=[{"reported": "x", "arm": "oponent", "task": "task"}])
+    refused({}, "did you mean 'task'", tasks={"taks": {}})

@@ -1,0 +1,344 @@
+"""`make check` on a small recorded paper: it passes as recorded, and every kind of tampering is caught and named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import toy as toy_paper
+
+from benchmarks import check, readme, reported, scores, verdicts
+from benchmarks.claims import load_claims
+from benchmarks.predictions import MOST_BYTES, pack_predictions, smallest, unpack_predictions
+from benchmarks.rules import tidy
+from shared import protocol
+from shared.protocol import BadInput, Protocol
+
+README = "# toy\n\n<!-- generated: claims -->\n<!-- end generated -->\n\n<!-- generated: results -->\n<!-- end generated -->\n"
+ENTRY = (
+    "{id: e1, method: m, metric: accuracy, value: 81.25, source: a table, confidence: read, origin: paper}"
+)
+
+
+def score(predictions):
+    return {"accuracy": float((predictions["label"] == predictions["prediction"]).mean())}
+
+
+def predictions_of(paper):
+    """Answers with an accuracy near 0.9 (clean) and 0.7 (noisy)."""
+    found = {}
+    for node in paper.nodes("cpu"):
+        if not node.stage:
+            rng = np.random.default_rng([node.seed, node.arm == "good"])
+            label = np.random.default_rng(0).integers(0, 2, 100)
+            wrong = rng.random(100) < (0.1 if node.arm == "good" else 0.3)
+            found[node.key] = {"id": np.arange(200, 300), "label": label, "prediction": label ^ wrong}
+    return found
+
+
+def record(folder):
+    """A result of `folder` as the runner records it, from invented predictions."""
+    paper, results = Protocol(folder), folder / "results"
+    given = predictions_of(paper)
+    packed = pack_predictions(results / "cpu.predictions.npz", given, score)
+    predictions = unpack_predictions(results / "cpu.predictions.npz")
+    runs = []
+    for node in paper.nodes("cpu"):
+        entry = {"arm": node.arm, "task": node.task, "seed": node.seed, "status": "finished", "metrics": {}}
+        entry |= {"state_sha256": f"{node.key}", "split_sha256": f"{node.task}{node.seed}"}
+        if not node.stage:
+            entry["metrics"] = {**score(predictions[node.key]), "count": 7.0}
+        runs.append(entry)
+    judged = verdicts.judge(
+        claims=load_claims(folder / "claims.yaml"), scale="cpu", nodes=paper.nodes("cpu"), runs=runs,
+        gates=[(node.key, [{"id": "toy-gate", "passed": True, "detail": "always"}]) for node in paper.nodes("cpu")],
+        predictions=predictions, score=score, reported=reported.load(folder / "reported.yaml"),
+    )  # fmt: skip
+    result = {
+        "schema": 1, "paper": "toy", "scale": "cpu", "created": "2020-01-01", "commit": "abc",
+        **{f"{name}_sha256": protocol.sha256_file(folder / f"{name}.yaml") for name in ("claims", "protocol", "reported")},
+        "predictions_sha256": packed,
+        "code_sha256": protocol.sha256_json(protocol.code_hashes(folder / "train.py")),
+        "revision": 0, "revisions": [], "seeds": paper.seeds("cpu"), **judged, "runs": runs,
+    }  # fmt: skip
+    save(folder, tidy(result))
+    (folder / "README.md").write_text(README)
+    readme.update_readme(folder / "README.md", readme.readme_tables(folder))
+
+
+def save(folder, result):
+    (folder / "results" / "cpu.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples():
+    """Two hundred draws instead of two thousand: these tests are about comparing, not about intervals."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scores, "RESAMPLES", 200)
+        yield
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory, few_resamples):
+    root = tmp_path_factory.mktemp("recorded")
+    folder = toy_paper.write(root)
+    text = (folder / "reported.yaml").read_text().replace("entries: []", f"entries:\n  - {ENTRY}")
+    (folder / "reported.yaml").write_text(text)
+    record(folder)
+    return root
+
+
+@pytest.fixture
+def folder(recorded, tmp_path, monkeypatch):
+    """A fresh copy of the recorded paper; nothing of it stays imported."""
+    root = tmp_path / "copy"
+    shutil.copytree(recorded, root)
+    monkeypatch.setattr(sys, "path", [str(root), *sys.path])
+    yield root / "toy"
+    for name in [name for name in sys.modules if name == "toy.evaluate"]:
+        del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
+def toy_package(monkeypatch):
+    """`toy` is tests/toy.py here; the paper of that name is imported from the copy."""
+    monkeypatch.delitem(sys.modules, "toy", raising=False)
+    yield
+    sys.modules.pop("toy", None)
+    sys.modules.pop("toy.evaluate", None)
+
+
+def problems(folder):
+    return check.check_paper(folder)[1]
+
+
+def edit(folder, change):
+    result = json.loads((folder / "results" / "cpu.json").read_text())
+    change(result)
+    save(folder, result)
+    return problems(folder)
+
+
+def test_as_recorded_it_passes(folder, capsys):
+    scales, found, notices = check.check_paper(folder)
+    assert (scales, found, notices) == (["cpu"], [], [])
+    assert check.main(["toy"], folder.parent) == 0
+    assert "every digit derived again" in capsys.readouterr().out
+
+
+def test_volatile_fields_may_differ(folder):
+    edit(folder, lambda r: r.update(created="2030", commit="def", environment={"python": "3.99"}))
+    assert check.check_scale(folder, "cpu") == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (
+            lambda r: r["runs"][2]["metrics"].update(accuracy=r["runs"][2]["metrics"]["accuracy"] + 0.01),
+            "metrics of",
+        ),
+        (lambda r: r["claims"][0]["d"].__setitem__(1, r["claims"][0]["d"][1] + 1e-8), "claims[C1].d[1]"),
+        (lambda r: r["claims"][0].update(p_for=r["claims"][0]["p_for"] * 1.001), "claims[C1].p_for"),
+        (lambda r: r["claims"][0].update(verdict="SUPPORTED"), "claims[C1].verdict"),
+        (lambda r: r["claims"][0]["item_ci95"].__setitem__(0, 1.0), "claims[C1].item_ci95[0]"),
+        (lambda r: r["claims"].clear(), "claims: 0 recorded, 1 derived"),
+        (lambda r: r["claims"][0].pop("median"), "'median' is missing"),
+        (lambda r: r["runs"].pop(), "is declared and missing"),
+        (lambda r: r["runs"].append(r["runs"][1]), "listed twice"),
+        (lambda r: r["runs"][3].update(status="crashed"), "is crashed"),
+        (lambda r: r["runs"][3].update(seed=999), "not declared"),
+        (lambda r: r["runs"][2].update(state_sha256=r["runs"][6]["state_sha256"]), "gates[distinct-states]"),
+        (lambda r: r["gates"].clear(), "gate toy-gate is not in the file"),
+        (lambda r: r.update(revision=1), "revision: recorded 1"),
+        (lambda r: r["seeds"].pop(), "seeds: recorded"),
+    ],
+)
+def test_an_edited_result_is_caught(folder, change, named):
+    found = edit(folder, change)
+    assert any(named in line for line in found), found
+
+
+def numbers(value, place=()):
+    if isinstance(value, dict):
+        for key in value:
+            yield from numbers(value[key], (*place, key))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from numbers(item, (*place, i))
+    elif isinstance(value, float) and value:
+        yield place, value
+
+
+def test_every_single_digit_of_a_claim_is_checked(folder):
+    """Change each digit of each number of the first claim, one at a time."""
+    result = json.loads((folder / "results" / "cpu.json").read_text())
+    paper = Protocol(folder)
+    claims = [dict(result["claims"][0])]
+    derived = verdicts.judge(
+        claims=load_claims(folder / "claims.yaml"), scale="cpu", nodes=paper.nodes("cpu"), runs=result["runs"],
+        gates=[], predictions=unpack_predictions(folder / "results" / "cpu.predictions.npz"), score=score,
+    )["claims"]  # fmt: skip
+    assert check.differences(claims, derived, "claims") == []
+    tried = 0
+    for place, value in numbers(claims):
+        text = repr(value)
+        for i, character in enumerate(text):
+            if character.isdigit():
+                other = float(text[:i] + str((int(character) + 1) % 10) + text[i + 1 :])
+                copy = json.loads(json.dumps(claims))
+                at = copy
+                for key in place[:-1]:
+                    at = at[key]
+                at[place[-1]] = other
+                assert check.differences(copy, derived, "claims"), (place, text, other)
+                tried += 1
+    assert tried > 100
+
+
+def test_rounding_of_another_processor_is_no_difference():
+    assert check.same_number(0.3333333333, 1 / 3 + 1e-16)
+    between = 0.12345678905  # rounds up or down with its last bit
+    assert check.same_number(0.1234567890, between) and check.same_number(0.1234567891, between)
+    assert not check.same_number(0.1234567892, between) and not check.same_number(0.1234567889, between)
+    assert not check.same_number(0.33333333333, 1 / 3)  # an eleventh digit was added
+    assert check.same_number(None, float("nan")) and not check.same_number(0.0, 0.5)
+    assert not check.same_number(True, 1.0001) and check.same_number(5, 5)
+
+
+def rewrite(folder, change):
+    """Edit the predictions and make their sha256 in the result agree: the scores must give it away."""
+    path = folder / "results" / "cpu.predictions.npz"
+    predictions = unpack_predictions(path)
+    change(predictions)
+    digest = pack_predictions(path, predictions)
+    return edit(folder, lambda r: r.update(predictions_sha256=digest))
+
+
+def test_one_edited_prediction_is_caught(folder):
+    def flip(predictions):
+        predictions["good", "line", 102]["prediction"][17] ^= 1
+
+    found = rewrite(folder, flip)
+    assert any("metrics of good on line, seed 102.accuracy: recorded" in line for line in found), found
+    assert any("claims[C1].d[2]" in line for line in found)
+
+
+def test_an_edited_prediction_file_is_caught_by_its_hash(folder):
+    path = folder / "results" / "cpu.predictions.npz"
+    predictions = unpack_predictions(path)
+    both = predictions["good", "line", 102]
+    both["prediction"], both["label"] = both["label"], both["prediction"]  # no score moves
+    pack_predictions(path, predictions)
+    assert problems(folder) == ["cpu: results/cpu.predictions.npz changed since these results were recorded"]
+    path.write_bytes(path.read_bytes()[:-200])
+    assert any("cannot be read" in line for line in problems(folder))
+
+
+def test_a_dropped_seed_is_caught(folder):
+    found = rewrite(folder, lambda predictions: predictions.pop(("noisy", "line", 104)))
+    assert any("run noisy on line, seed 104 has no predictions" in line for line in found)
+    result = json.loads((folder / "results" / "cpu.json").read_text())
+    result["runs"] = [run for run in result["runs"] if run["seed"] != 104]
+    save(folder, result)
+    assert any("good on line, seed 104 is declared and missing" in line for line in problems(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("reported.yaml", "81.25", "81.26"),
+        ("claims.yaml", "material: 1.0", "material: 0.5"),
+        ("protocol.yaml", "steps: 20", "steps: 21"),
+    ],
+)
+def test_a_changed_input_file_is_caught(folder, name, old, new):
+    path = folder / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert any(f"{name} changed since" in line for line in problems(folder))
+
+
+def test_a_threshold_changed_with_its_hash_is_caught_by_the_verdict(folder):
+    path = folder / "claims.yaml"
+    path.write_text(path.read_text().replace("threshold: 0", "threshold: 90"))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = edit(folder, lambda r: r.update(claims_sha256=digest))
+    assert any("claims[C1].threshold: recorded 0" in line for line in found)
+
+
+def test_an_edited_table_is_caught(folder):
+    path = folder / "README.md"
+    result = json.loads((folder / "results" / "cpu.json").read_text())
+    effect = readme.number(result["claims"][0]["effect"], signed=True)
+    path.write_text(path.read_text().replace(effect, "+99.99"))
+    assert problems(folder) == ["README.md: the generated table 'claims' is not what the results say"]
+
+
+def test_older_code_is_a_notice(folder):
+    path = folder / "train.py"
+    path.write_text(path.read_text() + "\n# a later thought\n")
+    _, found, notices = check.check_paper(folder)
+    assert found == [] and notices == ["cpu: STALE: recorded by older code (commit abc)"]
+
+
+def test_broken_files_are_problems_not_tracebacks(folder, capsys):
+    (folder / "README.md").unlink()
+    (folder / "results" / "cpu.json").write_text("{")
+    assert "is not JSON" in problems(folder)[0]
+    (folder / "results" / "cpu.json").write_text("{}")
+    assert any("cannot be derived again" in line for line in problems(folder))
+    assert check.main(["toy"], folder.parent) == 1
+    assert check.main(["toys"], folder.parent) == 2
+    assert "not a paper" in capsys.readouterr().err
+
+
+def test_packing_is_deterministic_and_keeps_every_value(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "id": np.array(["a-1", "b-2", "c-3"]), "small": np.array([-1, 0, 300]), "bit": np.array([True, False, True]),
+        "wide": rng.normal(size=3), "single": rng.normal(size=3).astype(np.float32), "_whole": rng.normal(size=(2, 5)),
+        "half": np.array([0.5, np.nan, np.inf]), "none": np.array([], dtype=np.int64),
+    }  # fmt: skip
+    given = {("m", "t", 101): arrays, ("m", "t", 100): {**arrays, "small": np.array([5, 5, 5])}}
+    first = pack_predictions(tmp_path / "a.npz", given)
+    assert first == pack_predictions(tmp_path / "b.npz", dict(reversed(given.items())))
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    back = unpack_predictions(tmp_path / "a.npz")
+    assert back.keys() == given.keys()
+    for key in given:
+        for name, array in given[key].items():
+            assert back[key][name].dtype == array.dtype
+            np.testing.assert_array_equal(back[key][name], array)
+    with np.load(tmp_path / "a.npz") as archive:
+        assert len(archive.files) == len(arrays) + 1 + 1  # what both runs share is stored once
+    assert smallest(np.array([-1, 300])).dtype == np.int16
+    assert smallest(np.array([0.5, 0.25])).dtype == np.float16
+
+
+def test_packing_rounds_only_what_moves_no_score(tmp_path):
+    rng = np.random.default_rng(0)
+    given = {
+        ("m", "t", seed): {
+            "id": np.arange(50_000),
+            "label": rng.integers(0, 2, 50_000),
+            "p": rng.random(50_000),
+        }
+        for seed in range(10)
+    }
+
+    def accuracy(predictions):
+        return {"accuracy": float(np.mean((predictions["p"] > 0.5) == predictions["label"]))}
+
+    pack_predictions(tmp_path / "a.npz", given, accuracy)
+    assert (tmp_path / "a.npz").stat().st_size <= MOST_BYTES
+    for key, arrays in unpack_predictions(tmp_path / "a.npz").items():
+        assert accuracy(arrays) == accuracy(given[key])
+    with pytest.raises(BadInput, match="largest array is 'p'"):
+        pack_predictions(tmp_path / "b.npz", given)
+    with pytest.raises(BadInput, match="text stays out"):
+        pack_predictions(tmp_path / "c.npz", {("m", "t", 0): {"text": np.array(["a sentence"])}})

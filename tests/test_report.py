@@ -1,0 +1,338 @@
+"""The report on whole, partial and empty results: it renders, loads nothing, explains its figures; README tables are stable."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import synthetic_results
+from matplotlib.figure import Figure
+
+from benchmarks import plots, readme, report
+
+VOID = {"meta", "br", "link", "img", "input", "hr", "wbr"}
+
+
+class Page(HTMLParser):
+    """Checks nesting and collects what a page loads, links to, defines and says."""
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.pictures: list[dict] = []
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        if "id" in given:
+            self.ids.append(given["id"])
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        elif tag in ("link", "script", "img", "iframe", "image", "use", "source", "object", "embed"):
+            self.loads += [
+                v for k, v in given.items() if k in ("href", "src", "xlink:href", "data", "srcset")
+            ]
+        if tag == "svg":
+            self.pictures.append(given)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]} at {self.getpos()}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A checkout with made-up results of every sort, rendered once."""
+    path = synthetic_results.tree(tmp_path_factory.mktemp("checkout"))
+    report.render(path, runs=path / "runs")
+    return path
+
+
+@pytest.fixture(scope="module")
+def pages(root) -> dict[str, Page]:
+    return {p.name: Page(p.read_text(encoding="utf-8")) for p in (root / "report").glob("*.html")}
+
+
+def test_every_paper_and_scale_has_a_page(pages):
+    expected = {f"{paper}.html" for paper in readme.PAPERS} | {
+        "index.html",
+        "findings.html",
+        "mlo_mae-cpu.html",
+    }
+    assert set(pages) == expected
+
+
+def test_pages_load_nothing(root, pages):
+    for name, page in pages.items():
+        for url in page.loads:
+            assert url.startswith(("#", "data:")), f"{name} loads {url}"
+        text = (root / "report" / name).read_text()
+        assert "@import" not in text and not re.search(r"url\((?!#)", text), name
+        assert page.tags.count("script") == 1
+        assert all(u.startswith("https://arxiv.org/abs/") for u in page.links if "//" in u), name
+
+
+def test_links_inside_the_report_lead_somewhere(pages):
+    for name, page in pages.items():
+        for link in page.links:
+            if "//" in link or link == "summary.json":
+                continue
+            file, _, fragment = link.partition("#")
+            target = pages[file or name]
+            assert not fragment or fragment in target.ids, f"{name}: {link}"
+
+
+def test_ids_are_unique_and_every_picture_says_what_it_shows(pages):
+    for name, page in pages.items():
+        repeated = {i for i in page.ids if page.ids.count(i) > 1}
+        assert not repeated, f"{name}: {repeated}"
+        for picture in page.pictures:
+            assert picture.get("role") == "img" and len(picture.get("aria-label", "")) > 20, name
+    assert len(pages["autolora.html"].pictures) == 12  # eight claims, two tasks, one curve, the method's own
+
+
+def test_every_verdict_word_is_shown_as_a_word(pages):
+    text = pages["autolora.html"].text
+    for words in (
+        "SUPPORTED, NOT ATTRIBUTED (scaled down)",
+        "SUPPORTED, ATTRIBUTION OPEN (scaled down)",
+        "CONTRADICTED (scaled down)",
+        "INCONCLUSIVE (scaled down)",
+        "NOT RUN (scaled down)",
+        "SUPPORTED for this model (scaled down)",
+        "NOT BEATEN",
+        "OPEN",
+        "recorded: SUPPORTED (scaled down) (DIFFERS)",
+        "loss is nan at step 12",
+        "input missing: tner/bionlp2004",
+    ):
+        assert words in text, words
+    assert "FAILED" in pages["dasgm.html"].text  # its second gate
+
+
+def test_reported_numbers_are_marked(pages):
+    text = pages["mlo_mae.html"].text
+    for word in (
+        "REPRODUCED",
+        "BETTER",
+        "NOT REPRODUCED",
+        "SUBSTITUTED",
+        "NO PUBLISHED VALUE",
+        "CONTEXT",
+        "NO COUNTERPART",
+    ):
+        assert word in text
+    watermark = pages["ts_watermark.html"]
+    assert watermark.tags.count("details") == 10  # nine tables and what was not found, closed
+    assert "884 on file" in watermark.text and "20 NO PUBLISHED VALUE" in watermark.text
+    assert "<unreadable>" in watermark.text  # escaped, hence text
+
+
+def test_special_characters_stay_text(root, pages):
+    text = (root / "report/autolora.html").read_text()
+    assert "<b>spans</b>" not in text and "&lt;b&gt;spans&lt;/b&gt;" in text
+    assert "<made up>" in pages["autolora.html"].text
+
+
+def test_findings_place_every_claim_once(root, pages):
+    found = [link for link in pages["findings.html"].links if link.startswith("autolora.html#claim-")]
+    declared = [c for c in synthetic_results.result()["claims"] if c["role"] != "exhibit"]
+    assert len(found) == len(set(found)) == len(declared)
+
+
+def test_summary_for_machines(root):
+    papers = {p["paper"]: p for p in json.loads((root / "report/summary.json").read_text())["papers"]}
+    assert set(papers) == set(readme.PAPERS)
+    claim = papers["autolora"]["claims"][0]
+    assert claim["verdict"].startswith("SUPPORTED, NOT ATTRIBUTED")
+    assert claim["controls"] == {"permuted": "NOT BEATEN", "random": "BEATEN"}
+    assert papers["autolora"]["recorded"] is False and papers["dasgm"]["recorded"] is True
+    assert papers["ppo_nlu"]["scale"] is None
+
+
+def test_rendering_is_deterministic(root, tmp_path):
+    report.render(root, ["dasgm"], runs=root / "runs", out=tmp_path)
+    assert (tmp_path / "dasgm.html").read_bytes() == (root / "report/dasgm.html").read_bytes()
+
+
+def test_a_subset_links_only_to_pages_that_exist(root, tmp_path):
+    opened = report.render(root, ["dasgm"], runs=root / "runs", out=tmp_path)
+    assert opened == tmp_path / "dasgm.html"
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "dasgm.html",
+        "index.html",
+        "findings.html",
+        "summary.json",
+    }
+
+
+def test_a_newer_preview_is_shown_as_one(root, tmp_path):
+    shutil.copytree(root / "dasgm", tmp_path / "dasgm")
+    preview = synthetic_results.result("dasgm") | {
+        "preview": "SEEDS given",
+        "created": "2025-12-01T00:00:00Z",
+    }
+    synthetic_results.write(tmp_path / "runs/dasgm/cpu/results.json", synthetic_results.result("dasgm"))
+    synthetic_results.write(tmp_path / "runs/dasgm/cpu/preview.json", preview)
+    report.render(tmp_path, ["dasgm"], runs=tmp_path / "runs")
+    assert "SEEDS given" in Page((tmp_path / "report/dasgm.html").read_text()).text
+    assert "cpu 2025-12-01 PREVIEW" in Page((tmp_path / "report/index.html").read_text()).text
+
+
+def test_a_broken_figure_hides_no_verdict(root, tmp_path, capsys):
+    shutil.copytree(root / "dasgm", tmp_path / "dasgm")
+    (tmp_path / "dasgm/figures.py").write_text(
+        "def figures(results, run_dirs):\n    raise KeyError('genotype')\n"
+    )
+    report.render(tmp_path, ["dasgm"], runs=tmp_path / "runs")
+    page = Page((tmp_path / "report/dasgm.html").read_text())
+    assert "dasgm.figures failed: KeyError" in page.text and "CONTRADICTED" in page.text
+    assert "dasgm.figures failed" in capsys.readouterr().err
+
+
+def test_the_command_line_prints_the_page_and_refuses_unknown_papers(root, tmp_path, capsys):
+    assert report.main(["dasgm", "--root", str(root), "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "dasgm.html")
+    assert report.main(["autolara", "--root", str(root)]) == 2
+    assert "did you mean autolora?" in capsys.readouterr().err
+    (tmp_path / "dasgm/results").mkdir(parents=True)
+    (tmp_path / "dasgm/results/cpu.json").write_text("{broken")
+    assert report.main(["dasgm", "--root", str(tmp_path)]) == 2
+    assert "is not valid JSON" in capsys.readouterr().err
+
+
+def test_ink_follows_the_page():
+    """Colours of text and axes become CSS, so that a figure is readable on a dark page; a method's own stay."""
+    with plots.style():
+        figure = Figure()
+        figure.add_subplot().plot([0, 1], [0, 1], color="#123456")
+    svg, width = plots.to_svg(figure, 'a line <up> & "on"', "key")
+    assert "currentColor" in svg and plots.INK not in svg and "#123456" in svg
+    assert 'aria-label="a line &lt;up&gt; &amp; &quot;on&quot;"' in svg and width > 300
+    assert svg == plots.to_svg(figure, 'a line <up> & "on"', "key")[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "n/a"), (float("nan"), "n/a"), (1234567, "1,234,567"), (150.0, "150"), (12.345, "12.35"), (-0.5, "-0.50"), (0.0123, "0.0123"), (0.0, "0.00")],
+)  # fmt: skip
+def test_numbers(value, shown):
+    assert readme.number(value) == shown
+
+
+def test_intervals_share_their_decimals():
+    assert readme.interval([-0.00658, 2.36]) == "-0.01 to +2.36"
+    assert readme.interval([None, 1.0]) == "n/a" and readme.interval(None) == "n/a"
+
+
+# --- README tables -------------------------------------------------------------------------------------------------------
+
+
+def test_readme_tables_are_deterministic_and_whole(root):
+    tables = report.readme_tables(root / "autolora")
+    assert set(tables) == {"claims", "results", "reported"}
+    assert tables == report.readme_tables(root / "autolora")
+    claims, results = tables["claims"], tables["results"]
+    for claim in synthetic_results.result()["claims"]:
+        assert f"`{claim['id']}`" in claims
+    assert "**SUPPORTED, NOT ATTRIBUTED (scaled down)**" in claims and "permuted: NOT BEATEN" in claims
+    assert "&lt;b&gt;spans" in claims and "<b>" not in claims
+    row = next(line for line in results.splitlines() if line.startswith("| `autolora`"))
+    assert "1 diverged" in row and "73,728" in row and "| 650 |" in row
+    for table in (claims, results):
+        lines = [line for line in table.splitlines() if line.startswith("|")]
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+
+
+def test_a_diverged_run_counts_as_chance_in_the_mean(root):
+    result, claims = synthetic_results.result(), readme.load_yaml(root / "autolora/claims.yaml")
+    points = readme.scores(result, claims)["digits", "accuracy", "autolora"]
+    assert [(seed, value) for seed, value, diverged in points if diverged] == [(103, 10.0)]
+    assert len(points) == len(synthetic_results.SEEDS)
+
+
+def test_readme_tables_read_committed_files_only(root):
+    own = json.loads((root / "runs/autolora/cpu/results.json").read_text())["claims"][1]["verdict"]
+    assert own.startswith("INCONCLUSIVE")
+    line = next(
+        x for x in report.readme_tables(root / "autolora")["claims"].splitlines() if "better-than-random" in x
+    )
+    assert "**SUPPORTED (scaled down)**" in line
+
+
+def test_reported_table_shows_targets_or_a_tally(root):
+    shown = report.readme_tables(root / "mlo_mae")["reported"]
+    assert "`rte-ours`" in shown and "lora-readme" not in shown and "webnlg" not in shown
+    assert "NO PUBLISHED VALUE" in shown
+    tally = report.readme_tables(root / "ts_watermark")["reported"]
+    assert tally == "884 published values on file (20 without a value): none compared yet."
+
+
+def test_tables_of_partial_and_missing_results(root, tmp_path):
+    for paper in ("weight_mixup", "tapweight"):
+        assert all(report.readme_tables(root / paper).values())
+    (tmp_path / "dasgm").mkdir()
+    assert report.readme_tables(tmp_path / "dasgm")["claims"].startswith(
+        "Nothing is recorded yet: `make reproduce-dasgm`"
+    )
+
+
+def test_readmes_are_filled_in_place_and_checked(root, tmp_path):
+    for paper in ("autolora", "dasgm"):
+        shutil.copytree(root / paper, tmp_path / paper)
+    block = "<!-- generated: {} -->\nold\n<!-- end generated -->\n"
+    paper, project = tmp_path / "autolora/README.md", tmp_path / "README.md"
+    paper.write_text("# A\n" + block.format("claims") + "\nwords | stay\n" + block.format("figures"))
+    project.write_text(block.format("verdicts"))
+    assert report.stale_readmes(tmp_path) == ["autolora/README.md: claims", "README.md: verdicts"]
+    assert report.write_readmes(tmp_path) == [paper, project]
+    assert report.stale_readmes(tmp_path) == [] and report.write_readmes(tmp_path) == []
+    text = paper.read_text()
+    assert text.startswith("# A\n<!-- generated: claims -->\nScale `cpu`") and "\nwords | stay\n" in text
+    assert "<!-- generated: figures -->\nold\n" in text
+    row = next(line for line in project.read_text().splitlines() if "[autolora]" in line)
+    assert "yes: rehearsal of 96 runs, 2025-11-19" in row and "yes, 2025-11-20" in row
+    paper.write_text(text.replace("8 |", "9 |", 1))
+    assert report.stale_readmes(tmp_path) == ["autolora/README.md: claims"]
+
+
+def test_a_stamp_holds_for_the_bytes_it_names(root, tmp_path):
+    shutil.copytree(root / "autolora", tmp_path / "autolora")
+    results = tmp_path / "autolora/results/cpu.json"
+    assert readme.checked(tmp_path / "autolora", "cpu").startswith("yes")
+    results.write_text(results.read_text().replace("71", "72", 1))
+    assert readme.checked(tmp_path / "autolora", "cpu") == "results changed since"
+
+
+def test_an_unclosed_block_is_named(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("<!-- generated: claims -->\nnever closed\n")
+    with pytest.raises(ValueError, match=r"README\.md: 1 blocks are opened and 0 closed"):
+        report.update_readme(path, {"claims": "x"})

@@ -1,0 +1,204 @@
+"""The runner on a paper of twenty lines: verdicts, second call, Ctrl-C, SIGKILL, crashes, limits, previews, recording, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def reproduce(root, *words, **environ):
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environ}
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.reproduce", "toy", *words],
+        cwd=root,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+
+
+def results(root, name="results"):
+    found = json.loads((root / "runs" / "toy" / "cpu" / f"{name}.json").read_text())
+    for key in ("created", "commit", "environment", "seconds"):
+        found.pop(key)
+    for run in found["runs"]:
+        for key in ("seconds", "peak_memory_mb"):
+            run.pop(key, None)
+    return found
+
+
+def slow_down(root):
+    """Runs of a few seconds, so that a signal meets them in the middle; the scores stay as they are."""
+    path = root / "toy" / "train.py"
+    path.write_text(
+        path.read_text().replace(
+            "            run.log(step=step",
+            "            __import__('time').sleep(0.05)\n            run.log(step=step",
+        )
+    )
+
+
+def test_from_nothing_to_verdicts_and_again(toy):
+    done = reproduce(toy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no CUDA device" in done.stdout and "[23/23]" in done.stdout and "report:" in done.stdout
+    first = results(toy)
+    claim = first["claims"][0]
+    assert claim["id"] == "C1" and claim["n"] == 5 and "(scaled down)" in claim["verdict"]
+    assert {r["status"] for r in first["runs"]} == {"finished"} and len(first["runs"]) == 23
+    assert {g["id"] for g in first["gates"]} >= {"toy-gate"} and all(g["passed"] for g in first["gates"])
+    good = next(r for r in first["runs"] if r["arm"] == "good")
+    assert good["gradient_evaluations_with_uses"] == good["gradient_evaluations"] + 3
+    stamps = {p: p.stat().st_mtime_ns for p in toy.glob("runs/toy/cpu/*/*/*/record.json")}
+    done = reproduce(toy, "--jobs", "1")
+    assert done.returncode == 0 and "23 finished before" in done.stdout and "[1/" not in done.stdout
+    assert stamps == {p: p.stat().st_mtime_ns for p in stamps} and results(toy) == first
+
+
+def test_killed_and_continued_gives_the_same(toy):
+    assert reproduce(toy).returncode == 0
+    whole = results(toy)
+    (toy / "runs").rename(toy / "runs-whole")
+    for number, status in ((signal.SIGKILL, -9), (signal.SIGINT, 75)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.reproduce", "toy"], cwd=toy, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "REPRO_CHECKPOINT_SECONDS": "0"})  # fmt: skip
+        before = len(list(toy.glob("runs/toy/cpu/*/*/*/record.json")))
+        while len(list(toy.glob("runs/toy/cpu/*/*/*/record.json"))) < before + 2:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == status, out + err
+    assert "Continue with: make reproduce-toy SCALE=cpu" in out
+    done = reproduce(toy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert results(toy) == whole
+
+
+def test_limit_stops_and_continues(toy):
+    slow_down(toy)
+    done = reproduce(toy, "--limit", "4s", "--only", "noisy", "--seeds", "2")
+    assert done.returncode == 75 and "LIMIT=4s" in done.stdout, done.stdout + done.stderr
+    for _ in range(10):
+        done = reproduce(toy, "--limit", "20s", "--only", "noisy", "--seeds", "2")
+        if done.returncode != 75:
+            break
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_previews_are_kept_apart(toy):
+    done = reproduce(toy, "--seeds", "2")
+    assert done.returncode == 0 and "PREVIEW" in done.stdout
+    assert not (toy / "runs" / "toy" / "cpu" / "results.json").exists()
+    assert (
+        results(toy, "preview")["claims"][0]["verdict"].startswith("NOT RUN")
+        or "INCONCLUSIVE" in results(toy, "preview")["claims"][0]["verdict"]
+    )
+
+
+def edit(root, old, new, name="protocol.yaml"):
+    path = root / "toy" / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_a_crash_is_tried_again_and_reported(toy):
+    edit(toy, "set: {noise: 3.0}", "set: {noise: 3.0, crash: true}")
+    done = reproduce(toy)
+    assert done.returncode == 1
+    assert (
+        "the worker died (exit status 7)" in done.stdout
+        and "alone: python -m toy.train --scale cpu --arm noisy" in done.stdout
+    )
+    found = results(toy)
+    assert found["claims"][0]["verdict"].startswith("NOT RUN")
+    crashed = [r for r in found["runs"] if r["arm"] == "noisy"]
+    assert {r["status"] for r in crashed} == {"crashed"} and {r["attempts"] for r in crashed} == {2}
+    assert all(r["status"] == "finished" for r in found["runs"] if r["arm"] == "good")
+
+
+def test_divergence_is_an_outcome(toy):
+    edit(toy, "set: {noise: 3.0}", "set: {noise: 3.0, nan_at: 4}")
+    done = reproduce(toy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    claim = results(toy)["claims"][0]
+    assert "INCONCLUSIVE" in claim["verdict"] and claim["reason"].startswith("failures")
+    assert all(d <= 0 for d in claim["d"])  # a broken opponent never helps
+    assert reproduce(toy).returncode == 0 and results(toy)["claims"][0] == claim
+
+
+def test_a_failed_gate_fails_the_command(toy):
+    edit(toy, '"toy-gate", True', '"toy-gate", config.seed != 102', "train.py")
+    done = reproduce(toy)
+    assert done.returncode == 1 and "gate toy-gate FAILED" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words, status, text",
+    [
+        (["--scale", "gpu"], 2, "has no scale 'gpu'"),
+        (["--scale", "cpuu"], 2, "did you mean 'cpu'"),
+        (["--scale", "paper"], 2, "missing for scale paper: model nobody/nothing"),
+        (["--only", "noisi"], 2, "did you mean 'noisy'"),
+        (["--limit", "soon"], 2, "LIMIT=soon"),
+    ],
+)
+def test_bad_requests(toy, words, status, text):
+    done = reproduce(toy, *words, HF_HUB_OFFLINE="1")
+    assert (
+        done.returncode == status and text in done.stderr + done.stdout and "Traceback" not in done.stderr
+    ), done.stderr + done.stdout
+
+
+def test_dry_prints_the_plan_and_starts_nothing(toy):
+    done = reproduce(toy, "--dry")
+    assert done.returncode == 0 and "23 runs" in done.stdout and not (toy / "runs").exists()
+
+
+def test_record_and_check(toy):
+    """Recording needs a clean tree and a whole result; the check passes on it and catches an edited digit."""
+
+    def git(*words):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        return subprocess.run(["git", *identity, *words], cwd=toy, check=True, capture_output=True)
+
+    def check():
+        return subprocess.run(
+            [sys.executable, "-m", "benchmarks.check", "toy"], cwd=toy, capture_output=True, text=True
+        )
+
+    (toy / ".gitignore").write_text("/runs/\n/report/\n/.cache/\n__pycache__/\n")
+    (toy / "README.md").write_text("<!-- generated: verdicts -->\n<!-- end generated -->\n")
+    git("init", "-q"), git("add", "-A"), git("commit", "-qm", "a")
+    assert "does not exist" in reproduce(toy, "--record").stderr
+    assert reproduce(toy).returncode == 0
+    (toy / "toy" / "README.md").write_text("# toy\n\n<!-- generated: claims -->\n<!-- end generated -->\n")
+    assert "clean, committed tree" in reproduce(toy, "--record").stderr
+    git("commit", "-qam", "b")
+    done = reproduce(toy, "--record")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        "C1" in (toy / "toy" / "README.md").read_text()
+        or "clean inputs" in (toy / "toy" / "README.md").read_text()
+    )
+    git("add", "-A"), git("commit", "-qm", "c")
+    done = check()
+    assert done.returncode == 0, done.stdout + done.stderr
+    path = toy / "toy" / "results" / "cpu.json"
+    text = path.read_text()
+    document = json.loads(text)
+    document["claims"][0]["effect"] += 1e-9
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    done = check()
+    assert done.returncode != 0 and "effect" in done.stdout + done.stderr
+    path.write_text(text)
+    (toy / "toy" / "evaluate.py").open("a").write("\n# newer\n")
+    done = check()
+    assert done.returncode == 0 and "STALE" in done.stdout
