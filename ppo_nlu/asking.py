@@ -62,13 +62,12 @@ class Asker:
         self.paid = order if config.shuffle else list(range(len(order)))
 
     def _encode(self, item: data.Item) -> tuple[list[int], list[int]]:
-        target = (official.sft_target if self.config.targets == "official" else prompts.target)(
-            self.task, item.label
-        )
+        write = official.sft_target if self.config.targets == "official" else prompts.target
+        target = write(data.task_of(item, self.task), item.label)
         return models.encode(self.tokenizer, self.text(item), target)
 
     def text(self, item: data.Item) -> str:
-        return prompts.prompt(self.task, item.fields, self.shown)
+        return prompts.prompt(data.task_of(item, self.task), item.fields, self.shown)
 
     def pair(self, i: int) -> tuple[list[int], list[int]]:
         """Token ids of training question i and of its answer."""

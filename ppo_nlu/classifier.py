@@ -6,14 +6,14 @@ from torch import Tensor
 
 from ppo_nlu import baselines, data, evaluate, models, prompts
 from ppo_nlu.starting import load_data, weights
-from ppo_nlu.steps import make_optimizer, schedule_of_rows, set_rate
+from ppo_nlu.steps import make_optimizer, schedule_of_rows, set_rate, with_steps
 from shared import runs
 
 
 def classify(config: runs.RunConfig, run: runs.Run) -> None:
     """An encoder with a classification head: the BERT rows of the claims.  Greedy and sampled answers are the same."""
     device, items = runs.device(config), load_data(config, run)
-    task = items.task
+    task, config = items.task, with_steps(config, len(items.train))
     runs.seed_global(config.seed, "model")
     encoder, tokenizer = models.classifier(config.model, max(len(task.words), 1), [prompts.instance(task, x.fields) for x in items.train], config.vocabulary)  # fmt: skip
     encoder.to(device)

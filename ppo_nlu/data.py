@@ -25,6 +25,7 @@ class Item:
     label: float
     group: int = -1
     value: float = 0.0
+    task: str = ""  # of a mixture
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def load(
     elif name == "documentation":
         data = documentation(generator)
     else:
-        data = benchmark(name, generator, sample)
+        data = benchmark(name, generator, sample, start)
     train = data.train[:limit] if limit else data.train
     if not train or not data.test:
         raise ValueError(
@@ -60,6 +61,24 @@ def load(
     for item in [*train, *data.validation, *data.test]:
         data.task.label(item.label)
     return replace(data, train=flipped(data.task, train, flip, noise))
+
+
+def task_of(item: Item, default: Task) -> Task:
+    return prompts.task(item.task) if item.task else default
+
+
+def mixed(parts: list[Data], generator: torch.Generator, least: int = 0) -> Data:
+    """Several tasks as one; each is repeated until it has `least` training rows (the official code: 30,000).
+
+    Validation and test items are those of the first task: a mixture only trains."""
+    start, train = [], []
+    for number, part in enumerate(parts):
+        tag = lambda x, t=part.task.name, n=number: replace(x, task=t, id=x.id + n * 1_000_000_000)  # noqa: E731
+        rows = [tag(x) for x in part.train]
+        train += rows * max(1, -(-least // len(rows)))
+        start += [tag(x) for x in part.start]
+    order = torch.randperm(len(start), generator=generator).tolist()
+    return replace(parts[0], train=train, start=[start[i] for i in order])
 
 
 def flipped(task: Task, items: list[Item], share: float, generator: torch.Generator) -> list[Item]:
@@ -106,8 +125,10 @@ def half_knowing(
     """Answers of a teacher who half knows: `malformed` of them break the format, `right` of the others are right.
 
     A policy trained on these has heard of format and task, like a chat model: what every arm starts from."""
-    texts, n = [], len(task.words)
+    texts, default = [], task
     for item in items:
+        task = task_of(item, default)
+        n = len(task.words)
         u, v, w = torch.rand(3, generator=generator).tolist()
         if u < malformed:
             both = " ".join(task.words[:2]) or "2 3"
@@ -152,7 +173,7 @@ _RENAMED = {
 }  # fmt: skip
 
 
-def benchmark(name: str, generator: torch.Generator, sample: bool = False) -> Data:
+def benchmark(name: str, generator: torch.Generator, sample: bool = False, start: bool = True) -> Data:
     """Training file -> start, validation and training items; the development set is the test set (labels of the
     benchmarks' own test sets are not public).  `sample`: made-up rows in the task's own layout."""
     from shared import glue, runs
@@ -172,7 +193,8 @@ def benchmark(name: str, generator: torch.Generator, sample: bool = False) -> Da
         raise runs.BadInput(
             f"{name}: {len(train)} training rows are too few to hold out {cut} for validation and {cut} to start"
         )
-    return Data(task, pick(order[2 * cut :]), pick(order[:cut]), files[1], pick(order[cut : 2 * cut]))
+    first = 2 * cut if start else cut  # a hub model needs no rows to start from
+    return Data(task, pick(order[first:]), pick(order[:cut]), files[1], pick(order[cut:first]))
 
 
 def _items(name: str, split, file: int) -> list[Item]:

@@ -83,15 +83,24 @@ def starting_policy(config: runs.RunConfig, run: runs.Run):
 
 
 def load_data(config: runs.RunConfig, run: runs.Run) -> data.Data:
-    items = data.load(config.task, runs.stream(config.seed, "split"), runs.stream(config.seed, "flip"), config.flip,
-                      config.train_limit, sample=config.scale == "rehearsal")  # fmt: skip
-    items = replace(
-        items,
-        test=items.test[: config.test_limit or None],
-        validation=items.validation[: config.test_limit or None],
-    )
+    """The items of the run's task, or of its mixture; which item is in which part goes into the record."""
+    seed, sample = config.seed, config.scale == "rehearsal"
+
+    def one(name: str) -> data.Data:
+        noise, split = runs.stream(seed, "flip"), runs.stream(seed, "split")
+        return data.load(
+            name, split, noise, config.flip, config.train_limit, sample, not is_hub(config.model)
+        )
+
+    if config.mixture:
+        least = 30_000 if is_hub(config.model) else 0
+        items = data.mixed([one(name) for name in config.mixture], runs.stream(seed, "mixture"), least)
+    else:
+        items = one(config.task)
+    some = config.test_limit or None
+    items = replace(items, test=items.test[:some], validation=items.validation[:some])
     parts = {"train": items.train, "validation": items.validation, "test": items.test, "start": items.start}
-    run.splits(**{name: [x.id for x in part] for name, part in parts.items() if part})
+    run.splits(**{name: sorted({x.id for x in part}) for name, part in parts.items() if part})
     return items
 
 
@@ -158,6 +167,11 @@ def make_start(config: runs.RunConfig, run: runs.Run) -> None:
             config.start_malformed,
             runs.stream(config.seed, "teacher"),
         )
+        tasks = [data.task_of(x, items.task) for x in items.start]
+        answers = [
+            prompts.parse(t, text) for t, text in zip(tasks, told)
+        ]  # shown examples are well formed, right or not
+        examples = [(x.fields, x.label if a is None else a) for x, a in zip(items.start, answers)]
         policy = Policy(lm)  # only its forward pass is used
         policy.frozen.clear()
         optimizer = torch.optim.AdamW(lm.parameters(), lr=config.lr)
@@ -180,10 +194,9 @@ def make_start(config: runs.RunConfig, run: runs.Run) -> None:
             for i in rows:
                 k = config.shots if step % 2 else 0
                 others = torch.randint(len(told), (k,), generator=shown).tolist()
-                front = "".join(
-                    f"{prompts.prompt(items.task, items.start[j].fields)}{told[j]} " for j in others
+                text = prompts.prompt(
+                    tasks[i], items.start[i].fields, [examples[j] for j in others if tasks[j] is tasks[i]]
                 )
-                text = front + prompts.prompt(items.task, items.start[i].fields)
                 pairs.append(models.encode(tokenizer, text, told[i]))
             loss = baselines.sft_loss(policy, *map(list, zip(*pairs)), tokenizer.pad_token_id)
             run.finite(loss, "start", step, [items.start[i].id for i in rows])

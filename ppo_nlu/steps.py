@@ -1,12 +1,22 @@
 """Which rows make up each batch, at which rate an arm learns, and what it has spent."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from shared import runs
+
+
+def with_steps(config, items: int):
+    """The configuration with `epochs` turned into a number of batches."""
+    return (
+        replace(config, steps=max(1, round(config.epochs * items / config.batch)))
+        if config.epochs
+        else config
+    )
 
 
 def schedule_of_rows(n: int, batch: int, steps: int, generator: torch.Generator) -> Tensor:

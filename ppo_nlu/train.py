@@ -25,7 +25,7 @@ from ppo_nlu.classifier import classify
 from ppo_nlu.method import Policy, rollout
 from ppo_nlu.processes import full, join_processes, load_trained, mine, shard, share, trained_state
 from ppo_nlu.starting import load_data, make_base, make_start, starting_policy, weights
-from ppo_nlu.steps import count, make_optimizer, schedule_of_rows, set_rate, used_budget
+from ppo_nlu.steps import count, make_optimizer, schedule_of_rows, set_rate, used_budget, with_steps
 from shared import runs
 
 
@@ -35,10 +35,16 @@ class Config(runs.RunConfig):
         "ppo"
     )
     # how the arm learns; "prompt" does not; "base" and "start" make what the others use
+    stage: bool = False
+    # stop after training: other arms build on it
     model: str = "digits"
     # digits, minilm, decoder (trained in the run), tiny-llama, tiny-qwen2, tiny-mpt, or a hub id
     steps: int = 300
     # batches
+    epochs: float = 0.0
+    # passes over the training items instead of `steps`; 0: `steps` counts
+    mixture: tuple[str, ...] = ()
+    # tasks trained on together (multi-task supervised stage; start)
     batch: int = 16
     # labelled examples in a batch (official scripts)
     examples: int = 0
@@ -175,6 +181,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
         **used_budget(config),
     }
     beta, trained = config.beta, [p for p in policy.parameters() if p.requires_grad]
+    config = with_steps(config, len(asker.items.train))
     steps = config.steps if config.method != "prompt" else 0
     if config.method in ("grpo", "rloo"):
         steps = 0
@@ -219,13 +226,17 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
             abs(seen / config.examples - 1) <= 0.01,
             f"{seen} labelled examples seen, {config.examples} declared",
         )
+    exports = export(config, policy, tokenizer, run) if steps else []
+    state = [full(p) for p in trained] if steps else weights(lm)
+    if config.stage:  # others build on it; it has no score of its own
+        run.finish(state=state, gradient_evaluations=budget["gradient_steps"], exports=exports, budget=budget)
+        return
     validation = (
         evaluate.score(asker.answer_all(items.validation, "validation", 1)) if items.validation else {}
     )
     answers = asker.answer_all(items.test, "test", config.samples, write=run.directory / "answers.jsonl")
     run.predictions(**answers)
-    exports = export(config, policy, tokenizer, run) if steps else []
-    run.finish(metrics=evaluate.score(answers), validation=validation, state=[full(p) for p in trained] if steps else weights(lm),
+    run.finish(metrics=evaluate.score(answers), validation=validation, state=state,
                gradient_evaluations=budget["gradient_steps"], selection="last", chosen_step=steps, exports=exports, budget=budget,
                dropped_prompts=asker.dropped)  # fmt: skip
 
