@@ -44,6 +44,7 @@ def load(
     flip: float = 0.0,
     limit: int = 0,
     sample: bool = False,
+    start: bool = True,
 ) -> Data:
     """The data of task `name`.  Training labels are flipped with probability `flip`; `limit` > 0 cuts the training
     part; `sample`: made-up rows, for rehearsals."""
@@ -54,13 +55,18 @@ def load(
     else:
         data = benchmark(name, generator, sample, start)
     train = data.train[:limit] if limit else data.train
-    if not train or not data.test:
-        raise ValueError(
-            f"{name}: {len(train)} training and {len(data.test)} test items; both parts must hold some"
-        )
-    for item in [*train, *data.validation, *data.test]:
-        data.task.label(item.label)
+    checked(name, data.task, train, data.test)
     return replace(data, train=flipped(data.task, train, flip, noise))
+
+
+def checked(name: str, task: Task, train: list[Item], test: list[Item]) -> None:
+    """Refuse an empty part and a label outside the answer set."""
+    if not train or not test:
+        raise ValueError(
+            f"{name}: {len(train)} training and {len(test)} test items; both parts must hold some items"
+        )
+    for item in [*train, *test]:
+        task.label(item.label)
 
 
 def task_of(item: Item, default: Task) -> Task:
