@@ -151,7 +151,10 @@ class Policy(nn.Module):
         off = self.lm.disable_adapter() if reference and self.adapter else contextlib.nullcontext()
         with off:
             out = self.call(lm, ids, mask, T + 1, output_hidden_states=True, use_cache=False)
-        log_p = out.logits[:, -T - 1 : -1].float().log_softmax(-1)
+        logits = out.logits[:, -T - 1 : -1]
+        log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(
+            -1
+        )  # never in half precision
         log_pi = log_p.gather(-1, ids[:, -T:, None]).squeeze(-1)
         h = out.hidden_states[-1][:, -T - 1 : -1]
         return log_pi, self.value(h.to(self.value.weight.dtype)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
@@ -314,7 +317,7 @@ def update(
         log |= now if epoch else {f"{name}_first": x for name, x in now.items()} | now
     rows_all = all_sum(torch.tensor(float(B), device=mask.device))
     kl = float(all_sum(((log_old - log_ref) * mask).sum()) / rows_all)
-    spread = all_sum(((G - masked_mean(G, mask)) ** 2 * mask).sum()) + 1e-8
+    spread = all_sum(((G - all_sum((G * mask).sum()) / tokens) ** 2 * mask).sum()) + 1e-8
     log |= {
         "reward": all_sum(scores.sum()) / rows_all,
         "entropy": all_sum((entropy * mask).sum()) / tokens,
@@ -336,7 +339,8 @@ def all_sum(x: Tensor) -> Tensor:
 def average_gradients(policy: nn.Module) -> None:
     """Mean of the gradients over processes; sharded parameters (DTensor) were averaged by FSDP in their backward."""
     if dist.is_initialized():
-        for p in policy.parameters():
-            if p.grad is not None and not hasattr(p, "device_mesh"):
-                dist.all_reduce(p.grad)
-                p.grad /= dist.get_world_size()
+        own = [p.grad for p in policy.parameters() if p.grad is not None and not hasattr(p, "device_mesh")]
+        flat = torch.cat([g.flatten() for g in own])  # one message instead of one per tensor
+        dist.all_reduce(flat)
+        for g, mean in zip(own, (flat / dist.get_world_size()).split([g.numel() for g in own])):
+            g.copy_(mean.view_as(g))
