@@ -39,7 +39,7 @@ class Asker:
         chosen = pick(labels, config.shots, runs.stream(config.seed, "shots")) if config.shots else []
         self.shown = [(items.train[i].fields, items.train[i].label) for i in chosen]
         keep = range(len(items.train))
-        self.pairs: dict[int, tuple[list[int], list[int]]] = {}
+        self.encoded: dict[int, tuple[list[int], list[int]]] = {}
         limit = models.context(policy.lm)
         if config.method != "prompt":
             keep = [i for i in keep if len(self._encode(items.train[i])[0]) <= config.max_prompt]
@@ -62,24 +62,26 @@ class Asker:
         self.paid = order if config.shuffle else list(range(len(order)))
 
     def _encode(self, item: data.Item) -> tuple[list[int], list[int]]:
-        write = official.sft_target if self.config.targets == "official" else prompts.target
-        target = write(data.task_of(item, self.task), item.label)
-        return models.encode(self.tokenizer, self.text(item), target)
+        """Token ids of a question and of its answer."""
+        if item.id not in self.encoded:
+            write = official.sft_target if self.config.targets == "official" else prompts.target
+            target = write(data.task_of(item, self.task), item.label)
+            self.encoded[item.id] = models.encode(self.tokenizer, self.text(item), target)
+        return self.encoded[item.id]
 
     def text(self, item: data.Item) -> str:
         return prompts.prompt(data.task_of(item, self.task), item.fields, self.shown)
 
     def pair(self, i: int) -> tuple[list[int], list[int]]:
         """Token ids of training question i and of its answer."""
-        if i not in self.pairs:
-            self.pairs[i] = self._encode(self.items.train[i])
-        return self.pairs[i]
+        return self._encode(self.items.train[i])
 
     def paid_label(self, i: int) -> float:
         return self.items.train[self.paid[i]].label
 
-    def judge(self, text: str, label: float) -> tuple[float | None, float]:
-        read = official.parse_in_training if self.config.parser == "official" else prompts.parse
+    def judge(self, text: str, label: float, parser: str = "strict") -> tuple[float | None, float]:
+        """(answer or None, reward); test answers are always read strictly, whatever parser paid in training."""
+        read = official.parse_in_training if parser == "official" else prompts.parse
         answer = read(self.task, text)
         return answer, prompts.reward(self.task, text, answer, label, self.config.invalid)
 
@@ -103,7 +105,7 @@ class Asker:
         n, T = len(items), config.max_new or 31
         draws = torch.rand(n, T, generator=runs.stream(config.seed, name, column)) if name else None
         texts, kl, entropy = [""] * n, torch.zeros(n), torch.zeros(n)
-        size = 512 if config.width <= 64 and not is_hub(config.model) else 64
+        size = 64 if is_hub(config.model) else 512
         for rows in torch.tensor([len(q) for q in asked]).argsort(stable=True).split(size):
             rows = rows.tolist()
             out = rollout(self.policy, self.tokenizer, [asked[i] for i in rows], T, draws[rows] if name else None,

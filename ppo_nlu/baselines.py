@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ppo_nlu.method import Policy, Rollout, all_sum, average_gradients, left_pad
+from ppo_nlu.method import Policy, Rollout, all_sum, average_gradients, left_pad, quiet
 from shared.runs import BadInput
 
 # --- few-shot ---------------------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def group_update(
     policy: Policy, optimizer, batch: Rollout, scores: Tensor, kind: str, group: int, beta: float
 ) -> dict[str, float]:
     """One on-policy step: -A_i log pi(answer_i), the KL inside the reward.   scores: (B,)."""
-    policy.eval()
+    quiet(policy)
     mask, T = batch.answer_mask(), batch.T
     with torch.no_grad():
         log_ref, _, _ = policy(batch.ids, batch.mask, T, reference=True)

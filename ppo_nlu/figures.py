@@ -39,10 +39,17 @@ def both_decoders(finished: list[dict]):
         arms = [a for a in NAMES if any(r["arm"] == a and r["task"] == task for r in finished)]
         for shift, (metric, colour) in enumerate([("score_greedy", "C0"), ("score_sampled", "C1")]):
             for x, arm in enumerate(arms):
-                values = [100 * r["metrics"][metric] for r in finished if r["arm"] == arm and r["task"] == task]
+                values = [
+                    100 * r["metrics"][metric] for r in finished if r["arm"] == arm and r["task"] == task
+                ]
                 at = x + 0.16 * (2 * shift - 1)
                 ax.plot([at] * len(values), values, ".", color=colour, alpha=0.5)
-                ax.plot([at - 0.1, at + 0.1], [mean(values)] * 2, color=colour, label=metric[6:] if x == 0 else None)
+                ax.plot(
+                    [at - 0.1, at + 0.1],
+                    [mean(values)] * 2,
+                    color=colour,
+                    label=metric[6:] if x == 0 else None,
+                )
         ax.set_xticks(range(len(arms)), [NAMES[a] for a in arms], rotation=40, ha="right")
         ax.set_title(task)
     axes[0][0].set_ylabel("score on test items")
@@ -73,13 +80,23 @@ def over_time(run_dirs: dict):
     for ax, (key, title) in zip(axes.flat, CURVES):
         for number, arm in enumerate(NAMES):
             if points := series.get((arm, key)):
-                ax.plot(sorted(points), [mean(points[s]) for s in sorted(points)], color=f"C{number}", label=NAMES[arm])
+                ax.plot(
+                    sorted(points),
+                    [mean(points[s]) for s in sorted(points)],
+                    color=f"C{number}",
+                    label=NAMES[arm],
+                )
         ax.set_title(title, fontsize=9)
         ax.set_xlabel("batch")
     axes[0][0].legend(fontsize=7)
     fig.tight_layout()
     caption = f"Training on {first}, judged on validation items, the same for every arm; means over seeds."
-    return ("training", caption, "Six curves over training batches by arm: " + ", ".join(t for _, t in CURVES), fig)
+    return (
+        "training",
+        caption,
+        "Six curves over training batches by arm: " + ", ".join(t for _, t in CURVES),
+        fig,
+    )
 
 
 def rate_curve(finished: list[dict]):
@@ -87,7 +104,12 @@ def rate_curve(finished: list[dict]):
     import matplotlib.pyplot as plt
 
     known = {**RATES, "sft": 1e-3}
-    found = {known[a]: [100 * r["metrics"]["score_greedy"] for r in finished if r["arm"] == a and r["task"] == "digits"] for a in known}
+    found = {
+        known[a]: [
+            100 * r["metrics"]["score_greedy"] for r in finished if r["arm"] == a and r["task"] == "digits"
+        ]
+        for a in known
+    }
     points = sorted((rate, mean(values)) for rate, values in found.items() if values)
     if len(points) < 3:
         return None

@@ -224,9 +224,7 @@ def rollout(
     lengths = torch.zeros(B, dtype=torch.long, device=device)
     past, new = None, ids
     for t in range(max_new):
-        out = policy.call(policy.lm, new, mask, 1, past_key_values=past, use_cache=True) if cache else None
-        if out is None:
-            out = policy.call(policy.lm, ids, mask, 1, use_cache=False)
+        out = policy.call(policy.lm, new if cache else ids, mask, 1, past_key_values=past, use_cache=cache)
         past = out.past_key_values if cache else None
         logits = out.logits[:, -1].float()
         if uniforms is None:
@@ -242,7 +240,7 @@ def rollout(
         open_ = open_ & (token != tokenizer.eos_token_id)
         if (
             stop is not None
-        ):  # the tag may span tokens, and where they divide depends on what stands before it
+        ):  # found in the text: the tag may span tokens, and where they divide depends on what is before
             tails = tokenizer.batch_decode(ids[:, max(P, P + t - 15) :])
             open_ = open_ & torch.tensor([stop not in tail for tail in tails], device=device)
         if all_sum(open_.sum()) == 0:  # sharded models run in step: a process waits for the others' answers
@@ -274,7 +272,7 @@ def update(
     if not bool(torch.isfinite(scores).all()):
         bad = int((~torch.isfinite(scores)).nonzero()[0])
         raise FloatingPointError(f"reward of answer {bad} is {float(scores[bad])} for {batch.texts[bad]!r}")
-    policy.eval()  # dropout stays off, also in the training passes: otherwise rho is not 1 where nothing has moved
+    quiet(policy)
     world = dist.get_world_size() if dist.is_initialized() else 1
     B, T, mask = len(batch), batch.T, batch.answer_mask()
     tokens = all_sum(mask.sum())
@@ -326,6 +324,15 @@ def update(
     }
     metrics = {name: float(x) for name, x in log.items()} | {"kl": kl, "beta": beta}
     return metrics, next_beta(beta, kl, int(rows_all), hyper)
+
+
+def quiet(policy: nn.Module) -> None:
+    """No dropout, also in the training passes: otherwise rho is not 1 where nothing has moved.
+
+    Layers that recompute their activations do so in training mode only; they keep it, the modules inside do not."""
+    policy.eval()
+    for layer in policy.modules():
+        layer.training = getattr(layer, "gradient_checkpointing", False) is True
 
 
 def all_sum(x: Tensor) -> Tensor:

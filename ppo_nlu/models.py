@@ -122,7 +122,9 @@ def add_lora(lm: nn.Module, rank: int, alpha: int, rslora: bool, bias: str, targ
 def load(source: str | Path, dtype: torch.dtype = torch.float32):
     """(model, tokenizer) of a directory in the layout of transformers; padding falls back to the end of the text."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(source)
     if tokenizer.eos_token_id is None:
         raise ValueError(
@@ -159,7 +161,9 @@ def encode(tokenizer, prompt: str, target: str | None = None) -> tuple[list[int]
 def save(lm: nn.Module, tokenizer, folder: Path) -> None:
     """A checkpoint of transformers; a prefix model as its tensors beside the tokenizer."""
     from safetensors.torch import save_file
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     if isinstance(lm, PrefixLM):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in lm.state_dict().items()}, folder / "prefix.safetensors")

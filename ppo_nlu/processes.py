@@ -31,8 +31,10 @@ def shard(config: runs.RunConfig, policy: Policy) -> None:
     if dist.is_initialized() and is_hub(config.model):
         from torch.distributed.fsdp import fully_shard
 
-        for block in base_of(policy.lm).get_decoder().layers:
-            fully_shard(block)
+        blocks = set(base_of(policy.lm)._no_split_modules)  # what transformers keeps on one device
+        for module in policy.lm.modules():
+            if type(module).__name__ in blocks:
+                fully_shard(module)
         fully_shard(policy.lm)
 
 

@@ -53,8 +53,10 @@ def base_model(config: runs.RunConfig, run: runs.Run):
 
 
 def starting_policy(config: runs.RunConfig, run: runs.Run):
-    """(model, tokenizer) of stage `start`, whose weights must be those it recorded; a used SFT adapter is merged in."""
-    start = Path(config.uses["start"]) if "start" in config.uses else None
+    """(model, tokenizer) of the starting stage, whose weights must be those it recorded; a used SFT adapter is merged in."""
+    start = next(
+        (Path(folder) for name, folder in config.uses.items() if name in ("start", "text_start")), None
+    )
     if start and (start / "model").exists():
         lm, tokenizer = models.restore(start / "model", getattr(torch, config.precision))
     else:

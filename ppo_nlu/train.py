@@ -138,7 +138,7 @@ class Config(runs.RunConfig):
 def run(config: Config) -> Path:
     rank = join_processes(config)
     if rank:  # other processes work along and write nothing that counts
-        config = replace(config, out=str(runs.Run(config, __file__).directory / f"process{rank}"))
+        config = replace(config, out=f"{runs.Run(config, __file__).directory}.process{rank}")
     with runs.start(config, __file__) as run:
         if not run.finished:
             {"base": make_base, "start": make_start, "classifier": classify}.get(
@@ -187,7 +187,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
         steps = 0
         lines = asker.items.train
         log = baselines.trl_train(config.method, policy.lm, tokenizer, [asker.text(x) for x in lines], [x.label for x in lines],
-                                  lambda text, y: asker.judge(text, y)[1], str(run.directory / "trl"), config.steps, config.batch,
+                                  lambda text, y: asker.judge(text, y, config.parser)[1], str(run.directory / "trl"), config.steps, config.batch,
                                   config.lr, config.max_new, config.beta, config.seed)  # fmt: skip
         for step, line in enumerate(log):
             run.log(step=step, **line)
@@ -245,15 +245,15 @@ def supervised_step(config, policy, optimizer, asker, rows, step, run, budget) -
     """`gradient_steps` steps of -log pi(answer) on one batch."""
     pairs = [asker.pair(i) for i in rows]
     world = dist.get_world_size() if dist.is_initialized() else 1
-    policy.train()
-    for k in range(config.gradient_steps):
-        runs.seed_global(config.seed, "dropout", step, k)
+    method.quiet(policy)  # dropout is 0 in the adapter; a base network with dropout keeps it off, as in PPO
+    for _ in range(config.gradient_steps):
         loss = 0.0
         optimizer.zero_grad(set_to_none=True)
-        total = float(method.all_sum(torch.tensor(float(sum(len(a) for _, a in pairs)))))
+        answer_tokens = torch.tensor(float(sum(len(a) for _, a in pairs)), device=policy.value.weight.device)
+        total = float(method.all_sum(answer_tokens))
         for part in range(
             0, len(pairs), config.minibatch
-        ):  # a token mean over the batch, whatever the minibatch
+        ):  # one token mean over the batch, whatever the minibatch
             some = pairs[part : part + config.minibatch]
             share_of = sum(len(a) for _, a in some) / total
             one = baselines.sft_loss(policy, *map(list, zip(*some)), asker.tokenizer.pad_token_id) * share_of
@@ -281,7 +281,7 @@ def rewarded_step(
     with memory_remedy("sampling answers", "lower --max-prompt or --batch"):
         batch = rollout(policy, asker.tokenizer, [asker.pair(i)[0] for i in asked], max_new, own,
                         prompts.CLOSE if config.stop_at_tag else None, config.temperature, asker.cache)  # fmt: skip
-    judged = [asker.judge(text, asker.paid_label(i)) for text, i in zip(batch.texts, asked)]
+    judged = [asker.judge(text, asker.paid_label(i), config.parser) for text, i in zip(batch.texts, asked)]
     scores = torch.tensor([r for _, r in judged], dtype=torch.float32, device=batch.ids.device)
     run.finite(scores, "reward", step, [asker.items.train[i].id for i in asked])
     tokens = int(batch.mask.sum())
