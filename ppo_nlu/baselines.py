@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ppo_nlu.method import Policy, Rollout, all_sum, average_gradients, left_pad, quiet
+from ppo_nlu.method import Policy, Rollout, left_pad, quiet
+from ppo_nlu.processes import all_sum, average_gradients
 from shared.runs import BadInput
 
 # --- few-shot ---------------------------------------------------------------------------------------------------------

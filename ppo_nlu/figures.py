@@ -31,7 +31,7 @@ def both_decoders(finished: list[dict]):
     """Accuracy of each arm, decoded greedily and by sampling: what the choice of decoder does to the comparison."""
     import matplotlib.pyplot as plt
 
-    tasks = [t for t in dict.fromkeys(r["task"] for r in finished)]
+    tasks = list(dict.fromkeys(r["task"] for r in finished))
     if not tasks:
         return None
     fig, axes = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.4), squeeze=False, sharey=True)

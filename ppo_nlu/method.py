@@ -24,6 +24,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ppo_nlu.processes import all_sum, average_gradients
+
 
 @dataclass(frozen=True)
 class Hyper:
@@ -333,21 +335,3 @@ def quiet(policy: nn.Module) -> None:
     policy.eval()
     for layer in policy.modules():
         layer.training = getattr(layer, "gradient_checkpointing", False) is True
-
-
-def all_sum(x: Tensor) -> Tensor:
-    """Sum over processes; x itself where there is one."""
-    if dist.is_initialized():
-        x = x.clone()
-        dist.all_reduce(x)
-    return x
-
-
-def average_gradients(policy: nn.Module) -> None:
-    """Mean of the gradients over processes; sharded parameters (DTensor) were averaged by FSDP in their backward."""
-    if dist.is_initialized():
-        own = [p.grad for p in policy.parameters() if p.grad is not None and not hasattr(p, "device_mesh")]
-        flat = torch.cat([g.flatten() for g in own])  # one message instead of one per tensor
-        dist.all_reduce(flat)
-        for g, mean in zip(own, (flat / dist.get_world_size()).split([g.numel() for g in own])):
-            g.copy_(mean.view_as(g))

@@ -1,17 +1,15 @@
 """Several processes: who takes which part of a batch, sharded weights, one checkpoint for all.
 
 Start with `accelerate launch` or `torchrun`.  Trainable tensors that are not sharded get their gradients averaged
-(method.average_gradients); sharded ones are averaged by FSDP2 itself.  Every process answers every test question.
+(`average_gradients`); sharded ones are averaged by FSDP2 itself.  Every process answers every test question.
 """
 
 import os
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from ppo_nlu.method import Policy
-from ppo_nlu.starting import base_of, is_hub
 from shared import runs
 
 
@@ -26,8 +24,10 @@ def join_processes(config: runs.RunConfig) -> int:
     return dist.get_rank()
 
 
-def shard(config: runs.RunConfig, policy: Policy) -> None:
+def shard(config: runs.RunConfig, policy: nn.Module) -> None:
     """FSDP2: each block's weights are divided among the processes; the value head stays whole."""
+    from ppo_nlu.starting import base_of, is_hub
+
     if dist.is_initialized() and is_hub(config.model):
         from torch.distributed.fsdp import fully_shard
 
@@ -56,7 +56,7 @@ def full(p: Tensor) -> Tensor:
     return p.full_tensor() if hasattr(p, "full_tensor") else p
 
 
-def trained_state(policy: Policy, optimizer) -> dict:
+def trained_state(policy: nn.Module, optimizer) -> dict:
     """Trainable tensors and the optimiser, whole also when they are divided among processes."""
     return {
         "trained": {n: full(p).detach() for n, p in policy.named_parameters() if p.requires_grad},
@@ -67,7 +67,7 @@ def trained_state(policy: Policy, optimizer) -> dict:
     }
 
 
-def load_trained(policy: Policy, optimizer, saved: dict) -> None:
+def load_trained(policy: nn.Module, optimizer, saved: dict) -> None:
     from torch.distributed.tensor import distribute_tensor
 
     def like(p, value):
@@ -86,3 +86,21 @@ def load_trained(policy: Policy, optimizer, saved: dict) -> None:
         optimizer.state[p] = {
             m: like(p, v) if isinstance(v, Tensor) and v.shape == p.shape else v for m, v in state.items()
         }
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """Sum over processes; x itself where there is one."""
+    if dist.is_initialized():
+        x = x.clone()
+        dist.all_reduce(x)
+    return x
+
+
+def average_gradients(policy: nn.Module) -> None:
+    """Mean of the gradients over processes; sharded parameters (DTensor) were averaged by FSDP in their backward."""
+    if dist.is_initialized():
+        own = [p.grad for p in policy.parameters() if p.grad is not None and not hasattr(p, "device_mesh")]
+        flat = torch.cat([g.flatten() for g in own])  # one message instead of one per tensor
+        dist.all_reduce(flat)
+        for g, mean in zip(own, (flat / dist.get_world_size()).split([g.numel() for g in own])):
+            g.copy_(mean.view_as(g))

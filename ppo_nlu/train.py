@@ -23,7 +23,17 @@ from ppo_nlu import baselines, evaluate, method, models, official, prompts
 from ppo_nlu.asking import Asker
 from ppo_nlu.classifier import classify
 from ppo_nlu.method import Policy, rollout
-from ppo_nlu.processes import full, join_processes, load_trained, mine, shard, share, trained_state
+from ppo_nlu.processes import (
+    all_sum,
+    average_gradients,
+    full,
+    join_processes,
+    load_trained,
+    mine,
+    shard,
+    share,
+    trained_state,
+)
 from ppo_nlu.starting import load_data, make_base, make_start, starting_policy, weights
 from ppo_nlu.steps import count, make_optimizer, schedule_of_rows, set_rate, used_budget, with_steps
 from shared import runs
@@ -250,7 +260,7 @@ def supervised_step(config, policy, optimizer, asker, rows, step, run, budget) -
         loss = 0.0
         optimizer.zero_grad(set_to_none=True)
         answer_tokens = torch.tensor(float(sum(len(a) for _, a in pairs)), device=policy.value.weight.device)
-        total = float(method.all_sum(answer_tokens))
+        total = float(all_sum(answer_tokens))
         for part in range(
             0, len(pairs), config.minibatch
         ):  # one token mean over the batch, whatever the minibatch
@@ -260,7 +270,7 @@ def supervised_step(config, policy, optimizer, asker, rows, step, run, budget) -
             run.finite(one.detach(), "sft", step, [asker.items.train[i].id for i in rows])
             (one * world).backward()
             loss += float(one.detach())
-        method.average_gradients(policy)
+        average_gradients(policy)
         optimizer.step()
     tokens = sum(len(q) + len(a) for q, a in pairs) * config.gradient_steps
     count(budget, tokens, tokens, config.gradient_steps)
