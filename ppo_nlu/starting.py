@@ -111,6 +111,7 @@ def load_data(config: runs.RunConfig, run: runs.Run) -> data.Data:
 
 def make_base(config: runs.RunConfig, run: runs.Run) -> None:
     """Once for all seeds and tasks: the known answer PPO must find, and at scale gpu a language model from plain text."""
+    device, L = runs.device(config), config.context
     rewards = [bandit.solve("ppo", seed) for seed in (0, 1, 2)]
     run.gate(
         "bandit", min(rewards) > 0.9, f"mean reward after 200 batches, seeds 0, 1, 2: {rewards}; best is 1"
@@ -120,7 +121,6 @@ def make_base(config: runs.RunConfig, run: runs.Run) -> None:
         return
     from shared import bundled
 
-    device, L = runs.device(config), config.context
     texts = bundled.english()
     tokenizer = models.trained_tokenizer(texts[:4000], config.vocabulary)
     ids = torch.tensor([t for text in texts for t in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
