@@ -1,10 +1,10 @@
 """What DASGM is compared with: plain DARTS as a loop of its own, and the controls' data for level 3.
 
-    darts            level 3 on held-out real images
-    train-as-val     level 3 on the weight level's own batches: single-level search
-    aug-val          level 3 on strongly augmented training images: is a generator needed?
-    shuffled         level 3 on generated images with permuted labels: is it more than noise?
-    random           no search: 1,000 uniformly drawn cells
+darts            level 3 on held-out real images
+train-as-val     level 3 on the weight level's own batches: single-level search
+aug-val          level 3 on strongly augmented training images: is a generator needed?
+shuffled         level 3 on generated images with permuted labels: is it more than noise?
+random           no search: 1,000 uniformly drawn cells
 """
 
 from __future__ import annotations

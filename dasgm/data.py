@@ -24,7 +24,10 @@ from shared.glue import level_split
 
 from . import nasbench
 
-DIGITS_MEAN, DIGITS_STD = 0.3053, 0.3764  # of the 1,797 images, as the CIFAR constants are of its training images
+DIGITS_MEAN, DIGITS_STD = (
+    0.3053,
+    0.3764,
+)  # of the 1,797 images, as the CIFAR constants are of its training images
 DIGITS_TEST = 897
 DIGITS_TABLE = Path(__file__).resolve().parent / "results" / "digits_cells.csv"
 NAMES = ("digits", "cifar10", "cifar100")
@@ -88,7 +91,9 @@ class Problem:
         return pixels.float() / 127.5 - 1
 
 
-def load(name: str, seed: int, split: str = "stratified", n: int = 0, device: torch.device | str = "cpu") -> Problem:
+def load(
+    name: str, seed: int, split: str = "stratified", n: int = 0, device: torch.device | str = "cpu"
+) -> Problem:
     """D_tr and D_val are the two halves of the training images: `stratified` by the seed, or `darts`: the first and the
     second half of the list. n > 0: only the first n of each class-balanced half (rehearsals)."""
     if name not in NAMES:
@@ -125,7 +130,9 @@ def gan_images(problem: Problem, which: str) -> Images:
         return problem.train
     if which == "trainval":
         a, b = problem.train, problem.validation
-        return Images(torch.cat([a.ids, b.ids]), torch.cat([a.pixels, b.pixels]), torch.cat([a.labels, b.labels]))
+        return Images(
+            torch.cat([a.ids, b.ids]), torch.cat([a.pixels, b.pixels]), torch.cat([a.labels, b.labels])
+        )
     raise runs.BadInput(
         f"gan_data {which!r}: the generator learns from train (or trainval, as extra information), never from test images"
     )
@@ -198,9 +205,13 @@ def digits_rows(path: Path = DIGITS_TABLE) -> dict[tuple[str, int], np.ndarray]:
     found = {}
     with open(path, newline="") as file:
         for row in csv.DictReader(line for line in file if not line.startswith("#")):
-            bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["correct"]), np.uint8))[:DIGITS_TEST].astype(bool)
+            bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["correct"]), np.uint8))[:DIGITS_TEST].astype(
+                bool
+            )
             if abs(bits.mean() - float(row["accuracy"])) > 1e-6:
-                raise ValueError(f"{path}: {row['cell']} seed {row['seed']}: accuracy and bits disagree; make the table again")
+                raise ValueError(
+                    f"{path}: {row['cell']} seed {row['seed']}: accuracy and bits disagree; make the table again"
+                )
             found[row["cell"], int(row["seed"])] = bits
     return found
 
@@ -247,8 +258,12 @@ class ImageNet:
                       for part in ("train", "val")}  # fmt: skip
         for part, files in self.parts.items():
             if not files:
-                raise sources.MissingInput(f"imagenet: {found / part} holds no images of the {self.classes} classes")
-        listing = "\n".join(f"{p.relative_to(found)}\t{p.stat().st_size}" for f in self.parts.values() for p, _ in f)
+                raise sources.MissingInput(
+                    f"imagenet: {found / part} holds no images of the {self.classes} classes"
+                )
+        listing = "\n".join(
+            f"{p.relative_to(found)}\t{p.stat().st_size}" for f in self.parts.values() for p, _ in f
+        )
         sources.note("imagenet listing", hashlib.sha256(listing.encode()).hexdigest())
         self.pool = ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1))
 
@@ -279,7 +294,9 @@ class ImageNet:
             target = (0.08 + 0.92 * area) * w * h
             cw, ch = min(w, round((target * ratio) ** 0.5)), min(h, round((target / ratio) ** 0.5))
             x, y = left * (w - cw), top * (h - ch)
-            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, (x, y, x + max(cw, 1), y + max(ch, 1)))
+            image = image.resize(
+                (self.size, self.size), Image.Resampling.BILINEAR, (x, y, x + max(cw, 1), y + max(ch, 1))
+            )
             for kind, c, width in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), colours, (0.4, 0.4, 0.4)):  # fmt: skip
                 image = kind(image).enhance(1 + width * (2 * c - 1))
             if flip < 0.5:
@@ -300,7 +317,9 @@ def made_up(wanted: bool, n: int) -> Iterator[None]:
     before = os.environ.get("REPRO_DATA")
     with tempfile.TemporaryDirectory() as folder:
         for name in ("cifar10", "cifar100"):
-            cifar.write_sample(Path(folder), name, max(2 * n, cifar.CLASSES[name] * 2), runs.stream(0, "rehearsal", name))
+            cifar.write_sample(
+                Path(folder), name, max(2 * n, cifar.CLASSES[name] * 2), runs.stream(0, "rehearsal", name)
+            )
         write_imagenet(Path(folder) / "imagenet", runs.stream(0, "rehearsal", "imagenet"))
         os.environ["REPRO_DATA"] = folder
         try:

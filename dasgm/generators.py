@@ -30,7 +30,11 @@ class MLPGenerator(nn.Module):
         self.dz, self.classes, self.shape = dz, classes, shape
         size = shape[0] * shape[1] * shape[2]
         self.net = nn.Sequential(
-            nn.Linear(dz + classes, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, size)
+            nn.Linear(dz + classes, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, size),
         )
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
@@ -44,7 +48,11 @@ class MLPDiscriminator(nn.Module):
         self.classes = classes
         size = shape[0] * shape[1] * shape[2] + classes
         self.net = nn.Sequential(
-            nn.Linear(size, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2), nn.Linear(width, 1)
+            nn.Linear(size, width),
+            nn.LeakyReLU(0.2),
+            nn.Linear(width, width),
+            nn.LeakyReLU(0.2),
+            nn.Linear(width, 1),
         )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -210,9 +218,13 @@ class GAN:
         """V_G."""
         return -self.H(fake, y).mean()
 
-    def discriminator_loss(self, real: Tensor, y: Tensor, fake: Tensor, y_fake: Tensor, stream: torch.Generator) -> Tensor:
+    def discriminator_loss(
+        self, real: Tensor, y: Tensor, fake: Tensor, y_fake: Tensor, stream: torch.Generator
+    ) -> Tensor:
         """Real and generated images in one batch: one forward, and batch statistics that cannot tell them apart."""
-        on_real, on_fake = self.H(torch.cat([real, fake]), torch.cat([y, y_fake])).split([len(real), len(fake)])
+        on_real, on_fake = self.H(torch.cat([real, fake]), torch.cat([y, y_fake])).split(
+            [len(real), len(fake)]
+        )
         if self.kind != "dcgan":
             return F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean()
         mix = torch.rand(len(real), 1, 1, 1, generator=stream).to(real.device)
@@ -240,8 +252,11 @@ class GAN:
         loss_G = self.generator_loss(shifted(fake, stream, flip=self.kind != "mlp"), y_fake)
         if weakness is not None:
             loss_G = loss_G - weakness(fake, y_fake)
-        self.optG.zero_grad(set_to_none=True)
-        loss_G.backward()
+        theta = list(self.G.parameters())
+        for p, g in zip(
+            theta, torch.autograd.grad(loss_G, theta)
+        ):  # not backward(): W and A are no business of this level
+            p.grad = g
         self.optG.step()
         self.optG.zero_grad(set_to_none=True)
         self.H.requires_grad_(True)

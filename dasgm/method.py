@@ -80,7 +80,12 @@ def look_ahead_loss(
 
 
 def architecture_gradient(
-    F_: Loss, L_tr: Loss, W: Sequence[Tensor], A: Sequence[Tensor], xi: float, method: Method = FiniteDifference()
+    F_: Loss,
+    L_tr: Loss,
+    W: Sequence[Tensor],
+    A: Sequence[Tensor],
+    xi: float,
+    method: Method = FiniteDifference(),
 ) -> Vector:
     """dF/dA = partial_A F - xi [d2 L_tr / dA dW] dF/dW', F at W' = W - xi grad_W L_tr; a list like A.
 
@@ -105,9 +110,9 @@ def nested_gradient(
 ) -> Hypergradient:
     """eta > 0: A -> W' -> theta' -> F, with theta' = theta - xi_theta grad_theta J, J = V_G - eta R(theta; A, W').
 
-        v     = dF/dtheta'
-        u     = dF/dW'       + xi_theta eta [d2 R / dW' dtheta] v
-        dF/dA = partial_A F  + xi_theta eta [d2 R / dA dtheta] v  -  xi_W [d2 L_tr / dA dW] u
+    v     = dF/dtheta'
+    u     = dF/dW'       + xi_theta eta [d2 R / dW' dtheta] v
+    dF/dA = partial_A F  + xi_theta eta [d2 R / dA dtheta] v  -  xi_W [d2 L_tr / dA dW] u
     """
     return chain(F_, [Level(L_tr, W, xi_W, method), Level(J, theta, xi_theta, method)], A)
 
@@ -152,8 +157,12 @@ class ClassWeights:
         y = y.cpu()
         counts = torch.bincount(y, minlength=self.classes)
         # sorted within a class, so that the order of the batch cannot show in the last digit
-        means = torch.stack([losses[y == c].sort().values.sum() for c in range(self.classes)]) / counts.clamp(min=1)
-        new = torch.where(self.running.isnan(), means.float(), self.decay * self.running + (1 - self.decay) * means.float())
+        means = torch.stack([losses[y == c].sort().values.sum() for c in range(self.classes)]) / counts.clamp(
+            min=1
+        )
+        new = torch.where(
+            self.running.isnan(), means.float(), self.decay * self.running + (1 - self.decay) * means.float()
+        )
         self.running = torch.where(counts > 0, new, self.running)
 
     @property
@@ -163,7 +172,9 @@ class ClassWeights:
             return torch.ones(self.classes)
         relative = torch.where(self.running.isnan(), seen.mean(), self.running) / seen.mean()
         omega = relative.clamp(*self.clip)
-        for _ in range(50):  # rescaling to mean 1 can push an entry over the clip again: alternate until it does not
+        for _ in range(
+            50
+        ):  # rescaling to mean 1 can push an entry over the clip again: alternate until it does not
             omega = (omega / omega.mean()).clamp(*self.clip)
         return omega
 
@@ -174,4 +185,6 @@ class ClassWeights:
 def entropy(A: Sequence[Tensor]) -> float:
     """Mean entropy of the relaxed choices over log(number of choices): 1 undecided, 0 decided."""
     p = [F.softmax(a.detach(), -1) for a in A]
-    return float(torch.cat([-(q * q.clamp(min=1e-12).log()).sum(-1) / math.log(q.shape[-1]) for q in p]).mean())
+    return float(
+        torch.cat([-(q * q.clamp(min=1e-12).log()).sum(-1) / math.log(q.shape[-1]) for q in p]).mean()
+    )

@@ -42,11 +42,15 @@ def from_string(cell: str) -> list[str]:
         parts = re.fullmatch(r"\|((?:[^|~]+~\d+\|)+)", node)
         steps = parts[1].rstrip("|").split("|") if parts else []
         if len(steps) != j:
-            raise ValueError(f"cell {cell!r}: node {j} reads {node!r}; it needs {j} parts `op~i|`, i = 0 to {j - 1}")
+            raise ValueError(
+                f"cell {cell!r}: node {j} reads {node!r}; it needs {j} parts `op~i|`, i = 0 to {j - 1}"
+            )
         for i, step in enumerate(steps):
             operation, _, source = step.partition("~")
             if operation not in OPERATIONS or source != str(i):
-                raise ValueError(f"cell {cell!r}: {step!r} should be `op~{i}` with op one of {', '.join(OPERATIONS)}")
+                raise ValueError(
+                    f"cell {cell!r}: {step!r} should be `op~{i}` with op one of {', '.join(OPERATIONS)}"
+                )
             found.append(operation)
     return found
 
@@ -90,7 +94,9 @@ def operation(name: str, channels: int, affine: bool, track: bool) -> nn.Module:
 class Cell(nn.Module):
     """x (n, C, h, w) -> (n, C, h, w). `choices`: the operations of each edge; one each in a derived cell."""
 
-    def __init__(self, channels: int, choices: Sequence[Sequence[str]], nodes: int, affine: bool, track: bool):
+    def __init__(
+        self, channels: int, choices: Sequence[Sequence[str]], nodes: int, affine: bool, track: bool
+    ):
         super().__init__()
         self.nodes = nodes
         self.choices = [list(names) for names in choices]
@@ -157,7 +163,9 @@ class Network(nn.Module):
             [OPERATIONS] * len(edges(nodes)) if cell is None else [(name,) for name in from_string(cell)]
         )
         if len(choices) != len(edges(nodes)):
-            raise ValueError(f"cell {cell!r} has {len(choices)} edges; {nodes} nodes need {len(edges(nodes))}")
+            raise ValueError(
+                f"cell {cell!r} has {len(choices)} edges; {nodes} nodes need {len(edges(nodes))}"
+            )
         affine = cell is not None if affine is None else affine
         track = affine  # search: batch statistics, no affine part (DARTS)
         self.relaxed = cell is None
@@ -168,7 +176,9 @@ class Network(nn.Module):
         blocks: list[nn.Module] = []
         for stage in range(stages):
             if stage:
-                make = Residual if reduction == "residual" else lambda a, b, *bn: relu_conv_bn(a, b, 3, 2, *bn)
+                make = (
+                    Residual if reduction == "residual" else lambda a, b, *bn: relu_conv_bn(a, b, 3, 2, *bn)
+                )
                 blocks.append(make(channels, 2 * channels, affine, track))
                 channels *= 2
             blocks += [Cell(channels, choices, nodes, affine, track) for _ in range(N)]

@@ -43,7 +43,9 @@ class Retraining:
         self.problem, self.imagenet = problem, imagenet
         if problem is not None:
             a, b = problem.train, problem.validation
-            self.images = Images(torch.cat([a.ids, b.ids]), torch.cat([a.pixels, b.pixels]), torch.cat([a.labels, b.labels]))
+            self.images = Images(
+                torch.cat([a.ids, b.ids]), torch.cat([a.pixels, b.pixels]), torch.cat([a.labels, b.labels])
+            )
         self.rows = len(self.images) if problem is not None else len(imagenet.parts["train"])  # type: ignore[union-attr]
         self.per_epoch = max(1, self.rows // recipe.batch)
         self.steps = recipe.epochs * self.per_epoch
@@ -83,7 +85,9 @@ class Retraining:
         logits, extra = out if isinstance(out, tuple) else (out, None)
         loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.smoothing)
         if extra is not None:
-            loss = loss + self.recipe.auxiliary * F.cross_entropy(extra, y, label_smoothing=self.recipe.smoothing)
+            loss = loss + self.recipe.auxiliary * F.cross_entropy(
+                extra, y, label_smoothing=self.recipe.smoothing
+            )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.W, self.recipe.clip)
@@ -122,7 +126,9 @@ class Retraining:
         self.optimiser.load_state_dict(state["optimiser"])
 
 
-def train_fully(make: Callable[[], nn.Module], recipe: Recipe, problem: Problem, seed: int) -> dict[str, Tensor]:
+def train_fully(
+    make: Callable[[], nn.Module], recipe: Recipe, problem: Problem, seed: int
+) -> dict[str, Tensor]:
     """A whole training in one call, for the truth table."""
     runs.seed_global(seed, "retrain network")
     training = Retraining(make(), recipe, problem, None, seed, torch.device("cpu"))

@@ -25,7 +25,9 @@ from .data import DIGITS_TABLE, Problem, digits_rows, load
 from .retrain import Recipe, train_fully
 
 # specification 9.1: 900 images, 12 epochs, batch 64, SGD 0.1 cosine, Nesterov; weight decay of NAS-Bench-201
-RECIPE = Recipe(epochs=12, batch=64, lr=0.1, nesterov=True, weight_decay=5e-4, cutout=0, auxiliary=0.0, drop_path=0.0)
+RECIPE = Recipe(
+    epochs=12, batch=64, lr=0.1, nesterov=True, weight_decay=5e-4, cutout=0, auxiliary=0.0, drop_path=0.0
+)
 SEEDS = 3
 DIGITS = {"channels": 8, "N": 1, "stages": 2, "nodes": 3, "classes": 10, "c_in": 1, "reduction": "conv"}
 HEAD = ["cell", "seed", "accuracy", "correct"]
@@ -40,7 +42,9 @@ def train_cell(cell: str, seed: int, problem: Problem, recipe: Recipe = RECIPE) 
 def write(path: Path, rows: dict[tuple[str, int], np.ndarray], epochs: int) -> None:
     """All rows in a fixed order, by one rename."""
     text = io.StringIO()
-    text.write(f"# made by: python -m dasgm.truth_table ({epochs} epochs; recipe in truth_table.py; torch {torch.__version__})\n")
+    text.write(
+        f"# made by: python -m dasgm.truth_table ({epochs} epochs; recipe in truth_table.py; torch {torch.__version__})\n"
+    )
     table = csv.writer(text, lineterminator="\n")
     table.writerow(HEAD)
     order = {cell: i for i, cell in enumerate(nasbench.all_cells(3))}
@@ -50,7 +54,9 @@ def write(path: Path, rows: dict[tuple[str, int], np.ndarray], epochs: int) -> N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=DIGITS_TABLE)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="trainings of each cell")
     parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
@@ -59,7 +65,12 @@ def main() -> None:
     torch.set_num_threads(1)
     recipe = Recipe(**{**vars(RECIPE), "epochs": options.epochs})
     rows = digits_rows(options.out)
-    todo = [(c, s) for s in range(options.seeds) for c in nasbench.all_cells(3)[: options.cells] if (c, s) not in rows]
+    todo = [
+        (c, s)
+        for s in range(options.seeds)
+        for c in nasbench.all_cells(3)[: options.cells]
+        if (c, s) not in rows
+    ]
     print(f"{len(rows)} trainings there, {len(todo)} to do", flush=True)
     problem = load("digits", seed=0)  # the split does not matter: a derived cell is trained on both halves
     begun = time.process_time()
