@@ -60,6 +60,6 @@ def permuted(y: Tensor, stream: torch.Generator) -> Tensor:
     return y[torch.randperm(len(y), generator=stream).to(y.device)]
 
 
-def random_cells(cells: int, draws: int, stream: torch.Generator) -> Tensor:
-    """Numbers of `draws` cells, uniform with replacement."""
-    return torch.randint(cells, (draws,), generator=stream)
+def random_cells(allowed: Sequence[int], draws: int, stream: torch.Generator) -> list[int]:
+    """`random`: numbers of `draws` cells, uniform over the allowed ones, with replacement."""
+    return [allowed[i] for i in torch.randint(len(allowed), (draws,), generator=stream).tolist()]

@@ -10,6 +10,7 @@ a public prototype by other people (README). Images are (n, c, h, w) in [-1, 1].
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,13 +30,11 @@ class MLPGenerator(nn.Module):
         super().__init__()
         self.dz, self.classes, self.shape = dz, classes, shape
         size = shape[0] * shape[1] * shape[2]
-        self.net = nn.Sequential(
-            nn.Linear(dz + classes, width),
-            nn.ReLU(),
-            nn.Linear(width, width),
-            nn.ReLU(),
-            nn.Linear(width, size),
-        )
+        layers: list[nn.Module] = []
+        for a in (dz + classes, width):
+            # Batch statistics keep images of different labels apart; without them this network draws one image for all.
+            layers += [nn.Linear(a, width), nn.BatchNorm1d(width, track_running_stats=False), nn.ReLU()]
+        self.net = nn.Sequential(*layers, nn.Linear(width, size))
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         code = torch.cat([z, F.one_hot(y, self.classes).to(z.dtype)], 1)
@@ -43,20 +42,19 @@ class MLPGenerator(nn.Module):
 
 
 class MLPDiscriminator(nn.Module):
+    """Two hidden layers of 128; projection of the class onto the last one."""
+
     def __init__(self, classes: int, shape: tuple[int, int, int], width: int = 128):
         super().__init__()
-        self.classes = classes
-        size = shape[0] * shape[1] * shape[2] + classes
-        self.net = nn.Sequential(
-            nn.Linear(size, width),
-            nn.LeakyReLU(0.2),
-            nn.Linear(width, width),
-            nn.LeakyReLU(0.2),
-            nn.Linear(width, 1),
+        size = shape[0] * shape[1] * shape[2]
+        self.features = nn.Sequential(
+            nn.Linear(size, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2)
         )
+        self.head, self.embed = nn.Linear(width, 1), nn.Embedding(classes, width)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.net(torch.cat([x.flatten(1), F.one_hot(y, self.classes).to(x.dtype)], 1)).squeeze(1)
+        h = self.features(x.flatten(1))
+        return self.head(h).squeeze(1) + (self.embed(y) * h).sum(1) / h.shape[1] ** 0.5
 
 
 class ConditionalNorm(nn.Module):
@@ -138,7 +136,7 @@ class DCGenerator(nn.Module):
         self.embed = nn.Embedding(classes, 100)
         widths = [dz + 100, 16 * width, 8 * width, 4 * width]
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(widths, widths[1:])):
+        for i, (a, b) in enumerate(pairwise(widths)):
             layers += [
                 nn.ConvTranspose2d(a, b, 4, 2 if i else 1, 1 if i else 0, bias=False),
                 nn.BatchNorm2d(b, track_running_stats=False), nn.ReLU(),
@@ -159,7 +157,7 @@ class DCDiscriminator(nn.Module):
         self.embed = nn.Embedding(classes, shape[1] * shape[2])
         widths = [shape[0] + 1, 4 * width, 8 * width, 16 * width]
         layers: list[nn.Module] = []
-        for a, b in zip(widths, widths[1:]):
+        for a, b in pairwise(widths):
             layers += [nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, shape[1] // 8))
         self.apply(_small_weights)

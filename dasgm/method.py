@@ -24,6 +24,7 @@ from shared.multilevel import Level, chain
 from shared.vectors import Vector
 
 Loss = Callable[[], Tensor]
+TWO_SIDED = FiniteDifference()
 ESTIMATORS: dict[str, Callable[[], Method]] = {"finite_difference": FiniteDifference, "exact": OneStep}
 
 
@@ -85,7 +86,7 @@ def architecture_gradient(
     W: Sequence[Tensor],
     A: Sequence[Tensor],
     xi: float,
-    method: Method = FiniteDifference(),
+    method: Method = TWO_SIDED,
 ) -> Vector:
     """dF/dA = partial_A F - xi [d2 L_tr / dA dW] dF/dW', F at W' = W - xi grad_W L_tr; a list like A.
 
@@ -106,7 +107,7 @@ def nested_gradient(
     A: Sequence[Tensor],
     xi_W: float,
     xi_theta: float,
-    method: Method = FiniteDifference(),
+    method: Method = TWO_SIDED,
 ) -> Hypergradient:
     """eta > 0: A -> W' -> theta' -> F, with theta' = theta - xi_theta grad_theta J, J = V_G - eta R(theta; A, W').
 

@@ -55,9 +55,10 @@ def from_string(cell: str) -> list[str]:
     return found
 
 
-def all_cells(nodes: int) -> list[str]:
+def all_cells(nodes: int, exclude_none: bool = False) -> list[str]:
     """Every cell string, in the order of itertools.product over the edges."""
-    return [to_string(c, nodes) for c in itertools.product(OPERATIONS, repeat=len(edges(nodes)))]
+    names = OPERATIONS[1:] if exclude_none else OPERATIONS
+    return [to_string(c, nodes) for c in itertools.product(names, repeat=len(edges(nodes)))]
 
 
 def derive(alpha: Tensor, nodes: int, exclude_none: bool = False) -> str:

@@ -147,21 +147,33 @@ def check(config: Config) -> None:
     """Refuse settings that cannot be meant, before anything is loaded."""
     for name, valid in CHOICES.items():
         if getattr(config, name) not in valid:
-            raise runs.BadInput(f"{name} {getattr(config, name)!r} is unknown; it is one of {', '.join(map(str, valid))}")
+            raise runs.BadInput(
+                f"{name} {getattr(config, name)!r} is unknown; it is one of {', '.join(map(str, valid))}"
+            )
     if not 0 <= config.lam <= 1:
-        raise runs.BadInput(f"lam {config.lam} is outside [0, 1]: it is the share of the generated loss in level 3")
+        raise runs.BadInput(
+            f"lam {config.lam} is outside [0, 1]: it is the share of the generated loss in level 3"
+        )
     if not 0 <= config.eta <= 0.1:
-        raise runs.BadInput(f"eta {config.eta} is outside [0, 0.1]; above, generated images leave their class")
+        raise runs.BadInput(
+            f"eta {config.eta} is outside [0, 0.1]; above, generated images leave their class"
+        )
     if config.variant == "adversarial" and config.labels == "permuted":
-        raise runs.BadInput("adversarial with permuted labels: the generator would hunt for noise; use another variant")
+        raise runs.BadInput(
+            "adversarial with permuted labels: the generator would hunt for noise; use another variant"
+        )
     if (config.base == "pcdarts") != (config.partial > 1):
-        raise runs.BadInput(f"base {config.base!r} with partial {config.partial}: partial channels are what makes pcdarts")
+        raise runs.BadInput(
+            f"base {config.base!r} with partial {config.partial}: partial channels are what makes pcdarts"
+        )
     if config.space == "nasbench" and config.base != "darts":
         raise runs.BadInput(f"base {config.base!r} needs space darts")
     if config.judge == "table" and config.space != "nasbench":
         raise runs.BadInput("there is no table of the darts space; use --judge retrain")
     if config.variant in (*GENERATED,) and "generator" not in config.uses:
-        raise runs.BadInput(f"variant {config.variant!r} needs a generator: give --uses.generator DIR, or an arm that uses it")
+        raise runs.BadInput(
+            f"variant {config.variant!r} needs a generator: give --uses.generator DIR, or an arm that uses it"
+        )
     if config.gan == "mlp" and config.data != "digits":
         raise runs.BadInput(f"generator mlp is for digits; {config.data} needs residual or dcgan")
 
@@ -188,7 +200,14 @@ def run(config: Config) -> Path:
 
 def new_gan(config: Config, problem: data.Problem, device: torch.device) -> generators.GAN:
     return generators.GAN(
-        config.gan, problem.classes, problem.shape, config.seed, config.gan_lr, config.gan_lr_D, device, config.gan_width
+        config.gan,
+        problem.classes,
+        problem.shape,
+        config.seed,
+        config.gan_lr,
+        config.gan_lr_D,
+        device,
+        config.gan_width,
     )
 
 
@@ -198,7 +217,9 @@ def train_generator(config: Config, run: runs.Run, problem: data.Problem, device
     saved = run.resume()
     if saved:
         gan.load(saved["gan"])
-    for step in run.steps(saved["step"] if saved else 0, config.gan_steps, lambda: {"gan": gan.state()}, "generator"):
+    for step in run.steps(
+        saved["step"] if saved else 0, config.gan_steps, lambda: {"gan": gan.state()}, "generator"
+    ):
         rows = data.batch(len(images), config.gan_batch, gan.steps, config.seed, "gan batches").to(device)
         losses = gan.step(problem.signed(images.pixels[rows]), images.labels[rows])
         run.finite(losses["loss_G"], level="generator", step=step, batch=rows.cpu())
@@ -209,14 +230,26 @@ def train_generator(config: Config, run: runs.Run, problem: data.Problem, device
     value = label_fidelity(config, problem, gan, reference, "fidelity", 2000)
     v = problem.validation
     with torch.no_grad():
-        right = torch.cat([reference(problem.normalise(p)).argmax(1) for p in v.pixels.split(500)]) == v.labels
-    warning = generators.fidelity_gate(value, problem.classes) if config.fidelity_gate else "fidelity gate switched off"
+        right = (
+            torch.cat([reference(problem.normalise(p)).argmax(1) for p in v.pixels.split(500)]) == v.labels
+        )
+    warning = (
+        generators.fidelity_gate(value, problem.classes)
+        if config.fidelity_gate
+        else "fidelity gate switched off"
+    )
     if warning:
         run.say(f"warning: {warning}")
-    run.gate("label-fidelity", not config.fidelity_gate or value >= 3 / problem.classes, f"{value:.3f} of 2,000 images")
+    run.gate(
+        "label-fidelity",
+        not config.fidelity_gate or value >= 3 / problem.classes,
+        f"{value:.3f} of 2,000 images",
+    )
     inside = set(images.ids.tolist()) <= set(problem.train.ids.tolist())
     run.gate("generator-data", inside or config.gan_data == "trainval", f"{len(images)} images of D_tr")
-    runs.write_bytes(run.directory / "generator.pt", runs.pack({"gan": gan.state(), "reference": reference.state_dict()}))
+    runs.write_bytes(
+        run.directory / "generator.pt", runs.pack({"gan": gan.state(), "reference": reference.state_dict()})
+    )
     write_samples(run, problem, gan)
     run.finish(
         state=gan.G.parameters(),
@@ -239,7 +272,9 @@ def train_reference(config: Config, problem: data.Problem, device: torch.device)
     return net.eval()
 
 
-def label_fidelity(config: Config, problem: data.Problem, gan: generators.GAN, reference: torch.nn.Module, name: str, n: int) -> float:
+def label_fidelity(
+    config: Config, problem: data.Problem, gan: generators.GAN, reference: torch.nn.Module, name: str, n: int
+) -> float:
     def view(images: torch.Tensor) -> torch.Tensor:
         return problem.normalise((images + 1) * 127.5)
 
@@ -309,7 +344,9 @@ def find_cell(config: Config, run: runs.Run, problem: data.Problem, device: torc
     conclude(config, run, problem, search, retraining, table, cell)
 
 
-def keep_fidelity(config: Config, run: runs.Run, problem: data.Problem, gan: Any, reference: Any, step: int) -> float:
+def keep_fidelity(
+    config: Config, run: runs.Run, problem: data.Problem, gan: Any, reference: Any, step: int
+) -> float:
     """The gate stays active while theta moves (section 8)."""
     value = label_fidelity(config, problem, gan, reference, ("search", step), 500)
     if config.fidelity_gate and (warning := generators.fidelity_gate(value, problem.classes)):
@@ -324,8 +361,8 @@ def chosen(config: Config, search: Search | None) -> Any:
     stream = runs.stream(config.seed, "random cell")
     if config.space == "darts":
         return darts_space.random_genotype(stream)
-    cells = nasbench.all_cells(config.nodes)
-    return cells[int(baselines.random_cells(len(cells), 1, stream))]
+    cells = nasbench.all_cells(config.nodes, config.exclude_none)
+    return cells[baselines.random_cells(range(len(cells)), 1, stream)[0]]
 
 
 def described(cell: Any) -> str:
@@ -355,12 +392,16 @@ def derived(config: Config, problem: data.Problem, cell: Any, classes: int) -> d
     return {**json.loads(cell.to_json()), "network": shape}
 
 
-def begin_retraining(config: Config, problem: data.Problem, device: torch.device, cell: str | None) -> Retraining | None:
+def begin_retraining(
+    config: Config, problem: data.Problem, device: torch.device, cell: str | None
+) -> Retraining | None:
     if config.judge != "retrain" or not cell:
         return None
     imagenet = data.ImageNet(size=config.image_size) if config.retrain_on == "imagenet" else None
     runs.seed_global(config.seed, "retrain network")
-    network = export.build(derived(config, problem, parse(cell), imagenet.classes if imagenet else problem.classes))
+    network = export.build(
+        derived(config, problem, parse(cell), imagenet.classes if imagenet else problem.classes)
+    )
     return Retraining(network, recipe(config), None if imagenet else problem, imagenet, config.seed, device)
 
 
@@ -384,34 +425,55 @@ def conclude(config: Config, run: runs.Run, problem: data.Problem, search: Searc
         counts = {k: float(v) for k, v in search.counts.items()}
         state = [*search.A, *search.W]
         validation = {"held_out_accuracy": search.held_out_accuracy()}
-        run.gate("levels-apart", search.facts.get("levels_apart") == 1.0, "each of the first updates moved its own variables alone")
+        run.gate(
+            "levels-apart",
+            search.facts.get("levels_apart") == 1.0,
+            "each of the first updates moved its own variables alone",
+        )
         expected = sum(s.epochs for s in search.stages), sum(s.epochs - s.warmup for s in search.stages)
         made = search.counts["weight_steps"], search.counts["architecture_steps"]
-        run.gate("budget", made == tuple(e * search.per_epoch for e in expected), f"{made[0]} weight and {made[1]} architecture steps")
-        (run.directory / "cells.json").write_text(json.dumps({"final": described(cell), "early": search.early()}, indent=1) + "\n")
+        run.gate(
+            "budget",
+            made == tuple(e * search.per_epoch for e in expected),
+            f"{made[0]} weight and {made[1]} architecture steps",
+        )
+        (run.directory / "cells.json").write_text(
+            json.dumps({"final": described(cell), "early": search.early()}, indent=1) + "\n"
+        )
     elif table is not None:
-        draws = baselines.random_cells(len(table.cells), 1000, runs.stream(config.seed, "random cells")).tolist()
+        allowed = [table.number(c) for c in nasbench.all_cells(config.nodes, config.exclude_none)]
+        draws = baselines.random_cells(allowed, 1000, runs.stream(config.seed, "random cells"))
         state = [torch.tensor(draws)]
     else:
         state = [torch.frombuffer(bytearray(described(cell).encode()), dtype=torch.uint8)]
 
-    skips = np.mean([nasbench.skips(list(table.cells)[d]) for d in draws]) if draws and table else skips_of(cell)
+    skips = (
+        np.mean([nasbench.skips(list(table.cells)[d]) for d in draws]) if draws and table else skips_of(cell)
+    )
     if table is not None:
         early = table.number(search.early()) if search is not None else None
         found = looked_up(config, problem, table, draws or [table.number(cell)], early)
     else:
         assert retraining is not None
         found = {k: v.numpy() for k, v in retraining.predict().items()}
-        found["_parameters"] = np.array(sum(p.numel() for n, p in retraining.network.named_parameters() if "auxiliary" not in n))
+        found["_parameters"] = np.array(
+            sum(p.numel() for n, p in retraining.network.named_parameters() if "auxiliary" not in n)
+        )
         state += list(retraining.network.parameters())
     found["_skips"] = np.array(float(skips))
     run.predictions(**found)
-     export.write(run.directory / "export", derived(config, problem, cell, classes), retraining and retraining.network, about(config))
+    export.write(
+        run.directory / "export",
+        derived(config, problem, cell, classes),
+        retraining and retraining.network,
+        about(config),
+    )
     run.finish(
         metrics={**evaluate.score(found), **counts},
         validation=validation,
         state=state,
-        gradient_evaluations=int(counts.get("gradient_evaluations", 0)) + (retraining.steps if retraining else 0),
+        gradient_evaluations=int(counts.get("gradient_evaluations", 0))
+        + (retraining.steps if retraining else 0),
         selection="last",
         chosen_step=search.steps if search else 0,
         exports=["export"],
@@ -419,7 +481,9 @@ def conclude(config: Config, run: runs.Run, problem: data.Problem, search: Searc
     )
 
 
-def looked_up(config: Config, problem: data.Problem, table: data.Table, cells: list[int], early: int | None) -> dict[str, Any]:
+def looked_up(
+    config: Config, problem: data.Problem, table: data.Table, cells: list[int], early: int | None
+) -> dict[str, Any]:
     """Predictions of one cell, or of several that are averaged (`random`).
 
     digits: one row per test image, `correct` of `_trials` trainings. NAS-Bench-201: the table has no images, one row."""
