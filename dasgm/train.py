@@ -170,7 +170,7 @@ def check(config: Config) -> None:
         raise runs.BadInput(f"base {config.base!r} needs space darts")
     if config.judge == "table" and config.space != "nasbench":
         raise runs.BadInput("there is no table of the darts space; use --judge retrain")
-    if config.variant in (*GENERATED,) and "generator" not in config.uses:
+    if config.variant in GENERATED and config.lam > 0 and not config.uses:
         raise runs.BadInput(
             f"variant {config.variant!r} needs a generator: give --uses.generator DIR, or an arm that uses it"
         )
@@ -296,7 +296,8 @@ def write_samples(run: runs.Run, problem: data.Problem, gan: generators.GAN, eac
 def find_cell(config: Config, run: runs.Run, problem: data.Problem, device: torch.device) -> None:
     gan, reference = None, None
     if config.variant in GENERATED and config.lam > 0:
-        found = runs.unpack((Path(config.uses["generator"]) / "generator.pt").read_bytes(), "generator.pt")
+        (used,) = config.uses.values()
+        found = runs.unpack((Path(used) / "generator.pt").read_bytes(), f"{used}/generator.pt")
         gan = new_gan(config, problem, device)
         gan.load(found["gan"])
         reference = generators.reference_classifier(problem.shape[0], problem.classes).to(device)
