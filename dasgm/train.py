@@ -19,9 +19,9 @@ import torch
 
 from shared import runs
 
-from . import baselines, darts_space, data, evaluate, export, generators, nasbench
-from .retrain import Recipe, Retraining
-from .search import GENERATED, VARIANTS, Search, network_settings
+from . import baselines, data, evaluate, export, generators, judge, nasbench, warmstart
+from .retrain import Retraining
+from .search import GENERATED, VARIANTS, Search
 
 NOTICE = "note: no number of the DASGM paper (arXiv 2112.00171) could be read; only its abstract is followed"
 
@@ -189,105 +189,10 @@ def run(config: Config) -> Path:
             problem = data.load(config.data, config.seed, config.split, config.n, device)
             run.splits(train=problem.train.ids, validation=problem.validation.ids, test=problem.test.ids)
             if config.variant == "generator":
-                train_generator(config, run, problem, device)
+                warmstart.train_generator(config, run, problem, device)
             else:
                 find_cell(config, run, problem, device)
     return run.directory
-
-
-# --- the stage: a generator with its fidelity ------------------------------------------------------------------------
-
-
-def new_gan(config: Config, problem: data.Problem, device: torch.device) -> generators.GAN:
-    return generators.GAN(
-        config.gan,
-        problem.classes,
-        problem.shape,
-        config.seed,
-        config.gan_lr,
-        config.gan_lr_D,
-        device,
-        config.gan_width,
-    )
-
-
-def train_generator(config: Config, run: runs.Run, problem: data.Problem, device: torch.device) -> None:
-    images = data.gan_images(problem, config.gan_data)
-    gan = new_gan(config, problem, device)
-    saved = run.resume()
-    if saved:
-        gan.load(saved["gan"])
-    for step in run.steps(
-        saved["step"] if saved else 0, config.gan_steps, lambda: {"gan": gan.state()}, "generator"
-    ):
-        rows = data.batch(len(images), config.gan_batch, gan.steps, config.seed, "gan batches").to(device)
-        losses = gan.step(problem.signed(images.pixels[rows]), images.labels[rows])
-        run.finite(losses["loss_G"], level="generator", step=step, batch=rows.cpu())
-        if step % 50 == 0:
-            run.log(step=step, **losses)
-
-    reference = train_reference(config, problem, device)
-    value = label_fidelity(config, problem, gan, reference, "fidelity", 2000)
-    v = problem.validation
-    with torch.no_grad():
-        right = (
-            torch.cat([reference(problem.normalise(p)).argmax(1) for p in v.pixels.split(500)]) == v.labels
-        )
-    warning = (
-        generators.fidelity_gate(value, problem.classes)
-        if config.fidelity_gate
-        else "fidelity gate switched off"
-    )
-    if warning:
-        run.say(f"warning: {warning}")
-    run.gate(
-        "label-fidelity",
-        not config.fidelity_gate or value >= 3 / problem.classes,
-        f"{value:.3f} of 2,000 images",
-    )
-    inside = set(images.ids.tolist()) <= set(problem.train.ids.tolist())
-    run.gate("generator-data", inside or config.gan_data == "trainval", f"{len(images)} images of D_tr")
-    runs.write_bytes(
-        run.directory / "generator.pt", runs.pack({"gan": gan.state(), "reference": reference.state_dict()})
-    )
-    write_samples(run, problem, gan)
-    run.finish(
-        state=gan.G.parameters(),
-        gradient_evaluations=config.gan_steps * (6 if config.gan == "dcgan" else 2),
-        validation={"fidelity": value, "reference_accuracy": float(right.float().mean())},
-    )
-
-
-def train_reference(config: Config, problem: data.Problem, device: torch.device) -> torch.nn.Module:
-    """The classifier of the fidelity gate; it has seen D_tr and nothing else."""
-    runs.seed_global(config.seed, "reference")
-    net = generators.reference_classifier(problem.shape[0], problem.classes).to(device)
-    optimiser = torch.optim.Adam(net.parameters(), 2e-3)
-    for t in range(config.reference_steps):
-        rows = data.batch(len(problem.train), config.batch, t, config.seed, "reference batches").to(device)
-        x = problem.view(problem.train.pixels[rows], runs.stream(config.seed, "reference view", t))
-        optimiser.zero_grad(set_to_none=True)
-        torch.nn.functional.cross_entropy(net(x), problem.train.labels[rows]).backward()
-        optimiser.step()
-    return net.eval()
-
-
-def label_fidelity(
-    config: Config, problem: data.Problem, gan: generators.GAN, reference: torch.nn.Module, name: str, n: int
-) -> float:
-    def view(images: torch.Tensor) -> torch.Tensor:
-        return problem.normalise((images + 1) * 127.5)
-
-    return generators.fidelity(lambda size, part: gan.sample(size, name, part), reference, view, n)
-
-
-def write_samples(run: runs.Run, problem: data.Problem, gan: generators.GAN, each: int = 8) -> None:
-    """`each` generated images of at most ten classes, for the figure."""
-    y = torch.arange(min(10, problem.classes), device=gan.device).repeat_interleave(each)
-    with torch.no_grad():
-        images = gan.ema(gan.draw(len(y), "samples")[0], y)
-    pixels = ((images + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
-    runs.save_arrays(run.directory / "samples.npz", {"pixels": pixels, "label": y.cpu().numpy()})
 
 
 # --- a search, and what its cell is worth ---------------------------------------------------------------------------------
@@ -298,7 +203,7 @@ def find_cell(config: Config, run: runs.Run, problem: data.Problem, device: torc
     if config.variant in GENERATED and config.lam > 0:
         (used,) = config.uses.values()
         found = runs.unpack((Path(used) / "generator.pt").read_bytes(), f"{used}/generator.pt")
-        gan = new_gan(config, problem, device)
+        gan = warmstart.new_gan(config, problem, device)
         gan.load(found["gan"])
         reference = generators.reference_classifier(problem.shape[0], problem.classes).to(device)
         reference.load_state_dict(found["reference"])
@@ -308,7 +213,7 @@ def find_cell(config: Config, run: runs.Run, problem: data.Problem, device: torc
 
     saved = run.resume()
     start = saved["step"] if saved else 0
-    retraining = begin_retraining(config, problem, device, saved and saved["cell"])
+    retraining = judge.begin_retraining(config, problem, device, saved and saved["cell"])
     if saved:
         if search:
             search.load(saved["search"])
@@ -318,12 +223,12 @@ def find_cell(config: Config, run: runs.Run, problem: data.Problem, device: torc
     def state() -> dict[str, Any]:
         return {
             "search": search.state() if search else None,
-            "cell": described(cell) if retraining else None,
+            "cell": judge.described(cell) if retraining else None,
             "retraining": retraining.state() if retraining else None,
         }
 
-    cell: Any = parse(saved["cell"]) if saved and saved["cell"] else None
-    total = searching + (retraining_steps(config, problem) if config.judge == "retrain" else 0)
+    cell: Any = judge.parse(saved["cell"]) if saved and saved["cell"] else None
+    total = searching + (judge.retraining_steps(config, problem) if config.judge == "retrain" else 0)
     quarter = max(1, search.per_epoch * (config.epochs // 4)) if search else 1
     for step in run.steps(start, total, state):
         if search and step < searching:
@@ -335,13 +240,13 @@ def find_cell(config: Config, run: runs.Run, problem: data.Problem, device: torc
             run.log(**{"step": step, **facts})
         else:
             if retraining is None:
-                cell = chosen(config, search)
-                retraining = begin_retraining(config, problem, device, described(cell))
+                cell = judge.chosen(config, search)
+                retraining = judge.begin_retraining(config, problem, device, judge.described(cell))
             loss = retraining.step(step - searching)
             run.finite(loss, level="retraining", step=step)
             if (step - searching) % 100 == 0:
                 run.log(step=step, retraining_loss=float(loss))
-    cell = cell or chosen(config, search)
+    cell = cell or judge.chosen(config, search)
     conclude(config, run, problem, search, retraining, table, cell)
 
 
@@ -349,69 +254,10 @@ def keep_fidelity(
     config: Config, run: runs.Run, problem: data.Problem, gan: Any, reference: Any, step: int
 ) -> float:
     """The gate stays active while theta moves (section 8)."""
-    value = label_fidelity(config, problem, gan, reference, ("search", step), 500)
+    value = warmstart.label_fidelity(config, problem, gan, reference, ("search", step), 500)
     if config.fidelity_gate and (warning := generators.fidelity_gate(value, problem.classes)):
         run.say(f"warning: step {step}: {warning}")
     return value
-
-
-def chosen(config: Config, search: Search | None) -> Any:
-    """The final cell; for `random` one uniform draw (the table answers for 1,000 of them)."""
-    if search is not None:
-        return search.cell()
-    stream = runs.stream(config.seed, "random cell")
-    if config.space == "darts":
-        return darts_space.random_genotype(stream)
-    cells = nasbench.all_cells(config.nodes, config.exclude_none)
-    return cells[baselines.random_cells(range(len(cells)), 1, stream)[0]]
-
-
-def described(cell: Any) -> str:
-    return cell if isinstance(cell, str) else cell.to_json()
-
-
-def parse(text: str) -> Any:
-    return text if text.startswith("|") else darts_space.Genotype.from_json(text)
-
-
-def skips_of(cell: Any) -> int:
-    return nasbench.skips(cell) if isinstance(cell, str) else cell.skips()
-
-
-def recipe(config: Config) -> Recipe:
-    c = config
-    return Recipe(c.retrain_epochs, c.retrain_batch, c.retrain_lr, c.retrain_decay, c.retrain_nesterov, c.retrain_weight_decay,
-                  c.clip, c.cutout, c.auxiliary, c.drop_path, c.smoothing)  # fmt: skip
-
-
-def derived(config: Config, problem: data.Problem, cell: Any, classes: int) -> dict[str, Any]:
-    """What `export.build` needs to make the derived network: JSON values alone."""
-    if config.space == "nasbench":
-        return {"space": "nasbench", "cell": cell, "network": network_settings(config, problem)}
-    shape = {"channels": config.retrain_channels, "layers": config.retrain_layers, "classes": classes,
-             "auxiliary": config.auxiliary > 0, "imagenet": config.retrain_on == "imagenet"}  # fmt: skip
-    return {**json.loads(cell.to_json()), "network": shape}
-
-
-def begin_retraining(
-    config: Config, problem: data.Problem, device: torch.device, cell: str | None
-) -> Retraining | None:
-    if config.judge != "retrain" or not cell:
-        return None
-    imagenet = data.ImageNet(size=config.image_size) if config.retrain_on == "imagenet" else None
-    runs.seed_global(config.seed, "retrain network")
-    network = export.build(
-        derived(config, problem, parse(cell), imagenet.classes if imagenet else problem.classes)
-    )
-    return Retraining(network, recipe(config), None if imagenet else problem, imagenet, config.seed, device)
-
-
-def retraining_steps(config: Config, problem: data.Problem) -> int:
-    if config.retrain_on == "imagenet":
-        rows = len(data.ImageNet(size=config.image_size).parts["train"])
-    else:
-        rows = len(problem.train) + len(problem.validation)
-    return config.retrain_epochs * max(1, rows // config.retrain_batch)
 
 
 def conclude(config: Config, run: runs.Run, problem: data.Problem, search: Search | None, retraining: Retraining | None,
@@ -439,21 +285,20 @@ def conclude(config: Config, run: runs.Run, problem: data.Problem, search: Searc
             f"{made[0]} weight and {made[1]} architecture steps",
         )
         (run.directory / "cells.json").write_text(
-            json.dumps({"final": described(cell), "early": search.early()}, indent=1) + "\n"
+            json.dumps({"final": judge.described(cell), "early": search.early()}, indent=1) + "\n"
         )
     elif table is not None:
         allowed = [table.number(c) for c in nasbench.all_cells(config.nodes, config.exclude_none)]
         draws = baselines.random_cells(allowed, 1000, runs.stream(config.seed, "random cells"))
         state = [torch.tensor(draws)]
     else:
-        state = [torch.frombuffer(bytearray(described(cell).encode()), dtype=torch.uint8)]
+        state = [torch.frombuffer(bytearray(judge.described(cell).encode()), dtype=torch.uint8)]
 
-    skips = (
-        np.mean([nasbench.skips(list(table.cells)[d]) for d in draws]) if draws and table else skips_of(cell)
-    )
+    names = list(table.cells) if table else []
+    skips = np.mean([nasbench.skips(names[d]) for d in draws]) if draws else judge.skips_of(cell)
     if table is not None:
         early = table.number(search.early()) if search is not None else None
-        found = looked_up(config, problem, table, draws or [table.number(cell)], early)
+        found = judge.looked_up(config, problem, table, draws or [table.number(cell)], early)
     else:
         assert retraining is not None
         found = {k: v.numpy() for k, v in retraining.predict().items()}
@@ -465,7 +310,7 @@ def conclude(config: Config, run: runs.Run, problem: data.Problem, search: Searc
     run.predictions(**found)
     export.write(
         run.directory / "export",
-        derived(config, problem, cell, classes),
+        judge.derived(config, problem, cell, classes),
         retraining and retraining.network,
         about(config),
     )
@@ -478,29 +323,8 @@ def conclude(config: Config, run: runs.Run, problem: data.Problem, search: Searc
         selection="last",
         chosen_step=search.steps if search else 0,
         exports=["export"],
-        cell=described(cell),
+        cell=judge.described(cell),
     )
-
-
-def looked_up(
-    config: Config, problem: data.Problem, table: data.Table, cells: list[int], early: int | None
-) -> dict[str, Any]:
-    """Predictions of one cell, or of several that are averaged (`random`).
-
-    digits: one row per test image, `correct` of `_trials` trainings. NAS-Bench-201: the table has no images, one row."""
-    numbers = np.array(cells)
-    found: dict[str, Any] = {
-        "_percentile": np.array(table.percentile(numbers)),
-        "_regret": np.array(table.score.max() - table.score[numbers].mean()),
-        "_early": np.array(table.score[numbers if early is None else early].mean()),
-    }
-    if table.correct is None:
-        names = {f"_accuracy_{k}": np.array(v[numbers].mean()) for k, v in table.columns.items()}
-        return {"id": np.array([0]), **names, **found}
-    # thirds of three trainings, summed over the draws, are whole numbers: stored as such
-    trials = len({seed for _, seed in data.digits_rows()}) * len(cells)
-    correct = np.rint(table.correct[numbers].sum(0) * trials / len(cells)).astype(np.int64)
-    return {"id": problem.test.ids.numpy(), "correct": correct, "_trials": np.array(trials), **found}
 
 
 def about(config: Config) -> str:

@@ -12,7 +12,18 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from dasgm import baselines, darts_space, data, evaluate, export, generators, method, nasbench, train
+from dasgm import (
+    baselines,
+    darts_space,
+    data,
+    evaluate,
+    export,
+    generators,
+    method,
+    nasbench,
+    train,
+    warmstart,
+)
 from dasgm.search import Search
 from shared import cifar, protocol, runs, vectors
 from shared.hypergrad import FiniteDifference, FirstOrder, OneStep, hypergrad
@@ -41,7 +52,7 @@ def search(**given) -> Search:
     c = config(**given)
     p = problem(c)
     gan = (
-        train.new_gan(c, p, CPU)
+        warmstart.new_gan(c, p, CPU)
         if c.variant in ("static", "joint", "weighted", "adversarial") and c.lam
         else None
     )
@@ -419,7 +430,7 @@ def test_fidelity_gate(tmp_path):
     with pytest.raises(generators.GeneratorFailed, match="3 times chance"):
         train.run(c)
     p = problem(c)
-    reference = train.train_reference(c, p, CPU)
+    reference = warmstart.train_reference(c, p, CPU)
     replay = lambda n, part: (p.signed(p.train.pixels[:n]), p.train.labels[:n])  # noqa: E731
     value = generators.fidelity(replay, reference, lambda x: p.normalise((x + 1) * 127.5), 450)
     assert value > 0.6 and generators.fidelity_gate(value, 10) == ""

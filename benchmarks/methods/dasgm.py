@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dasgm import data, method, train
+from dasgm import data, method, train, warmstart
 from dasgm.search import Search
 from shared import runs
 
@@ -49,7 +49,7 @@ def kinds() -> dict[str, Callable[[], object]]:
 
     def prepared(**given: object) -> Search:
         config = replace(small, **given)  # type: ignore[arg-type]
-        gan = train.new_gan(config, images, torch.device("cpu")) if config.variant != "darts" else None
+        gan = warmstart.new_gan(config, images, torch.device("cpu")) if config.variant != "darts" else None
         return Search(config, images, torch.device("cpu"), gan)
 
     def stepping(search: Search) -> Callable[[], object]:
