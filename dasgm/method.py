@@ -11,14 +11,14 @@ Next to DARTS, whose level 3 is L_val alone (lam = 0). No equation of the paper 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.evaluation import frozen
 from shared.hypergrad import FiniteDifference, Hypergradient, Method, OneStep, hypergrad
 from shared.multilevel import Level, chain
 from shared.vectors import Vector
@@ -80,6 +80,19 @@ def look_ahead_loss(
     return loss
 
 
+@contextmanager
+def frozen(W: Sequence[Tensor]) -> Iterator[None]:
+    """Within the block W asks for no gradient, so that a backward pass computes none for it."""
+    flags = [p.requires_grad for p in W]
+    try:
+        for p in W:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p, flag in zip(W, flags):
+            p.requires_grad_(flag)
+
+
 def architecture_gradient(
     F_: Loss,
     L_tr: Loss,
@@ -93,7 +106,7 @@ def architecture_gradient(
     xi = 0 is first order: partial_A F at W, with W frozen, which saves the weight gradients (5 / 3 of a plain step).
     """
     if xi == 0:
-        with frozen(list(W)):
+        with frozen(W):
             return list(torch.autograd.grad(F_(), list(A)))
     return hypergrad(F_, L_tr, W, A, float(xi), method).grads
 

@@ -207,7 +207,8 @@ class Search:
             self.counts["gradient_evaluations"] += found.gradient_evaluations
             return values[0], found.grads
         gradient = method.architecture_gradient(F_, inner, self.W, self.A, xi, estimator)
-        self.counts["gradient_evaluations"] += 4 if xi else 1
+        passes = {"finite_difference": 4, "exact": 3}[c.estimator]
+        self.counts["gradient_evaluations"] += passes if xi else 1
         return values[0], gradient
 
     def synthesized(self, t: int) -> tuple[Callable[[], Tensor], Callable[[], Tensor] | None, list[Tensor]]:
