@@ -57,8 +57,8 @@ class Config(runs.RunConfig):
     base: str = "darts"
     # 1: first order, xi = 0; 2: second order, xi = the rate of W [DARTS offers both]
     order: int = 1
-    # of the mixed second derivative: finite_difference [DARTS] or exact (double backward)
-    estimator: str = "finite_difference"
+    # of the mixed second derivative: exact (double backward) [decided], or finite_difference [DARTS]
+    estimator: str = "exact"
     # nodes of a nasbench cell: 4 [NB201]; 3 in the digits test bed
     nodes: int = 4
     # cells per stage N of a nasbench network

@@ -132,7 +132,8 @@ def test_difference_and_double_backward_agree_and_everything_is_put_back():
     before, state = vectors.clone(s.W), torch.get_rng_state()
     buffers = [b.clone() for b in s.net.buffers()]
     exact = method.architecture_gradient(F_, L_tr, s.W, s.A, 0.1, OneStep())
-    close = method.architecture_gradient(F_, L_tr, s.W, s.A, 0.1, FiniteDifference())
+    # ReLU kinks: digits share an exactly constant background, so many units cross zero together; a shorter probe stays between
+    close = method.architecture_gradient(F_, L_tr, s.W, s.A, 0.1, FiniteDifference(radius=1e-6))
     direct = method.architecture_gradient(F_, L_tr, s.W, s.A, 0.0)
     implicit = [a - b for a, b in zip(exact, hypergrad(F_, L_tr, s.W, s.A, 0.1, OneStep()).direct)]
     assert (

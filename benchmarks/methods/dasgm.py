@@ -24,7 +24,8 @@ from dasgm.search import Search
 from shared import runs
 
 BASE = train.Config(
-    data="cifar10", seed=0, nodes=4, channels=8, cells_per_stage=1, batch=32, epochs=10_000, gan="residual",
+    data="cifar10", seed=0, nodes=4, channels=8, cells_per_stage=1, batch=32,
+    estimator="finite_difference", epochs=10_000, gan="residual",
     gan_width=16, gan_batch=32,
 )  # fmt: skip
 
@@ -75,6 +76,7 @@ def kinds() -> dict[str, Callable[[], object]]:
     for variant in ("darts", "static", "weighted", "joint"):
         for order in (1, 2):
             made[f"{variant}, order {order}"] = stepping(prepared(variant=variant, order=order))
+    made["darts, order 2, exact"] = stepping(prepared(variant="darts", order=2, estimator="exact"))
     made["adversarial, order 1"] = stepping(prepared(variant="adversarial", eta=0.1, order=1))
     made["adversarial, order 2"] = stepping(prepared(variant="adversarial", eta=0.1, order=2))
     return made
