@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,24 +59,42 @@ def weakness(logits: Tensor, y: Tensor) -> Tensor:
 # --- the gradient of the architecture (3.4) -----------------------------------------------------------------------
 
 
+class _Drift(torch.autograd.Function):
+    """0, with gradient weight_decay W + mu m: what SGD adds to a loss's gradient, in a few operations on lists."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight_decay: float, mu: float, momentum: Sequence[Tensor | None], *W: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(*W)
+        ctx.drift = weight_decay, mu, momentum
+        return W[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        weight_decay, mu, momentum = ctx.drift
+        pull = list(torch._foreach_mul(list(ctx.saved_tensors), weight_decay))
+        known = [i for i, m in enumerate(momentum) if m is not None]
+        if mu and known:
+            moved = torch._foreach_add([pull[i] for i in known], [momentum[i] for i in known], alpha=mu)
+            for i, x in zip(known, moved):
+                pull[i] = x
+        return None, None, None, *torch._foreach_mul(pull, g)
+
+
 def look_ahead_loss(
     L_tr: Loss, W: Sequence[Tensor], momentum: Sequence[Tensor | None], mu: float, weight_decay: float
 ) -> Loss:
-    """L_tr + weight_decay / 2 |W|^2 + mu <m, W>, whose gradient g_W + weight_decay W + mu m is what SGD's step follows.
+    """L_tr, with the gradient g_W + weight_decay W + mu m that SGD's step follows in its place.
 
     The added terms hold no A, so they change W' but not the mixed derivative. momentum: buffer per tensor, None = 0.
     """
-    pairs = [(p, m) for p, m in zip(W, momentum) if m is not None] if mu else []
 
     def loss() -> Tensor:
         value = L_tr()
         if not any(p.requires_grad for p in W):  # a probe for A: the terms are constants
             return value
-        if weight_decay:
-            value = value + 0.5 * weight_decay * torch.stack([p.square().sum() for p in W]).sum()
-        if pairs:
-            value = value + mu * torch.stack([(p * m).sum() for p, m in pairs]).sum()
-        return value
+        return value + _Drift.apply(weight_decay, mu, momentum, *W)
 
     return loss
 

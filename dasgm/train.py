@@ -262,7 +262,7 @@ def keep_fidelity(
 
 def conclude(config: Config, run: runs.Run, problem: data.Problem, search: Search | None, retraining: Retraining | None,
              table: data.Table | None, cell: Any) -> None:  # fmt: skip
-    """Gates, predictions, export, record. The tables and the test images are opened here, after every choice."""
+    """Gates, predictions, export, record. What the table or the test images say of the cell is looked at here, after every choice."""
     classes = retraining.network.head.out_features if retraining else problem.classes
     draws: list[int] = []
     state: list[torch.Tensor] = []
