@@ -1,6 +1,6 @@
 """Ground truth of the digits test bed: trains each of the 125 cells and writes dasgm/results/digits_cells.csv.
 
-    python -m dasgm.truth_table               all cells, 3 training seeds each; about 5 CPU minutes; continues where it was
+    python -m dasgm.truth_table               all cells, 3 training seeds each; about 6 CPU minutes; continues where it was
     python -m dasgm.truth_table --out FILE --epochs 1 --seeds 1       a quick look elsewhere
 
 A row is one training: cell, seed, test accuracy, and which of the 897 test images it classifies correctly (bits in
