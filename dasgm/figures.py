@@ -84,9 +84,9 @@ def accuracies(results: dict) -> Figure | None:
             axis.axvline(
                 np.mean(arms["random"]), color="C3", linestyle="--", linewidth=1, label="mean of random cells"
             )
-            axis.legend(fontsize=7, loc="lower left")
+            axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.1))
         axis.set_yticks(range(len(shown)), shown, fontsize=8)
-        axis.invert_yaxis()
+        axis.set_ylim(len(shown) - 0.4, -0.6)
         axis.set_xlabel("test accuracy of the cell found, %", fontsize=8)
         axis.set_title(task, fontsize=9)
     figure.tight_layout()

@@ -267,9 +267,9 @@ def conclude(config: Config, run: runs.Run, problem: data.Problem, search: Searc
     draws: list[int] = []
     state: list[torch.Tensor] = []
     validation: dict[str, float] = {}
-    counts: dict[str, float] = {}
+    counts: dict[str, int] = {}
     if search is not None:
-        counts = {k: float(v) for k, v in search.counts.items()}
+        counts = search.counts
         state = [*search.A, *search.W]
         validation = {"held_out_accuracy": search.held_out_accuracy()}
         run.gate(
@@ -315,15 +315,15 @@ def conclude(config: Config, run: runs.Run, problem: data.Problem, search: Searc
         about(config),
     )
     run.finish(
-        metrics={**evaluate.score(found), **counts},
+        metrics=evaluate.score(found),
         validation=validation,
         state=state,
-        gradient_evaluations=int(counts.get("gradient_evaluations", 0))
-        + (retraining.steps if retraining else 0),
+        gradient_evaluations=counts.get("gradient_evaluations", 0) + (retraining.steps if retraining else 0),
         selection="last",
         chosen_step=search.steps if search else 0,
         exports=["export"],
         cell=judge.described(cell),
+        counts=counts,
     )
 
 

@@ -517,7 +517,7 @@ def test_runs_of_a_seed_share_budget_split_and_repeat(tmp_path, generator):
     assert again["state_sha256"] == found["joint"]["state_sha256"]
     assert again["details"]["cell"] == found["joint"]["details"]["cell"]
     for key in ("weight_steps", "architecture_steps"):
-        assert len({r["metrics"][key] for r in found.values()}) == 1
+        assert len({r["details"]["counts"][key] for r in found.values()}) == 1
     assert len({r["split_sha256"] for r in found.values()}) == 1
     assert len({r["state_sha256"] for r in found.values()}) == 4
     assert all(g["passed"] for r in found.values() for g in r["gates"])
