@@ -323,8 +323,7 @@ def finish(config: Config, run: runs.Run, problem: data.Problem, work: Pretraini
     run.finish(
         metrics={**evaluate.score(rows), "gradient_evaluations": evaluations},
         validation=found.get("validation"),
-        state=[p.detach() for p in nets.E.parameters()]
-        + [p.detach() for t in tunings for p in t.C.parameters()],
+        state=[p.detach() for p in [*nets.E.parameters(), *tunings[-1].C.parameters()]],
         gradient_evaluations=evaluations,
         selection="last",
         chosen_step=config.steps,
