@@ -24,13 +24,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import claims
+from benchmarks import PAPERS, claims
 from benchmarks.pool import Key, Outcome, Pool
 from shared import protocol
 from shared.protocol import BadInput, Node, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
-PAPERS = ("autolora", "tapweight", "weight_mixup", "ppo_nlu", "ts_watermark", "mlo_mae", "dasgm")
 STOPPED = 75
 SMALLER = {"paper": "gpu", "gpu": "cpu", "cpu": None, "rehearsal": None}
 
@@ -419,8 +418,7 @@ def _report(name: str) -> None:
         return say(
             f"report:  not written, package {error.name} is missing; `make report` writes it from the results"
         )
-    index = report.build([name], ROOT, protocol.runs_root(ROOT))
-    say(f"report:  {_short(index.with_name(f'{name}.html'))}")
+    say(f"report:  {_short(report.render(ROOT, [name]))}")
 
 
 def _rehearsal(paper: Protocol, nodes: list[Node], bad: dict[Key, Outcome]) -> int:
@@ -445,7 +443,7 @@ def _rehearsal(paper: Protocol, nodes: list[Node], bad: dict[Key, Outcome]) -> i
 
 def record(name: str, scale: str) -> int:
     """Copy a finished result into `<paper>/results/` and write the README tables. Maintainers only."""
-    from benchmarks import report
+    from benchmarks import readme
     from shared import runs
 
     paper = Protocol(ROOT / name)
@@ -478,8 +476,7 @@ def record(name: str, scale: str) -> int:
         shutil.copyfile(folder / "results.predictions.npz", target / f"{scale}.predictions.npz")
     result["commit"] = now
     (target / f"{scale}.json").write_text(json.dumps(result, indent=1) + "\n")
-    report.update_readme(paper.directory / "README.md", report.readme_tables(paper.directory))
-    report.update_readme(ROOT / "README.md", report.project_tables(ROOT))
+    readme.write_readmes(ROOT, [name])
     say(f"recorded: {_short(target / f'{scale}.json')}; now commit it")
     return 0
 
