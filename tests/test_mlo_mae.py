@@ -217,7 +217,7 @@ def test_alignments_are_directional_derivatives():
     at = point(nets)
     v = validation_direction(nets, at)
     a = alignment(nets, at.x, at.mask, v, 1e-4)
-    torch.testing.assert_close(a, alignment_jvp(nets, at.x, at.mask, v), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(a, alignment_jvp(nets, at.x, at.mask, v), rtol=1e-3, atol=1e-6)
     i, j = 2, int(at.mask.m[2].argmax())
     by_hand = grad(nets.errors(at.x, at.mask)[i, j], list(nets.E.parameters()), allow_unused=True)
     assert a[i, j].item() == pytest.approx(
@@ -277,14 +277,15 @@ def test_three_quadratics_in_closed_form():  # 8
 def test_a_helpful_patch_rises_and_a_harmful_one_falls():  # 9
     nets = networks()
     at = point(nets, B=1)
-    masked = at.mask.m[0].nonzero().flatten()
+    up, down, *rest = at.mask.m[0].nonzero().flatten().tolist()
     a = torch.zeros_like(at.mask.m)
-    a[0, masked[0]], a[0, masked[1]] = 1.0, -1.0
+    a[0, up], a[0, down] = 1.0, -1.0
+    with torch.no_grad():
+        nets.T.net[3].weight.zero_()  # no score reacts to another's gradient through the shared hidden layer
     before = nets.T(at.e)[0].detach()
-    g = mask_gradient(nets, at.e, at.mask.m, a)
-    vectors.add_(list(nets.T.parameters()), g, -0.5)
+    vectors.add_(list(nets.T.parameters()), mask_gradient(nets, at.e, at.mask.m, a), -0.5)
     after = nets.T(at.e)[0].detach()
-    assert after[masked[0]] > before[masked[0]] and after[masked[1]] < before[masked[1]]
+    assert after[up] > before[up] and after[down] < before[down] and torch.equal(after[rest], before[rest])
 
 
 def test_official_draws_other_dropout_and_the_default_does_not():  # 10
@@ -349,10 +350,10 @@ def test_scores_options():
     at = point(nets)
     s = nets.T(at.e)
     w = weights(s, at.mask.m, normalise=True)
-    assert (w * at.mask.m).sum() / at.mask.m.sum() == pytest.approx(1.0)
+    assert ((w * at.mask.m).sum() / at.mask.m.sum()).item() == pytest.approx(1.0)
     assert not torch.equal(rank(gumbel(s, stream(1)), 4).m, rank(gumbel(s, stream(2)), 4).m)
-    small = PatchMaskNet(16, 8).double()
-    assert small(at.e).shape == (6, 16) and ((small(at.e) > 0) & (small(at.e) < 1)).all()
+    small = PatchMaskNet(16, 8).double()(at.e)
+    assert small.shape == (6, 16) and ((small > 0) & (small < 1)).all()
     facts = statistics(s, at.mask.m)
     one = statistics(s[:1].expand(6, -1), at.mask.m[:1].expand(6, -1))
     assert (
@@ -394,8 +395,8 @@ def test_roles_of_the_data():  # 12
 
 
 def test_planted_digits_lie_where_they_are_said_to():
-    train, test, quadrant = data.digits(planted=True)
-    plain, plain_test, _ = data.digits(planted=False)
+    _, test, quadrant = data.digits(planted=True)
+    _, plain_test, _ = data.digits(planted=False)
     assert np.array_equal(test.ids, plain_test.ids) and len(np.unique(quadrant)) == 4
     inside = data.digit_patches(quadrant, 4)
     assert (inside.sum(1) == 4).all()
