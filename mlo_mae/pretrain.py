@@ -116,7 +116,7 @@ class Pretraining:
         if place == c.k1 - 1 and c.hypergrad != "none":
             for j in range(cycle * c.k2, (cycle + 1) * c.k2):
                 found["head_loss"] = self.level2(j)
-            found["validation_loss"] = self.level3(cycle)
+            found["hypergradient"] = self.level3(cycle)
         return found
 
     def batch(self, level: str, k: int) -> tuple[Tensor, Tensor, np.ndarray]:
@@ -208,7 +208,7 @@ class Pretraining:
         return Point(m.x, e, mask, m.x2, m.y2, xv, yv, m.z2)
 
     def level3(self, cycle: int) -> float:
-        """One step of T along -g_T."""
+        """One step of T along -g_T; returns its norm."""
         c, nets = self.config, self.nets
         at = self.point(cycle)
         with torch.no_grad():

@@ -50,7 +50,9 @@ def problem(device: torch.device, items: int = 640) -> Problem:
     made = cifar.sample("cifar10", items, runs.stream(0, "bench"))
     train = Images("cifar10", made.ids, made.images, made.labels).to(device)
     cut = np.arange(items)
-    return Problem("cifar10", 10, 3, 32, train, train, cut[: items // 2], cut[items // 2 :], cut[: items // 2])
+    return Problem(
+        "cifar10", 10, 3, 32, train, train, cut[: items // 2], cut[items // 2 :], cut[: items // 2]
+    )
 
 
 def settings(batch: int, **more: Any) -> Config:
@@ -121,7 +123,9 @@ def accuracies(batch: int, device: torch.device) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
