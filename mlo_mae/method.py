@@ -37,7 +37,11 @@ HEAD_PATHS = ("identity", "unrolled", "none")
 
 @dataclass
 class Networks:
-    """E encoder, D decoder, T masking network (or None), C head (or None); norm_pix: targets normalised per patch."""
+    """E encoder, D decoder, T masking network (or None), C head (or None); norm_pix: targets normalised per patch.
+
+    reduce averages a vector over processes that hold slices of the batches: before its norm is taken, and before it is a
+    direction for the others' slices.
+    """
 
     E: Encoder
     D: Decoder
@@ -46,6 +50,7 @@ class Networks:
     norm_pix: bool = True
     pool: str = "cls"
     normalise_scores: bool = False
+    reduce: Callable[[Vector], Vector] = list
 
     def errors(self, x: Tensor, mask: Mask) -> Tensor:
         """l (B, N)."""
@@ -101,8 +106,8 @@ def validation_direction(
         z2 = at.z2 if at.z2 is not None else nets.E.features(at.x2, nets.pool)
         rate = lr_head if head_path == "unrolled" else 1.0
         outputs.append(z2)
-        arriving.append(-rate * head_reaction(nets, z2, at.y2, v_C))
-    return list(grad(outputs, E, arriving))
+        arriving.append(-rate * head_reaction(nets, z2, at.y2, nets.reduce(v_C)))
+    return nets.reduce(list(grad(outputs, E, arriving)))
 
 
 def head_reaction(nets: Networks, z2: Tensor, y2: Tensor, v_C: Vector) -> Tensor:
@@ -181,7 +186,7 @@ def generic(method: hypergrad.Method) -> Callable[..., Vector]:
             return nets.head_loss(nets.E.features(at.x2, nets.pool), at.y2)
 
         outer = nets.head_loss(nets.E.features(at.xv, nets.pool), at.yv)
-        flat = grad(outer, E + C)
+        flat = nets.reduce(list(grad(outer, E + C)))
         v, v_C = list(flat[: len(E)]), list(flat[len(E) :])
         if head_path != "none":
             rate = lr_head if head_path == "unrolled" else 1.0

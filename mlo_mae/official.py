@@ -41,15 +41,15 @@ def hypergradient(nets: Networks, at: Point, head_path: str, lr_head: float, rad
     training = nets.C.training
     nets.C.train()
     try:
-        flat = grad(nets.head_loss(nets.E.features(at.xv, nets.pool), at.yv), E + C)
-        paths = [(list(flat[: len(E)]), -1.0)]
+        flat = nets.reduce(list(grad(nets.head_loss(nets.E.features(at.xv, nets.pool), at.yv), E + C)))
+        paths = [(flat[: len(E)], -1.0)]
         if head_path != "none":
             rate = lr_head if head_path == "unrolled" else 1.0
 
             def slope_of_E() -> list[Tensor]:
                 return list(grad(nets.head_loss(nets.E.features(at.x2, nets.pool), at.y2), E))
 
-            paths.append((_difference(C, list(flat[len(E) :]), slope_of_E, radius), rate))
+            paths.append((nets.reduce(_difference(C, flat[len(E) :], slope_of_E, radius)), rate))
 
         def slope_of_T() -> list[Tensor]:
             with torch.no_grad():

@@ -71,7 +71,7 @@ class Pretraining:
         T = mask_network(c.T_arch, E.N, c.width, c.T_hidden) if scored else None
         runs.seed_global(seed, "head")
         C = Head(c.width, problem.classes, c.dropout) if c.hypergrad != "none" or c.joint_weight else None
-        self.nets = Networks(E, D, T, C, c.norm_pix, c.pool, c.normalise_scores)
+        self.nets = Networks(E, D, T, C, c.norm_pix, c.pool, c.normalise_scores, averaged)
         self.parts: dict[str, nn.Module] = {
             k: n.to(device) for k, n in zip("EDTC", (E, D, T, C)) if n is not None
         }

@@ -14,7 +14,7 @@ import torch
 from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mlo_mae import analysis, baselines, data, evaluate, official
+from mlo_mae import analysis, baselines, data, evaluate, figures, official
 from mlo_mae.export import expected_shapes, write_export
 from mlo_mae.mae import Decoder, Encoder, Head, initialise, patch_errors, patchify, unpatchify
 from mlo_mae.masking import PatchMaskNet, gumbel, mask_network, rank, statistics, visible
@@ -454,6 +454,9 @@ def test_a_run_its_schedule_and_its_repetition(tmp_path):  # 13, 14
     )
     shown = runs.load_arrays(one / "masks.npz")
     assert (shown["masks"].sum(-1) == 12).all() and shown["frequency"].sum() == pytest.approx(12)
+    made = figures.figures({}, {("mlo", "digits", 0): one, ("mae", "digits", 0): tmp_path / "absent"})
+    names = {name for name, *_ in made}
+    assert names == {"masks-digits", "positions-digits", "curve-digits-step", "curve-digits-cpu-seconds"}
     # looking does not change what is trained: without trials, curves and checks the encoder is the same
     quiet = run(replace(TINY, out=str(tmp_path / "c"), self_checks=False))
     assert json.loads((quiet / "record.json").read_text())["state_sha256"] == record["state_sha256"]
@@ -589,6 +592,12 @@ def test_score_is_the_share_of_right_answers():
     assert evaluate.score(arrays) == {"accuracy": 0.75, "probe": 0.25, "accuracy_50": 0.5}
     for name, values in evaluate.item_values(arrays).items():
         assert values.mean() == evaluate.score(arrays)[name]
+
+
+def test_figures_without_runs():
+    claims = [{"id": "descent", "d": [0.1, None, 0.2]}, {"id": "planted-score", "d": []}]
+    assert figures.figures({}, {}) == []
+    assert [name for name, *_ in figures.figures({"claims": claims}, {})] == ["mechanism"]
 
 
 def test_statistics():
