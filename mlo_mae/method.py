@@ -120,7 +120,7 @@ def head_reaction(nets: Networks, z2: Tensor, y2: Tensor, v_C: Vector) -> Tensor
 
 # ------------------------------------------------------------------------------- a_j: does patch j help? two forward passes
 @torch.no_grad()
-def alignment(nets: Networks, x: Tensor, mask: Mask, v: Vector, radius: float = 1e-3) -> Tensor:
+def alignment(nets: Networks, x: Tensor, mask: Mask, v: Vector, radius: float = 1e-2) -> Tensor:
     """a (B, N), a_j = <grad_E l_j, v> by a central difference of step radius / |v|; E is put back bit for bit.
 
     Error O(step^2). Keep x, mask and T's input out of the probes: only E may move between them.

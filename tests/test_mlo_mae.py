@@ -371,7 +371,7 @@ def test_uniformity_is_zero_for_orthogonal_and_one_for_equal_features():
 
 # ----------------------------------------------------------------------------------------------------------- data roles
 TINY = Config(scale="tiny", arm="mlo", task="digits", device="cpu", data="digits", patch=2, width=16, depth=1, heads=2, decoder_width=8,
-              decoder_depth=1, decoder_heads=2, T_hidden=16, norm_pix=False, steps=12, batch=32, lr=1e-3, mask="learned", weight="scores",
+              decoder_depth=1, decoder_heads=2, T_hidden=16, norm_pix=False, radius=1e-3, steps=12, batch=32, lr=1e-3, mask="learned", weight="scores",
               hypergrad="fd_forward", finetune_labels=(100,), finetune_epochs=2, finetune_batch=50, finetune_lr=1e-3)  # fmt: skip
 
 

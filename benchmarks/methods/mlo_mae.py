@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fd_forward": {"hypergrad": "fd_forward"},
     "fd_forward, head_path none": {"hypergrad": "fd_forward", "head_path": "none"},
     "fd_darts": {"hypergrad": "fd_darts"},
-    "official": {"hypergrad": "official", "radius": 0.01},
+    "official": {"hypergrad": "official"},
 }
 TARGETS = {"fd_forward": 3.1, "fd_forward, head_path none": 2.5}
 POINTS = 3  # where cosines are taken, after as many cycles each
