@@ -50,7 +50,7 @@ def finish(config: Config, run: runs.Run, problem: data.Problem, work: Pretraini
     run.predictions(**rows)
     evaluations = work.counts["evaluations"] + sum(t.steps for t in tunings)
     run.finish(
-        metrics={**evaluate.score(rows), "gradient_evaluations": evaluations},
+        metrics=evaluate.score(rows),
         validation=found.get("validation"),
         state=[p.detach() for p in [*nets.E.parameters(), *tunings[-1].C.parameters()]],
         gradient_evaluations=evaluations,
