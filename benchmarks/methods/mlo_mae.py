@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "official": {"hypergrad": "official"},
 }
 TARGETS = {"fd_forward": 3.1, "fd_forward, head_path none": 2.5}
-POINTS = 3  # where cosines are taken, after as many cycles each
+POINTS = 2  # where cosines are taken, after as many cycles each
 
 
 class NoRun:
