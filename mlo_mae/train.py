@@ -256,7 +256,7 @@ def load_encoder(E: torch.nn.Module, config: Config) -> None:
     (directory,) = config.uses.values()
     path = Path(directory) / "export" / "encoder.safetensors"
     if not path.exists():
-        raise BadInput(f"{path} is missing; train that run with --export True")
+        raise BadInput(f"{path} is missing; train that run with --export")
     E.load_state_dict(load_file(path))
 
 

@@ -659,7 +659,6 @@ def test_two_processes_equal_one(tmp_path):
         "--descent_trials",
         "0",
         "--export",
-        "True",
     ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     one = subprocess.run(
