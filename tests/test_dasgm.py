@@ -631,3 +631,17 @@ def test_protocol_and_claims_name_what_there_is():
         for node in p.nodes(scale, "all"):
             given = p.config(scale, node)
             train.check(train.Config(**{**given, "uses": given["uses"]}))
+
+
+def test_figures_with_everything_and_with_nothing(tmp_path, generator):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from dasgm import figures
+
+    directory = make(tmp_path, "joint", variant="joint", uses=generator, **RETRAIN)
+    places = {("joint", "digits", 3): directory, ("generator", "digits", 3): Path(generator["generator"])}
+    made = figures.figures({"runs": [record(directory)]}, places)
+    assert [name for name, *_ in made] == ["accuracies", "cells", "softmax", "skips", "generated"]
+    assert all(caption and alt for _, caption, alt, _ in made)
+    assert figures.figures({}, {}) == []
