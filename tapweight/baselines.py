@@ -37,7 +37,11 @@ def fixed_weights(rule: str, names: Sequence[str], seed: int, uses: dict[str, st
     if rule == "learned":
         return read_weights(uses, "tapweight", names)
     if rule == "best":
-        scores = {a: (protocol.read_record(Path(d)) or {})["validation"]["score"] for a, d in uses.items() if a.startswith("grid-")}
+        scores = {
+            a: (protocol.read_record(Path(d)) or {})["validation"]["score"]
+            for a, d in uses.items()
+            if a.startswith("grid-")
+        }
         if not scores:
             raise runs.BadInput("weights = best chooses among the grid-... runs it uses; none is listed")
         return read_weights(uses, max(scores, key=lambda arm: scores[arm]), names)
@@ -46,7 +50,9 @@ def fixed_weights(rule: str, names: Sequence[str], seed: int, uses: dict[str, st
 
 def read_weights(uses: dict[str, str], arm: str, names: Sequence[str]) -> Tensor:
     if arm not in uses:
-        raise runs.BadInput(f"the weights of arm '{arm}' are asked for; list it under uses, or give --uses.{arm} DIR")
+        raise runs.BadInput(
+            f"the weights of arm '{arm}' are asked for; list it under uses, or give --uses.{arm} DIR"
+        )
     found = json.loads((Path(uses[arm]) / "weights.json").read_text())
     if found["names"] != list(names):
         raise runs.BadInput(f"{uses[arm]}/weights.json weighs {found['names']}, this task has {list(names)}")
@@ -100,7 +106,9 @@ def plain_cycle(
     return Facts(torch.stack(values).mean(0), float("nan"))
 
 
-def optimizer(kind: str, parameters: Sequence[nn.Parameter] | Sequence[Tensor], lr: float, weight_decay: float) -> Any:
+def optimizer(
+    kind: str, parameters: Sequence[nn.Parameter] | Sequence[Tensor], lr: float, weight_decay: float
+) -> Any:
     """adam: coupled weight decay, as in the official NLP code. sgd: momentum 0.9, as in its molecule code. plain: neither."""
     if kind == "adam":
         return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, foreach=True)

@@ -122,8 +122,9 @@ def _tap(name: str) -> tuple[Split, np.ndarray | None, Split, int]:
 def _tap_part(name: str, found: Path | sources.Hub, part: str) -> Split:
     folder, _, _, classes = TAP[name]
     if isinstance(found, sources.Hub):
-        where, values = f"{found.id}, part {part}", list(
-            sources.load_hub(found, folder, "validation" if part == "dev" else part)
+        where, values = (
+            f"{found.id}, part {part}",
+            list(sources.load_hub(found, folder, "validation" if part == "dev" else part)),
         )
     else:
         where, values = _tap_rows(found, folder, part)
@@ -135,7 +136,9 @@ def _tap_part(name: str, found: Path | sources.Hub, part: str) -> Split:
         known = LABEL.get(name, ())
         label = known.index(str(label).upper()) if str(label).upper() in known else label
         if not str(label).isdecimal() or not 0 <= int(label) < classes:
-            raise runs.BadInput(f"{where} row {number}: label {row['label']!r} is not one of the {classes} classes")
+            raise runs.BadInput(
+                f"{where} row {number}: label {row['label']!r} is not one of the {classes} classes"
+            )
         texts.append(str(row["text"]).strip())
         labels.append(int(label))
     return Split(np.arange(len(texts)), texts, np.array(labels, dtype=np.int64))
@@ -153,7 +156,9 @@ def _tap_rows(found: Path, folder: str, part: str) -> tuple[str, list[dict[str, 
     name = "validation" if part == "dev" else part
     shards = sorted(p for p in found.rglob("*.parquet") if p.name.startswith(name))
     if not shards:
-        raise sources.MissingInput(f"{found} has no {part}.jsonl (a line: text, label) and no {name}*.parquet")
+        raise sources.MissingInput(
+            f"{found} has no {part}.jsonl (a line: text, label) and no {name}*.parquet"
+        )
     import pyarrow.parquet as parquet
 
     for shard in shards:

@@ -67,10 +67,14 @@ class Images:
         found = self.set
         self.kind, self.outputs = found.kind, found.labels.shape[1]
         self.metric = "auc" if found.kind == "classification" else "rmse"
-        self.inner, self.validation, self.test = molecules.scaffold_split([self.chemistry.scaffold(s) for s in found.smiles])
+        self.inner, self.validation, self.test = molecules.scaffold_split(
+            [self.chemistry.scaffold(s) for s in found.smiles]
+        )
         parts = {"train": self.inner, "validation": self.validation, "test": self.test}
         if empty := [name for name, rows in parts.items() if len(rows) == 0]:
-            raise runs.BadInput(f"{found.name}: the scaffold split leaves {empty} empty; {len(found.smiles)} rows are too few")
+            raise runs.BadInput(
+                f"{found.name}: the scaffold split leaves {empty} empty; {len(found.smiles)} rows are too few"
+            )
         self.items = {name: found.ids[rows] for name, rows in parts.items()}
         self.pictures = molecules.drawings(found.smiles, self.size, self.chemistry).to(device)
         labels = torch.as_tensor(found.labels)
@@ -104,7 +108,9 @@ class Images:
         mean, sd = (torch.tensor(v, device=self.device)[:, None, None] for v in (MEAN, SD))
         return (pictures.to(self.device).float() / 255 - mean) / sd
 
-    def losses(self, encoder: nn.Module, heads: nn.ModuleDict, rows: Tensor, step: int, micro: int) -> list[Tensor]:
+    def losses(
+        self, encoder: nn.Module, heads: nn.ModuleDict, rows: Tensor, step: int, micro: int
+    ) -> list[Tensor]:
         """[MG3C x 3, JPP, MCL] on these drawings of D_u."""
         rows = rows.to(self.device)
         x = self.normalise(self.u[rows])
@@ -113,7 +119,9 @@ class Images:
             F.cross_entropy(heads[name](features).float(), self.clusters[rows, k])
             for k, name in enumerate(self.names[: len(self.granularities)])
         ]
-        classes = objectives.jigsaw_labels(len(rows), JIGSAWS + 1, runs.stream(self.seed, "jigsaw", step, micro))
+        classes = objectives.jigsaw_labels(
+            len(rows), JIGSAWS + 1, runs.stream(self.seed, "jigsaw", step, micro)
+        )
         square = F.interpolate(x, size=self.size - self.size % 3, mode="bilinear", align_corners=False)
         puzzle = objectives.shuffle_tiles(square, self.permutations[classes])
         losses.append(F.cross_entropy(heads["JPP"](encoder(puzzle)).float(), classes.to(self.device)))
@@ -167,4 +175,7 @@ class Images:
 
         directory.mkdir(parents=True, exist_ok=True)
         for name, module in (("encoder", encoder), ("head", head)):
-            save_file({k: v.contiguous().cpu() for k, v in module.state_dict().items()}, directory / f"{name}.safetensors")
+            save_file(
+                {k: v.contiguous().cpu() for k, v in module.state_dict().items()},
+                directory / f"{name}.safetensors",
+            )

@@ -34,7 +34,9 @@ class Whole(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor], at: Tensor | None = None) -> Tensor:
         hidden = self.model(**inputs).last_hidden_state
-        return hidden[:, 0] if at is None else hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))
+        return (
+            hidden[:, 0] if at is None else hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))
+        )
 
     def embedding(self) -> Tensor:
         """The matrix that the MLM head is tied to, (V, d); a parameter of the encoder."""
@@ -51,7 +53,9 @@ class TopBlocks(nn.Module):
         super().__init__()
         blocks = encoder.encoder.layer
         if not 1 <= n < len(blocks):
-            raise runs.BadInput(f"top_blocks = {n} must lie in 1..{len(blocks) - 1}, or be 0 for the whole encoder")
+            raise runs.BadInput(
+                f"top_blocks = {n} must lie in 1..{len(blocks) - 1}, or be 0 for the whole encoder"
+            )
         self.blocks = nn.ModuleList(blocks[-n:])
         self.heads = encoder.config.num_attention_heads
         # a constant here, for the embeddings lie below the cached states
@@ -99,7 +103,9 @@ def load_model(name: str) -> tuple[Any, Any]:
         model = AutoModel.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # the raw first-token state is used; a pooler would be an encoder parameter without gradient
+        model.pooler = (
+            None  # the raw first-token state is used; a pooler would be an encoder parameter without gradient
+        )
     return model, tokenizer
 
 
@@ -160,7 +166,9 @@ class Language:
         self.seed, self.device, self.max_length = config.seed, device, config.max_length
         self.rate, self.temperature, self.eval_batch = config.mask_rate, config.temperature, config.eval_batch
         with rehearsal.inputs(config.scale):
-            self.task = data.read(config.task, config.seed, config.per_class, config.level_split, config.train_items)
+            self.task = data.read(
+                config.task, config.seed, config.per_class, config.level_split, config.train_items
+            )
             model, self.tokenizer = load_model(config.model)
         self.model_name = config.model
         self.kind = "regression" if self.task.outputs == 1 else "classification"
@@ -172,11 +180,15 @@ class Language:
             self.items["held"] = task.held.ids
         self.u_ids, self.u_texts = task.unlabelled
         if np.isin(self.u_ids, task.test.ids).any():
-            raise runs.BadInput(f"task '{task.name}': D_u holds test items; unlabelled texts come from the training set")
+            raise runs.BadInput(
+                f"task '{task.name}': D_u holds test items; unlabelled texts come from the training set"
+            )
         self.vocabulary = vocabulary(self.tokenizer, config.vocabulary)
         self.below = copy.copy(model).eval() if config.top_blocks else None
         self.depth = len(model.encoder.layer) - config.top_blocks if config.top_blocks else 0
-        self.encoder = TopBlocks(model, config.top_blocks, self.vocabulary) if config.top_blocks else Whole(model)
+        self.encoder = (
+            TopBlocks(model, config.top_blocks, self.vocabulary) if config.top_blocks else Whole(model)
+        )
         self.encoder = self.encoder.to(device)
         d, self.dropout = model.config.hidden_size, float(model.config.hidden_dropout_prob)
         self.d = d
@@ -211,7 +223,11 @@ class Language:
     def _encode(self, texts: Sequence[Any]) -> Encoded:
         columns = list(zip(*[data._sentences(t) for t in texts]))
         found = self.tokenizer(
-            *map(list, columns), truncation=True, max_length=self.max_length, padding="longest", return_tensors="pt"
+            *map(list, columns),
+            truncation=True,
+            max_length=self.max_length,
+            padding="longest",
+            return_tensors="pt",
         )
         return self._finish({k: v.int() for k, v in found.items()})
 
@@ -238,7 +254,9 @@ class Language:
         self.copies: list[tuple[Encoded, Tensor, Tensor]] = []
         if self.below is not None:
             for copy_ in range(COPIES):
-                altered, at, targets = self._mask(torch.arange(len(self.ids)), runs.stream(self.seed, "mask", copy_))
+                altered, at, targets = self._mask(
+                    torch.arange(len(self.ids)), runs.stream(self.seed, "mask", copy_)
+                )
                 made = self._finish({"input_ids": altered.int(), "attention_mask": attention})
                 self.copies.append((made, at, targets))
 
@@ -267,7 +285,9 @@ class Language:
             self.ids[rows], self.maskable[rows], mask_id, self.vocabulary, generator, self.rate
         )
 
-    def _masked_copies(self, rows: Tensor, step: int, micro: int) -> list[tuple[dict[str, Tensor], Tensor, Tensor]]:
+    def _masked_copies(
+        self, rows: Tensor, step: int, micro: int
+    ) -> list[tuple[dict[str, Tensor], Tensor, Tensor]]:
         """Two independently masked versions of these texts: fresh ones, or two different ones of the stored copies."""
         if not self.copies:
             found = []
@@ -283,7 +303,9 @@ class Language:
         found = []
         for k in chosen.tolist():
             made, at, targets = self.copies[k]
-            found.append((made.batch(rows, self.device), at[rows].to(self.device), targets[rows].to(self.device)))
+            found.append(
+                (made.batch(rows, self.device), at[rows].to(self.device), targets[rows].to(self.device))
+            )
         return found
 
     # -- losses
@@ -304,7 +326,9 @@ class Language:
         logits = heads["MLM"](torch.cat(states), encoder.embedding())
         losses.append(objectives.masked_lm(logits, torch.cat(targets)))
         losses.append(
-            objectives.order(heads["SOP"](encoder(self.halves.batch(rows, self.device))), self.order[rows].to(self.device))
+            objectives.order(
+                heads["SOP"](encoder(self.halves.batch(rows, self.device))), self.order[rows].to(self.device)
+            )
         )
         return losses
 
@@ -333,7 +357,10 @@ class Language:
             split = self.task.test if part == "test" else self.task.held
             encoded, which = self.parts[part], torch.arange(len(split))
         out = torch.cat(
-            [head(encoder(encoded.batch(rows, self.device))).float().cpu() for rows in which.split(self.eval_batch)]
+            [
+                head(encoder(encoded.batch(rows, self.device))).float().cpu()
+                for rows in which.split(self.eval_batch)
+            ]
         )
         guess = out.squeeze(-1) if self.kind == "regression" else out.argmax(1)
         return {"id": split.ids[which.numpy()], "label": split.labels[which.numpy()], "prediction": guess}
@@ -352,7 +379,9 @@ class Language:
             model = encoder.model
         model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
-        save_file({k: v.contiguous().cpu() for k, v in head.state_dict().items()}, directory / "head.safetensors")
+        save_file(
+            {k: v.contiguous().cpu() for k, v in head.state_dict().items()}, directory / "head.safetensors"
+        )
 
 
 @torch.no_grad()
@@ -375,16 +404,22 @@ def vocabulary(tokenizer: Any, size: int) -> Tensor:
     if size == 0:
         return torch.tensor([i for i in range(len(tokenizer)) if i not in special])
     if not 0 < size <= len(tokenizer) - len(special):
-        raise runs.BadInput(f"vocabulary = {size}: the tokenizer has {len(tokenizer) - len(special)} word pieces")
+        raise runs.BadInput(
+            f"vocabulary = {size}: the tokenizer has {len(tokenizer) - len(special)} word pieces"
+        )
 
     def count() -> Tensor:
         texts = bundled.documentation_texts()
         counts = torch.zeros(len(tokenizer), dtype=torch.int64)
         for start in range(0, len(texts), 1000):
             ids = tokenizer(texts[start : start + 1000], add_special_tokens=False)["input_ids"]
-            counts += torch.bincount(torch.tensor([i for text in ids for i in text]), minlength=len(tokenizer))
+            counts += torch.bincount(
+                torch.tensor([i for text in ids for i in text]), minlength=len(tokenizer)
+            )
         return counts
 
-    counts = runs.cached(("tapweight word pieces", len(tokenizer), bundled.other_corpus() or bundled.CORPUS_SHA256), count)
+    counts = runs.cached(
+        ("tapweight word pieces", len(tokenizer), bundled.other_corpus() or bundled.CORPUS_SHA256), count
+    )
     counts[list(special)] = -1
     return counts.argsort(descending=True, stable=True)[:size].sort().values

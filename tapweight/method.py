@@ -30,6 +30,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -140,7 +141,9 @@ def alignment(
 
     # Level I is linear in lam, so its mixed derivative for lam is the vector of losses, whatever lam is.
     lam = torch.ones(K, device=theta[0].device, dtype=theta[0].dtype, requires_grad=True)
-    levels = [lambda losses=losses: lam @ torch.stack([x.to(lam.dtype) for x in losses()]) for losses in batches]
+    levels = [
+        lambda losses=losses: lam @ torch.stack([x.to(lam.dtype) for x in losses()]) for losses in batches
+    ]
     if mode == "finite-difference":
         h = through_level(levels, theta, [lam], u, lr=1.0, method=FiniteDifference(radius))
     else:
@@ -158,7 +161,9 @@ def _gradients(batches: Sequence[Losses], theta: Vector, u: Vector) -> Alignment
             g = g or [vectors.zeros_like(theta) for _ in values]
             for k, loss in enumerate(values):
                 if loss.requires_grad:  # not where nothing was masked, say: then the objective is constant
-                    more = torch.autograd.grad(loss, theta, retain_graph=k + 1 < len(values), allow_unused=True)
+                    more = torch.autograd.grad(
+                        loss, theta, retain_graph=k + 1 < len(values), allow_unused=True
+                    )
                     reached = [(a, b) for a, b in zip(g[k], more) if b is not None]
                     if reached:
                         torch._foreach_add_(*map(list, zip(*reached)), alpha=1 / len(batches))
@@ -166,7 +171,9 @@ def _gradients(batches: Sequence[Losses], theta: Vector, u: Vector) -> Alignment
     gram = torch.tensor([[vectors.dot(a, b) for b in everything] for a in everything], dtype=torch.float64)
     size = gram.diagonal().sqrt()
     cosines = torch.nan_to_num(gram / torch.outer(size, size))
-    return Alignment(-gram[:K, K].to(theta[0].dtype), cosines[:K, K].float(), size[:K].float(), cosines.float())
+    return Alignment(
+        -gram[:K, K].to(theta[0].dtype), cosines[:K, K].float(), size[:K].float(), cosines.float()
+    )
 
 
 # -------------------------------------------------------------------------------------------------- one cycle
@@ -249,7 +256,9 @@ class Levels:
     normalise: str = "none"
     entropy: float = 0.0
     whole: bool = False
-    more: Callable[[Alignment, Levels, Sequence[Losses]], Alignment] = lambda found, levels, used: found  # official.py
+    more: Callable[[Alignment, Levels, Sequence[Losses]], Alignment] = lambda found, levels, used: (
+        found
+    )  # official.py
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -287,7 +296,7 @@ class Levels:
             clock.append(time.perf_counter())
             if watch:
                 facts.exact = alignment(used, self.theta_e, u, K, "exact-dot")
-        facts.seconds = [b - a for a, b in zip(clock, clock[1:])]
+        facts.seconds = [b - a for a, b in pairwise(clock)]
         return facts
 
 

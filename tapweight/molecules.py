@@ -106,7 +106,9 @@ def read(name: str, chemistry: Chemistry, say: Callable[[str], None] = print) ->
     assert isinstance(folder, Path)
     path = folder / spec.file
     if not path.exists():
-        raise sources.MissingInput(f"{path} is missing; the folder 'molecules' holds {spec.file} (see the layouts)")
+        raise sources.MissingInput(
+            f"{path} is missing; the folder 'molecules' holds {spec.file} (see the layouts)"
+        )
     sources.note(f"molecules/{spec.file}", path)
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
@@ -125,10 +127,16 @@ def read(name: str, chemistry: Chemistry, say: Callable[[str], None] = print) ->
         smiles.append(found)
         labels.append([_number(row[c], path, number) for c in wanted])
     if rejected:
-        say(f"{path.name}: {len(rejected)} of {len(rows)} rows hold no readable molecule and are dropped: rows {rejected}")
+        say(
+            f"{path.name}: {len(rejected)} of {len(rows)} rows hold no readable molecule and are dropped: rows {rejected}"
+        )
     if not smiles:
-        raise runs.BadInput(f"{path}: none of its {len(rows)} rows holds a readable molecule in column '{spec.smiles}'")
-    return Molecules(name, spec.kind, np.array(ids), smiles, np.array(labels, dtype=np.float32), len(rejected))
+        raise runs.BadInput(
+            f"{path}: none of its {len(rows)} rows holds a readable molecule in column '{spec.smiles}'"
+        )
+    return Molecules(
+        name, spec.kind, np.array(ids), smiles, np.array(labels, dtype=np.float32), len(rejected)
+    )
 
 
 def _number(text: str, path: Path, row: int) -> float:

@@ -28,7 +28,12 @@ def contrastive(a: Tensor, b: Tensor, temperature: float = 0.05) -> Tensor:
 
 
 def mask_tokens(
-    ids: Tensor, maskable: Tensor, mask_id: int, vocabulary: Tensor, generator: torch.Generator, rate: float = 0.15
+    ids: Tensor,
+    maskable: Tensor,
+    mask_id: int,
+    vocabulary: Tensor,
+    generator: torch.Generator,
+    rate: float = 0.15,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose `rate` of the maskable tokens: 80 % become the mask, 10 % a random token, 10 % stay.
 
@@ -50,7 +55,9 @@ def mask_tokens(
 def masked_lm(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy over the places with a target; 0, not NaN, where there is none. logits: (N, V), targets: (N,)"""
     count = (targets != IGNORED).sum()
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum") / count.clamp(min=1)
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum") / count.clamp(
+        min=1
+    )
 
 
 def halves(tokens: Sequence[int], longest: int) -> tuple[list[int], list[int]] | None:
@@ -88,7 +95,9 @@ def permutations(count: int, tiles: int = 9, seed: int = 0, pool: int = 2000) ->
     for _ in range(count):
         best = int(nearest.argmax())
         if nearest[best] == 0:
-            raise ValueError(f"{count} permutations of {tiles} tiles asked for; {len(chosen) - 1} different ones found")
+            raise ValueError(
+                f"{count} permutations of {tiles} tiles asked for; {len(chosen) - 1} different ones found"
+            )
         chosen.append(candidates[best])
         nearest = torch.minimum(nearest, (candidates != chosen[-1]).sum(1))
     return torch.stack(chosen)

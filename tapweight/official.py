@@ -61,7 +61,9 @@ class AbsoluteDistance(method.SquaredDistance):
         return u
 
 
-def direct_path(found: method.Alignment, levels: method.Levels, used: Sequence[method.Losses]) -> method.Alignment:
+def direct_path(
+    found: method.Alignment, levels: method.Levels, used: Sequence[method.Losses]
+) -> method.Alignment:
     """Row 2: R is part of the Level III loss too, so theta also receives -2 gamma (phi - theta) directly.
 
     One more walk through Level I: h_k - < that, grad L_k >. Pass it as `Levels.more`."""

@@ -52,7 +52,9 @@ class Planted:
         self.items["test"] = self.test.numpy()
         g = runs.stream(seed, "labels")
         n = len(self.y)
-        noisy = torch.where(torch.rand(n, generator=g) < 0.5, torch.randint(10, (n,), generator=g), self.y.cpu())
+        noisy = torch.where(
+            torch.rand(n, generator=g) < 0.5, torch.randint(10, (n,), generator=g), self.y.cpu()
+        )
         self.targets = [
             t.to(device) for t in (noisy, (self.y.cpu() + 1) % 10, torch.randint(10, (n,), generator=g))
         ]
@@ -67,7 +69,9 @@ class Planted:
     def sizes(self) -> tuple[int, int, int]:
         return len(self.u), len(self.tr), len(self.val)
 
-    def losses(self, encoder: nn.Module, heads: nn.Module, rows: Tensor, step: int, micro: int) -> list[Tensor]:
+    def losses(
+        self, encoder: nn.Module, heads: nn.Module, rows: Tensor, step: int, micro: int
+    ) -> list[Tensor]:
         """The four pretraining losses on these rows of the unlabelled images."""
         items = self.u[rows]
         x = self.x[items]
@@ -80,7 +84,9 @@ class Planted:
         return nn.Identity()  # the readout is fixed and shared
 
     def task_loss(self, encoder: nn.Module, head: nn.Module, part: str, rows: Tensor) -> Tensor:
-        items = {"train": self.tr, "validation": self.val, "labelled": torch.cat([self.tr, self.val])}[part][rows]
+        items = {"train": self.tr, "validation": self.val, "labelled": torch.cat([self.tr, self.val])}[part][
+            rows
+        ]
         return F.cross_entropy(head(encoder(self.x[items])) @ self.readout, self.y[items])
 
     @torch.no_grad()

@@ -128,7 +128,9 @@ def chemistry(scale: str, say: Callable[[str], None]) -> molecules.Chemistry:
     except sources.MissingInput:
         if scale != "rehearsal":
             raise
-        say(f"RDKit is not installed: made-up drawings stand in for its own ({molecules.INSTALL} to rehearse those)")
+        say(
+            f"RDKit is not installed: made-up drawings stand in for its own ({molecules.INSTALL} to rehearse those)"
+        )
         return made_up()
 
 

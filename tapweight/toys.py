@@ -85,7 +85,9 @@ def exact_implicit(problem: Quadratic, lam: Tensor) -> Tensor:
     found = multilevel.chain(
         lambda: problem.level_three(phi),
         [
-            multilevel.Level(lambda: lam @ torch.stack(problem.level_one(theta)), [theta], None, ConjugateGradient(d)),
+            multilevel.Level(
+                lambda: lam @ torch.stack(problem.level_one(theta)), [theta], None, ConjugateGradient(d)
+            ),
             multilevel.Level(level_two, [phi], None, ConjugateGradient(d)),
         ],
         [lam],
@@ -110,7 +112,9 @@ class Point(nn.Module):
         self.x = nn.Parameter(x.clone())
 
 
-def run(problem: Quadratic, steps: int = 150, lr: float = 0.1, lr_alpha: float = 0.1, mode: str = "exact-dot") -> Tensor:
+def run(
+    problem: Quadratic, steps: int = 150, lr: float = 0.1, lr_alpha: float = 0.1, mode: str = "exact-dot"
+) -> Tensor:
     """Section 3.4 on a quadratic: SGD at levels I and II, Adam on alpha, from theta = phi = 0. Returns the weights, (K,)"""
     K, d = problem.c.shape
     theta, phi = Point(problem.t.new_zeros(d)), Point(problem.t.new_zeros(d))
@@ -139,7 +143,9 @@ def gate(problems: int = 20) -> tuple[int, float]:
         problem = draw(seed)
         lam = method.weights(method.start_logits(4).double())
         eye = torch.eye(4, dtype=torch.float64)
-        numeric = torch.stack([(problem.outer(lam + 1e-5 * e) - problem.outer(lam - 1e-5 * e)) / 2e-5 for e in eye])
+        numeric = torch.stack(
+            [(problem.outer(lam + 1e-5 * e) - problem.outer(lam - 1e-5 * e)) / 2e-5 for e in eye]
+        )
         worst = max(worst, float((exact_implicit(problem, lam) - numeric).norm() / numeric.norm()))
         improved += bool(problem.outer(run(problem)) < problem.outer(lam))
     return improved, worst

@@ -10,7 +10,6 @@ RoBERTa-base and DeBERTa-v3-large on GLUE, RCT, AGNews, IMDB. Commands and expec
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -180,8 +179,18 @@ def check(config: Config) -> None:
     if config.gamma < 0:
         raise runs.BadInput(f"gamma = {config.gamma}: the strength of the proximal term is 0 or more")
     if config.normalise == "cosine" and config.mode != "exact-dot":
-        raise runs.BadInput(f"normalise = cosine needs |g_k|, which mode '{config.mode}' does not compute; use exact-dot")
-    for name in ("batch_I", "batch_II", "batch_III", "finetune_batch", "micro_batches", "steps_I", "steps_II"):
+        raise runs.BadInput(
+            f"normalise = cosine needs |g_k|, which mode '{config.mode}' does not compute; use exact-dot"
+        )
+    for name in (
+        "batch_I",
+        "batch_II",
+        "batch_III",
+        "finetune_batch",
+        "micro_batches",
+        "steps_I",
+        "steps_II",
+    ):
         if getattr(config, name) < 1:
             raise runs.BadInput(f"{name} = {getattr(config, name)} must be at least 1")
 
@@ -263,7 +272,10 @@ class Pretraining:
         self.optimizers = [
             baselines.optimizer(config.optimizer, theta, config.lr_I, config.weight_decay),
             baselines.optimizer(
-                config.optimizer, [*self.phi.parameters(), *self.w.parameters()], config.lr_II, config.weight_decay
+                config.optimizer,
+                [*self.phi.parameters(), *self.w.parameters()],
+                config.lr_II,
+                config.weight_decay,
             ),
             baselines.optimizer(config.optimizer_III, [alpha], config.lr_III, decay),
         ]
@@ -331,7 +343,9 @@ class Pretraining:
             watch = bool(config.watch) and t % config.watch == config.watch - 1
             facts = self.levels.cycle(one, two, self.task("validation", self.held, t), learn, watch)
             used = micro if config.whole_batch else 1
-            self.evaluations += config.steps_II + learn * (1 + used * {"finite-difference": 2}.get(config.mode, 1))
+            self.evaluations += config.steps_II + learn * (
+                1 + used * {"finite-difference": 2}.get(config.mode, 1)
+            )
             self.lam = method.weights(self.levels.alpha)
             self.run.finite(self.lam, "III", t)
             self.seconds = [a + b for a, b in zip(self.seconds, [*facts.seconds, 0, 0, 0])]
@@ -470,7 +484,9 @@ def run(config: Config) -> Path:
             first.load(saved["first"])
             if second:
                 second.load(saved["second"])
-        for step in run.steps(saved["step"] if saved else 0, first.total + (second.total if second else 0), save):
+        for step in run.steps(
+            saved["step"] if saved else 0, first.total + (second.total if second else 0), save
+        ):
             if step < first.total:
                 first.step(step)
             elif second:
@@ -548,7 +564,9 @@ def finish(config: Config, run: runs.Run, domain: Domain, first: Pretraining, se
         chosen_step=first.total + second.total,
         exports=exports,
         steps={"pretrain": first.total, "finetune": second.total},
-        level_seconds=dict(zip(("I", "II", "III"), [round(s, 3) for s in first.seconds])) if first.learned else {},
+        level_seconds=dict(zip(("I", "II", "III"), [round(s, 3) for s in first.seconds]))
+        if first.learned
+        else {},
     )
 
 
@@ -557,7 +575,11 @@ def quadratic(run: runs.Run) -> None:
     from tapweight import toys
 
     improved, worst = toys.gate(20)
-    run.gate("quadratic", improved >= 18, f"the exact outer loss falls below that of uniform weights in {improved} of 20")
+    run.gate(
+        "quadratic",
+        improved >= 18,
+        f"the exact outer loss falls below that of uniform weights in {improved} of 20",
+    )
     run.gate("exact-implicit", worst < 1e-6, f"relative error against the closed form: {worst:.1e}")
 
 
