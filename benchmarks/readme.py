@@ -18,7 +18,9 @@ from typing import Any
 
 import yaml
 
-PAPERS = ("autolora", "tapweight", "weight_mixup", "ppo_nlu", "ts_watermark", "mlo_mae", "dasgm")
+from benchmarks import PAPERS
+from shared import sources
+
 SCALES = ("paper", "gpu", "cpu")  # the most telling first; a rehearsal never has a verdict
 SCALED_DOWN = " (scaled down)"
 # Metrics of a run that count parameters rather than say how good it is.
@@ -420,7 +422,7 @@ def readme_tables(paper_dir: Path) -> dict[str, str]:
 
 
 def project_tables(root: Path) -> dict[str, str]:
-    """Block `verdicts` of the project's README: a row per paper, at its most telling recorded scale."""
+    """Blocks of the project's README: `verdicts`, a row per paper at its most telling recorded scale, and `layouts`."""
     rows = []
     for paper in PAPERS:
         results = recorded(root / paper)
@@ -436,7 +438,17 @@ def project_tables(root: Path) -> dict[str, str]:
             "<br>".join(verdicts) or "not run",
         ]
         rows.append([*row, implemented(root / paper), run, checked(root / paper, scale)])
-    return {"verdicts": table(["paper", "scale", "primary claims", "implemented", "run", "checked"], rows)}
+    head = ["paper", "scale", "primary claims", "implemented", "run", "checked"]
+    return {"verdicts": table(head, rows), "layouts": layouts_table()}
+
+
+def layouts_table() -> str:
+    """Block `layouts`: every folder of REPRO_DATA that a loader knows, out of `sources.LAYOUTS`."""
+    rows = [
+        [f"`{x.folder}`", cell(x.what), cell(x.files), cell(x.source), cell(x.licence), f"`{x.fetch}`"]
+        for x in sources.LAYOUTS
+    ]
+    return table(["folder of REPRO_DATA", "what", "files", "usual source", "licence", "to fetch"], rows)
 
 
 def filled(text: str, tables: dict[str, str]) -> str:

@@ -355,7 +355,7 @@ def headline(result: Result) -> dict[str, Any]:
 
 def page(paper: Paper, result: Result | None) -> dict[str, Any]:
     """All that templates/paper.html needs."""
-    title, arxiv = TITLES[paper.name]
+    title, arxiv = TITLES.get(paper.name, (paper.name, ""))
     declared = readme.load_yaml(paper.directory / "claims.yaml")
     view: dict[str, Any] = {
         "paper": paper.name,
@@ -407,8 +407,8 @@ def overview(paper: Paper) -> dict[str, Any]:
     declared = readme.load_yaml(paper.directory / "claims.yaml")
     return {
         "paper": paper.name,
-        "title": TITLES[paper.name][0],
-        "arxiv": TITLES[paper.name][1],
+        "title": TITLES.get(paper.name, (paper.name, ""))[0],
+        "arxiv": TITLES.get(paper.name, (paper.name, ""))[1],
         "page": page_name(paper, result),
         "result": result,
         "claims": shown,

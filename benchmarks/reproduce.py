@@ -24,13 +24,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import claims
+from benchmarks import PAPERS, claims
 from benchmarks.pool import Key, Outcome, Pool
 from shared import protocol
 from shared.protocol import BadInput, Node, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
-PAPERS = ("autolora", "tapweight", "weight_mixup", "ppo_nlu", "ts_watermark", "mlo_mae", "dasgm")
 STOPPED = 75
 SMALLER = {"paper": "gpu", "gpu": "cpu", "cpu": None, "rehearsal": None}
 

@@ -117,6 +117,7 @@ class Hypergradient:
     implicit: Vector
     gradient_evaluations: int  # backward passes of losses: gradients, Hessian-vector and mixed products
     outer_loss: float  # where its gradient was taken; this process's share
+    stepped: Vector | None = None  # theta', only if asked for
 
 
 def hypergrad(
@@ -130,6 +131,7 @@ def hypergrad(
     look_ahead: bool = True,
     lr_factor: bool = True,
     unreached: str = "refuse",
+    keep_stepped: bool = False,
 ) -> Hypergradient:
     """The gradient of `outer_loss` for `lam` through one inner problem (see the module's docstring). `.grad` is not written.
 
@@ -139,6 +141,7 @@ def hypergrad(
         the factor lr out of the implicit term (Betty's scale), not out of the look-ahead. The methods that have no single
         look-ahead step (Neumann, ConjugateGradient, Unrolled) refuse these conventions.
     unreached: "zero" counts a parameter that a loss does not reach as one with gradient zero, "refuse" is an error.
+    keep_stepped: return theta' too (a copy), so that a caller whose real inner step is the look-ahead need not take it again.
 
     Raises ValueError for lists, rates and conventions that cannot be meant, FloatingPointError for a loss or vector that is
     not finite, NotImplementedError for an operation (an attention kernel) that cannot be differentiated twice.
@@ -148,7 +151,8 @@ def hypergrad(
     with Call(theta, lam, method, unreached) as call:
         tape = _Tape()
         if look_ahead and not isinstance(method, FirstOrder | Neumann | ConjugateGradient):
-            tape = _advance(call, method, inner_loss, lr, keep=around == "theta")
+            tape = _advance(call, method, inner_loss, lr, keep_graph=around == "theta")
+        after = vectors.clone(theta) if keep_stepped else None
         g = call.gradient(outer_loss, [*theta, *lam])
         value, at_theta, at_lam = call.value, g[: len(theta)], g[len(theta) :]
         if unreached == "refuse" and all(x is None for x in at_theta):
@@ -167,7 +171,7 @@ def hypergrad(
         implicit = [torch.zeros_like(p) if x is None else x for x, p in zip(product, lam)]
         grads = [a + b for a, b in zip(direct, implicit)]
         check_finite("hypergradient", grads)
-        return Hypergradient(grads, direct, implicit, call.gradient_evaluations, value)
+        return Hypergradient(grads, direct, implicit, call.gradient_evaluations, value, after)
 
 
 def through_level(
@@ -240,19 +244,21 @@ class _Tape:
     steps: list[Step] = field(default_factory=list)  # Unrolled
 
 
-def _advance(call: Call, method: Method, inner_loss: Losses, lr: Any, keep: bool = True) -> _Tape:
+def _advance(call: Call, method: Method, inner_loss: Losses, lr: Any, keep_graph: bool = False) -> _Tape:
     """theta <- theta', in place."""
     if isinstance(method, Unrolled):
         return _Tape(steps=unroll(call, method, inner_loss, lr))
-    keep = keep and isinstance(method, OneStep) and callable(inner_loss)  # micro-batches come one at a time
-    graph = call.gradient(inner_loss, call.theta, create_graph=keep)
+    keep_graph = (
+        keep_graph and isinstance(method, OneStep) and callable(inner_loss)
+    )  # micro-batches come one at a time
+    graph = call.gradient(inner_loss, call.theta, create_graph=keep_graph)
     call.check_reached("theta", graph)
     g = call.vector(graph, call.theta)
     if isinstance(lr, float):
         vectors.add_(call.theta, g, -lr)
     else:
         vectors.add_(call.theta, vectors.scaled(g, lr), -1.0)
-    return _Tape(graph if keep else None)
+    return _Tape(graph if keep_graph else None)
 
 
 def _pull_back(call: Call, method: Method, tape: _Tape, inner_loss: Losses, v: Vector, lr: Any) -> Partial:

@@ -74,7 +74,11 @@ def stream(seed: int, *names: Any) -> torch.Generator:
 
 def seed_global(seed: int, *names: Any) -> None:
     """Set torch's global generators, which dropout draws from: the same masks for all arms at the same step."""
-    torch.manual_seed(_number(seed, names))
+    number = _number(seed, names)
+    if torch.cuda.is_available():
+        torch.manual_seed(number)
+    else:  # the same CPU state; torch.manual_seed also formats a traceback for a CUDA that may come: 1 ms a call
+        torch.default_generator.manual_seed(number)
 
 
 def generator_states(*generators: torch.Generator) -> list[torch.Tensor]:
@@ -351,6 +355,9 @@ class Run:
             pass  # interrupted: its checkpoint is good
         else:
             present = [item for item in self.directory.iterdir() if item.name != ".lock"]
+            present.sort(
+                key=lambda item: item.name == "config.json"
+            )  # last: without it the rest would look foreign
             if present and not old:
                 raise BadInput(
                     f"{self.directory} holds files that are no run of this project; give another --out"

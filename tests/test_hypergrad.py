@@ -759,3 +759,12 @@ def test_two_processes_equal_one(tmp_path):
     assert list(one) == list(two) and len(one) == 9
     for name in one:
         assert vectors.relative_error(two[name], one[name]) < 1e-6, name
+
+
+@pytest.mark.parametrize("method", [FiniteDifference(), OneStep(), Unrolled(2)], ids=named)
+def test_the_stepped_weights_can_be_kept(method):
+    p = Problem()
+    g = hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3, method, keep_stepped=True)
+    after, _ = stepped(p.inner, p.theta, 0.3, method)
+    assert vectors.relative_error(g.stepped, after) == 0 and vectors.relative_error(after, p.theta) > 0
+    assert hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3, method).stepped is None

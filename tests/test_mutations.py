@@ -32,7 +32,7 @@ MUTANTS = {
     "direct term lost": ("hypergrad.py", "grads = [a + b for a, b in zip(direct, implicit)]", "grads = [b for a, b in zip(direct, implicit)]"),
     "radius of float32 in float64": ("hypergrad.py", "return 1e-4 if all", "return 1.0 if all"),
     "bf16 radius as in float32": ("hypergrad.py", "        return 1e-1\n", "        return 1e-3\n"),
-    "kept graph at the wrong point": ("hypergrad.py", 'keep=around == "theta"', "keep=True"),
+    "kept graph at the wrong point": ("hypergrad.py", 'keep_graph=around == "theta"', "keep_graph=True"),
     "detached dependence not reported": ("hypergrad.py", 'if found["relative_error"] > tolerance and', 'if found["relative_error"] > 1e9 and'),
     "first-order method not exempt": ("hypergrad.py", "FirstOrder | Neumann | ConjugateGradient):\n            tape", "Neumann | ConjugateGradient):\n            tape"),
     "conjugate gradients: one iteration too few": ("inverse.py", "    start, seen = rr, []\n    for _ in range(k):", "    start, seen = rr, []\n    for _ in range(k - 1):"),

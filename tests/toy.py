@@ -25,7 +25,7 @@ class Config(runs.RunConfig):
     lr: float = 0.5  # learning rate
     noise: float = 0.0  # standard deviation of noise on the inputs
     nan_at: int = -1  # put a NaN in at this step
-    crash: bool = False  # die without a word
+    crash: int = -1  # the run of this seed dies without a word
 
     def __post_init__(self):
         if self.lr <= 0:
@@ -37,7 +37,7 @@ def run(config):
         if run.finished:
             return run.directory
         runs.device(config)
-        if config.crash:
+        if config.seed == config.crash:
             import os
             os._exit(7)
         if config.arm == "stage":
@@ -137,6 +137,7 @@ def write(root: Path) -> Path:
     here = Path(__file__).resolve().parent.parent
     for name in ("shared", "benchmarks"):  # copies: the judge finds papers beside itself
         shutil.copytree(here / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "benchmarks" / "__init__.py").write_text('PAPERS = ("toy",)\n')
     folder = root / "toy"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("")

@@ -1,0 +1,110 @@
+"""Inputs of a rehearsal: made-up rows in each source's own layout, and tiny random models under the real models' names.
+
+The same loaders then read them: a rehearsal goes wherever the paper's protocol goes, in seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autolora import data
+from shared import glue, runs
+
+ITEMS = 24  # rows of every part
+MODELS = ("FacebookAI/roberta-base", "openai-community/gpt2-medium")
+
+
+@contextlib.contextmanager
+def inputs(scale: str) -> Iterator[None]:
+    """At scale `rehearsal`, REPRO_DATA and REPRO_MODELS are the made-up folders inside the block."""
+    if scale != "rehearsal":
+        yield
+        return
+    root = folder()
+    wanted = {"REPRO_DATA": str(root / "data"), "REPRO_MODELS": str(root / "models")}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def folder() -> Path:
+    """The made-up inputs below .cache/, written once; another version of this file writes its own."""
+    code = b"".join(Path(m.__file__).read_bytes() for m in (data, glue)) + Path(__file__).read_bytes()
+    root = runs.cache_root() / f"autolora-rehearsal-{hashlib.sha256(code).hexdigest()[:16]}"
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "complete").exists():
+            texts = write_data(root / "data")
+            write_models(root / "models", texts)
+            (root / "complete").touch()
+    return root
+
+
+def write_data(root: Path) -> list[str]:
+    """Every task's files; returns their text, for the tokenizers."""
+    for task in glue.GLUE:
+        glue.write_sample(root, task, ITEMS, runs.stream(0, "rehearsal", task))
+    for task in (*data.TAGGING, *data.GENERATION):
+        for name, content in data.sample_files(task, ITEMS, runs.stream(0, "rehearsal", task)).items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(content, encoding="utf-8")
+    return [path.read_text("utf-8") for path in sorted(root.rglob("*")) if path.is_file()]
+
+
+def write_models(root: Path, texts: list[str]) -> None:
+    """A RoBERTa and a GPT-2 of two layers and width 32, with byte-level tokenizers trained on the rows."""
+    from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForMaskedLM
+
+    encoder, decoder = tokenizer(texts, roberta=True), tokenizer(texts, roberta=False)
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    roberta = RobertaConfig(
+        vocab_size=len(encoder), max_position_embeddings=130, type_vocab_size=1, **special, **small
+    )
+    end = decoder.eos_token_id
+    gpt2 = GPT2Config(
+        vocab_size=len(decoder),
+        n_positions=128,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=end,
+        eos_token_id=end,
+    )
+    runs.seed_global(0, "rehearsal models")
+    for name, model, words in (
+        (MODELS[0], RobertaForMaskedLM(roberta), encoder),
+        (MODELS[1], GPT2LMHeadModel(gpt2), decoder),
+    ):
+        model.to(torch.float32).save_pretrained(root / name)
+        words.save_pretrained(root / name)
+
+
+def tokenizer(texts: list[str], roberta: bool) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import GPT2TokenizerFast, RobertaTokenizerFast
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if roberta else ["<|endoftext|>"]
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    words.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet)
+    )
+    if roberta:
+        words.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    made = (RobertaTokenizerFast if roberta else GPT2TokenizerFast)(tokenizer_object=words)
+    return made

@@ -1,0 +1,201 @@
+"""Accuracy, precision, time and memory of hypergradient estimators: ours, by hand, and public libraries.
+
+    python -m benchmarks.hypergradients.run            everything, to runs/hypergradients/cpu.json, with a table
+    --rounds 9           timed rounds in each cell
+    --models mlp gated   some models;  --only betty   some rows (replacing these in an existing file)
+    --no-peers           without the environment of the peers (made once, under .venv-peers)
+    --record             (maintainers) keep the result in benchmarks/hypergradients/results and write shared/README.md
+
+About 30 CPU minutes on one core. The part for CUDA runs where torch sees a device, and says NOT RUN where it does not. A
+library that fails to install or to run is a row FAILED with its message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.hypergradients import precision, setup_peers, tables, tasks
+from benchmarks.hypergradients.cell import PLAIN
+from benchmarks.hypergradients.toy import CONDITIONS
+
+ROOT = Path(__file__).parents[2]
+SIDES = ("hand", "ours", "peers")
+ONLY_MLP = re.compile("5 steps|5[,)]")  # five graphs at once: one model is enough
+
+
+def main() -> None:
+    options = arguments()
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    peers = {} if options.no_peers else peer_installs()
+    for device in ("cpu", "cuda"):
+        if device == "cuda" and not torch.cuda.is_available():
+            print("cuda: NOT RUN (torch sees no CUDA device)")
+            continue
+        folder = ROOT / ("benchmarks/hypergradients/results" if options.record else "runs/hypergradients")
+        path = folder / f"{device}.json"
+        result = json.loads(path.read_text()) if options.only and path.exists() else {}
+        result |= {
+            "device": device,
+            "machine": machine(device),
+            "command": " ".join(["python -m", __spec__.name, *sys.argv[1:]]),
+        }
+        result["installs"] = peers
+        if device == "cpu":
+            merge(result, "accuracy", accuracy(options, peers), ("toy", "name"))
+            if not options.only:
+                print("\nradius of finite differences: relative error of the implicit term")
+                result["precision"] = precision.measure()
+        merge(result, "cost", cost(options, peers, device), ("model", "name"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"written: {path.relative_to(ROOT)}")
+    if options.record:
+        tables.write()
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--models", nargs="+", default=list(tasks.MODELS), choices=tasks.MODELS)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--record", action="store_true")
+    return parser.parse_args()
+
+
+def peer_installs() -> dict[str, str]:
+    report = setup_peers.PLACE / "installs.json"
+    return json.loads(report.read_text()) if report.exists() else setup_peers.make()
+
+
+def machine(device: str) -> dict[str, Any]:
+    model = "?"
+    if Path("/proc/cpuinfo").exists():
+        model = next(
+            (
+                x.split(":")[1].strip()
+                for x in Path("/proc/cpuinfo").read_text().splitlines()
+                if "model name" in x
+            ),
+            "?",
+        )
+    found: dict[str, Any] = {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": 1,
+        "python": platform.python_version(),
+    }
+    found["torch"] = torch.__version__
+    if device == "cuda":
+        found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    for name, arguments in setup_peers.PEERS.items():
+        found[name] = arguments[-1].split("==")[1]
+    return found
+
+
+def entries(table: str, only: str, peers: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+    """(side, name, reason why it cannot run or "")."""
+    for side in SIDES:
+        module = importlib.import_module(f"benchmarks.hypergradients.{side}")
+        for name in getattr(module, table, {}):
+            library = name.split(":")[0]
+            if only in name and (side != "peers" or library in peers):
+                failed = peers.get(library, "ok") if side == "peers" else "ok"
+                yield side, name, "" if failed == "ok" else f"install: {failed}"
+
+
+def cell(side: str, *arguments: str, returning: bool = False) -> dict[str, Any]:
+    """The JSON of one cell, or {"failed": message}. returning: freed memory goes back to the system at once."""
+    python = str(setup_peers.PYTHON) if side == "peers" else sys.executable
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    if returning:
+        environment |= {
+            "MALLOC_MMAP_THRESHOLD_": "65536",
+            "MALLOC_TRIM_THRESHOLD_": "65536",
+            "MALLOC_ARENA_MAX": "1",
+        }
+    what, *rest = arguments
+    command = [python, "-m", "benchmarks.hypergradients.cell", what, side, *rest]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        return {
+            "failed": ([line for line in done.stderr.splitlines() if line.strip()] or ["no message"])[-1][
+                :200
+            ]
+        }
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def accuracy(options: argparse.Namespace, peers: dict[str, str]) -> list[dict[str, Any]]:
+    rows = []
+    for condition in CONDITIONS:
+        print(
+            f"\naccuracy, condition of the features {condition}\n{'':44s} rel. error   rescaled       cosine"
+        )
+        for side, name, failed in entries("ACCURACY", options.only, peers):
+            row = {"failed": failed} if failed else cell(side, "accuracy", str(condition), name)
+            rows.append({"toy": condition, "name": name, **row})
+            shown = (
+                "FAILED " + row["failed"]
+                if "failed" in row
+                else f"{row['relative_error']:10.1e} {row['rescaled']:10.1e} {row['cosine']:12.8f}"
+            )
+            print(f"{name:44s} {shown}", flush=True)
+    return rows
+
+
+def cost(options: argparse.Namespace, peers: dict[str, str], device: str) -> list[dict[str, Any]]:
+    rows = []
+    for model in options.models:
+        print(
+            f"\n{model} on {device}: one bilevel step over one plain SGD step\n{'':44s}  time  [lowest, highest]  memory",
+            flush=True,
+        )
+        plain = cell("hand", "memory", model, PLAIN, device, returning=True)["megabytes"]
+        rows.append(
+            {"model": model, "name": PLAIN, "kind": "plain", "megabytes": plain, "time": 1.0, "memory": 1.0}
+        )
+        for side, name, failed in entries("COST", options.only, peers):
+            if model != "mlp" and ONLY_MLP.search(name):
+                continue
+            row: dict[str, Any] = {"failed": failed}
+            if not failed:
+                row = cell(side, "memory", model, name, device, returning=True)
+            if "failed" not in row:
+                row |= cell(side, "time", model, name, str(options.rounds), device)
+            if "failed" not in row:
+                ratios = row["ratios"]
+                row |= {"time": ratios[len(ratios) // 2], "memory": row["megabytes"] / plain}
+            rows.append({"model": model, "name": name, **row})
+            shown = (
+                "FAILED " + row["failed"]
+                if "failed" in row
+                else f"{row['time']:6.2f}  [{ratios[0]:.2f}, {ratios[-1]:.2f}]  {row['memory']:10.2f}"
+            )
+            print(f"{name:44s} {shown}", flush=True)
+    return rows
+
+
+def merge(result: dict[str, Any], key: str, rows: list[dict[str, Any]], identity: tuple[str, ...]) -> None:
+    """Rows measured now replace rows of the same name."""
+    new = {tuple(row[i] for i in identity): row for row in rows}
+    kept = [new.pop(tuple(r[i] for i in identity), r) for r in result.get(key, [])]
+    result[key] = kept + list(new.values())
+
+
+if __name__ == "__main__":
+    main()
