@@ -53,7 +53,9 @@ def weights_over_time(tasks: dict[str, dict[int, dict[str, Any]]]) -> Figure | N
         return None
     columns = min(4, len(tasks))
     rows = math.ceil(len(tasks) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 2.6 * rows), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3.4 * columns, 2.6 * rows), squeeze=False, sharey=True
+    )
     for axis, (task, seeds) in zip(axes.flat, tasks.items()):
         names = next(iter(seeds.values()))["names"]
         steps = min(len(run["weights"]) for run in seeds.values())
@@ -107,7 +109,12 @@ def simplex(tasks: dict[str, dict[int, dict[str, Any]]]) -> Figure | None:
     axis.axis("off")
     axis.legend(fontsize=7)
     caption = "The same paths on the simplex; a dot is where a seed ended. Spread over seeds (root mean square distance): "
-    return "simplex", caption + ", ".join(spread) + ".", "Triangle of three weights with one path for each seed.", figure
+    return (
+        "simplex",
+        caption + ", ".join(spread) + ".",
+        "Triangle of three weights with one path for each seed.",
+        figure,
+    )
 
 
 def cosine_matrix(tasks: dict[str, dict[int, dict[str, Any]]]) -> Figure | None:
@@ -136,7 +143,12 @@ def cosine_matrix(tasks: dict[str, dict[int, dict[str, Any]]]) -> Figure | None:
         "Cosines of the encoder gradients with each other, and (last row) with the validation gradient of the finetuned "
         "model: equation (*) turns that row into the next move of the weights. Mean over seeds and watched cycles."
     )
-    return "alignment", caption, "Heat map. Cosine with the validation gradient: " + "; ".join(texts) + ".", figure
+    return (
+        "alignment",
+        caption,
+        "Heat map. Cosine with the validation gradient: " + "; ".join(texts) + ".",
+        figure,
+    )
 
 
 def final_weights(results: dict[str, Any]) -> Figure | None:
@@ -147,7 +159,9 @@ def final_weights(results: dict[str, Any]) -> Figure | None:
     for run in results.get("runs") or []:
         metrics = run.get("metrics") or {}
         if run.get("arm") == "tapweight" and "weight_1" in metrics:
-            found[run["task"]].append([metrics[k] for k in sorted(metrics) if k.removeprefix("weight_").isdigit()])
+            found[run["task"]].append(
+                [metrics[k] for k in sorted(metrics) if k.removeprefix("weight_").isdigit()]
+            )
     if not found:
         return None
     figure, axes = plt.subplots(1, len(found), figsize=(2.8 * len(found), 2.6), squeeze=False, sharey=True)
@@ -162,8 +176,17 @@ def final_weights(results: dict[str, Any]) -> Figure | None:
         axis.set_title(task)
     axes[0][0].set_ylabel("final weight")
     figure.tight_layout()
-    alt = "Dot plot. Means: " + "; ".join(f"{t}: {np.round(np.mean(v, 0), 2).tolist()}" for t, v in found.items()) + "."
-    return "final-weights", "Final weight of each objective, one dot for a seed; dotted: uniform.", alt, figure
+    alt = (
+        "Dot plot. Means: "
+        + "; ".join(f"{t}: {np.round(np.mean(v, 0), 2).tolist()}" for t, v in found.items())
+        + "."
+    )
+    return (
+        "final-weights",
+        "Final weight of each objective, one dot for a seed; dotted: uniform.",
+        alt,
+        figure,
+    )
 
 
 def molecule_views(run_dirs: RunDirs) -> Figure | None:
@@ -193,4 +216,9 @@ def molecule_views(run_dirs: RunDirs) -> Figure | None:
         axes[i][0].set_ylabel(name, fontsize=8)
     figure.tight_layout()
     caption = "Four textbook molecules as the objectives see them: whole, as a jigsaw of nine tiles, with a (here larger) hole."
-    return "molecules", caption, "Three rows of four drawings of molecules: whole, shuffled tiles, with a hole.", figure
+    return (
+        "molecules",
+        caption,
+        "Three rows of four drawings of molecules: whole, shuffled tiles, with a hole.",
+        figure,
+    )

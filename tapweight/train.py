@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared import runs, vectors
+from shared import protocol, runs, vectors
 from tapweight import baselines, data, evaluate, images, language, method, molecules, official, planted
 
 
@@ -556,7 +556,11 @@ def finish(config: Config, run: runs.Run, domain: Domain, first: Pretraining, se
         exports = ["export"]
     evaluations = first.evaluations + second.total
     run.finish(
-        metrics={**evaluate.score(found), "gradient_evaluations": evaluations},
+        metrics={
+            **evaluate.score(found),
+            "gradient_evaluations": evaluations,
+            "cost": evaluations + searched(config),
+        },
         validation=validation,
         state=[*domain.encoder.state_dict().values(), *second.head.state_dict().values()],
         gradient_evaluations=evaluations,
@@ -568,6 +572,12 @@ def finish(config: Config, run: runs.Run, domain: Domain, first: Pretraining, se
         if first.learned
         else {},
     )
+
+
+def searched(config: Config) -> int:
+    """Gradient evaluations of the runs that this one learned its weights from; the base is common to all arms."""
+    used = [protocol.read_record(Path(d)) or {} for arm, d in config.uses.items() if not arm.endswith("base")]
+    return sum(int(record["gradient_evaluations"]) for record in used)
 
 
 def quadratic(run: runs.Run) -> None:

@@ -36,7 +36,9 @@ class Work:
         from transformers import BertConfig, BertModel
 
         torch.manual_seed(0)
-        config = BertConfig(vocab_size=V, hidden_size=D, num_hidden_layers=4, num_attention_heads=4, intermediate_size=4 * D)
+        config = BertConfig(
+            vocab_size=V, hidden_size=D, num_hidden_layers=4, num_attention_heads=4, intermediate_size=4 * D
+        )
         self.encoder = language.Whole(BertModel(config, add_pooling_layer=False)).to(device).train()
         self.phi = language.Whole(BertModel(config, add_pooling_layer=False)).to(device).train()
         self.phi.load_state_dict(self.encoder.state_dict())
@@ -50,7 +52,9 @@ class Work:
         for _ in range(micro):
             text = tokens()
             masked = [objectives.mask_tokens(text, everywhere, 3, torch.arange(4, V), g) for _ in range(2)]
-            self.batches.append((text.to(device), [[t.to(device) for t in m] for m in masked], tokens().to(device)))
+            self.batches.append(
+                (text.to(device), [[t.to(device) for t in m] for m in masked], tokens().to(device))
+            )
         self.labelled = [tokens().to(device) for _ in range(2)]
         self.y = torch.randint(2, (BATCH,), generator=g).to(device)
         alpha = method.start_logits(3)
@@ -133,7 +137,9 @@ def measure(rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
