@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,10 +83,12 @@ class TwoLevels(Levels):
             values = torch.zeros(K)
             self.optimizers[0].zero_grad(set_to_none=True)
             for losses in micro_batches:
-                found = torch.stack([loss.float() for loss in losses()])
+                with self.autocast():
+                    found = torch.stack([loss.float() for loss in losses()])
                 ((lam.to(found.device) * found).sum() / len(micro_batches)).backward()
                 values += found.detach().cpu() / len(micro_batches)
-            train = task_loss()
+            with self.autocast():
+                train = task_loss()
             train.backward()
             self.optimizers[0].step()
         facts = Facts(values, float(train.detach()))
@@ -99,10 +102,13 @@ class TwoLevels(Levels):
 
 
 def plain_cycle(
-    optimizer: torch.optim.Optimizer, level_one: Sequence[Sequence[Losses]], lam: Tensor
+    optimizer: torch.optim.Optimizer,
+    level_one: Sequence[Sequence[Losses]],
+    lam: Tensor,
+    autocast: method.Precision = contextlib.nullcontext,
 ) -> Facts:
     """Continued pretraining under fixed weights: Level I alone."""
-    values = [method.level_one_step(optimizer, micro_batches, lam) for micro_batches in level_one]
+    values = [method.level_one_step(optimizer, micro_batches, lam, autocast) for micro_batches in level_one]
     return Facts(torch.stack(values).mean(0), float("nan"))
 
 

@@ -27,8 +27,10 @@ accidents are in `official.py`; where the networks come from is in `language.py`
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -43,6 +45,9 @@ from shared.vectors import Vector
 
 Losses = Callable[[], list[Tensor]]  # the K pretraining losses of one batch, scalars
 Loss = Callable[[], Tensor]
+Precision = Callable[
+    [], AbstractContextManager
+]  # autocast or nothing; the gradient of the weights never uses it
 
 MODES = ("finite-difference", "exact-dot", "jvp")
 
@@ -186,12 +191,18 @@ def set_rates(optimizers: Sequence[torch.optim.Optimizer], factors: Sequence[flo
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
-def level_one_step(optimizer: torch.optim.Optimizer, micro_batches: Sequence[Losses], lam: Tensor) -> Tensor:
+def level_one_step(
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[Losses],
+    lam: Tensor,
+    autocast: Precision = contextlib.nullcontext,
+) -> Tensor:
     """theta <- OptI(theta, grad sum_k lam_k L_k), lam held constant. Returns the K losses, the micro-batches' mean. (K,)"""
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros(len(lam))
     for losses in micro_batches:
-        values = torch.stack([loss.float() for loss in losses()])
+        with autocast():
+            values = torch.stack([loss.float() for loss in losses()])
         share = (lam.to(values.device) * values).sum() / len(micro_batches)
         if share.requires_grad:
             share.backward()
@@ -201,11 +212,17 @@ def level_one_step(optimizer: torch.optim.Optimizer, micro_batches: Sequence[Los
 
 
 def level_two_step(
-    optimizer: torch.optim.Optimizer, task_loss: Loss, phi: Vector, theta: Vector, prox: SquaredDistance
+    optimizer: torch.optim.Optimizer,
+    task_loss: Loss,
+    phi: Vector,
+    theta: Vector,
+    prox: SquaredDistance,
+    autocast: Precision = contextlib.nullcontext,
 ) -> Tensor:
     """(phi, w) <- OptII((phi, w), grad [L_task(phi, w; B_tr) + gamma R(phi, theta)]), theta held constant."""
     optimizer.zero_grad(set_to_none=True)
-    loss = task_loss()
+    with autocast():
+        loss = task_loss()
     loss.backward()
     pull = prox.gradient(phi, theta)
     for p, x in zip(phi, pull):
@@ -256,6 +273,7 @@ class Levels:
     normalise: str = "none"
     entropy: float = 0.0
     whole: bool = False
+    autocast: Precision = contextlib.nullcontext
     more: Callable[[Alignment, Levels, Sequence[Losses]], Alignment] = lambda found, levels, used: (
         found
     )  # official.py
@@ -278,10 +296,15 @@ class Levels:
         All derivatives are taken at the already updated parameters. Nothing is rolled back: phi and theta go on.
         learn: False in the warm-up. watch: also the exact gradients, for the record."""
         lam, K, clock = weights(self.alpha), len(self.alpha), [time.perf_counter()]
-        values = [level_one_step(self.optimizers[0], micro_batches, lam) for micro_batches in level_one]
+        values = [
+            level_one_step(self.optimizers[0], micro_batches, lam, self.autocast)
+            for micro_batches in level_one
+        ]
         clock.append(time.perf_counter())
         for loss in level_two:
-            train = level_two_step(self.optimizers[1], loss, self.phi_e, self.theta_e, self.prox)
+            train = level_two_step(
+                self.optimizers[1], loss, self.phi_e, self.theta_e, self.prox, self.autocast
+            )
         clock.append(time.perf_counter())
         facts = Facts(torch.stack(values).mean(0), float(train))
         if learn or watch:

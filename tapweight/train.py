@@ -287,7 +287,7 @@ class Pretraining:
             prox = official.AbsoluteDistance(config.gamma, squared) if absolute else prox
         self.levels = (baselines.TwoLevels if two else method.Levels)(
             encoder, self.phi, alpha, self.optimizers, prox, config.mode, config.radius or None, config.normalise,
-            config.entropy, config.whole_batch,
+            config.entropy, config.whole_batch, self._autocast,
         )  # fmt: skip
         if code and domain.names == language.NAMES and not two:
             self.levels.more = official.direct_path
@@ -302,8 +302,7 @@ class Pretraining:
 
         def losses() -> list[Tensor]:
             runs.seed_global(config.seed, "dropout I", t, micro)
-            with self._autocast():
-                found = domain.losses(domain.encoder, domain.heads, rows, t, micro)
+            found = domain.losses(domain.encoder, domain.heads, rows, t, micro)
             if config.preset == "code" and isinstance(domain, images.Images):
                 found = official.zero_mask_contrast(found)
             for name, loss in zip(domain.names, found):
@@ -317,8 +316,7 @@ class Pretraining:
 
         def loss() -> Tensor:
             runs.seed_global(self.config.seed, "dropout", part, t)
-            with self._autocast():
-                found = self.domain.task_loss(self.phi, self.w, part, rows)
+            found = self.domain.task_loss(self.phi, self.w, part, rows)
             self.run.finite(found, {"train": "II", "validation": "III"}[part], t, rows)
             return found
 
@@ -334,7 +332,7 @@ class Pretraining:
         one = [[self.objectives(t * n + i, m) for m in range(micro)] for i in range(n)]
         self.evaluations += n * micro
         if not self.learned:
-            facts = baselines.plain_cycle(self.optimizers[0], one, self.lam)
+            facts = baselines.plain_cycle(self.optimizers[0], one, self.lam, self._autocast)
         else:
             self.phi.train()
             self.w.train()
@@ -404,8 +402,9 @@ def _copy(module: nn.Module) -> nn.Module:
 class Finetuning:
     """A fresh head on the encoder, AdamW, linear schedule; the same head, batches and dropout for all arms of a seed."""
 
-    def __init__(self, config: Config, run: runs.Run, domain: Domain, device: torch.device):
-        self.config, self.run, self.domain, self.device = config, run, domain, device
+    def __init__(self, config: Config, run: runs.Run, domain: Domain, device: torch.device, offset: int):
+        """offset: steps of the first phase, before these."""
+        self.config, self.run, self.domain, self.device, self.offset = config, run, domain, device, offset
         _, n_tr, n_val = domain_sizes(domain)
         self.part, n = ("train", n_tr) if config.finetune_on == "train" else ("labelled", n_tr + n_val)
         self.batches = Batches(n, config.finetune_batch, config.seed, "finetune")
@@ -436,8 +435,6 @@ class Finetuning:
         self.optimizer.step()
         if t % 10 == 0 or t == self.total - 1:
             self.run.log(step=self.offset + t, phase="finetune", loss=loss.item())
-
-    offset = 0  # steps of the first phase
 
     def state(self) -> dict[str, Any]:
         if self.optimizer is None:
@@ -472,9 +469,7 @@ def run(config: Config) -> Path:
             load_base(domain, Path(config.uses[arm]))
         first = Pretraining(config, run, domain, device)
         stage = config.pretrain == "base"
-        second = None if stage else Finetuning(config, run, domain, device)
-        if second:
-            second.offset = first.total
+        second = None if stage else Finetuning(config, run, domain, device, first.total)
 
         def save() -> dict[str, Any]:
             return {"first": first.state(), "second": second.state() if second else {}}
