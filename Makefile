@@ -28,8 +28,11 @@ help:  ## print this help
 setup:  ## make .venv from requirements.txt (again if that file changed); nothing with ENV=none
 	@ENV=$(ENV) PYTHON="$(PYTHON)" sh scripts/setup.sh
 
+# One process per core where pytest-xdist is installed (it is pinned); ENV=none may lack it.
+SPREAD = $(shell $(RUN) -c 'import xdist' 2>/dev/null && echo -n auto --dist worksteal)
+
 test: setup  ## unit, command line and reliability tests (under 12 minutes)
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest $(SPREAD) --durations=15
 
 test-slow: setup  ## mutations, 20 kills, bit flips, calibration, full disk
 	@$(RUN) -m pytest -m slow

@@ -172,19 +172,21 @@ def score_against_parameters(results: dict[str, Any]) -> Figure | None:
     columns = min(3, len(points))
     rows = -(-len(points) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(max(4.4, 2.9 * columns), 3.0 * rows), squeeze=False)
+    arms_shown = list(dict.fromkeys(arm for arms in points.values() for arm in arms))
+    style = {arm: {"color": f"C{i % 8}", "marker": "osv^P"[i // 8]} for i, arm in enumerate(arms_shown)}
+    style |= {arm: {"color": "C1", "marker": "D"} for arm in arms_shown if arm == "autolora"}
     for axis, (task, arms) in zip(axes.flat, points.items()):
         for arm, found in arms.items():
             x, y = np.array(found).mean(0)
-            own = arm.startswith("autolora")
-            axis.plot(x, y, "D" if own else "o", markersize=6 if own else 4)
-            axis.annotate(arm, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
+            axis.plot(x, y, linestyle="none", markersize=6, label=arm, alpha=0.85, **style[arm])
         axis.set_title(task)
         axis.set_xlabel("adapter parameters (head not counted)")
         axis.set_ylabel("score, points")
-        axis.margins(x=0.2)
     for axis in axes.flat[len(points) :]:
         axis.set_visible(False)
+    handles = {text: line for axis in axes.flat for line, text in zip(*axis.get_legend_handles_labels())}
     figure.tight_layout()
+    figure.legend(handles.values(), handles.keys(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3)
     caption = (
         "Mean test score of each arm against the mean number of its adapter parameters. Diamond: AutoLoRA."
     )

@@ -33,8 +33,7 @@ TIE = 1e-6  # relative slack below lambda: alpha = 1/k exactly must count whatev
 class SelectionLoRA(nn.Module):
     """A frozen linear map W plus s * B diag(softmax(beta)) A, with s = c / k.
 
-    A: (k, d_in), uniform in +-1/sqrt(d_in);  B: (d_out, k), zero;  beta: (k,), constant, so alpha = 1/k.
-    """
+    A: (k, d_in), uniform in +-1/sqrt(d_in);  B: (d_out, k), zero;  beta: (k,), constant, so alpha = 1/k."""
 
     def __init__(
         self, base: nn.Linear, k: int, c: float = 16.0, dropout: float = 0.0, beta_init: float = 0.0
@@ -42,16 +41,13 @@ class SelectionLoRA(nn.Module):
         super().__init__()
         d_out, d_in = base.weight.shape
         if not 1 <= k <= min(d_out, d_in):
-            raise ValueError(
-                f"search rank k = {k} must lie in 1..{min(d_out, d_in)} for a {d_out} x {d_in} map"
-            )
+            raise ValueError(f"search rank k = {k} must lie in 1..{min(d_out, d_in)} ({d_out} x {d_in} map)")
         self.base = base.requires_grad_(False)
         self.k, self.s = k, c / k
-        self.A = nn.Parameter(
-            torch.empty(k, d_in, device=base.weight.device).uniform_(-1, 1) / math.sqrt(d_in)
-        )
-        self.B = nn.Parameter(torch.zeros(d_out, k, device=base.weight.device))
-        self.beta = nn.Parameter(torch.full((k,), float(beta_init), device=base.weight.device))
+        new = base.weight.detach()
+        self.A = nn.Parameter(new.new_empty(k, d_in).uniform_(-1, 1) / math.sqrt(d_in))
+        self.B = nn.Parameter(new.new_zeros(d_out, k))
+        self.beta = nn.Parameter(new.new_full((k,), float(beta_init)))
         self.dropout = nn.Dropout(dropout)
 
     @property
@@ -70,7 +66,7 @@ class SelectionLoRA(nn.Module):
 
     @torch.no_grad()
     def merge(self, sign: int = 1) -> None:
-        """W += sign * s * Delta; alpha included, which the official layer forgets. `merge(-1)` takes it out."""
+        """W += sign * s * Delta, alpha included (the official layer forgets it); `merge(-1)` undoes it."""
         self.base.weight += sign * self.s * self.delta()
 
 
@@ -87,8 +83,7 @@ def attach(
 ) -> dict[str, SelectionLoRA]:
     """Replace query and value maps by `SelectionLoRA`, freeze all but adapters and head; name -> layer.
 
-    `draw(name)` is the random stream of a map's A, so that a map starts alike whatever else is adapted.
-    """
+    head: module name, "" for none. `draw(name)`: stream of a map's A, which starts alike whatever else is adapted."""
     model.requires_grad_(False)
     layers: dict[str, SelectionLoRA] = {}
     for name, base in adapted_maps(model).items():
@@ -96,13 +91,14 @@ def attach(
         start_A(layers[name].A, draw(name))
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layers[name])
-    model.get_submodule(head).requires_grad_(True)
+    if head:
+        model.get_submodule(head).requires_grad_(True)
     return layers
 
 
 @torch.no_grad()
 def start_A(A: Tensor, generator: torch.Generator, rows: int = 64) -> None:
-    """Uniform in +-1/sqrt(d_in) (Kaiming with a = sqrt 5). Rank 3 and rank 5 of a map share their first 3 rows."""
+    """Uniform in +-1/sqrt(d_in). Rank 3 and rank 5 of a map share their first 3 rows."""
     d_in = A.shape[1]
     drawn = torch.empty(max(rows, A.shape[0]), d_in).uniform_(-1, 1, generator=generator) / math.sqrt(d_in)
     A.copy_(drawn[: A.shape[0]])
@@ -126,9 +122,7 @@ class SearchStep:
     gradient_evaluations: int  # forward-backward passes on one batch: 5, or 2 in first-order mode
 
 
-def estimate(
-    outer: Loss, inner: Loss, w: list[Tensor], beta: list[Tensor], eta: float, method: Any = None
-) -> Any:
+def estimate(outer: Loss, inner: Loss, w: list[Tensor], beta: list[Tensor], eta: float, method: Any = None):
     """(3), (4): h by central differences with radius 0.01 / |v| around w; same batch, same dropout masks."""
     return hypergrad(outer, inner, w, beta, eta, method=method or FiniteDifference())
 
@@ -145,9 +139,8 @@ def search_step(
 ) -> SearchStep:
     """One alternation: beta moves along h, then w takes its real step with the *new* beta.
 
-    The two losses take nothing and return a scalar; their batches are fixed inside. Nothing of the validation
-    batch reaches w: the estimator returns h and leaves parameters, random state and `.grad` as they were.
-    """
+    The losses take nothing and return a scalar; their batches are fixed inside. Nothing of the validation batch
+    reaches w: the estimator leaves parameters, random state and `.grad` as they were."""
     h = estimator(validation_loss, train_loss, w, beta, eta)
     _apply(outer, beta, h.grads)
     loss = inner_step(train_loss, w, inner)
@@ -199,7 +192,7 @@ def spectral_rank(left: Tensor, right: Tensor, share: float = 0.1) -> int:
 
 RANK_RULES: dict[str, Callable[[SelectionLoRA], int]] = {
     "count": lambda layer: count(layer.alpha.detach()),
-    "norm_weighted": lambda layer: norm_weighted_count(layer),
+    "norm_weighted": norm_weighted_count,
     "spectral": lambda layer: spectral_rank((layer.B * layer.alpha).detach(), layer.A.detach()),
 }
 

@@ -69,7 +69,9 @@ def retrain(config: Any, run: Any) -> None:
 
     if config.adapter != "full":
         run.gate(
-            "frozen-unchanged", frozen_before == runs.state_sha256(frozen), f"{len(frozen)} frozen tensors"
+            "frozen-unchanged",
+            bool(frozen) and frozen_before == runs.state_sha256(frozen),
+            f"{len(frozen)} frozen tensors",
         )
     if adalora:
         ranks, wanted = baselines.adalora_ranks(model), baselines.read_ranks(used(config))["budget"]

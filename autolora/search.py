@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autolora import evaluate, method, official, planted
 from autolora.setting import Batches, draws, prepare, task_loss
-from shared import runs
+from shared import runs, vectors
 from shared.hypergrad import FiniteDifference, FirstOrder, OneStep, self_check
 
 METHODS = {"finite_difference": FiniteDifference(), "exact": OneStep(), "first_order": FirstOrder()}
@@ -70,6 +70,7 @@ def search(config: Any, run: Any) -> None:
                 found = METHODS[config.hypergradient]
                 check = self_check(held_loss, train_loss, w, beta, config.inner_lr, found, tolerance=math.inf)
                 model.train()
+            sizes = {}
             if step < config.warmup_inner:
                 loss = method.inner_step(train_loss, w, inner)
                 evaluations += 1
@@ -78,9 +79,11 @@ def search(config: Any, run: Any) -> None:
                     train_loss, held_loss, w, beta, inner, outer, config.inner_lr, estimate
                 )
                 loss, evaluations = done.loss, evaluations + done.gradient_evaluations
+                h = done.hypergradient
+                sizes = {"direct": vectors.norm(h.direct), "implicit": vectors.norm(h.implicit)}
         run.finite(loss, level="lower", step=step, batch=at.train.ids[rows])
         if step % config.record_every == 0 or step == total - 1:
-            run.log(step=step, loss=float(loss), **selection(layers))
+            run.log(step=step, loss=float(loss), **sizes, **selection(layers))
 
     found = ranks_found(config, layers)
     runs.write_json(run.directory / "ranks.json", found)
@@ -91,7 +94,11 @@ def search(config: Any, run: Any) -> None:
         evaluations == expected,
         f"{evaluations} gradient evaluations in {total} steps; expected {expected}",
     )
-    run.gate("frozen-unchanged", frozen_before == runs.state_sha256(frozen), f"{len(frozen)} frozen tensors")
+    run.gate(
+        "frozen-unchanged",
+        bool(frozen) and frozen_before == runs.state_sha256(frozen),
+        f"{len(frozen)} frozen tensors",
+    )
     run.gate(
         "ranks-decided",
         not found["undecided"],

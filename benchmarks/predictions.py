@@ -56,7 +56,12 @@ def pack_predictions(
     """Writes `path` and returns its sha256. With `score`, floats are rounded where the file would be too large."""
     for key, arrays in predictions.items():
         for name, array in arrays.items():
-            if array.dtype.kind not in "biuf" and not (name == "id" and array.dtype.kind == "U"):
+            constant = (
+                name.startswith("_") and array.ndim == 0 and array.itemsize <= 4 * 40
+            )  # a word, never a text
+            if array.dtype.kind not in "biuf" and not (
+                array.dtype.kind == "U" and (name == "id" or constant)
+            ):
                 raise BadInput(
                     f"predictions of {key}: {name} is {array.dtype}; numbers only, text stays out of the file"
                 )
@@ -89,7 +94,7 @@ def encoded(predictions: Mapping[NodeKey, Mapping[str, np.ndarray]]) -> bytes:
         for name, array in sorted(predictions[key].items()):
             buffer = io.BytesIO()
             np.lib.format.write_array(
-                buffer, np.ascontiguousarray(smallest(array)), version=(1, 0), allow_pickle=False
+                buffer, np.asarray(smallest(array), order="C"), version=(1, 0), allow_pickle=False
             )
             number = stored.setdefault(buffer.getvalue(), len(stored))
             if number == len(contents):

@@ -323,24 +323,15 @@ def show(paper: Protocol, scale: str, results: dict[str, Any]) -> None:
     say("")
     if results["preview"]:
         say(f"PREVIEW ({results['preview']}): never recorded")
+    width = max((len(claim["id"]) for claim in results["claims"]), default=0)
     for claim in results["claims"]:
-        beside = ""
-        if recorded and claim["id"] in recorded:
-            beside = (
-                " = recorded"
-                if recorded[claim["id"]] == claim["verdict"]
-                else f" != recorded: {recorded[claim['id']]}"
-            )
-        effect = claim.get("effect")
-        number = (
-            ""
-            if effect is None
-            else f"{effect:+.2f}"
-            + (f" ({claim['ci95'][0]:+.2f} to {claim['ci95'][1]:+.2f})" if claim.get("ci95") else "")
-        )
-        say(
-            f"  {claim['id']:<6} {claim['role']:<9} {claim['verdict'] or 'shown':<40} {number:<26} {claim['statement'][:70]}{beside}"
-        )
+        verdict, before = claim["verdict"] or "shown", recorded.get(claim["id"], "")
+        beside = "" if not before else "; as recorded" if before == verdict else f"; RECORDED: {before}"
+        effect = "" if claim.get("effect") is None else f"{claim['effect']:+.2f}"
+        if effect and claim.get("ci95"):
+            effect += f" ({claim['ci95'][0]:+.2f} to {claim['ci95'][1]:+.2f})"
+        say(f"  {claim['id']:<{width}}  {verdict}{beside}")
+        say(f"  {'':<{width}}  {claim['role']}; {effect or 'no effect'}; {claim['statement']}")
     for gate in results["gates"]:
         if not gate["passed"]:
             say(f"  gate {gate['id']} FAILED: {gate['detail']}")

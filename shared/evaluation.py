@@ -144,16 +144,10 @@ def pull(g: Partial, inputs: Vector, d: Vector, retain_graph: bool = False) -> l
     return list(torch.autograd.grad(heads, inputs, directions, retain_graph=retain_graph, allow_unused=True))
 
 
-@contextmanager
-def frozen(theta: Vector) -> Iterator[None]:
-    """No graph for the weights: a probe costs a forward pass and only the part of a backward pass that leads to lam."""
+def freeze(theta: Vector) -> None:
+    """No graph for the weights until the call ends: a probe costs a forward pass and the part of a backward that leads to lam."""
     for p in theta:
         p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in theta:
-            p.requires_grad_(True)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from shared.evaluation import (
     Partial,
     check_finite,
     checked,
-    frozen,
+    freeze,
     plus,
     pull,
     unreached_error,
@@ -294,11 +294,11 @@ def _difference(call: Call, method: FiniteDifference, loss: Losses, d: Vector, s
     eps = vectors.probe_step(d, _radius(method, d), size)
     if eps == 0.0:  # M^T 0 = 0, and no step would be long enough to see anything
         return [torch.zeros_like(x) for x in call.lam]
-    with frozen(call.theta):
-        vectors.shift_(call.theta, call.base, d, eps)
-        plus_probe = call.gradient(loss, call.lam)
-        vectors.shift_(call.theta, call.base, d, -eps)
-        minus_probe = call.gradient(loss, call.lam)
+    freeze(call.theta)
+    vectors.shift_(call.theta, call.base, d, eps)
+    plus_probe = call.gradient(loss, call.lam)
+    vectors.shift_(call.theta, call.base, d, -eps)
+    minus_probe = call.gradient(loss, call.lam)
     return [None if a is None or b is None else (a - b) / (2 * eps) for a, b in zip(plus_probe, minus_probe)]
 
 
@@ -314,7 +314,8 @@ def _forward_over_reverse(call: Call, loss: Losses, d: Vector) -> Partial:
     # The loss must find the tangents where it looks for theta, so they are written in place; not through .data, which carries
     # no tangent, hence the care for graphs that the caller still holds.
     unseen = torch.autograd._unsafe_preserve_version_counter(tuple(call.theta))
-    with frozen(call.theta), unseen, forward_ad.dual_level():
+    freeze(call.theta)
+    with unseen, forward_ad.dual_level():
         for p, x in zip(call.theta, d):
             p.copy_(forward_ad.make_dual(p.detach().clone(), x))
         g = call.gradient(loss, call.lam)

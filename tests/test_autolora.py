@@ -316,6 +316,18 @@ def test_9_inner_and_outer_variables_are_exactly_adapters_head_and_logits():
     ]
 
 
+def test_9_a_language_model_has_no_head_and_trains_adapters_alone():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=30, n_positions=16, n_embd=16, n_layer=2, n_head=2))
+    models.split_fused(model)
+    layers = method.attach(model, 2, "", lambda name: stream("A", name))
+    w, beta = method.variables(model)
+    assert {id(p) for p in w} == {id(p) for made in layers.values() for p in (made.A, made.B)} and len(
+        beta
+    ) == 4
+
+
 @pytest.mark.parametrize("name", ["cola", "stsb", "bionlp2004", "e2e"])
 def test_9_levels_split_the_training_set_and_nothing_else(name):
     with rehearsal.inputs("rehearsal"):

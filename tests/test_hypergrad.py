@@ -731,7 +731,8 @@ def test_two_processes_equal_one(tmp_path):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {
-        "OMP_NUM_THREADS": "1"
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(root),
     }
     several = [
         alone

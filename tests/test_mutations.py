@@ -56,7 +56,7 @@ MUTANTS = {
     ".grad lost": ("vectors.py", "            p.grad = grad\n", ""),
     ".grad of the caller filled": ("vectors.py", "            p.grad = None  #", "            pass  #"),
     "graphs of the caller invalidated": ("vectors.py", "torch._foreach_copy_([x.data for x in v]", "torch._foreach_copy_([x.detach() for x in v]"),
-    "weights stay frozen after an exception": ("evaluation.py", "            p.requires_grad_(True)\n", "            pass\n"),
+    "weights stay frozen": ("vectors.py", "            p.requires_grad_(requires_grad)\n", ""),
     "norm of the first tensor alone": ("vectors.py", "for p in parts]).norm().item()", "for p in parts[:1]]).norm().item()"),
     "micro-batches added instead of averaged": ("evaluation.py", "yield out if len(micro) == 1 else out / len(micro)", "yield out"),
     "autocast left on in the probes": ("evaluation.py", "enabled=wants is not None", "enabled=torch.is_autocast_enabled(device.type)"),

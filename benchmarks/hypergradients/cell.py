@@ -1,16 +1,16 @@
 """One cell of the benchmark in a process of its own; prints one line of JSON.
 
-    python -m benchmarks.hypergradients.cell accuracy SIDE CONDITION NAME
-    python -m benchmarks.hypergradients.cell time SIDE MODEL NAME ROUNDS DEVICE
-    python -m benchmarks.hypergradients.cell memory SIDE MODEL NAME DEVICE
+    python -m benchmarks.hypergradients.cell accuracy SIDE CONDITION ONLY         all estimators of a side on one toy
+    python -m benchmarks.hypergradients.cell cost SIDE MODEL NAME ROUNDS DEVICE   one estimator on one model
 
-SIDE is `ours`, `hand` or `peers` (the latter with the peers' interpreter). Times on a shared machine: CPU seconds of one
-thread, a plain SGD step before and after each bilevel step, and the ratio of each round; CUDA: events. Memory: growth of the
-resident peak over three steps, by an allocator that returns what is freed (run.py sets it); CUDA: max_memory_allocated.
+SIDE is `ours`, `hand` or `peers` (the latter with the peers' interpreter). Memory: growth of the resident peak over two steps,
+while the allocator returns what is freed; CUDA: max_memory_allocated. Time, made for a shared machine: CPU seconds of one
+thread, a plain SGD step before and after each bilevel step, and the ratio of each round; CUDA: events.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import math
@@ -28,28 +28,28 @@ from benchmarks.hypergradients.tasks import Task, plain_sgd
 from benchmarks.hypergradients.toy import Toy
 
 PLAIN = "plain SGD"
+ENOUGH = 10.0  # seconds of bilevel steps after which three rounds will do
 
 
-def accuracy(side: str, condition: float, name: str) -> dict[str, Any]:
-    toy = Toy(condition)
-    kind, estimate = importlib.import_module(f"benchmarks.hypergradients.{side}").ACCURACY[name]
-    g, exact = estimate(toy).detach(), toy.exact
-    best = (g @ exact) / (g @ g)
-    return {
-        "kind": kind,
-        "relative_error": ((g - exact).norm() / exact.norm()).item(),
-        "rescaled": ((best * g - exact).norm() / exact.norm()).item(),
-        "cosine": torch.cosine_similarity(g, exact, dim=0).item(),
-        "kappa": (toy.eigenvalues.max() / toy.eigenvalues.min()).item(),
-    }
-
-
-def build(side: str, model: str, name: str, device: str) -> tuple[str, Task, Callable[[], None]]:
-    task = Task(model, device)
-    if name == PLAIN:
-        return "plain", task, plain_sgd(task)
-    kind, make = importlib.import_module(f"benchmarks.hypergradients.{side}").COST[name]
-    return kind, task, make(task)
+def accuracy(side: str, condition: float, only: str) -> list[dict[str, Any]]:
+    toy, rows = Toy(condition), []
+    exact, kappa = toy.exact, (toy.eigenvalues.max() / toy.eigenvalues.min()).item()
+    for name, (kind, estimate) in importlib.import_module(
+        f"benchmarks.hypergradients.{side}"
+    ).ACCURACY.items():
+        if only not in name:
+            continue
+        row: dict[str, Any] = {"toy": condition, "kappa": kappa, "name": name, "kind": kind}
+        try:
+            g = estimate(toy).detach()
+            best = (g @ exact) / (g @ g)
+            row["relative_error"] = ((g - exact).norm() / exact.norm()).item()
+            row["rescaled"] = ((best * g - exact).norm() / exact.norm()).item()
+            row["cosine"] = torch.cosine_similarity(g, exact, dim=0).item()
+        except Exception as error:  # a library that breaks is a result
+            row["failed"] = f"{type(error).__name__}: {error}"[:200]
+        rows.append(row)
+    return rows
 
 
 def seconds(step: Callable[[], None], device: str) -> float:
@@ -65,44 +65,64 @@ def seconds(step: Callable[[], None], device: str) -> float:
     return time.process_time() - before
 
 
-def timing(side: str, model: str, name: str, rounds: int, device: str) -> dict[str, Any]:
-    kind, task, step = build(side, model, name, device)
-    plain = plain_sgd(Task(model, device))
-    for _ in range(2):  # warm up allocator and lazily built parts
-        plain(), step()
-    ratios, times = [], []
-    for _ in range(rounds):
-        before, own, after = seconds(plain, device), seconds(step, device), seconds(plain, device)
-        times.append(own)
-        ratios.append(2 * own / (before + after))
-    finite = all(math.isfinite(p.sum().item()) for p in [*task.theta, *task.lam])
-    return {"kind": kind, "seconds": statistics.median(times), "ratios": sorted(ratios), "finite": finite}
-
-
-def memory(side: str, model: str, name: str, device: str) -> dict[str, Any]:
-    kind, _, step = build(side, model, name, device)
+def peak(step: Callable[[], None], device: str) -> float:
+    """Megabytes by which two steps raise the peak."""
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        for _ in range(3):
-            step()
+        step(), step()
         torch.cuda.synchronize()
-        return {"kind": kind, "megabytes": (torch.cuda.max_memory_allocated() - before) / 2**20}
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    allocator(mapped_from=2**16)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(3):
-        step()
-    return {"kind": kind, "megabytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
+    step(), step()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    allocator(mapped_from=2**25)
+    return (after - before) / 1024
 
 
-def main(what: str, side: str, *rest: str) -> dict[str, Any]:
+def allocator(mapped_from: int) -> None:
+    """glibc: blocks of at least this many bytes go back to the system when freed (exact peaks, slow) or are kept (fast)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, mapped_from)  # M_MMAP_THRESHOLD
+        mallopt(-1, 2**16 if mapped_from < 2**20 else 2**30)  # M_TRIM_THRESHOLD
+
+
+def cost(side: str, model: str, name: str, rounds: int, device: str) -> dict[str, Any]:
+    task = Task(model, device)
+    kind, make = "plain", plain_sgd
+    if name != PLAIN:
+        kind, make = importlib.import_module(f"benchmarks.hypergradients.{side}").COST[name]
+    step = make(task)
+    megabytes = peak(step, device)
+    plain = plain_sgd(Task(model, device))
+    plain(), plain(), step()  # warm up the allocator and lazily built parts
+    ratios: list[float] = []
+    own: list[float] = []
+    reference = [seconds(plain, device)]
+    while len(ratios) < rounds and (len(ratios) < 3 or sum(own) < ENOUGH):
+        own.append(seconds(step, device))
+        reference.append(seconds(plain, device))
+        ratios.append(2 * own[-1] / (reference[-2] + reference[-1]))
+    finite = all(math.isfinite(p.sum().item()) for p in [*task.theta, *task.lam])
+    return {
+        "kind": kind,
+        "megabytes": megabytes,
+        "seconds": statistics.median(own),
+        "ratios": sorted(ratios),
+        "finite": finite,
+    }
+
+
+def main(what: str, side: str, first: str, *rest: str) -> Any:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     if what == "accuracy":
-        return accuracy(side, float(rest[0]), rest[1])
-    if what == "time":
-        return timing(side, rest[0], rest[1], int(rest[2]), rest[3])
-    return memory(side, *rest)
+        return accuracy(side, float(first), rest[0])
+    name, rounds, device = rest
+    return cost(side, first, name, int(rounds), device)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
     --no-peers           without the environment of the peers (made once, under .venv-peers)
     --record             (maintainers) keep the result in benchmarks/hypergradients/results and write shared/README.md
 
-About 30 CPU minutes on one core. The part for CUDA runs where torch sees a device, and says NOT RUN where it does not. A
+About 10 CPU minutes of one core. The part for CUDA runs where torch sees a device, and says NOT RUN where it does not. A
 library that fails to install or to run is a row FAILED with its message.
 """
 
@@ -18,9 +18,9 @@ import json
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def main() -> None:
         }
         result["installs"] = peers
         if device == "cpu":
-            merge(result, "accuracy", accuracy(options, peers), ("toy", "name"))
+            merge(result, "accuracy", accuracy(options.only, peers), ("toy", "name"))
             if not options.only:
                 print("\nradius of finite differences: relative error of the implicit term")
                 result["precision"] = precision.measure()
@@ -69,7 +69,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", nargs="+", default=list(tasks.MODELS), choices=tasks.MODELS)
     parser.add_argument("--only", default="")
     parser.add_argument("--no-peers", action="store_true")
@@ -107,29 +107,12 @@ def machine(device: str) -> dict[str, Any]:
     return found
 
 
-def entries(table: str, only: str, peers: dict[str, str]) -> Iterator[tuple[str, str, str]]:
-    """(side, name, reason why it cannot run or "")."""
-    for side in SIDES:
-        module = importlib.import_module(f"benchmarks.hypergradients.{side}")
-        for name in getattr(module, table, {}):
-            library = name.split(":")[0]
-            if only in name and (side != "peers" or library in peers):
-                failed = peers.get(library, "ok") if side == "peers" else "ok"
-                yield side, name, "" if failed == "ok" else f"install: {failed}"
-
-
-def cell(side: str, *arguments: str, returning: bool = False) -> dict[str, Any]:
-    """The JSON of one cell, or {"failed": message}. returning: freed memory goes back to the system at once."""
+def cell(side: str, *arguments: str) -> Any:
+    """The JSON of one cell, or {"failed": message}."""
     python = str(setup_peers.PYTHON) if side == "peers" else sys.executable
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    if returning:
-        environment |= {
-            "MALLOC_MMAP_THRESHOLD_": "65536",
-            "MALLOC_TRIM_THRESHOLD_": "65536",
-            "MALLOC_ARENA_MAX": "1",
-        }
     what, *rest = arguments
     command = [python, "-m", "benchmarks.hypergradients.cell", what, side, *rest]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         return {
@@ -140,21 +123,19 @@ def cell(side: str, *arguments: str, returning: bool = False) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def accuracy(options: argparse.Namespace, peers: dict[str, str]) -> list[dict[str, Any]]:
+def accuracy(only: str, peers: dict[str, str]) -> list[dict[str, Any]]:
     rows = []
     for condition in CONDITIONS:
         print(
-            f"\naccuracy, condition of the features {condition}\n{'':44s} rel. error   rescaled       cosine"
+            f"\naccuracy, condition of the features {condition}\n{'':50s}rel. error   rescaled       cosine"
         )
-        for side, name, failed in entries("ACCURACY", options.only, peers):
-            row = {"failed": failed} if failed else cell(side, "accuracy", str(condition), name)
-            rows.append({"toy": condition, "name": name, **row})
-            shown = (
-                "FAILED " + row["failed"]
-                if "failed" in row
-                else f"{row['relative_error']:10.1e} {row['rescaled']:10.1e} {row['cosine']:12.8f}"
-            )
-            print(f"{name:44s} {shown}", flush=True)
+        for side in ("ours", "peers") if peers else ("ours",):
+            for row in cell(side, "accuracy", str(condition), only):
+                shown = f"{row.get('relative_error', 0):10.1e} {row.get('rescaled', 0):10.1e} {row.get('cosine', 0):12.8f}"
+                print(
+                    f"{row['name']:50s}{'FAILED ' + row['failed'] if 'failed' in row else shown}", flush=True
+                )
+                rows.append(row)
     return rows
 
 
@@ -162,31 +143,28 @@ def cost(options: argparse.Namespace, peers: dict[str, str], device: str) -> lis
     rows = []
     for model in options.models:
         print(
-            f"\n{model} on {device}: one bilevel step over one plain SGD step\n{'':44s}  time  [lowest, highest]  memory",
-            flush=True,
+            f"\n{model} on {device}: one bilevel step over one plain SGD step\n{'':50s}time  [lowest, highest]  memory"
         )
-        plain = cell("hand", "memory", model, PLAIN, device, returning=True)["megabytes"]
-        rows.append(
-            {"model": model, "name": PLAIN, "kind": "plain", "megabytes": plain, "time": 1.0, "memory": 1.0}
-        )
-        for side, name, failed in entries("COST", options.only, peers):
-            if model != "mlp" and ONLY_MLP.search(name):
-                continue
-            row: dict[str, Any] = {"failed": failed}
-            if not failed:
-                row = cell(side, "memory", model, name, device, returning=True)
-            if "failed" not in row:
-                row |= cell(side, "time", model, name, str(options.rounds), device)
-            if "failed" not in row:
-                ratios = row["ratios"]
-                row |= {"time": ratios[len(ratios) // 2], "memory": row["megabytes"] / plain}
-            rows.append({"model": model, "name": name, **row})
-            shown = (
-                "FAILED " + row["failed"]
-                if "failed" in row
-                else f"{row['time']:6.2f}  [{ratios[0]:.2f}, {ratios[-1]:.2f}]  {row['memory']:10.2f}"
-            )
-            print(f"{name:44s} {shown}", flush=True)
+        rounds = str(options.rounds)
+        plain = cell("hand", "cost", model, PLAIN, rounds, device)
+        rows.append({"model": model, "name": PLAIN, **plain, "time": 1.0, "memory": 1.0})
+        for side in SIDES if peers else SIDES[:-1]:
+            for name in importlib.import_module(f"benchmarks.hypergradients.{side}").COST:
+                if options.only not in name or (model != "mlp" and ONLY_MLP.search(name)):
+                    continue
+                failed = peers.get(name.split(":")[0], "ok")
+                row = (
+                    {"failed": f"install: {failed}"}
+                    if failed != "ok"
+                    else cell(side, "cost", model, name, rounds, device)
+                )
+                shown = "FAILED " + row.get("failed", "")
+                if "failed" not in row:
+                    r = row["ratios"]
+                    row |= {"time": statistics.median(r), "memory": row["megabytes"] / plain["megabytes"]}
+                    shown = f"{row['time']:5.2f}  [{r[0]:.2f}, {r[-1]:.2f}]  {row['memory']:6.2f}"
+                rows.append({"model": model, "name": name, **row})
+                print(f"{name:50s}{shown}", flush=True)
     return rows
 
 
