@@ -11,7 +11,6 @@ Works in a clean clone. Exit status 1 where a digit, a run or a file differs; re
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import importlib
 import json
@@ -257,18 +256,6 @@ def agree(again: np.ndarray, before: np.ndarray) -> bool:
     return bool(np.array_equal(again, before))
 
 
-def stamp(paper_dir: Path, scales: Sequence[str]) -> None:
-    """Notes the day on which these very results passed."""
-    path = paper_dir / "results" / "checked.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for scale in scales:
-        digest = hashlib.sha256((paper_dir / "results" / f"{scale}.json").read_bytes()).hexdigest()
-        if (known.get(scale) or {}).get("results_sha256") != digest:
-            today = datetime.datetime.now(datetime.UTC).date().isoformat()
-            known[scale] = {"date": today, "passed": True, "results_sha256": digest}
-    path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-
-
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.check",
@@ -301,7 +288,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
                 f"{name}: {'every digit derived again at ' + ', '.join(scales) if scales else 'nothing recorded'}"
             )
             if options.stamp and scales:
-                stamp(root / name, scales)
+                for scale in scales:
+                    readme.stamp_checked(root / name, scale)
         failed = failed or bool(problems)
     if options.stamp and not failed:
         readme.update_readme(root / "README.md", readme.project_tables(root))

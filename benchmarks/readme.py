@@ -10,6 +10,7 @@ import json
 import math
 import re
 import statistics
+import time
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
@@ -257,15 +258,14 @@ def checked(paper_dir: Path, scale: str | None) -> str:
     return f"{'yes' if stamp.get('passed') else 'FAILED'}, {day(stamp)}"
 
 
-def stamp_checked(paper_dir: Path, scale: str, passed: bool, created: str) -> None:
-    """Note in `results/checked.json` what `make check` found for the committed result of a scale."""
+def stamp_checked(paper_dir: Path, scale: str) -> None:
+    """Note in `results/checked.json` that the committed result of a scale passed; the day stays while the bytes do."""
     path, results = paper_dir / "results" / "checked.json", paper_dir / "results" / f"{scale}.json"
     stamps = load_json(path) if path.exists() else {}
-    stamps[scale] = {
-        "created": created,
-        "passed": passed,
-        "results_sha256": sha256(results.read_bytes()).hexdigest(),
-    }
+    digest = sha256(results.read_bytes()).hexdigest()
+    if (stamps.get(scale) or {}).get("results_sha256") != digest:
+        today = time.strftime("%Y-%m-%d", time.gmtime())
+        stamps[scale] = {"created": today, "passed": True, "results_sha256": digest}
     path.write_text(json.dumps(stamps, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def describe(
     arms = list(dict.fromkeys(n.arm for n in nodes))
     say(f"{paper.paper} at scale {scale} ({why})")
     say(
-        f"  {len(nodes)} runs: {len(arms)} arms x {len(paper.tasks(scale))} task(s) x up to {len({n.seed for n in nodes})} seeds; {finished} finished before; {jobs} worker(s)"
+        f"  {len(nodes)} runs: {len(arms)} arms x {len({n.task for n in nodes})} task(s) x up to {len({n.seed for n in nodes})} seeds; {finished} finished before; {jobs} worker(s)"
     )
     say(f"  arms: {', '.join(arms)}")
     say(
@@ -499,23 +500,53 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    worst = 0
-    try:
-        for name in options.paper or [p for p in PAPERS if (ROOT / p / "train.py").exists()]:
-            name = name.replace("-", "_")
-            if options.record:
-                paper = Protocol(ROOT / name)
-                scale, _ = choose_scale(paper, options.scale) if options.scale else ("cpu", "")
-                status = record(name, scale)
-            else:
-                status = reproduce(name, options)
-            worst = worst or status
-            if status in {STOPPED}:
-                break
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return worst
+    names = [
+        n.replace("-", "_")
+        for n in options.paper or PAPERS
+        if options.paper or (ROOT / n / "train.py").exists()
+    ]
+    statuses: dict[str, int] = {}
+    for name in names:
+        try:
+            statuses[name] = (
+                record(name, options.scale or "cpu") if options.record else reproduce(name, options)
+            )
+        except BadInput as error:
+            print(f"error: {error}", file=sys.stderr)
+            statuses[name] = 2
+        if statuses[name] == STOPPED:
+            break
+    if len(names) > 1:
+        overview(names, statuses)
+    return next((status for status in statuses.values() if status), 0)
+
+
+MEANING = {
+    0: "done",
+    1: "a gate failed or a run crashed",
+    2: "inputs missing or refused",
+    3: "not all supported",
+    STOPPED: "stopped",
+}
+
+
+def overview(names: list[str], statuses: dict[str, int]) -> None:
+    """One line per paper: how its call ended, and the verdicts of the newest result of this machine."""
+    say("")
+    for name in names:
+        kept = sorted(
+            (protocol.runs_root(ROOT) / name).glob("*/results.json"), key=lambda p: p.stat().st_mtime
+        )
+        result = json.loads(kept[-1].read_text()) if kept and name in statuses else {}
+        counts = Counter(
+            (c["verdict"] or "shown").removesuffix(" (scaled down)") for c in result.get("claims", [])
+        )
+        verdicts = ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common())
+        passes = sum(r.get("gradient_evaluations") or 0 for r in result["runs"]) if counts else 0
+        cost = f"; {passes:,} gradient evaluations, {_duration(result['seconds']['wall'])}" if counts else ""
+        say(
+            f"{name:<13} {MEANING.get(statuses.get(name, -1), 'not started')}{': ' + verdicts if verdicts else ''}{cost}"
+        )
 
 
 if __name__ == "__main__":

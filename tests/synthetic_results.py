@@ -406,7 +406,7 @@ def tree(root: Path) -> Path:
         root / "autolora/results/rehearsal.json",
         {"created": "2025-11-19T08:00:00Z", "commit": "ab" * 20, "passed": True, "runs": 96, "seconds": 140},
     )
-    stamp_checked(root / "autolora", "cpu", True, "2025-11-20T11:00:00Z")
+    stamp_checked(root / "autolora", "cpu")
     mine = result()
     mine["claims"][1]["verdict"] = "INCONCLUSIVE (scaled down)"
     write(root / "runs/autolora/cpu/results.json", mine)

@@ -318,7 +318,7 @@ def test_readmes_are_filled_in_place_and_checked(root, tmp_path):
     assert text.startswith("# A\n<!-- generated: claims -->\nScale `cpu`") and "\nwords | stay\n" in text
     assert "<!-- generated: figures -->\nold\n" in text
     row = next(line for line in project.read_text().splitlines() if "[autolora]" in line)
-    assert "yes: rehearsal of 96 runs, 2025-11-19" in row and "yes, 2025-11-20" in row
+    assert "yes: rehearsal of 96 runs, 2025-11-19" in row and "| yes, 20" in row
     paper.write_text(text.replace("8 |", "9 |", 1))
     assert report.stale_readmes(tmp_path) == ["autolora/README.md: claims"]
 

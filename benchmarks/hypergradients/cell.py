@@ -20,6 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,17 +70,27 @@ def peak(step: Callable[[], None], device: str) -> float:
     """Megabytes by which two steps raise the peak."""
     if device == "cuda":
         torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        step(), step()
+        for _ in range(2):
+            step()
         torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
     allocator(mapped_from=2**16)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step(), step()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
+    for _ in range(2):
+        step()
+    after = resident("VmHWM")
     allocator(mapped_from=2**25)
     return (after - before) / 1024
+
+
+def resident(what: str) -> float:
+    """Kilobytes now (VmRSS) or at the peak (VmHWM). Not getrusage's peak, which begins with that of the parent process."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return float(next(x.split()[1] for x in status.read_text().splitlines() if x.startswith(what)))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def allocator(mapped_from: int) -> None:
@@ -98,7 +109,8 @@ def cost(side: str, model: str, name: str, rounds: int, device: str) -> dict[str
     step = make(task)
     megabytes = peak(step, device)
     plain = plain_sgd(Task(model, device))
-    plain(), plain(), step()  # warm up the allocator and lazily built parts
+    for warm_up in (plain, plain, step):  # allocator and lazily built parts
+        warm_up()
     ratios: list[float] = []
     own: list[float] = []
     reference = [seconds(plain, device)]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.hypergradients.run            everything, to runs/hypergradients/cpu.json, with a table
     --rounds 9           timed rounds in each cell
-    --models mlp gated   some models;  --only betty   some rows (replacing these in an existing file)
+    --models mlp gated   some models;  --parts cost   some parts;  --only betty   some rows: these replace what the file has
     --no-peers           without the environment of the peers (made once, under .venv-peers)
     --record             (maintainers) keep the result in benchmarks/hypergradients/results and write shared/README.md
 
@@ -31,6 +31,7 @@ from benchmarks.hypergradients.cell import PLAIN
 from benchmarks.hypergradients.toy import CONDITIONS
 
 ROOT = Path(__file__).parents[2]
+PARTS = ("accuracy", "precision", "cost")
 SIDES = ("hand", "ours", "peers")
 ONLY_MLP = re.compile("5 steps|5[,)]")  # five graphs at once: one model is enough
 
@@ -45,21 +46,25 @@ def main() -> None:
             continue
         folder = ROOT / ("benchmarks/hypergradients/results" if options.record else "runs/hypergradients")
         path = folder / f"{device}.json"
-        result = json.loads(path.read_text()) if options.only and path.exists() else {}
-        result |= {
-            "device": device,
-            "machine": machine(device),
-            "command": " ".join(["python -m", __spec__.name, *sys.argv[1:]]),
-        }
-        result["installs"] = peers
-        if device == "cpu":
-            merge(result, "accuracy", accuracy(options.only, peers), ("toy", "name"))
-            if not options.only:
-                print("\nradius of finite differences: relative error of the implicit term")
-                result["precision"] = precision.measure()
-        merge(result, "cost", cost(options, peers, device), ("model", "name"))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        partial = options.only or set(options.parts) != set(PARTS) or set(options.models) != set(tasks.MODELS)
+        result = json.loads(path.read_text()) if partial and path.exists() else {}
+        result |= {"device": device, "machine": machine(device), "installs": peers}
+        result["command"] = " ".join(["python -m", __spec__.name, *sys.argv[1:]])
+
+        def keep(result: dict[str, Any] = result, path: Path = path) -> None:
+            path.write_text(json.dumps(result, indent=1) + "\n")
+
+        if "accuracy" in options.parts and device == "cpu":
+            merge(result, "accuracy", accuracy(options.only, peers), ("toy", "name"))
+            keep()
+        if "precision" in options.parts and device == "cpu":
+            print("\nradius of finite differences: relative error of the implicit term")
+            result["precision"] = precision.measure()
+            keep()
+        for model in options.models if "cost" in options.parts else ():
+            merge(result, "cost", cost(model, options, peers, device), ("model", "name"))
+            keep()
         print(f"written: {path.relative_to(ROOT)}")
     if options.record:
         tables.write()
@@ -72,6 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", nargs="+", default=list(tasks.MODELS), choices=tasks.MODELS)
     parser.add_argument("--only", default="")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--record", action="store_true")
     return parser.parse_args()
@@ -139,32 +145,30 @@ def accuracy(only: str, peers: dict[str, str]) -> list[dict[str, Any]]:
     return rows
 
 
-def cost(options: argparse.Namespace, peers: dict[str, str], device: str) -> list[dict[str, Any]]:
-    rows = []
-    for model in options.models:
-        print(
-            f"\n{model} on {device}: one bilevel step over one plain SGD step\n{'':50s}time  [lowest, highest]  memory"
-        )
-        rounds = str(options.rounds)
-        plain = cell("hand", "cost", model, PLAIN, rounds, device)
-        rows.append({"model": model, "name": PLAIN, **plain, "time": 1.0, "memory": 1.0})
-        for side in SIDES if peers else SIDES[:-1]:
-            for name in importlib.import_module(f"benchmarks.hypergradients.{side}").COST:
-                if options.only not in name or (model != "mlp" and ONLY_MLP.search(name)):
-                    continue
-                failed = peers.get(name.split(":")[0], "ok")
-                row = (
-                    {"failed": f"install: {failed}"}
-                    if failed != "ok"
-                    else cell(side, "cost", model, name, rounds, device)
-                )
-                shown = "FAILED " + row.get("failed", "")
-                if "failed" not in row:
-                    r = row["ratios"]
-                    row |= {"time": statistics.median(r), "memory": row["megabytes"] / plain["megabytes"]}
-                    shown = f"{row['time']:5.2f}  [{r[0]:.2f}, {r[-1]:.2f}]  {row['memory']:6.2f}"
-                rows.append({"model": model, "name": name, **row})
-                print(f"{name:50s}{shown}", flush=True)
+def cost(model: str, options: argparse.Namespace, peers: dict[str, str], device: str) -> list[dict[str, Any]]:
+    print(
+        f"\n{model} on {device}: one bilevel step over one plain SGD step\n{'':50s}time  [lowest, highest]  memory"
+    )
+    rounds = str(options.rounds)
+    plain = cell("hand", "cost", model, PLAIN, rounds, device)
+    rows = [{"model": model, "name": PLAIN, **plain, "time": 1.0, "memory": 1.0}]
+    for side in SIDES if peers else SIDES[:-1]:
+        for name in importlib.import_module(f"benchmarks.hypergradients.{side}").COST:
+            if options.only not in name or (model != "mlp" and ONLY_MLP.search(name)):
+                continue
+            failed = peers.get(name.split(":")[0], "ok")
+            row = (
+                {"failed": f"install: {failed}"}
+                if failed != "ok"
+                else cell(side, "cost", model, name, rounds, device)
+            )
+            shown = "FAILED " + row.get("failed", "")
+            if "failed" not in row:
+                r = row["ratios"]
+                row |= {"time": statistics.median(r), "memory": row["megabytes"] / plain["megabytes"]}
+                shown = f"{row['time']:5.2f}  [{r[0]:.2f}, {r[-1]:.2f}]  {row['memory']:6.2f}"
+            rows.append({"model": model, "name": name, **row})
+            print(f"{name:50s}{shown}", flush=True)
     return rows
 
 

@@ -1,0 +1,128 @@
+"""A finished run -> predictions -> metrics.
+
+    python -m ppo_nlu.evaluate runs/ppo_nlu/cpu/digits/seed0/ppo
+
+An answer that cannot be read is wrong, under both decoders.  The official code draws a random label instead.
+Arrays of `predictions.npz`, n test items, k sampled answers each:
+    id (n), label (n), greedy (n), sampled (n, k)   answers as label indices or numbers; -1000 where unreadable
+    greedy_reward (n), sampled_reward (n, k)        what the rule gave
+    kl, entropy (n)                                 of the first sampled answer: log pi / pi_ref, and nats of its tokens
+    group, value (n)                                MultiRC, ReCoRD: the question, and the overlap with a right answer
+    _metric                                         the benchmark's metric, by name
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from shared import glue
+
+UNREADABLE = -1000.0
+
+
+def score(predictions: dict[str, np.ndarray]) -> dict[str, float]:
+    """Metrics under both decoders; `sampled` ones are means over the k answers of an item."""
+    y, greedy, sampled = predictions["label"], predictions["greedy"], predictions["sampled"]
+    metric = METRICS[str(np.asarray(predictions["_metric"]).ravel()[0])]
+    group, value = predictions.get("group"), predictions.get("value")
+    columns = [metric(y, sampled[:, j], group, value) for j in range(sampled.shape[1])]
+    return {
+        "score_greedy": metric(y, greedy, group, value),
+        "score_sampled": float(np.mean(columns)),
+        "accuracy_greedy": float((greedy == y).mean()),
+        "accuracy_sampled": float((sampled == y[:, None]).mean()),
+        "invalid_greedy": float((greedy == UNREADABLE).mean()),
+        "invalid_sampled": float((sampled == UNREADABLE).mean()),
+        "reward_greedy": float(predictions["greedy_reward"].mean()),
+        "reward_sampled": float(predictions["sampled_reward"].mean()),
+        "answer_entropy": answer_entropy(sampled),
+        "kl": float(predictions["kl"].mean()),
+        "entropy": float(predictions["entropy"].mean()),
+        "constant_share": constant_share(greedy),
+    }
+
+
+def answer_entropy(sampled: np.ndarray) -> float:
+    """Mean entropy (nats) of an item's own sampled answers: 0 when sampling and greedy decoding agree."""
+    k = sampled.shape[1]
+    equal = (sampled[:, :, None] == sampled[:, None, :]).sum(2) / k  # share of the answer that column j gave
+    return float(-np.log(equal).mean())
+
+
+def constant_share(answers: np.ndarray) -> float:
+    """Share of the most frequent answer: near 1 on a balanced task, the policy has locked into a constant."""
+    _, counts = np.unique(answers, return_counts=True)
+    return float(counts.max() / len(answers))
+
+
+# --- the benchmarks' metrics, each (labels, answers, group, value) -> [0, 1] or [-1, 1] --------------------------------
+# An unreadable answer is a class of its own, which no label has.
+
+
+def accuracy(y, a, group, value) -> float:
+    return glue.accuracy(y, a)
+
+
+def matthews(y, a, group, value) -> float:
+    return glue.matthews(y, a)
+
+
+def accuracy_f1(y, a, group, value) -> float:
+    return (glue.accuracy(y, a) + glue.f1(y, a)) / 2
+
+
+def accuracy_macro_f1(y, a, group, value) -> float:
+    return (glue.accuracy(y, a) + float(np.mean([glue.f1(y, a, c) for c in np.unique(y)]))) / 2
+
+
+def correlation(y, a, group, value) -> float:
+    """Mean of Pearson and Spearman.  Numbers are clipped to [0, 5]; an unreadable one becomes the end farther from y."""
+    a = np.where(a == UNREADABLE, np.where(y < 2.5, 5.0, 0.0), np.clip(a, 0, 5))
+    return (glue.pearson(y.astype(float), a.astype(float)) + glue.spearman(y, a)) / 2
+
+
+def multirc(y, a, group, value) -> float:
+    """Mean of F1 over all answers and exact match over questions."""
+    return (glue.f1(y, a) + glue.exact_match(y, a, group)) / 2
+
+
+def record(y, a, group, value) -> float:
+    """Mean of F1 and exact match over queries; the first candidate answered "Yes" is the model's answer, else none."""
+    best = glue.best_candidate(group, (a == 1).astype(float))
+    said = a[best] == 1
+    return float((np.mean(value[best] * said) + np.mean(y[best] * said)) / 2)
+
+
+METRICS: dict[str, Callable[..., float]] = {
+    m.__name__: m for m in (accuracy, accuracy_f1, accuracy_macro_f1, matthews, correlation, multirc, record)
+}
+
+
+# --- named statistics of claims.yaml ----------------------------------------------------------------------------------
+
+
+def decoder_confound(arms: dict[str, dict[str, np.ndarray]]) -> float:
+    """(A - B) sampled minus (A - B) greedy in accuracy, A and B the two arms in the order given.
+
+    Above 0: judging by sampled answers, as the official code does, favours A over B more than greedy decoding."""
+    (a, b) = (score(p) for p in list(arms.values())[:2])
+    return (a["accuracy_sampled"] - b["accuracy_sampled"]) - (a["accuracy_greedy"] - b["accuracy_greedy"])
+
+
+STATISTICS: dict[str, Callable[[dict[str, dict[str, np.ndarray]]], float]] = {
+    "decoder_confound": decoder_confound
+}
+
+
+def main() -> None:
+    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "predictions.npz").exists():
+        sys.exit("usage: python -m ppo_nlu.evaluate DIR   (DIR: a finished run with predictions.npz)")
+    with np.load(Path(sys.argv[1]) / "predictions.npz", allow_pickle=False) as archive:
+        for name, value in score({k: archive[k] for k in archive.files}).items():
+            print(f"{name:20s} {value:.4f}")
+
+
+if __name__ == "__main__":
+    main()

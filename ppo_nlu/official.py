@@ -1,0 +1,76 @@
+"""Accidents of the official code, each selectable, none a default.  A student may skip this file.
+
+Numbers (D..) are rows of the table of differences in ppo_nlu/README.md.
+"""
+
+import random
+import re
+
+import torch
+
+from ppo_nlu.prompts import CLOSE, Task
+
+SAMPLING_TEMPERATURE = (
+    0.7  # D7: the chat checkpoint's own default; log-probabilities are taken at 1 all the same
+)
+_KEYS = {"copa": ("one", "two")}  # any "one" inside the text counts, also that of "someone"
+
+
+def _keys(task: Task) -> tuple[str, ...]:
+    return _KEYS.get(task.name, task.words)
+
+
+def parse_in_training(task: Task, text: str) -> float | None:
+    """D10: the closing tag is demanded, then containment: case-sensitive, exactly one of the words anywhere."""
+    return _contained(task, text.partition(CLOSE)[0].strip()) if CLOSE in text else None
+
+
+def _contained(task: Task, content: str) -> float | None:
+    if task.number:
+        found = re.search(r"\d+\.\d+", content) or re.search(r"\d+", content)
+        return float(found.group()) if found else None
+    if task.name == "sst2":  # "Positive" is looked for first: both words count as Positive
+        return 1 if "Positive" in content else 0 if "Negative" in content else None
+    if task.name == "record":
+        return 1 if re.search("[Yy]es", content) else 0 if re.search("[Nn]o", content) else None
+    either = len(task.words) == 3  # entailment names count in both spellings
+    hits = [i for i, w in enumerate(_keys(task)) if w in content or (either and w.lower() in content)]
+    return hits[0] if len(hits) == 1 else None
+
+
+def parse_in_test(task: Task, text: str, rng: random.Random) -> float:
+    """D9: without a closing tag the whole text is searched, the first word of a fixed order wins, and an answer
+    that cannot be read becomes a random label."""
+    content = text.partition(CLOSE)[0].strip()
+    if task.number:
+        answer = _contained(task, content)
+        return min(max(answer, 0.0), 5.0) if answer is not None else rng.uniform(0, 5)
+    first = ("Yes", "Positive", "True", "Same", "Entailment", "Option one")
+    for i in sorted(range(len(task.words)), key=lambda i: task.words[i] not in first):
+        word = _keys(task)[i]
+        if word in content or (len(task.words) == 3 and word.lower() in content):
+            return i
+    return rng.randrange(len(task.words))
+
+
+def sft_target(task: Task, label: float) -> str:
+    """D5: the faulty supervised targets: numbers where the prompt asks for words, and "No" for a negative review."""
+    if task.name == "sst2" and label == 0:
+        word = "No"
+    elif task.name in ("copa", "wsc", "wic", "boolq", "multirc"):
+        word = str(int(label))
+    elif task.name == "cb":
+        word = str({"Entailment": 1, "Contradiction": 2, "Neutral": 3}[task.word(label)])
+    else:
+        word = task.word(label)
+    return f" {word} {CLOSE}"
+
+
+def first_rows(labels: list, shots: int) -> list[int]:
+    """D12: the examples of a few-shot prompt are the first rows of the training file, whatever their labels."""
+    return list(range(min(shots, len(labels))))
+
+
+def answer_length(generator: torch.Generator, low: int = 12, high: int = 31) -> int:
+    """The length limit is drawn anew for every group of prompts (ours is fixed)."""
+    return int(torch.randint(low, high + 1, (), generator=generator))

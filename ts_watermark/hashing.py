@@ -1,0 +1,288 @@
+"""The hash: which tokens are green after a given previous token, and the test that counts them.
+
+    seed_t  = key * p                  p = previous token id (context width 1)
+    perm    = permutation of 0..V-1 drawn from a generator seeded with seed_t
+    green_t = first floor(V * gamma_t) entries of perm
+
+One permutation per previous token: gamma only decides how far to read it, so lists for the same p nest.
+
+The official generator lives on a CUDA device, and a CPU generator with the same seed draws an unrelated
+permutation: text watermarked on one cannot be detected on the other. `philox_cuda` rebuilds the CUDA
+permutation anywhere (PyTorch sorts 0..V-1 by Philox-4x32-10 keys, then shuffles runs of equal keys);
+`torch` is the CPU generator, kept to show the difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+KEY = 15485863  # the official hash key, a prime
+PERMUTATIONS = ("philox_cuda", "torch")
+ROUNDINGS = ("floor", "fp16")
+LOW32 = 0xFFFFFFFF
+
+
+# ---- permutation -------------------------------------------------------------------------------------------
+
+
+def key_bits(n: int) -> int:
+    """Bits of a sort key: enough that n keys are distinct with probability 0.9 (34 for n = 50272, 33 for 32000).
+
+    Below 33 bits PyTorch takes another path whose layout depends on the launch. There (n < 26,000) we keep
+    33 bits: still one permutation per seed, the same on every device, but no CUDA generator draws it.
+    """
+    return max(33, math.ceil(math.log2(n - (6 * n * n + 1) / (12 * math.log(0.9)))))
+
+
+def philox(low, high, counter, index):
+    """Philox-4x32-10 at counter words (counter, 0, index, 0) and key (low, high): the four 32-bit outputs.
+
+    Arguments broadcast: numpy uint64 arrays, or torch int64 tensors (products wrap, the low 64 bits agree).
+    """
+    c0, c1, c2, c3 = counter, 0, index, 0
+    for round_ in range(10):
+        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        k0, k1 = (low + round_ * 0x9E3779B9) & LOW32, (high + round_ * 0xBB67AE85) & LOW32
+        c0 = ((product1 >> 32) & LOW32) ^ (c1 ^ k0)
+        c1 = product1 & LOW32
+        c2 = ((product0 >> 32) & LOW32) ^ (c3 ^ k1)
+        c3 = product0 & LOW32
+    return c0, c1, c2, c3
+
+
+def sort_keys(seed: int, n: int) -> np.ndarray:
+    """The n keys, (n,) uint64, that PyTorch's CUDA permutation of this seed sorts by."""
+    index = np.arange(n, dtype=np.uint64)
+    counter = np.zeros(1, np.uint64)  # an array: numpy wraps its products silently
+    w0, w1, _, _ = philox(seed & LOW32, (seed >> 32) & LOW32, counter, index)
+    return ((w0 << np.uint64(32)) | w1) & np.uint64((1 << key_bits(n)) - 1)
+
+
+def shuffle_ties(order: np.ndarray, keys: np.ndarray, seed: int) -> None:
+    """Shuffle, in place, each run of equal sorted keys as the CUDA kernel does (7 % of permutations have one).
+
+    order, keys: (n,), sorted by key. The generator has moved on by one block, hence counter word 1.
+    """
+    equal = np.flatnonzero(keys[1:] == keys[:-1])
+    for start in equal[~np.isin(equal - 1, equal)]:
+        size = 2
+        while start + size < len(keys) and keys[start + size] == keys[start]:
+            size += 1
+        words = philox(
+            seed & LOW32, (seed >> 32) & LOW32, np.ones(1, np.uint64), np.array([start], np.uint64)
+        )
+        for turn, last in enumerate(range(size - 1, 0, -1)):  # Fisher-Yates; more than five equal keys: never
+            other = int(words[turn % 4][0]) % (last + 1)
+            order[[start + last, start + other]] = order[[start + other, start + last]]
+
+
+def permutation_of(
+    token: int, vocab_size: int, key: int = KEY, permutation: str = "philox_cuda"
+) -> np.ndarray:
+    """Permutation of 0..vocab_size-1 for one previous token, (vocab_size,) int64."""
+    seed = key * int(token)
+    if permutation == "torch":
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(vocab_size, generator=generator).numpy()
+    if permutation != "philox_cuda":
+        raise ValueError(f"permutation={permutation!r}: choose one of {', '.join(PERMUTATIONS)}")
+    # Key above, index below in one word: a plain sort is then the stable one, and several times faster.
+    shift = np.uint64(max(1, (vocab_size - 1).bit_length()))
+    packed = np.sort((sort_keys(seed, vocab_size) << shift) | np.arange(vocab_size, dtype=np.uint64))
+    order = (packed & np.uint64((1 << int(shift)) - 1)).astype(np.int64)
+    shuffle_ties(order, packed >> shift, seed)
+    return order
+
+
+def ranks_in(token: int, candidates: np.ndarray, vocab_size: int, key: int, permutation: str) -> np.ndarray:
+    """Place of each candidate in the permutation of `token`: green if smaller than the list size. (m,) -> (m,)"""
+    distinct, inverse = np.unique(candidates, return_inverse=True)
+    if permutation == "philox_cuda" and len(distinct) <= 16:  # counting smaller keys is cheaper than a sort
+        keys = sort_keys(key * int(token), vocab_size)
+        below = np.array([np.count_nonzero(keys < k) for k in keys[distinct]])
+        up_to = np.array([np.count_nonzero(keys <= k) for k in keys[distinct]])
+        if (up_to == below + 1).all():  # else a tie, whose order only the whole permutation knows
+            return below[inverse]
+    place = np.empty(vocab_size, np.int64)
+    place[permutation_of(token, vocab_size, key, permutation)] = np.arange(vocab_size)
+    return place[candidates]
+
+
+def list_sizes(gammas: torch.Tensor, vocab_size: int, size_rounding: str = "floor") -> torch.Tensor:
+    """Number of green tokens for each gamma: floor(V * gamma), or the official product in half precision.
+
+    fp16: under autocast the official product is rounded to 11 bits (steps of 8 near 12,000) and then truncated.
+    """
+    if size_rounding == "floor":
+        return (gammas.double() * vocab_size).floor().long()
+    if size_rounding != "fp16":
+        raise ValueError(f"size_rounding={size_rounding!r}: choose one of {', '.join(ROUNDINGS)}")
+    product = gammas.half().float() * vocab_size
+    if product.numel() and product.max() > 65504:
+        raise ValueError(f"size_rounding='fp16': a list of {product.max():.0f} overflows fp16; use 'floor'")
+    return product.half().long()
+
+
+# ---- green lists during generation and detection -------------------------------------------------------------
+
+
+class GreenLists:
+    """Green masks by previous token, in a cache of bounded size.
+
+    sizes: (P,) list size after each of the P possible previous tokens. vocab_size: V. The cache is one
+    (slots, V) bool table on `device`, filled in turn; a list depends on the previous token alone, so ordinary
+    text soon hits it every time. `max_bytes` bounds the table (at V = 50272 the default holds 5,339 lists).
+    """
+
+    def __init__(self, sizes, vocab_size, key=KEY, permutation="philox_cuda", device="cpu", max_bytes=2**28):
+        if permutation not in PERMUTATIONS:
+            raise ValueError(f"permutation={permutation!r}: choose one of {', '.join(PERMUTATIONS)}")
+        self.sizes, self.vocab_size, self.key, self.permutation = sizes.cpu(), vocab_size, key, permutation
+        self.device = torch.device(device)
+        slots = max(1, min(len(sizes), max_bytes // vocab_size))
+        self.table = torch.zeros(slots, vocab_size, dtype=torch.bool, device=self.device)
+        self.slot_of = torch.full((len(sizes),), -1, dtype=torch.long)
+        self.token_in = torch.full((slots,), -1, dtype=torch.long)
+        self.next_slot = 0
+
+    def masks(self, previous: torch.Tensor) -> torch.Tensor:
+        """previous: (B,) ids -> (B, V) bool on the device of the lists."""
+        previous = previous.cpu()
+        slots = self.slot_of[previous]
+        if (slots < 0).any():
+            missing = previous[slots < 0].unique()
+            distinct = previous.unique()
+            if len(distinct) > len(self.table):  # a batch larger than the cache: no use storing it
+                return self.compute(distinct)[torch.searchsorted(distinct, previous).to(self.device)]
+            self.store(missing, keep=distinct)
+            slots = self.slot_of[previous]
+        return self.table[slots.to(self.device)]
+
+    def store(self, tokens: torch.Tensor, keep: torch.Tensor) -> None:
+        """Compute the lists of `tokens` into the next slots, skipping those that hold a token of `keep`."""
+        free: list[int] = []
+        while len(free) < len(tokens):
+            if not (self.token_in[self.next_slot] == keep).any():
+                free.append(self.next_slot)
+            self.next_slot = (self.next_slot + 1) % len(self.table)
+        slots = torch.tensor(free)
+        evicted = self.token_in[slots]
+        self.slot_of[evicted[evicted >= 0]] = -1
+        self.token_in[slots], self.slot_of[tokens] = tokens, slots
+        self.table[slots.to(self.device)] = self.compute(tokens)
+
+    def compute(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The cold path: masks of `tokens` (m,) -> (m, V)."""
+        if self.device.type == "cuda" and self.permutation == "philox_cuda":
+            return torch.cat([self.compute_on_device(part) for part in tokens.split(64)])
+        masks = torch.zeros(len(tokens), self.vocab_size, dtype=torch.bool)
+        for mask, token in zip(masks, tokens.tolist()):
+            order = permutation_of(token, self.vocab_size, self.key, self.permutation)
+            mask[torch.from_numpy(order[: int(self.sizes[token])])] = True
+        return masks.to(self.device)
+
+    def compute_on_device(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The same with one batched sort. Ties keep their order here: they matter only if the list ends there."""
+        n, seed = self.vocab_size, (tokens * self.key).to(self.device)[:, None]
+        index = torch.arange(n, device=self.device)[None]
+        counter = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        w0, w1, _, _ = philox(seed & LOW32, (seed >> 32) & LOW32, counter, index)
+        keys = ((w0 << 32) | w1) & ((1 << key_bits(n)) - 1)
+        order = keys.argsort(dim=1, stable=True)
+        inside = torch.arange(n, device=self.device)[None] < self.sizes[tokens].to(self.device)[:, None]
+        return torch.zeros_like(inside).scatter_(1, order, inside)
+
+
+# ---- the test ------------------------------------------------------------------------------------------------
+
+
+class Score(NamedTuple):
+    """z, number of green tokens among the scored ones, one-sided p-value of the normal approximation."""
+
+    z: float
+    green_count: int
+    p_value: float
+
+
+def z_from_counts(green: float, gamma_sum: float, variance_sum: float) -> float:
+    """z = (sum green_t - sum gamma_t) / sqrt(sum gamma_t (1 - gamma_t)): KGW's test with unequal coins."""
+    return (green - gamma_sum) / math.sqrt(variance_sum)
+
+
+def p_value(z: float) -> float:
+    """Upper tail of the standard normal."""
+    return 0.5 * math.erfc(z / math.sqrt(2))
+
+
+def checked_ids(token_ids, vocab_size: int, at_least: int = 2) -> np.ndarray:
+    """token_ids as (n,) int64, or a ValueError that says what is wrong with them."""
+    ids = np.asarray(token_ids.cpu() if isinstance(token_ids, torch.Tensor) else token_ids)
+    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise ValueError(f"token_ids: expected one flat list of integers, got shape {ids.shape}, {ids.dtype}")
+    if len(ids) < at_least:
+        raise ValueError(
+            f"the text has {len(ids)} token(s); at least {at_least} are needed (the first is not scored)"
+        )
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        bad = int(ids.min() if ids.min() < 0 else ids.max())
+        raise ValueError(f"token id {bad} is outside 0..{vocab_size - 1}: the text is in another vocabulary?")
+    return ids.astype(np.int64)
+
+
+def z_score(
+    token_ids: Sequence[int],
+    gammas: float | Sequence[float],
+    vocab_size: int,
+    key: int = KEY,
+    size_rounding: str = "floor",
+    permutation: str = "philox_cuda",
+) -> Score:
+    """Score one text: positions 2..n, each against the list of the token before it. Pure.
+
+    gammas: a scalar, or one value per position; entry t governs token t+1, so the last is not used and may be
+    left out. The prompt is not needed and the first token has no predecessor.
+    """
+    return z_scores([token_ids], [gammas], vocab_size, key, size_rounding, permutation)[0]
+
+
+def z_scores(
+    texts, gammas, vocab_size, key=KEY, size_rounding="floor", permutation="philox_cuda"
+) -> list[Score]:
+    """`z_score` of many texts; each previous token that they share is hashed once.
+
+    gammas: one entry per text, each a scalar or a list as in `z_score`.
+    """
+    texts = [checked_ids(ids, vocab_size) for ids in texts]
+    rows = [checked_gammas(g, len(ids)) for g, ids in zip(gammas, texts, strict=True)]
+    previous, following = np.concatenate([t[:-1] for t in texts]), np.concatenate([t[1:] for t in texts])
+    ranks = np.empty(len(previous), np.int64)
+    order = np.argsort(previous, kind="stable")
+    tokens, starts = np.unique(previous[order], return_index=True)
+    for token, where in zip(tokens, np.split(order, starts[1:])):
+        ranks[where] = ranks_in(token, following[where], vocab_size, key, permutation)
+    green = ranks < list_sizes(torch.from_numpy(np.concatenate(rows)), vocab_size, size_rounding).numpy()
+    scores = []
+    for flags, gamma in zip(np.split(green, np.cumsum([len(r) for r in rows])[:-1]), rows):
+        z = z_from_counts(flags.sum(), gamma.sum(), (gamma * (1 - gamma)).sum())
+        scores.append(Score(float(z), int(flags.sum()), p_value(z)))
+    return scores
+
+
+def checked_gammas(gammas, n: int) -> np.ndarray:
+    """(n-1,) float64, one share per scored token."""
+    values = np.asarray(gammas.cpu() if isinstance(gammas, torch.Tensor) else gammas, dtype=np.float64)
+    if values.ndim == 0:
+        values = np.full(n - 1, float(values))
+    elif values.ndim != 1 or len(values) not in (n, n - 1):
+        raise ValueError(
+            f"gammas: {values.shape} values for {n} tokens; give a scalar or one value per token"
+        )
+    values = values[: n - 1]
+    if not ((values > 0) & (values < 1)).all():  # also refuses nan
+        raise ValueError(f"gamma must lie inside (0, 1), got {values[~((values > 0) & (values < 1))][0]}")
+    return values
