@@ -126,10 +126,12 @@ def measure(rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
         work.cycle()
     ratios: dict[str, list[float]] = {name: [] for name in todo}
     for _ in range(rounds):
+        before = seconds(plain.plain, device)
         for name, work in todo.items():
-            before = seconds(plain.plain, device)
             own = seconds(work.cycle, device)
-            ratios[name].append(own / ((before + seconds(plain.plain, device)) / 2))
+            after = seconds(plain.plain, device)
+            ratios[name].append(own / ((before + after) / 2))
+            before = after
     return {
         name: {"ratio": statistics.median(r), "lowest": min(r), "highest": max(r), "cosine": cosines[name]}
         for name, r in ratios.items()
