@@ -1,0 +1,159 @@
+"""Cost of one cycle of TapWeight over one plain continued-pretraining step, for each way to the gradient of the weights.
+
+    python -m benchmarks.methods.tapweight [--rounds 7] [--device cpu]
+
+Encoder of 4 blocks of width 256, 8,000 word pieces, micro-batches of 16 texts of 32 tokens; three losses (pair, masked pair,
+order), the MLM head on masked places only in plain step and cycle alike. The plain step is Level I with one micro-batch and
+Adam. A cycle is Level I (1 or 4 micro-batches), Level II, and Level III with the last micro-batch. All variants take turns in
+every round and each is compared with the plain steps around it. CPU: one thread, CPU seconds. Beside the cost: the cosine of
+the gradient of the weights with the exact one. Official algorithm: 2.9 with one micro-batch, 5.9 with four (measured).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shared import vectors
+from tapweight import baselines, language, method, objectives
+
+V, D, BATCH, TOKENS = 8000, 256, 16, 32
+TARGETS = {1: 2.0, 4: 4.9}
+
+
+class Work:
+    """Networks and one batch of each level; every variant has networks of its own."""
+
+    def __init__(self, device: torch.device, micro: int, mode: str):
+        from transformers import BertConfig, BertModel
+
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=V, hidden_size=D, num_hidden_layers=4, num_attention_heads=4, intermediate_size=4 * D
+        )
+        self.encoder = language.Whole(BertModel(config, add_pooling_layer=False)).to(device).train()
+        self.phi = language.Whole(BertModel(config, add_pooling_layer=False)).to(device).train()
+        self.phi.load_state_dict(self.encoder.state_dict())
+        self.heads = nn.ModuleDict({"CL": nn.Sequential(nn.Linear(D, D), nn.Tanh()), "MLM": language.MLMHead(D, V),
+                                    "SOP": language.two_layers(D, 2, 0.1)}).to(device)  # fmt: skip
+        self.w = language.two_layers(D, 2, 0.1).to(device)
+        g = torch.Generator().manual_seed(1)
+        tokens = lambda: torch.randint(4, V, (BATCH, TOKENS), generator=g)  # noqa: E731
+        everywhere = torch.ones(BATCH, TOKENS, dtype=torch.bool)
+        self.batches = []
+        for _ in range(micro):
+            text = tokens()
+            masked = [objectives.mask_tokens(text, everywhere, 3, torch.arange(4, V), g) for _ in range(2)]
+            self.batches.append(
+                (text.to(device), [[t.to(device) for t in m] for m in masked], tokens().to(device))
+            )
+        self.labelled = [tokens().to(device) for _ in range(2)]
+        self.y = torch.randint(2, (BATCH,), generator=g).to(device)
+        alpha = method.start_logits(3)
+        self.optimizers = [
+            baselines.optimizer("adam", [*self.encoder.parameters(), *self.heads.parameters()], 2e-5, 0.0),
+            baselines.optimizer("adam", [*self.phi.parameters(), *self.w.parameters()], 2e-5, 0.0),
+            baselines.optimizer("adam", [alpha], 2e-3, 0.0),
+        ]
+        self.levels = method.Levels(
+            self.encoder, self.phi, alpha, self.optimizers, method.SquaredDistance(1e-2), mode
+        )
+
+    def losses(self, i: int) -> method.Losses:
+        text, masked, halves = self.batches[i]
+
+        def found() -> list[Tensor]:
+            torch.manual_seed(i)
+            a, b = self.heads["CL"](self.encoder({"input_ids": torch.cat([text, text])})).chunk(2)
+            states, targets = [], []
+            for ids, at, wanted in masked:
+                there = wanted != objectives.IGNORED
+                states.append(self.encoder({"input_ids": ids}, at)[there])
+                targets.append(wanted[there])
+            logits = self.heads["MLM"](torch.cat(states), self.encoder.embedding())
+            order = objectives.order(self.heads["SOP"](self.encoder({"input_ids": halves})), self.y)
+            return [objectives.contrastive(a, b), objectives.masked_lm(logits, torch.cat(targets)), order]
+
+        return found
+
+    def task(self, i: int) -> Tensor:
+        return F.cross_entropy(self.w(self.phi({"input_ids": self.labelled[i]})), self.y)
+
+    def plain(self) -> None:
+        baselines.plain_cycle(self.optimizers[0], [[self.losses(0)]], torch.full((3,), 1 / 3))
+
+    def cycle(self) -> None:
+        micro = [self.losses(i) for i in range(len(self.batches))]
+        self.levels.cycle([micro], [lambda: self.task(0)], lambda: self.task(1))
+
+    def agreement(self) -> float:
+        """Cosine of the mode's gradient of the weights with K backward passes."""
+        v, _ = method.validation_gradient(lambda: self.task(1), self.levels.phi_e)
+        u = self.levels.prox.pull_back(v, self.levels.phi_e, self.levels.theta_e)
+        found = [
+            method.alignment([self.losses(0)], self.levels.theta_e, u, 3, mode).h.double()
+            for mode in (self.levels.mode, "exact-dot")
+        ]
+        return vectors.cosine(found[:1], found[1:])
+
+
+def seconds(step: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    begun = clock()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return clock() - begun
+
+
+def measure(rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
+    """mode/micro-batches -> median ratio over plain steps of the same round, lowest, highest, cosine."""
+    plain = Work(device, 1, method.MODES[0])
+    todo = {f"{mode}/{n}": Work(device, n, mode) for mode in method.MODES for n in TARGETS}
+    cosines = {name: work.agreement() for name, work in todo.items()}
+    plain.plain()
+    for work in todo.values():
+        work.cycle()
+    ratios: dict[str, list[float]] = {name: [] for name in todo}
+    for _ in range(rounds):
+        before = seconds(plain.plain, device)
+        for name, work in todo.items():
+            own = seconds(work.cycle, device)
+            after = seconds(plain.plain, device)
+            ratios[name].append(own / ((before + after) / 2))
+            before = after
+    return {
+        name: {"ratio": statistics.median(r), "lowest": min(r), "highest": max(r), "cosine": cosines[name]}
+        for name, r in ratios.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    found = measure(args.rounds, torch.device(args.device))
+    print("tapweight: cost of a cycle over a plain continued-pretraining step")
+    for name, row in found.items():
+        micro = int(name.rsplit("/", 1)[1])
+        print(f"  {name:22} {row['ratio']:5.2f} [{row['lowest']:.2f}, {row['highest']:.2f}]   target {TARGETS[micro]}   "
+              f"cosine {row['cosine']:.6f}")  # fmt: skip
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Inputs of a rehearsal: made-up rows in each source's own layout, tiny random models under the real models' names.
+
+The same loaders then read them, so that a rehearsal goes wherever the paper's protocol goes, in seconds. Molecules are the
+twenty of `TEXTBOOK`, drawn by RDKit where it is installed. Where it is not, made-up drawings stand in, and the log says so."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shared import glue, runs, sources
+
+from . import data, molecules
+
+ITEMS = 24  # rows of every part
+MODELS = ("FacebookAI/roberta-base", "microsoft/deberta-v3-large")
+TEXTBOOK = (
+    "CCO", "CC(=O)O", "c1ccccc1", "CC(=O)Oc1ccccc1C(=O)O", "Cn1cnc2c1c(=O)n(C)c(=O)n2C", "CC(C)Cc1ccc(cc1)C(C)C(=O)O",
+    "CC(=O)Nc1ccc(O)cc1", "OCC1OC(O)C(O)C(O)C1O", "NCC(=O)O", "C1CCCCC1", "c1ccc2ccccc2c1", "c1ccncc1", "O=C(O)c1ccccc1",
+    "CCN(CC)CC", "CC(C)=O", "ClC(Cl)Cl", "c1ccc(cc1)-c1ccccc1", "Nc1ccccc1", "C1CCOC1", "CN1CCCC1c1cccnc1",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def inputs(scale: str) -> Iterator[None]:
+    """At scale `rehearsal`, REPRO_DATA and REPRO_MODELS are the made-up folders inside the block."""
+    if scale != "rehearsal":
+        yield
+        return
+    root = folder()
+    wanted = {"REPRO_DATA": str(root / "data"), "REPRO_MODELS": str(root / "models")}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def folder() -> Path:
+    """The made-up inputs below .cache/, written once; another version of this code writes its own."""
+    files = [Path(m.__file__) for m in (data, glue, molecules)] + [Path(__file__)]
+    code = b"".join(path.read_bytes() for path in files)
+    root = runs.cache_root() / f"tapweight-rehearsal-{hashlib.sha256(code).hexdigest()[:16]}"
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "complete").exists():
+            write_data(root / "data")
+            write_models(root / "models", sorted((root / "data").rglob("*.*")))
+            (root / "complete").touch()
+    return root
+
+
+def write_data(root: Path) -> None:
+    for task in data.GLUE:
+        glue.write_sample(root, task, ITEMS, runs.stream(0, "rehearsal", task))
+    for task in data.TAP:
+        data.sample(root, task, ITEMS, runs.stream(0, "rehearsal", task))
+    (root / "molecules").mkdir(parents=True, exist_ok=True)
+    for name, spec in molecules.SETS.items():
+        labels = spec.labels or tuple(f"effect {k}" for k in range(3))
+        g = runs.stream(0, "rehearsal", name)
+        with open(root / "molecules" / spec.file, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow([spec.smiles, *labels])
+            for row, smiles in enumerate([*TEXTBOOK, "no molecule"]):
+                if spec.kind == "regression":
+                    values: list[Any] = torch.randn(len(labels), generator=g).tolist()
+                else:
+                    values = [(row + k) % 2 for k in range(len(labels))]
+                writer.writerow([smiles, *values])
+
+
+def write_models(root: Path, files: list[Path]) -> None:
+    """A RoBERTa and a DeBERTa-v2 (the class of DeBERTa-v3) of two layers and width 32, and a tokenizer of the rows."""
+    from transformers import DebertaV2Config, DebertaV2Model, RobertaConfig, RobertaModel
+
+    tokenizer = words([path.read_text("utf-8") for path in files if path.is_file()])
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    common = {"vocab_size": len(tokenizer), "max_position_embeddings": 130, "pad_token_id": 1, **small}
+    runs.seed_global(0, "rehearsal models")
+    relative = {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0,
+                "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False}  # fmt: skip
+    made = (RobertaModel(RobertaConfig(**common)), DebertaV2Model(DebertaV2Config(**common, **relative)))
+    for name, model in zip(MODELS, made):
+        model.to(torch.float32).save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+
+
+def words(texts: list[str]) -> Any:
+    """A byte-level tokenizer of these texts with RoBERTa's special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    )
+    core.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>", pad_token="<pad>",
+        unk_token="<unk>", mask_token="<mask>", model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- molecules
+
+
+def chemistry(scale: str, say: Callable[[str], None]) -> molecules.Chemistry:
+    """RDKit; at scale rehearsal, and only there, the made-up stand-in where RDKit is missing."""
+    try:
+        return molecules.rdkit()
+    except sources.MissingInput:
+        if scale != "rehearsal":
+            raise
+        say(
+            f"RDKit is not installed: made-up drawings stand in for its own ({molecules.INSTALL} to rehearse those)"
+        )
+        return made_up()
+
+
+def made_up() -> molecules.Chemistry:
+    """Pictures, scaffolds and fingerprints that depend on the SMILES's characters alone, and mean nothing."""
+
+    def noise(smiles: str) -> np.random.Generator:
+        return np.random.default_rng(int.from_bytes(hashlib.sha256(smiles.encode()).digest()[:8], "little"))
+
+    return molecules.Chemistry(
+        "made up",
+        canonical=lambda smiles: smiles if " " not in smiles else None,
+        scaffold=lambda smiles: hashlib.sha256(smiles.encode()).hexdigest()[:1],
+        drawing=lambda smiles, size: noise(smiles).integers(0, 256, (size, size, 3), dtype=np.uint8),
+        fingerprint=lambda smiles: noise(smiles).integers(0, 2, 167).astype(np.float32),
+    )

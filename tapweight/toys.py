@@ -1,0 +1,151 @@
+"""A1 of the specification: three quadratic levels whose minima, and the gradient of whose weights, have closed forms.
+
+    Level I    sum_k lam_k 1/2 (theta - c_k)^T A_k (theta - c_k)
+    Level II   1/2 (phi - t)^T B (phi - t) + gamma |phi - theta|^2
+    Level III  1/2 |phi - v|^2
+
+Here the identity that TapWeight puts in place of both inverse Hessians can be compared with the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shared import multilevel
+from shared.hypergrad import ConjugateGradient
+
+from . import method
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """A: (K, d, d), c: (K, d), B: (d, d), t, v: (d,), float64."""
+
+    A: Tensor
+    c: Tensor
+    B: Tensor
+    t: Tensor
+    v: Tensor
+    gamma: float = 1.0
+
+    def level_one(self, theta: Tensor) -> list[Tensor]:
+        """The K losses at theta, (d,)."""
+        off = theta - self.c
+        return list(0.5 * torch.einsum("ki,kij,kj->k", off, self.A, off))
+
+    def level_two(self, phi: Tensor) -> Tensor:
+        """The task loss alone; the proximal term comes from `method`."""
+        return 0.5 * (phi - self.t) @ self.B @ (phi - self.t)
+
+    def level_three(self, phi: Tensor) -> Tensor:
+        return 0.5 * (phi - self.v).square().sum()
+
+    def theta_star(self, lam: Tensor) -> Tensor:
+        """(sum lam_k A_k)^-1 sum lam_k A_k c_k, (d,)"""
+        return torch.linalg.solve(
+            torch.einsum("k,kij->ij", lam, self.A), torch.einsum("k,kij,kj->i", lam, self.A, self.c)
+        )
+
+    def phi_star(self, theta: Tensor) -> Tensor:
+        """(B + 2 gamma I)^-1 (B t + 2 gamma theta), (d,)"""
+        I = torch.eye(len(self.t), dtype=self.t.dtype)  # noqa: E741
+        return torch.linalg.solve(self.B + 2 * self.gamma * I, self.B @ self.t + 2 * self.gamma * theta)
+
+    def outer(self, lam: Tensor) -> Tensor:
+        """The validation loss as a function of lam alone, through both closed forms."""
+        return self.level_three(self.phi_star(self.theta_star(lam)))
+
+
+def draw(seed: int, d: int = 6, K: int = 4, gamma: float = 1.0) -> Quadratic:
+    """A random problem with well-conditioned matrices."""
+    g = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
+
+    def positive(*shape: int) -> Tensor:
+        root = normal(*shape, d, d)
+        return root @ root.mT / d + 0.5 * torch.eye(d, dtype=torch.float64)
+
+    return Quadratic(positive(K), normal(K, d), positive(), normal(d), normal(d), gamma)
+
+
+def exact_implicit(problem: Quadratic, lam: Tensor) -> Tensor:
+    """h by implicit differentiation with the true inverse Hessians, both levels at their minimum. (K,)
+
+    The general three-level chain of shared/, conjugate gradients in place of the identity."""
+    lam = lam.detach().clone().requires_grad_()
+    theta = problem.theta_star(lam.detach()).requires_grad_()
+    phi = problem.phi_star(theta.detach()).requires_grad_()
+    d = len(theta)
+
+    def level_two() -> Tensor:
+        return problem.level_two(phi) + problem.gamma * (phi - theta).square().sum()
+
+    found = multilevel.chain(
+        lambda: problem.level_three(phi),
+        [
+            multilevel.Level(
+                lambda: lam @ torch.stack(problem.level_one(theta)), [theta], None, ConjugateGradient(d)
+            ),
+            multilevel.Level(level_two, [phi], None, ConjugateGradient(d)),
+        ],
+        [lam],
+        look_ahead=False,
+    )
+    return found.grads[0].detach()
+
+
+def identity(problem: Quadratic, lam: Tensor) -> Tensor:
+    """h by (*), at the same minima: what TapWeight's shortcut sees. (K,)"""
+    theta = problem.theta_star(lam).requires_grad_()
+    phi = problem.phi_star(theta.detach())
+    u = [2 * problem.gamma * (phi - problem.v)]
+    return method.alignment([lambda: problem.level_one(theta)], [theta], u, len(lam), "exact-dot").h
+
+
+class Point(nn.Module):
+    """An encoder that is one vector."""
+
+    def __init__(self, x: Tensor):
+        super().__init__()
+        self.x = nn.Parameter(x.clone())
+
+
+def run(
+    problem: Quadratic, steps: int = 150, lr: float = 0.1, lr_alpha: float = 0.1, mode: str = "exact-dot"
+) -> Tensor:
+    """Section 3.4 on a quadratic: SGD at levels I and II, Adam on alpha, from theta = phi = 0. Returns the weights, (K,)"""
+    K, d = problem.c.shape
+    theta, phi = Point(problem.t.new_zeros(d)), Point(problem.t.new_zeros(d))
+    alpha = method.start_logits(K).double()
+    optimizers = [
+        torch.optim.SGD(theta.parameters(), lr=lr),
+        torch.optim.SGD(phi.parameters(), lr=lr),
+        torch.optim.Adam([alpha], lr=lr_alpha),
+    ]
+    levels = method.Levels(theta, phi, alpha, optimizers, method.SquaredDistance(problem.gamma), mode)
+    for _ in range(steps):
+        levels.cycle(
+            [[lambda: problem.level_one(theta.x)]],
+            [lambda: problem.level_two(phi.x)],
+            lambda: problem.level_three(phi.x),
+        )
+    return method.weights(alpha)
+
+
+def gate(problems: int = 20) -> tuple[int, float]:
+    """(problems whose exact outer loss TapWeight lowers below that of uniform weights, largest error of exact_implicit).
+
+    The error is relative to central differences of the closed-form outer loss."""
+    improved, worst = 0, 0.0
+    for seed in range(problems):
+        problem = draw(seed)
+        lam = method.weights(method.start_logits(4).double())
+        eye = torch.eye(4, dtype=torch.float64)
+        numeric = torch.stack(
+            [(problem.outer(lam + 1e-5 * e) - problem.outer(lam - 1e-5 * e)) / 2e-5 for e in eye]
+        )
+        worst = max(worst, float((exact_implicit(problem, lam) - numeric).norm() / numeric.norm()))
+        improved += bool(problem.outer(run(problem)) < problem.outer(lam))
+    return improved, worst
