@@ -729,32 +729,23 @@ def test_two_processes_equal_one(tmp_path):
     root = Path(__file__).parents[1]
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {
-        "OMP_NUM_THREADS": "1"
-    }
-    several = [
-        alone
-        | {
-            "RANK": str(r),
-            "LOCAL_RANK": str(r),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        for r in range(2)
-    ]
-    commands = [(alone, "one.pt"), (several[0], "two.pt"), (several[1], "unused.pt")]
+        port = str(s.getsockname()[1])
+    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    alone |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    pair = alone | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [pair | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(2)]
     processes = [
-        subprocess.Popen(
-            [sys.executable, str(root / "tests" / "two_processes.py"), str(tmp_path / name)],
-            env=environment, cwd=root, stderr=subprocess.PIPE, text=True,
-        )
-        for environment, name in commands
+        subprocess.Popen([sys.executable, str(root / "tests" / "two_processes.py"), str(tmp_path / name)],
+                         env=environment, cwd=root, stderr=subprocess.PIPE, text=True)
+        for environment, name in [(alone, "one.pt"), (ranks[0], "two.pt"), (ranks[1], "unused.pt")]
     ]  # fmt: skip
-    for p in processes:
-        _, err = p.communicate(timeout=240)
-        assert p.returncode == 0, err[-2000:]
+    try:
+        for p in processes:
+            _, err = p.communicate(timeout=600)
+            assert p.returncode == 0, err[-2000:]
+    finally:
+        for p in processes:
+            p.kill()
     one, two = torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt")
     assert list(one) == list(two) and len(one) == 9
     for name in one:
