@@ -209,8 +209,6 @@ def through_level_partial(
     if len(v) != len(theta) or any(x.shape != p.shape for x, p in zip(v, theta)):
         raise ValueError("v must be a list of tensors with the shapes of theta")
     v = [x.detach() for x, p in zip(v, theta) if p.requires_grad]
-    if isinstance(method, Neumann | ConjugateGradient):
-        v = vectors.clone(v)  # they overwrite it
     theta, wrt, lr = checked(theta, wrt, lr, ("theta", "wrt"))
     _check_method(method, theta, lr)
     with Call(theta, wrt, method, moves=not isinstance(method, STILL)) as call:
@@ -266,10 +264,7 @@ def _advance(call: Call, method: Method, inner_loss: Losses, lr: Any, keep_graph
 
 
 def _pull_back(call: Call, method: Method, tape: _Tape, inner_loss: Losses, v: Vector, lr: Any) -> Partial:
-    """(d theta' / d lam)^T v at call.base; None for a lam that the level does not reach.
-
-    May overwrite v, and leaves theta anywhere.
-    """
+    """(d theta' / d lam)^T v at call.base; None for a lam that the level does not reach. Leaves theta anywhere."""
     # A number lr is left out of the direction d and multiplied in at the end: no second copy of v.
     factor, d = (lr, v) if isinstance(lr, float) else (1.0, v if lr is None else vectors.scaled(v, lr))
     size = check_finite("outer gradient for theta", d)

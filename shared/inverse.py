@@ -1,4 +1,4 @@
-"""H^-1 v from products with H alone: what the methods for an inner problem at its minimum need. Both overwrite v."""
+"""H^-1 v from products with H alone: what the methods for an inner problem at its minimum need."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from shared.vectors import Rate, Vector
 
 def neumann(hessian: Callable[[Vector], Vector], v: Vector, k: int, rate: Rate) -> Vector:
     """The sum over j = 0..k of D (I - H D)^j v, D = diag(rate): k products with H. Converges if the norm of I - H D is below 1."""
-    total = vectors.clone(v)
+    term, total = vectors.clone(v), vectors.clone(v)
     for _ in range(k):
         if isinstance(rate, float):
-            vectors.add_(v, hessian(v), -rate)
+            vectors.add_(term, hessian(term), -rate)
         else:
-            vectors.add_(v, hessian(vectors.scaled(v, rate)), -1.0)
-        vectors.add_(total, v)
+            vectors.add_(term, hessian(vectors.scaled(term, rate)), -1.0)
+        vectors.add_(total, term)
     return vectors.scale_(total, rate)
 
 
@@ -24,7 +24,7 @@ def conjugate_gradient(
     hessian: Callable[[Vector], Vector], v: Vector, k: int, damping: float = 0.0, reorthogonalise: bool = True
 ) -> Vector:
     """x with (H + damping) x = v after k products with H (Hestenes and Stiefel 1952), from x = 0."""
-    x, r, p = vectors.zeros_like(v), v, vectors.clone(v)
+    x, r, p = vectors.zeros_like(v), vectors.clone(v), vectors.clone(v)
     start = rr = vectors.dot(r, r)
     seen: list[Vector] = []
     for i in range(k):

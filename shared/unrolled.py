@@ -130,7 +130,7 @@ def unroll_back(call: Call, method: Unrolled, steps: list[Step], v: Vector, lr: 
     v_states = [[torch.zeros_like(x) for x in state] for state in steps[-1].states]
     for t in reversed(range(method.k)):
         step = steps.pop()
-        gradient = step.g or [None] * n
+        gradient: Sequence[Tensor | None] = step.g or [None] * n
         passed = [
             method.update.back(p, g, state, rate, t + 1, x, v_state)
             for p, g, state, rate, x, v_state in zip(

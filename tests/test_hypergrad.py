@@ -476,6 +476,21 @@ def test_through_level_of_every_method():
 
 # --------------------------------------------------------------------------------------------- the ways models are trained
 @pytest.mark.parametrize("method", EVERY, ids=named)
+def test_a_vector_without_memory_of_its_own(method):
+    """autograd may hand out one number, expanded, as the gradient of a whole tensor; the caller's v is not written either."""
+    p, ones = Problem(), torch.ones(1, dtype=torch.float64)
+    inputs = p.inner, p.theta, p.lam[:2], 0.1, method
+    expanded = hypergrad(lambda: sum(w.sum() for w in p.theta) + p.gate.sum(), *inputs)
+    written = hypergrad(lambda: sum((w * torch.ones_like(w)).sum() for w in p.theta) + p.gate.sum(), *inputs)
+    assert vectors.relative_error(expanded.grads, written.grads) < 1e-12
+    v = [ones.expand(w.shape) for w in p.theta]
+    through_level(p.inner, p.theta, p.lam[:2], v, 0.1, method)
+    own = [torch.ones_like(w) for w in p.theta]
+    through_level(p.inner, p.theta, p.lam[:2], own, 0.1, method)
+    assert ones.item() == 1 and all(torch.equal(x, torch.ones_like(x)) for x in own)
+
+
+@pytest.mark.parametrize("method", EVERY, ids=named)
 def test_gradient_accumulation(method):
     """Two micro-batches of four are one batch of eight, at both levels."""
     p = Problem()
