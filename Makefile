@@ -29,7 +29,7 @@ setup:  ## make .venv from requirements.txt (again if that file changed); nothin
 	@ENV=$(ENV) PYTHON="$(PYTHON)" sh scripts/setup.sh
 
 # One process per core where pytest-xdist is installed (it is pinned); ENV=none may lack it.
-SPREAD = $(shell $(RUN) -c 'import xdist' 2>/dev/null && echo -n auto --dist worksteal)
+SPREAD = $(shell $(RUN) -c 'import xdist' 2>/dev/null && printf '%s' '-n auto --dist worksteal')
 
 test: setup  ## unit, command line and reliability tests (under 12 minutes)
 	@$(RUN) -m pytest $(SPREAD) --durations=15

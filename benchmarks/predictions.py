@@ -56,9 +56,7 @@ def pack_predictions(
     """Writes `path` and returns its sha256. With `score`, floats are rounded where the file would be too large."""
     for key, arrays in predictions.items():
         for name, array in arrays.items():
-            constant = (
-                name.startswith("_") and array.ndim == 0 and array.itemsize <= 4 * 40
-            )  # a word, never a text
+            constant = name.startswith("_") and array.nbytes <= 4 * 1000  # names of settings, never a text
             if array.dtype.kind not in "biuf" and not (
                 array.dtype.kind == "U" and (name == "id" or constant)
             ):

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Make .venv from the requirement files, unless one made from the same files is there. A half-made one is never used.
 set -eu
-[ "${ENV:-venv}" = none ] && { [ -n "${PYTHON:-}" ] && exec "$PYTHON" scripts/packages.py; echo "error: ENV=none needs PYTHON=python3.11 or newer" >&2; exit 2; }
 if [ -z "${PYTHON:-}" ]; then
+    [ "${ENV:-venv}" = none ] && echo "error: ENV=none needs PYTHON=/path/to/python3.11 or newer" >&2 && exit 2
     echo "error: no Python 3.11 or newer found (tried python3.11, python3.12, python3.13, python3); install one or give PYTHON=/path/to/python" >&2
     exit 2
 fi
@@ -10,6 +10,7 @@ fi
     echo "error: $PYTHON is $("$PYTHON" --version 2>&1 || echo missing); this project needs Python 3.11 or newer: give PYTHON=/path/to/python3.11" >&2
     exit 2
 }
+[ "${ENV:-venv}" = none ] && exec "$PYTHON" scripts/packages.py
 files=requirements.txt
 if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then files=requirements-cuda.txt; fi
 want="$files $(cat requirements.txt requirements-cuda.txt | sha256sum | cut -d' ' -f1)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -106,6 +107,11 @@ def test_committed_files_name_no_machine():
 def test_a_wrong_python_is_refused_in_one_line(tmp_path):
     for words, text in ((["PYTHON=/nowhere/python"], "needs Python 3.11"), (["PYTHON="], "no Python 3.11 or newer"),
                         (["ENV=none", "PYTHON="], "ENV=none needs PYTHON")):  # fmt: skip
-        done = subprocess.run(["make", "-s", "setup", *words], cwd=ROOT, capture_output=True, text=True)
+        env = {
+            k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))
+        }  # of a make around us
+        done = subprocess.run(
+            ["make", "-s", "setup", *words], cwd=ROOT, env=env, capture_output=True, text=True
+        )
         assert done.returncode != 0 and text in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert sys.version_info >= (3, 11)

@@ -762,7 +762,7 @@ sys.path[:0] = [{root!r}, {tests!r}]
 from test_ppo_nlu import tiny_policy
 from ppo_nlu.method import Hyper, rollout, update
 world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
-if world > 1: dist.init_process_group("gloo")
+if world > 1: dist.init_process_group("gloo", init_method="file://" + {out!r} + ".meet", rank=rank, world_size=world)
 policy, tokenizer = tiny_policy()
 g = torch.Generator().manual_seed(1)
 asked = [torch.randint(8, 24, (3 + i % 4,), generator=g).tolist() + [2] for i in range(8)]
@@ -773,7 +773,26 @@ trained = [p for p in policy.parameters() if p.requires_grad]
 optimizer = torch.optim.SGD(trained, lr=0.1)
 log, beta = update(policy, optimizer, answers, scores[own], 0.2, Hyper(minibatch=len(answers)))
 if rank == 0: torch.save([torch.cat([p.detach().flatten() for p in trained]), log, beta], {out!r})
+if world > 1:
+    dist.barrier()
+    dist.destroy_process_group()
 """
+
+
+def in_processes(world: int, code: str) -> None:
+    """Run `code` in `world` processes; none is left behind."""
+    env = {**os.environ, "WORLD_SIZE": str(world)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], env={**env, "RANK": str(r)}, stderr=subprocess.PIPE)
+        for r in range(world)
+    ]
+    try:
+        for process in started:
+            _, error = process.communicate(timeout=240)
+            assert process.returncode == 0, error.decode()[-2000:]
+    finally:
+        for process in started:
+            process.kill()
 
 
 def test_two_processes_equal_one(tmp_path, root):
@@ -781,21 +800,7 @@ def test_two_processes_equal_one(tmp_path, root):
     for world in (1, 2):
         out = str(tmp_path / f"{world}.pt")
         code = PAIR.format(root=str(root), tests=str(root / "tests"), out=out)
-        env = {
-            **os.environ,
-            "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(29500 + os.getpid() % 2000),
-        }
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-c", code], env={**env, "RANK": str(r)}, stderr=subprocess.PIPE
-            )
-            for r in range(world)
-        ]
-        for process in started:
-            _, error = process.communicate(timeout=300)
-            assert process.returncode == 0, error.decode()[-2000:]
+        in_processes(world, code)
         found.append(torch.load(out))
     (one, log_one, beta_one), (two, log_two, beta_two) = found
     assert torch.allclose(one, two, atol=1e-5) and beta_one == pytest.approx(beta_two)
@@ -863,20 +868,6 @@ def test_fsdp_update_runs_on_two_processes(tmp_path, root):
         if world == 2:
             code = code.replace("g = torch.Generator().manual_seed(1)\n", shard)
             code = code.replace("if rank == 0: torch.save", "trained = [p.full_tensor() if hasattr(p, 'full_tensor') else p for p in trained]\nif rank == 0: torch.save")  # fmt: skip
-        env = {
-            **os.environ,
-            "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(29500 + os.getpid() % 2000),
-        }
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-c", code], env={**env, "RANK": str(r)}, stderr=subprocess.PIPE
-            )
-            for r in range(world)
-        ]
-        for process in started:
-            _, error = process.communicate(timeout=300)
-            assert process.returncode == 0, error.decode()[-3000:]
+        in_processes(world, code)
         found.append(torch.load(out)[0])
     assert torch.allclose(found[0], found[1], atol=1e-5)

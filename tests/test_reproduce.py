@@ -50,7 +50,7 @@ def slow_down(root):
     path.write_text(
         path.read_text().replace(
             "            run.log(step=step",
-            "            __import__('time').sleep(0.05)\n            run.log(step=step",
+            "            __import__('time').sleep(0.2)\n            run.log(step=step",
         )
     )
 

@@ -20,6 +20,13 @@ from shared import runs
 from shared.runs import BadInput
 
 
+@pytest.fixture(autouse=True)
+def by_hand(monkeypatch):
+    """As on a terminal, whatever a test before this one in the same process made of the module."""
+    monkeypatch.setattr(runs, "_worker", False)
+    monkeypatch.setattr(runs, "_stop_asked", lambda: False)
+
+
 def command(root, *words, **environ):
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environ}
     return subprocess.run(

@@ -1,0 +1,323 @@
+"""Level 2: class-conditional generators G(z, y), their discriminators H(x, y), one adversarial step, and the fidelity gate.
+
+What the paper used is unknown; everything here is decided by this project, except the option `dcgan`, whose sizes follow
+a public prototype by other people (README). Images are (n, c, h, w) in [-1, 1].
+
+    hinge      max_phi  -E relu(1 - H(x, y)) - E relu(1 + H(G(z, y), y))      min_theta  V_G = -E H(G(z, y), y)
+    wgan-gp    max_phi   E H(x, y) - E H(G(z, y), y) - 10 E (|grad_x H| - 1)^2
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from shared import cifar, runs
+
+KINDS = ("mlp", "residual", "dcgan")
+
+
+class MLPGenerator(nn.Module):
+    """8x8 digits: z (16) and the one-hot label, two hidden layers of 128, tanh."""
+
+    def __init__(self, classes: int, shape: tuple[int, int, int], dz: int = 16, width: int = 128):
+        super().__init__()
+        self.dz, self.classes, self.shape = dz, classes, shape
+        size = shape[0] * shape[1] * shape[2]
+        layers: list[nn.Module] = []
+        for a in (dz + classes, width):
+            # Batch statistics keep images of different labels apart; without them this network draws one image for all.
+            layers += [nn.Linear(a, width), nn.BatchNorm1d(width, track_running_stats=False), nn.ReLU()]
+        self.net = nn.Sequential(*layers, nn.Linear(width, size))
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        code = torch.cat([z, F.one_hot(y, self.classes).to(z.dtype)], 1)
+        return torch.tanh(self.net(code)).view(-1, *self.shape)
+
+
+class MLPDiscriminator(nn.Module):
+    """Two hidden layers of 128; projection of the class onto the last one."""
+
+    def __init__(self, classes: int, shape: tuple[int, int, int], width: int = 128):
+        super().__init__()
+        size = shape[0] * shape[1] * shape[2]
+        self.features = nn.Sequential(
+            nn.Linear(size, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2)
+        )
+        self.head, self.embed = nn.Linear(width, 1), nn.Embedding(classes, width)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        h = self.features(x.flatten(1))
+        return self.head(h).squeeze(1) + (self.embed(y) * h).sum(1) / h.shape[1] ** 0.5
+
+
+class ConditionalNorm(nn.Module):
+    """Batch norm (batch statistics) with a gain and a bias per class."""
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
+        self.gain, self.bias = nn.Embedding(classes, channels), nn.Embedding(classes, channels)
+        nn.init.ones_(self.gain.weight)
+        nn.init.zeros_(self.bias.weight)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.gain(y)[:, :, None, None] * self.norm(x) + self.bias(y)[:, :, None, None]
+
+
+class UpBlock(nn.Module):
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.n1, self.n2 = ConditionalNorm(channels, classes), ConditionalNorm(channels, classes)
+        self.c1, self.c2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        up = F.interpolate(x, scale_factor=2)
+        h = self.c1(F.interpolate(F.relu(self.n1(x, y)), scale_factor=2))
+        return up + self.c2(F.relu(self.n2(h, y)))
+
+
+class ResidualGenerator(nn.Module):
+    """z (128) -> 4x4x256 -> three residual up-blocks -> 3x32x32."""
+
+    def __init__(self, classes: int, shape: tuple[int, int, int], dz: int = 128, width: int = 256):
+        super().__init__()
+        self.dz, self.classes, self.width = dz, classes, width
+        self.first = nn.Linear(dz, 16 * width)
+        self.blocks = nn.ModuleList(UpBlock(width, classes) for _ in range(3))
+        self.norm = nn.BatchNorm2d(width, track_running_stats=False)
+        self.last = nn.Conv2d(width, shape[0], 3, padding=1)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        x = self.first(z).view(-1, self.width, 4, 4)
+        for block in self.blocks:
+            x = block(x, y)
+        return torch.tanh(self.last(F.relu(self.norm(x))))
+
+
+class ResidualDiscriminator(nn.Module):
+    """Four residual blocks, spectral normalisation everywhere, projection of the class onto the pooled features."""
+
+    def __init__(self, classes: int, shape: tuple[int, int, int], width: int = 128):
+        super().__init__()
+
+        def conv(a: int, b: int, k: int) -> nn.Module:
+            return spectral_norm(nn.Conv2d(a, b, k, padding=k // 2))
+
+        sizes = [(shape[0], width, True), (width, width, True), (width, width, False), (width, width, False)]
+        self.down = [d for *_, d in sizes]
+        self.c1 = nn.ModuleList(conv(a, b, 3) for a, b, _ in sizes)
+        self.c2 = nn.ModuleList(conv(b, b, 3) for _, b, _ in sizes)
+        self.short = nn.ModuleList(conv(a, b, 1) for a, b, _ in sizes)
+        self.head = spectral_norm(nn.Linear(width, 1))
+        self.embed = spectral_norm(nn.Embedding(classes, width))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        for i, (c1, c2, short, down) in enumerate(zip(self.c1, self.c2, self.short, self.down)):
+            h = c2(F.relu(c1(F.relu(x) if i else x)))
+            x = h + short(x)
+            x = F.avg_pool2d(x, 2) if down else x
+        features = F.relu(x).sum((2, 3))
+        return self.head(features).squeeze(1) + (self.embed(y) * features).sum(1)
+
+
+class DCGenerator(nn.Module):
+    """Option: latent 100 with a label embedding of 100, four transposed convolutions with widths 256, 128, 64."""
+
+    def __init__(self, classes: int, shape: tuple[int, int, int], dz: int = 100, width: int = 16):
+        super().__init__()
+        self.dz, self.classes = dz, classes
+        self.embed = nn.Embedding(classes, 100)
+        widths = [dz + 100, 16 * width, 8 * width, 4 * width]
+        layers: list[nn.Module] = []
+        for i, (a, b) in enumerate(pairwise(widths)):
+            layers += [
+                nn.ConvTranspose2d(a, b, 4, 2 if i else 1, 1 if i else 0, bias=False),
+                nn.BatchNorm2d(b, track_running_stats=False), nn.ReLU(),
+            ]  # fmt: skip
+        self.net = nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], shape[0], 4, 2, 1))
+        self.apply(_small_weights)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(self.net(torch.cat([z, self.embed(y)], 1)[:, :, None, None]))
+
+
+class DCDiscriminator(nn.Module):
+    """The critic: the label as one more image plane; no batch norm, which the gradient penalty does not allow."""
+
+    def __init__(self, classes: int, shape: tuple[int, int, int], width: int = 16):
+        super().__init__()
+        self.shape = shape
+        self.embed = nn.Embedding(classes, shape[1] * shape[2])
+        widths = [shape[0] + 1, 4 * width, 8 * width, 16 * width]
+        layers: list[nn.Module] = []
+        for a, b in pairwise(widths):
+            layers += [nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(0.2)]
+        self.net = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, shape[1] // 8))
+        self.apply(_small_weights)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        plane = self.embed(y).view(-1, 1, *self.shape[1:])
+        return self.net(torch.cat([x, plane], 1)).flatten()
+
+
+def _small_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+
+
+# --- one generator with its opponent ----------------------------------------------------------------------------------
+
+
+class GAN:
+    """theta (G), phi (H), the moving average of theta, two Adams; `step` is one update of each.
+
+    Every draw comes from a stream named by the step, so a continued run draws what an uninterrupted one would.
+    """
+
+    def __init__(self, kind: str, classes: int, shape: tuple[int, int, int], seed: int, lr_G: float, lr_D: float,
+                 device: torch.device, width: int = 0, average: float = 0.999):  # fmt: skip
+        if kind not in KINDS:
+            raise runs.BadInput(f"generator {kind!r} is unknown; it is one of {', '.join(KINDS)}")
+        makers = {"mlp": (MLPGenerator, MLPDiscriminator), "residual": (ResidualGenerator, ResidualDiscriminator),
+                  "dcgan": (DCGenerator, DCDiscriminator)}  # fmt: skip
+        runs.seed_global(seed, "gan")
+        generator, discriminator = makers[kind]
+        size: dict[str, Any] = {"width": width} if width else {}
+        self.kind, self.seed, self.device, self.average = kind, seed, device, average
+        self.G = generator(classes, shape, **size).to(device)
+        self.H = discriminator(classes, shape, **size).to(device)
+        self.ema = copy.deepcopy(self.G).requires_grad_(False)
+        betas = (0.0, 0.9) if kind != "mlp" else (0.5, 0.9)
+        self.optG = torch.optim.Adam(self.G.parameters(), lr=lr_G, betas=betas)
+        self.optD = torch.optim.Adam(self.H.parameters(), lr=lr_D, betas=betas)
+        self.steps = 0
+
+    def draw(self, n: int, *name: Any) -> tuple[Tensor, Tensor]:
+        """z (n, dz) ~ N(0, I) and y (n,) uniform, from the stream of this name."""
+        stream = runs.stream(self.seed, "latent", *name)
+        z = torch.randn(n, self.G.dz, generator=stream)
+        y = torch.randint(self.G.classes, (n,), generator=stream)
+        return z.to(self.device), y.to(self.device)
+
+    @torch.no_grad()
+    def sample(self, n: int, *name: Any) -> tuple[Tensor, Tensor]:
+        """n images of the averaged generator and their labels; no gradient reaches theta."""
+        z, y = self.draw(n, *name)
+        return self.ema(z, y), y
+
+    def generator_loss(self, fake: Tensor, y: Tensor) -> Tensor:
+        """V_G."""
+        return -self.H(fake, y).mean()
+
+    def discriminator_loss(
+        self, real: Tensor, y: Tensor, fake: Tensor, y_fake: Tensor, stream: torch.Generator
+    ) -> Tensor:
+        """Real and generated images in one batch: one forward, and batch statistics that cannot tell them apart."""
+        on_real, on_fake = self.H(torch.cat([real, fake]), torch.cat([y, y_fake])).split(
+            [len(real), len(fake)]
+        )
+        if self.kind != "dcgan":
+            return F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean()
+        mix = torch.rand(len(real), 1, 1, 1, generator=stream).to(real.device)
+        between = (mix * real + (1 - mix) * fake).requires_grad_()
+        slope = torch.autograd.grad(self.H(between, y).sum(), between, create_graph=True)[0]
+        return on_fake.mean() - on_real.mean() + 10 * (slope.flatten(1).norm(dim=1) - 1).square().mean()
+
+    def step(self, real: Tensor, y: Tensor, weakness: Any = None) -> dict[str, float]:
+        """One step of phi (five with `dcgan`), one of theta on V_G, minus eta R if `weakness(fake, y) -> eta R` is given."""
+        loss_D = torch.tensor(0.0)
+        for k in range(5 if self.kind == "dcgan" else 1):
+            stream = runs.stream(self.seed, "gan", self.steps, k)
+            z, y_fake = self.draw(len(real), "gan", self.steps, k)
+            with torch.no_grad():
+                fake = self.G(z, y_fake)
+            seen = shifted(torch.cat([real, fake]), stream, flip=self.kind != "mlp")
+            loss_D = self.discriminator_loss(seen[: len(real)], y, seen[len(real) :], y_fake, stream)
+            self.optD.zero_grad(set_to_none=True)
+            loss_D.backward()
+            self.optD.step()
+        stream = runs.stream(self.seed, "gan", self.steps, "G")
+        z, y_fake = self.draw(len(real), "gan", self.steps, "G")
+        self.H.requires_grad_(False)
+        fake = self.G(z, y_fake)
+        loss_G = self.generator_loss(shifted(fake, stream, flip=self.kind != "mlp"), y_fake)
+        if weakness is not None:
+            loss_G = loss_G - weakness(fake, y_fake)
+        theta = list(self.G.parameters())
+        for p, g in zip(
+            theta, torch.autograd.grad(loss_G, theta)
+        ):  # not backward(): W and A are no business of this level
+            p.grad = g
+        self.optG.step()
+        self.optG.zero_grad(set_to_none=True)
+        self.H.requires_grad_(True)
+        self.steps += 1
+        # A short run would keep its random start in an average of fixed length: the length grows with the steps.
+        decay = min(self.average, (1 + self.steps) / (10 + self.steps))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.G.parameters()), 1 - decay)
+        return {"loss_D": float(loss_D.detach()), "loss_G": float(loss_G.detach())}
+
+    def state(self) -> dict[str, Any]:
+        parts = {"G": self.G, "H": self.H, "ema": self.ema, "optG": self.optG, "optD": self.optD}
+        return {**{k: p.state_dict() for k, p in parts.items()}, "steps": self.steps}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for name in ("G", "H", "ema", "optG", "optD"):
+            getattr(self, name).load_state_dict(state[name])
+        self.steps = state["steps"]
+
+
+def shifted(images: Tensor, stream: torch.Generator, flip: bool) -> Tensor:
+    """Random translation by an eighth of the width (black comes in) and, for photographs, mirroring: what H sees of both
+    real and generated images, because the training half is small and H would learn it by heart."""
+    images = cifar.random_crop(images + 1, stream, max(1, images.shape[-1] // 8)) - 1
+    return cifar.random_flip(images, stream) if flip else images
+
+
+# --- the fidelity gate ------------------------------------------------------------------------------------------------
+
+
+def reference_classifier(c_in: int, classes: int, width: int = 32) -> nn.Module:
+    """A small convolutional classifier, trained on D_tr alone, that reads the labels of generated images."""
+    return nn.Sequential(
+        nn.Conv2d(c_in, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def fidelity(sample: Any, classifier: nn.Module, view: Any, n: int = 2000) -> float:
+    """Share of n generated images that the reference classifier gives their label. sample(n, part) -> images, labels."""
+    classifier.eval()
+    right = 0
+    parts = [min(500, n - done) for done in range(0, n, 500)]
+    for part, size in enumerate(parts):
+        images, y = sample(size, part)
+        right += int((classifier(view(images)).argmax(1) == y).sum())
+    return right / n
+
+
+class GeneratorFailed(RuntimeError):
+    """The generator's images do not carry their labels: a search on them would test the generator, not the method."""
+
+
+def fidelity_gate(value: float, classes: int, warn_below: float = 0.5) -> str:
+    """Raises below 3 times chance; a warning text below `warn_below`; else ''. (3.5)"""
+    if value < 3 / classes:
+        raise GeneratorFailed(
+            f"label fidelity {value:.3f} of the generator is below 3 times chance ({3 / classes:.3f}): its images do not show "
+            "their class, so a search on them says nothing about the method; train it longer (--gan_steps) or change --gan_lr"
+        )
+    if value < warn_below:
+        return f"label fidelity {value:.3f} is below {warn_below}: expect artefacts of the generator in the search"
+    return ""

@@ -1,0 +1,113 @@
+"""A run's predictions -> its metrics.   python -m mlo_mae.evaluate DIR
+
+`score` is pure and fast: the judge calls it on thousands of resamples of the test items.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+def score(predictions: Arrays) -> dict[str, float]:
+    """`accuracy` of finetuning; `accuracy_<n>` with n labels, `probe` (linear, frozen encoder), `pixels` (linear, raw pixels),
+    `accuracy_best_epoch` where they were made."""
+    label = predictions["label"]
+    found = {"accuracy": float(np.mean(predictions["prediction"] == label))}
+    for name, array in predictions.items():
+        if name in ("probe", "pixels"):
+            found[name] = float(np.mean(array == label))
+        elif name.startswith("prediction_"):
+            found[f"accuracy_{name.removeprefix('prediction_')}"] = float(np.mean(array == label))
+    return found
+
+
+def item_values(predictions: Arrays) -> dict[str, np.ndarray]:
+    """Per test item: right (1) or wrong (0), for every metric of `score`."""
+    label = predictions["label"]
+    names = {"accuracy": "prediction", "probe": "probe", "pixels": "pixels"}
+    names |= {
+        f"accuracy_{n.removeprefix('prediction_')}": n for n in predictions if n.startswith("prediction_")
+    }
+    return {
+        metric: (predictions[n] == label).astype(float) for metric, n in names.items() if n in predictions
+    }
+
+
+# --------------------------------------------------------------------------------- statistics of the mechanism claims
+def _only(arms: dict[str, Arrays]) -> Arrays:
+    return next(iter(arms.values()))
+
+
+def _wins(trials: np.ndarray, ours: int, other: int) -> float:
+    """Share of trials in which the first column is lower, ties counting half, minus 1/2."""
+    return float(np.mean(np.sign(trials[:, other] - trials[:, ours])) / 2)
+
+
+def descent(arms: dict[str, Arrays]) -> float:
+    """How much more often than half of the trials a step along -g_T lowers the validation loss more than a random step.
+
+    Columns of `_descent`: unmoved, along -g_T, random, and the same two with the masks held."""
+    return _wins(_only(arms)["_descent"], 1, 2)
+
+
+def descent_masks_held(arms: dict[str, Arrays]) -> float:
+    return _wins(_only(arms)["_descent"], 3, 4)
+
+
+def planted_alignment(arms: dict[str, Arrays]) -> float:
+    """Mean a_j on patches of the digit minus that on distractor patches, over the spread of both between images."""
+    p = _only(arms)
+    spread = np.concatenate([p["a_digit"], p["a_other"]]).std()
+    return float((p["a_digit"].mean() - p["a_other"].mean()) / max(spread, 1e-30))
+
+
+def planted_masking(arms: dict[str, Arrays]) -> float:
+    """Share of digit patches that is masked minus share of distractor patches that is."""
+    p = _only(arms)
+    return float(p["masked_digit"].mean() - p["masked_other"].mean())
+
+
+def planted_score(arms: dict[str, Arrays]) -> float:
+    p = _only(arms)
+    return float(p["score_digit"].mean() - p["score_other"].mean())
+
+
+STATISTICS = {
+    "descent": descent,
+    "descent_masks_held": descent_masks_held,
+    "planted_alignment": planted_alignment,
+    "planted_masking": planted_masking,
+    "planted_score": planted_score,
+}
+
+
+def main(directory: str) -> None:
+    path = Path(directory) / "predictions.npz"
+    if not path.exists():
+        sys.exit(
+            f"error: no predictions.npz in {directory}; train the run first (python -m mlo_mae.train --help)"
+        )
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {k: archive[k] for k in archive.files}
+    found = score(arrays)
+    if "_descent" in arrays:
+        found |= {name: STATISTICS[name]({"run": arrays}) for name in ("descent", "descent_masks_held")}
+    if "masked_digit" in arrays:
+        found |= {
+            n: f({"run": arrays})
+            for n, f in STATISTICS.items()
+            if n.startswith("planted") and (n != "planted_alignment" or "a_digit" in arrays)
+        }
+    for name, value in found.items():
+        print(f"{name} = {value:.4f}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m mlo_mae.evaluate DIR")
+    main(sys.argv[1])
