@@ -113,7 +113,7 @@ class Point(nn.Module):
 
 
 def run(
-    problem: Quadratic, steps: int = 150, lr: float = 0.1, lr_alpha: float = 0.1, mode: str = "exact-dot"
+    problem: Quadratic, steps: int = 300, lr: float = 0.05, lr_alpha: float = 0.05, mode: str = "exact-dot"
 ) -> Tensor:
     """Section 3.4 on a quadratic: SGD at levels I and II, Adam on alpha, from theta = phi = 0. Returns the weights, (K,)"""
     K, d = problem.c.shape
