@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from shared import vectors
 from shared.vectors import Rate, Vector
@@ -27,18 +28,22 @@ class Call:
     """Within the block: gradients of losses at whatever theta now is. After it: the caller's state, bit for bit.
 
     method: for messages, and for its `probe_dtype`. unreached: "refuse" or "zero", for `check_reached`.
+    moves: the method writes to theta, so that a copy must be kept.
     """
 
-    def __init__(self, theta: Vector, lam: Vector, method: Any, unreached: str = "refuse") -> None:
+    def __init__(
+        self, theta: Vector, lam: Vector, method: Any, unreached: str = "refuse", moves: bool = True
+    ) -> None:
         if unreached not in ("refuse", "zero"):
             raise ValueError(f"unreached={unreached!r}: the choices are 'refuse' and 'zero'")
         self.theta, self.lam, self.method, self.unreached = theta, lam, method, unreached
+        self.moved = theta if moves else []
         self.gradient_evaluations = 0
         self.value = 0.0  # of the loss evaluated last
 
     def __enter__(self) -> Call:
         with ExitStack() as stack:
-            self.snapshot = stack.enter_context(vectors.Snapshot(self.theta, self.lam))
+            self.snapshot = stack.enter_context(vectors.Snapshot(self.moved, [*self.theta, *self.lam]))
             stack.enter_context(_precision(self.theta[0].device, self.method))
             stack.enter_context(torch.enable_grad())
             self._exits = stack.pop_all()
@@ -83,14 +88,19 @@ class Call:
                 total = [plus(a, b) for a, b in zip(total, g)]
         return total
 
-    def pull(self, losses: Losses, inputs: Vector, d: Vector) -> list[Tensor | None]:
-        """d/d inputs of < d loss / d theta, d > by reverse over reverse, this process's share."""
+    def pull(
+        self, losses: Losses, inputs: Vector, d: Vector, graph: Partial | None = None
+    ) -> list[Tensor | None]:
+        """d/d inputs of < d loss / d theta, d > by reverse over reverse, this process's share. graph: of d loss / d theta."""
         total: list[Tensor | None] = [None] * len(inputs)
-        for loss in self.evaluations(
-            losses
-        ):  # one micro-batch at a time: only its own two graphs are in memory
-            g = torch.autograd.grad(loss, self.theta, create_graph=True, allow_unused=True)
-            total = [plus(a, b) for a, b in zip(total, pull(g, inputs, d))]
+        if graph is not None:
+            total = pull(graph, inputs, d)
+        else:
+            for loss in self.evaluations(
+                losses
+            ):  # one micro-batch at a time: only its own two graphs are in memory
+                g = torch.autograd.grad(loss, self.theta, create_graph=True, allow_unused=True)
+                total = [plus(a, b) for a, b in zip(total, pull(edges(g), inputs, d))]
         self.gradient_evaluations += 1
         return total
 
@@ -135,9 +145,15 @@ def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
 
-def pull(g: Partial, inputs: Vector, d: Vector, retain_graph: bool = False) -> list[Tensor | None]:
-    """d/d inputs of < g, d > for a gradient g that has a graph."""
-    pairs = [(x, y) for x, y in zip(g, d) if x is not None and x.requires_grad]
+def edges(g: Partial) -> list[Any]:
+    """Where in its graph each tensor of a gradient comes from; None for constants. Enough to differentiate it, without its
+    values, which take as much memory as the weights."""
+    return [None if x is None or not x.requires_grad else get_gradient_edge(x) for x in g]
+
+
+def pull(graph: Sequence[Any], inputs: Vector, d: Vector, retain_graph: bool = False) -> list[Tensor | None]:
+    """d/d inputs of < g, d > for a gradient g, given by its `edges`."""
+    pairs = [(edge, x) for edge, x in zip(graph, d) if edge is not None]
     if not pairs:  # the gradient is a constant
         return [None] * len(inputs)
     heads, directions = zip(*pairs)

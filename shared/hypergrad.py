@@ -36,6 +36,7 @@ from shared.evaluation import (
     Partial,
     check_finite,
     checked,
+    edges,
     freeze,
     plus,
     pull,
@@ -104,6 +105,7 @@ class ConjugateGradient:
     reorthogonalise: bool = True
 
 
+STILL = (FirstOrder, Neumann, ConjugateGradient)  # theta is never moved: no look-ahead, no probes
 Method = FirstOrder | FiniteDifference | OneStep | ForwardOverReverse | Neumann | ConjugateGradient | Unrolled
 
 
@@ -141,16 +143,16 @@ def hypergrad(
         the factor lr out of the implicit term (Betty's scale), not out of the look-ahead. The methods that have no single
         look-ahead step (Neumann, ConjugateGradient, Unrolled) refuse these conventions.
     unreached: "zero" counts a parameter that a loss does not reach as one with gradient zero, "refuse" is an error.
-    keep_stepped: return theta' too (a copy), so that a caller whose real inner step is the look-ahead need not take it again.
+    keep_stepped: return theta' too (a copy of the trainable tensors), so that a caller whose real inner step is the look-ahead need not take it again.
 
     Raises ValueError for lists, rates and conventions that cannot be meant, FloatingPointError for a loss or vector that is
     not finite, NotImplementedError for an operation (an attention kernel) that cannot be differentiated twice.
     """
     theta, lam, lr = checked(theta, lam, lr)
     _check_method(method, theta, lr, around, look_ahead, lr_factor)
-    with Call(theta, lam, method, unreached) as call:
+    with Call(theta, lam, method, unreached, moves=not isinstance(method, STILL)) as call:
         tape = _Tape()
-        if look_ahead and not isinstance(method, FirstOrder | Neumann | ConjugateGradient):
+        if look_ahead and not isinstance(method, STILL):
             tape = _advance(call, method, inner_loss, lr, keep_graph=around == "theta")
         after = vectors.clone(theta) if keep_stepped else None
         g = call.gradient(outer_loss, [*theta, *lam])
@@ -209,7 +211,7 @@ def through_level_partial(
     v = [x.detach() for x, p in zip(v, theta) if p.requires_grad]
     theta, wrt, lr = checked(theta, wrt, lr, ("theta", "wrt"))
     _check_method(method, theta, lr)
-    with Call(theta, wrt, method) as call:
+    with Call(theta, wrt, method, moves=not isinstance(method, STILL)) as call:
         tape = _advance(call, method, inner_loss, lr) if isinstance(method, Unrolled) else _Tape()
         return _pull_back(call, method, tape, inner_loss, v, lr), call.gradient_evaluations
 
@@ -240,7 +242,7 @@ def stepped(
 class _Tape:
     """What the way there leaves for the way back."""
 
-    graph: Partial | None = None  # OneStep: this process's share of the inner gradient
+    graph: Partial | None = None  # OneStep: where this process's share of the inner gradient was computed
     steps: list[Step] = field(default_factory=list)  # Unrolled
 
 
@@ -251,14 +253,14 @@ def _advance(call: Call, method: Method, inner_loss: Losses, lr: Any, keep_graph
     keep_graph = (
         keep_graph and isinstance(method, OneStep) and callable(inner_loss)
     )  # micro-batches come one at a time
-    graph = call.gradient(inner_loss, call.theta, create_graph=keep_graph)
-    call.check_reached("theta", graph)
-    g = call.vector(graph, call.theta)
+    share = call.gradient(inner_loss, call.theta, create_graph=keep_graph)
+    call.check_reached("theta", share)
+    g = call.vector(share, call.theta)
     if isinstance(lr, float):
         vectors.add_(call.theta, g, -lr)
     else:
         vectors.add_(call.theta, vectors.scaled(g, lr), -1.0)
-    return _Tape(graph if keep_graph else None)
+    return _Tape(edges(share) if keep_graph else None)
 
 
 def _pull_back(call: Call, method: Method, tape: _Tape, inner_loss: Losses, v: Vector, lr: Any) -> Partial:
@@ -268,24 +270,22 @@ def _pull_back(call: Call, method: Method, tape: _Tape, inner_loss: Losses, v: V
     size = check_finite("outer gradient for theta", d)
     if isinstance(method, FirstOrder):
         return [None] * len(call.lam)
-    if not isinstance(method, FiniteDifference):
+    if not isinstance(method, (FiniteDifference, *STILL)):
         vectors.copy_(call.theta, call.base)
     if isinstance(method, Unrolled):
         return unroll_back(call, method, tape.steps, v, lr)
     if isinstance(method, FiniteDifference):
         product = _difference(call, method, inner_loss, d, size)
     elif isinstance(method, Neumann | ConjugateGradient):
-        graph = call.gradient(inner_loss, call.theta, create_graph=True)
-        call.check_reached("theta", graph)
-        product, factor = pull(graph, call.lam, _inverse(call, method, graph, v, lr)), 1.0
-        call.gradient_evaluations += 1
+        g = call.gradient(inner_loss, call.theta, create_graph=True)
+        call.check_reached("theta", g)
+        graph = edges(g)
+        del g
+        product, factor = call.pull(inner_loss, call.lam, _inverse(call, method, graph, v, lr), graph), 1.0
     elif isinstance(method, ForwardOverReverse):
         product = _forward_over_reverse(call, inner_loss, d)
-    elif tape.graph is not None:
-        product = pull(tape.graph, call.lam, d)
-        call.gradient_evaluations += 1
     else:
-        product = call.pull(inner_loss, call.lam, d)
+        product = call.pull(inner_loss, call.lam, d, tape.graph)
     return [None if x is None else -factor * x for x in call.averaged(product)]
 
 

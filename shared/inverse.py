@@ -10,21 +10,24 @@ from shared.vectors import Rate, Vector
 
 def neumann(hessian: Callable[[Vector], Vector], v: Vector, k: int, rate: Rate) -> Vector:
     """The sum over j = 0..k of D (I - H D)^j v, D = diag(rate): k products with H. Converges if the norm of I - H D is below 1."""
-    term, total = v, vectors.clone(v)
+    term, total = vectors.clone(v), vectors.clone(v)
     for _ in range(k):
-        term = vectors.minus(term, hessian(vectors.scaled(term, rate)))
+        if isinstance(rate, float):
+            vectors.add_(term, hessian(term), -rate)
+        else:
+            vectors.add_(term, hessian(vectors.scaled(term, rate)), -1.0)
         vectors.add_(total, term)
-    return vectors.scaled(total, rate)
+    return vectors.scale_(total, rate)
 
 
 def conjugate_gradient(
     hessian: Callable[[Vector], Vector], v: Vector, k: int, damping: float = 0.0, reorthogonalise: bool = True
 ) -> Vector:
     """x with (H + damping) x = v after k products with H (Hestenes and Stiefel 1952), from x = 0."""
-    x, r = vectors.zeros_like(v), vectors.clone(v)
-    p, rr = vectors.clone(r), vectors.dot(r, r)
-    start, seen = rr, []
-    for _ in range(k):
+    x, r, p = vectors.zeros_like(v), vectors.clone(v), vectors.clone(v)
+    start = rr = vectors.dot(r, r)
+    seen: list[Vector] = []
+    for i in range(k):
         if rr <= 1e-30 * start:  # solved to the last digit; the next direction would be noise
             break
         hp = hessian(p)
@@ -36,12 +39,16 @@ def conjugate_gradient(
                 "inner loss; train it further, or pass ConjugateGradient(damping=...) larger than the most negative eigenvalue"
             )
         vectors.add_(x, p, rr / curvature)
+        if i == k - 1:
+            break  # nobody needs the next direction
         if reorthogonalise:
             seen.append(vectors.scaled(r, rr**-0.5))
         vectors.add_(r, hp, -rr / curvature)
+        del hp
         for q in seen:
             vectors.add_(r, q, -vectors.dot(r, q))
         new = vectors.dot(r, r)
-        p = vectors.minus(r, p, -new / rr)
+        vectors.scale_(p, new / rr)
+        vectors.add_(p, r)
         rr = new
     return x

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from shared import vectors
-from shared.evaluation import Call, Loss, Losses, Partial, plus, pull
+from shared.evaluation import Call, Loss, Losses, Partial, edges, plus
 from shared.vectors import Vector
+
+State = list[Tensor]  # what an optimiser keeps for one tensor
 
 
 @dataclass(frozen=True)
@@ -24,19 +26,26 @@ class SGD:
 
     momentum: float = 0.0
     buffers: Sequence[Tensor] | None = None
+    needs_gradient = False  # on the way back: the update is linear
 
-    def start(self, theta: Vector) -> list[Vector]:
-        return (
-            [list(self.buffers) if self.buffers is not None else vectors.zeros_like(theta)]
-            if self.momentum
-            else []
-        )
+    def start(self, theta: Vector) -> list[State]:
+        if not self.momentum:
+            return [[] for _ in theta]
+        return [[b] for b in (vectors.zeros_like(theta) if self.buffers is None else self.buffers)]
 
-    def step(
-        self, theta: Vector, g: Vector, state: list[Vector], rates: Sequence, _t: int
-    ) -> tuple[Vector, list[Vector]]:
-        b = [self.momentum * m + x for m, x in zip(state[0], g)] if self.momentum else g
-        return [p - r * x for p, r, x in zip(theta, rates, b)], [b] if self.momentum else []
+    def step(self, p: Tensor, g: Tensor, state: State, rate: Any, _t: int) -> tuple[Tensor, State]:
+        if not self.momentum:
+            return p - rate * g, []
+        b = self.momentum * state[0] + g
+        return p - rate * b, [b]
+
+    def back(
+        self, _p: Tensor, _g: Any, state: State, rate: Any, _t: int, v: Tensor, v_state: State
+    ) -> tuple[Tensor, Tensor, State]:
+        if not state:
+            return v, -rate * v, []
+        v_b = v_state[0] - rate * v
+        return v, v_b, [self.momentum * v_b]
 
 
 @dataclass(frozen=True)
@@ -45,20 +54,25 @@ class Adam:
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    needs_gradient = True
 
-    def start(self, theta: Vector) -> list[Vector]:
-        return [vectors.zeros_like(theta), vectors.zeros_like(theta)]
+    def start(self, theta: Vector) -> list[State]:
+        return [[torch.zeros_like(p), torch.zeros_like(p)] for p in theta]
 
-    def step(
-        self, theta: Vector, g: Vector, state: list[Vector], rates: Sequence, t: int
-    ) -> tuple[Vector, list[Vector]]:
+    def step(self, p: Tensor, g: Tensor, state: State, rate: Any, t: int) -> tuple[Tensor, State]:
         a, b = self.betas
-        m = [a * x + (1 - a) * y for x, y in zip(state[0], g)]
-        s = [b * x + (1 - b) * y * y for x, y in zip(state[1], g)]
-        # The root of zero has no derivative: where a gradient always was zero the denominator is eps, a constant.
-        roots = [torch.where(x > 0, torch.where(x > 0, x / (1 - b**t), 1.0).sqrt(), 0.0) for x in s]
-        new = [p - r * x / (1 - a**t) / (q + self.eps) for p, r, x, q in zip(theta, rates, m, roots)]
-        return new, [m, s]
+        m, s = a * state[0] + (1 - a) * g, b * state[1] + (1 - b) * g * g
+        # The root of zero has no derivative: where the gradient always was zero the denominator is eps, a constant.
+        root = torch.where(s > 0, torch.where(s > 0, s / (1 - b**t), 1.0).sqrt(), 0.0)
+        return p - rate * m / (1 - a**t) / (root + self.eps), [m, s]
+
+    def back(
+        self, p: Tensor, g: Tensor, state: State, rate: Any, t: int, v: Tensor, v_state: State
+    ) -> tuple[Tensor, Tensor, State]:
+        p, g, *state = (x.detach().requires_grad_() for x in (p, g, *state))
+        new, new_state = self.step(p, g, state, rate, t)
+        v_p, v_g, *v_state = torch.autograd.grad([new, *new_state], [p, g, *state], [v, *v_state])
+        return v_p, v_g, v_state
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,7 @@ class Unrolled:
     """k inner steps from theta, differentiated exactly, back to theta (which counts as a constant).
 
     losses: one inner loss for each step, None = `inner_loss` k times. replay: compute each inner gradient again on the way
-    back instead of keeping k graphs: memory of one step, k further gradient evaluations.
+    back instead of keeping k graphs: memory of one step and k copies of theta, k further gradient evaluations.
     """
 
     k: int = 1
@@ -77,71 +91,60 @@ class Unrolled:
 
 @dataclass
 class Step:
-    """One step of `Unrolled`, for the way back."""
+    """One step, for the way back."""
 
     loss: Losses
     theta: Vector  # before the step
-    g: Vector  # averaged over the processes
-    graph: Partial | None  # this process's share of g with its graph, if kept
-    state: list[Vector]  # of the inner optimiser, before the step
+    g: Vector | None  # averaged over the processes, if the update rule needs it
+    graph: Partial | None  # where this process's share of g was computed, if kept
+    states: list[State]  # of the inner optimiser, before the step
 
 
 def unroll(call: Call, method: Unrolled, inner_loss: Losses, lr: Any) -> list[Step]:
     """theta <- theta', in place; the steps, for the way back."""
-    steps, state = [], method.update.start(call.theta)
+    update, steps, states = method.update, [], method.update.start(call.theta)
     for t in range(method.k):
         loss = method.losses[t] if method.losses else inner_loss
         keep = not method.replay and callable(loss)
-        graph = call.gradient(loss, call.theta, create_graph=keep)
-        call.check_reached("theta", graph)
+        share = call.gradient(loss, call.theta, create_graph=keep)
+        call.check_reached("theta", share)
         before = call.base if t == 0 else vectors.clone(call.theta)
-        g = call.vector(graph, call.theta)
-        steps.append(Step(loss, before, g, graph if keep else None, state))
-        new, state = method.update.step(before, g, state, _rates(lr, g), t + 1)
-        vectors.copy_(call.theta, new)
+        g = call.vector(share, call.theta)
+        steps.append(
+            Step(loss, before, g if update.needs_gradient else None, edges(share) if keep else None, states)
+        )
+        del share
+        after = []
+        for p, x, state, rate in zip(call.theta, g, states, _rates(lr, g)):
+            new, state = update.step(p.detach(), x, state, rate, t + 1)
+            vectors.copy_([p], [new])
+            after.append(state)
+        states = after
     return steps
 
 
 def unroll_back(call: Call, method: Unrolled, steps: list[Step], v: Vector, lr: Any) -> Partial:
     """Backpropagation through the steps, one at a time: first through the update rule, then through the gradient in it."""
-    total: list[Tensor | None] = [None] * len(call.lam)
-    v_state = [vectors.zeros_like(x) for x in steps[-1].state]
     n = len(call.theta)
+    total: list[Tensor | None] = [None] * len(call.lam)
+    v_states = [[torch.zeros_like(x) for x in state] for state in steps[-1].states]
     for t in reversed(range(method.k)):
-        step = steps[t]
-        v, v_g, v_state = _update_back(method, step, _rates(lr, v), t + 1, v, v_state)
+        step = steps.pop()
+        gradient: Sequence[Tensor | None] = step.g or [None] * n
+        passed = [
+            method.update.back(p, g, state, rate, t + 1, x, v_state)
+            for p, g, state, rate, x, v_state in zip(
+                step.theta, gradient, step.states, _rates(lr, v), v, v_states
+            )
+        ]
+        v, v_g, v_states = [x[0] for x in passed], [x[1] for x in passed], [x[2] for x in passed]
         vectors.copy_(call.theta, step.theta)
-        # The first step's theta is a constant.
-        inputs = [*call.theta, *call.lam] if t else call.lam
-        if step.graph is None:
-            back = call.averaged(call.pull(step.loss, inputs, v_g))
-        else:
-            back = call.averaged(pull(step.graph, inputs, v_g))
-            call.gradient_evaluations += 1
-            step.graph = None
+        inputs = [*call.theta, *call.lam] if t else call.lam  # the first step's theta is a constant
+        back = call.averaged(call.pull(step.loss, inputs, v_g, step.graph))
         if t:
             v = [x if y is None else x + y for x, y in zip(v, back[:n])]
         total = [plus(a, b) for a, b in zip(total, back[n:] if t else back)]
     return total
-
-
-def _update_back(
-    method: Unrolled, step: Step, rates: Sequence, t: int, v: Vector, v_state: list[Vector]
-) -> tuple[Vector, Vector, list[Vector]]:
-    """The vector-Jacobian product of one update rule (theta, g, state) -> (theta', state')."""
-    sizes = [len(step.theta)] * (2 + len(step.state))
-    flat = [x.detach().requires_grad_() for x in (*step.theta, *step.g, *(x for s in step.state for x in s))]
-    theta, g, *state = _split(flat, sizes)
-    new, new_state = method.update.step(theta, g, state, rates, t)
-    outputs = [*new, *(x for s in new_state for x in s)]
-    heads = [*v, *(x for s in v_state for x in s)]
-    v_theta, v_g, *v_state = _split(torch.autograd.grad(outputs, flat, heads), sizes)
-    return v_theta, v_g, v_state
-
-
-def _split(flat: Sequence[Tensor], sizes: Sequence[int]) -> list[Vector]:
-    it = iter(flat)
-    return [[next(it) for _ in range(n)] for n in sizes]
 
 
 def _rates(lr: Any, v: Vector) -> Sequence:

@@ -57,7 +57,8 @@ def add_(v: Sequence[Tensor], w: Sequence[Tensor], alpha: float = 1.0) -> None:
 
 def copy_(v: Sequence[Tensor], w: Sequence[Tensor]) -> None:
     """v <- w, in place and unseen by autograd."""
-    torch._foreach_copy_([x.data for x in v], [x.detach() for x in w])
+    if v:
+        torch._foreach_copy_([x.data for x in v], [x.detach() for x in w])
 
 
 def minus(v: Sequence[Tensor], w: Sequence[Tensor], alpha: float = 1.0) -> Vector:
@@ -70,6 +71,13 @@ def scaled(v: Sequence[Tensor], rate: Rate) -> Vector:
     if isinstance(rate, int | float):
         return list(torch._foreach_mul([x.detach() for x in v], float(rate)))
     return [x.detach() * r for x, r in zip(v, rate, strict=True)]
+
+
+def scale_(v: Vector, rate: Rate) -> Vector:
+    """v <- rate * v, in place and unseen by autograd; returns v."""
+    for x, r in zip(v, [rate] * len(v) if isinstance(rate, int | float) else rate, strict=True):
+        x.data.mul_(r)
+    return v
 
 
 def clone(v: Sequence[Tensor]) -> Vector:
@@ -144,7 +152,7 @@ class Snapshot:
 
     def __init__(self, theta: Sequence[Tensor], others: Sequence[Tensor] = ()) -> None:
         self.theta = list(theta)
-        self.tensors = [*self.theta, *others]
+        self.tensors = list({id(p): p for p in (*theta, *others)}.values())
 
     def __enter__(self) -> Snapshot:
         self.values = clone(self.theta)

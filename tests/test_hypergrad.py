@@ -476,6 +476,21 @@ def test_through_level_of_every_method():
 
 # --------------------------------------------------------------------------------------------- the ways models are trained
 @pytest.mark.parametrize("method", EVERY, ids=named)
+def test_a_vector_without_memory_of_its_own(method):
+    """autograd may hand out one number, expanded, as the gradient of a whole tensor; the caller's v is not written either."""
+    p, ones = Problem(), torch.ones(1, dtype=torch.float64)
+    inputs = p.inner, p.theta, p.lam[:2], 0.1, method
+    expanded = hypergrad(lambda: sum(w.sum() for w in p.theta) + p.gate.sum(), *inputs)
+    written = hypergrad(lambda: sum((w * torch.ones_like(w)).sum() for w in p.theta) + p.gate.sum(), *inputs)
+    assert vectors.relative_error(expanded.grads, written.grads) < 1e-12
+    v = [ones.expand(w.shape) for w in p.theta]
+    through_level(p.inner, p.theta, p.lam[:2], v, 0.1, method)
+    own = [torch.ones_like(w) for w in p.theta]
+    through_level(p.inner, p.theta, p.lam[:2], own, 0.1, method)
+    assert ones.item() == 1 and all(torch.equal(x, torch.ones_like(x)) for x in own)
+
+
+@pytest.mark.parametrize("method", EVERY, ids=named)
 def test_gradient_accumulation(method):
     """Two micro-batches of four are one batch of eight, at both levels."""
     p = Problem()
@@ -729,33 +744,23 @@ def test_two_processes_equal_one(tmp_path):
     root = Path(__file__).parents[1]
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(root),
-    }
-    several = [
-        alone
-        | {
-            "RANK": str(r),
-            "LOCAL_RANK": str(r),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        for r in range(2)
-    ]
-    commands = [(alone, "one.pt"), (several[0], "two.pt"), (several[1], "unused.pt")]
+        port = str(s.getsockname()[1])
+    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    alone |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    pair = alone | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [pair | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(2)]
     processes = [
-        subprocess.Popen(
-            [sys.executable, str(root / "tests" / "two_processes.py"), str(tmp_path / name)],
-            env=environment, cwd=root, stderr=subprocess.PIPE, text=True,
-        )
-        for environment, name in commands
+        subprocess.Popen([sys.executable, str(root / "tests" / "two_processes.py"), str(tmp_path / name)],
+                         env=environment, cwd=root, stderr=subprocess.PIPE, text=True)
+        for environment, name in [(alone, "one.pt"), (ranks[0], "two.pt"), (ranks[1], "unused.pt")]
     ]  # fmt: skip
-    for p in processes:
-        _, err = p.communicate(timeout=240)
-        assert p.returncode == 0, err[-2000:]
+    try:
+        for p in processes:
+            _, err = p.communicate(timeout=600)
+            assert p.returncode == 0, err[-2000:]
+    finally:
+        for p in processes:
+            p.kill()
     one, two = torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt")
     assert list(one) == list(two) and len(one) == 9
     for name in one:

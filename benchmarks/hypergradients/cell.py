@@ -3,24 +3,21 @@
     python -m benchmarks.hypergradients.cell accuracy SIDE CONDITION ONLY         all estimators of a side on one toy
     python -m benchmarks.hypergradients.cell cost SIDE MODEL NAME ROUNDS DEVICE   one estimator on one model
 
-SIDE is `ours`, `hand` or `peers` (the latter with the peers' interpreter). Memory: growth of the resident peak over two steps,
-while the allocator returns what is freed; CUDA: max_memory_allocated. Time, made for a shared machine: CPU seconds of one
-thread, a plain SGD step before and after each bilevel step, and the ratio of each round; CUDA: events.
+SIDE is `ours`, `hand` or `peers` (the latter with the peers' interpreter). Memory: the peak of what torch's allocator hands out
+over two steps, above the weights and batches, on a CPU as on CUDA. Time, made for a shared machine: CPU seconds of one thread,
+a plain SGD step before and after each bilevel step, and the ratio of each round; CUDA: events.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import math
-import resource
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,29 +73,19 @@ def peak(step: Callable[[], None], device: str) -> float:
             step()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - held) / 2**20
-    allocator(mapped_from=2**16)
-    before = resident("VmRSS")
-    for _ in range(2):
-        step()
-    after = resident("VmHWM")
-    allocator(mapped_from=2**25)
-    return (after - before) / 1024
-
-
-def resident(what: str) -> float:
-    """Kilobytes now (VmRSS) or at the peak (VmHWM). Not getrusage's peak, which begins with that of the parent process."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return float(next(x.split()[1] for x in status.read_text().splitlines() if x.startswith(what)))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def allocator(mapped_from: int) -> None:
-    """glibc: blocks of at least this many bytes go back to the system when freed (exact peaks, slow) or are kept (fast)."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-3, mapped_from)  # M_MMAP_THRESHOLD
-        mallopt(-1, 2**16 if mapped_from < 2**20 else 2**30)  # M_TRIM_THRESHOLD
+    # Bytes that torch's allocator hands out, event by event: what a GPU's memory statistics would say. (The resident size would
+    # count pages of libraries, which differ between environments.)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        for _ in range(2):
+            step()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = highest = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        highest = max(highest, now)
+    return highest / 2**20
 
 
 def cost(side: str, model: str, name: str, rounds: int, device: str) -> dict[str, Any]:
