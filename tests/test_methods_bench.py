@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import torch
 
 from benchmarks import PAPERS, readme
 from benchmarks.methods import __main__ as runner
@@ -97,16 +98,18 @@ def test_the_readme_holds_the_table():
     assert not readme.outdated(tables.ROOT / "README.md", {"speed": tables.speed_table()})
 
 
-def test_measure_and_write(tmp_path):
-    rows = cost.measure(lambda: sum(range(1000)), {"twice": lambda: torch_step()}, 2)
-    assert rows["plain"]["ratio"] == 1.0
+def test_measure_and_write(tmp_path, capsys):
+    def step(times):
+        return [(torch.ones(256, 256) @ torch.ones(256, 256)).sum() for _ in range(times)]
+
+    rows = cost.measure(lambda: step(1), {"twice": lambda: step(2)}, 2)
+    assert rows["plain"]["ratio"] == 1.0 and rows["plain"]["megabytes"] >= 0.5
     assert 0 < rows["twice"]["lowest"] <= rows["twice"]["ratio"] <= rows["twice"]["highest"]
-
-
-def torch_step():
-    import torch
-
-    return (torch.ones(256, 256) @ torch.ones(256, 256)).sum()
+    assert 0.9 < rows["twice"]["memory"] < 1.1  # one product after the other
+    cost.show("title", rows)
+    assert "twice" in capsys.readouterr().out
+    cost.write(str(tmp_path / "rows.json"), "paper", rows, rounds=2)
+    assert tables.normalised(json.loads((tmp_path / "rows.json").read_text()), "paper") == rows
 
 
 SCRIPT = """
