@@ -60,7 +60,7 @@ def original_sequence(search: Search) -> Callable[[], object]:
         W_ahead = list(ahead.parameters())
         with torch.no_grad():
             for w, g, m in zip(W_ahead, slope, search.momentum(), strict=True):
-                w -= rate * (g + c.weight_decay * w + (c.momentum * m if m is not None else 0.0))
+                w.sub_(rate * (g + c.weight_decay * w + (c.momentum * m if m is not None else 0.0)))
         found = torch.autograd.grad(F.cross_entropy(ahead(xv, A), yv), [*A, *W_ahead])
         direct, v = found[: len(A)], found[len(A) :]
         eps = radius / float(torch.cat([g.flatten() for g in v]).norm())
@@ -68,11 +68,11 @@ def original_sequence(search: Search) -> Callable[[], object]:
         for shift in (eps, -2 * eps):
             with torch.no_grad():
                 for w, g in zip(W, v, strict=True):
-                    w += shift * g
+                    w.add_(g, alpha=shift)
             probes.append(torch.autograd.grad(L_tr(), A))
         with torch.no_grad():
             for w, g in zip(W, v, strict=True):
-                w += eps * g
+                w.add_(g, alpha=eps)
         gradient = [d - rate * (p - m) / (2 * eps) for d, p, m in zip(direct, *probes, strict=True)]
         method.architecture_step(gradient, A, search.opt_A)
         method.weight_step(L_tr(), W, search.opt_W, c.clip)

@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     asked = parser.parse_args()
-    rows = {}
+    rows: dict[str, cost.Row] = {}
     for seq in asked.seq:
         todo = steps(torch.device(asked.device), seq)
         found = cost.measure(todo.pop("plain"), todo, asked.rounds, asked.device)
