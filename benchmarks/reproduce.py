@@ -192,6 +192,8 @@ def train(
         for k in standing
     }
     if left:
+        if not standing:  # from the beginning: nothing of the time spent before counts
+            (protocol.runs_root(ROOT) / paper.paper / scale / "wall.json").unlink(missing_ok=True)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = "1"
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
