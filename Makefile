@@ -63,7 +63,7 @@ report: setup  ## the HTML report of what has been run or recorded
 
 bench: setup  ## cost of hypergradients and of each method's training step, beside peers
 	@$(RUN) -m benchmarks.hypergradients.run
-	@for p in $(BUILT); do [ ! -f benchmarks/methods/$$p.py ] || $(RUN) -m benchmarks.methods.$$p || exit 1; done
+	@$(RUN) -m benchmarks.methods
 
 clean:  ## delete caches, the report and Python's leftovers; runs/ and results are kept
 	@rm -rf report .cache .pytest_cache .mypy_cache .ruff_cache; find . -name __pycache__ -prune -exec rm -rf {} +
