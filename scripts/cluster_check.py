@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -303,6 +304,9 @@ def real_paper(root: Path) -> list[tuple[str, bool, str]]:
 
 def main() -> int:
     begun = time.monotonic()
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
+    )  # so that the daemons are stopped
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
     os.environ.update(CUDA_VISIBLE_DEVICES="", REPRO_CHECKPOINT_SECONDS="60")

@@ -124,7 +124,7 @@ def test_a_death_is_tried_again_with_those_that_waited(fake):
 
 
 def test_a_run_that_always_dies_has_crashed(fake):
-    slurm, made, told = fake({"stage": ["dies"], "good": [("blocked", "stage", 0.0)], "alone": [("diverged", "nan", 1.0)]})  # fmt: skip
+    _, made, told = fake({"stage": ["dies"], "good": [("blocked", "stage", 0.0)], "alone": [("diverged", "nan", 1.0)]})  # fmt: skip
     outcomes = made.run([STAGE, ALONE, *GOOD], set())
     assert outcomes[STAGE.key].status == "crashed" and "err.log" in outcomes[STAGE.key].detail
     assert outcomes[STAGE.key].attempts == 2 and {outcomes[g.key].status for g in GOOD} == {"blocked"}
@@ -182,7 +182,7 @@ def test_a_job_refuses_to_begin_before_what_it_uses(tmp_path):
 
 def test_without_slurm_or_submitit_nothing_is_submitted(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BadInput, match="sbatch.*not on PATH"):
+    with pytest.raises(BadInput, match=r"sbatch.*not on PATH"):
         cluster.require()
     for name in ("sbatch", "srun", "squeue", "scancel", "scontrol"):
         (tmp_path / name).write_text("#!/bin/sh\n")
