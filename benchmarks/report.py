@@ -483,11 +483,19 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
                     k: head.get(k)
                     for k in ("gates", "gates_passed", "runs", "diverged", "crashed", "seconds")
                 },
+                "workers_busy": row.get("workers_busy"),
                 "claims": claims,
                 "reported": dict(row["reported"]),
             }
         )
     return {"schema": 1, "papers": papers}
+
+
+def workers_busy(paper: Paper, result: Result | None) -> float | None:
+    """Sum of run times over wall time x workers, of the calls on this machine that trained the shown scale."""
+    path = paper.runs / paper.name / result.scale / "wall.json" if result else None
+    spent = json.loads(path.read_text()) if path and path.exists() else {}
+    return round(spent["runs"] / spent["offered"], 3) if spent.get("offered") else None
 
 
 # --- writing -----------------------------------------------------------------------------------------------------------
@@ -569,7 +577,8 @@ def render(root: Path, papers: Sequence[str] = (), runs: Path | None = None, out
         for result in paper.results or [None]:  # type: ignore[list-item]
             write(page_name(paper, result), "paper.html", p=paper, **page(paper, result))
     rows = [overview(paper) for paper in everything]
-    for row in rows:
+    for row, paper in zip(rows, everything):
+        row["workers_busy"] = workers_busy(paper, row["result"])
         row["linked"] = (out / row["page"]).exists()
     write("findings.html", "findings.html", groups=findings(rows), rows=rows)
     write("index.html", "index.html", rows=rows)
