@@ -10,7 +10,6 @@ An item's figure is the number of checks that passed of those made. A test that 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import sys

@@ -33,6 +33,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SAME = ("state_sha256", "predictions_sha256", "split_sha256", "metrics", "gradient_evaluations")
 
 
+SMALLER = {"ppo_nlu": {"steps": 16, "examples": 256}}  # twelve seconds otherwise
+
+
 class Method:
     """A method's tiny configuration: its runs in order (stages first), and one finished set of them in `home`."""
 
@@ -63,7 +66,7 @@ class Method:
         values["uses"] = {
             k[0]: str(self.home / self.paper / "tiny" / k[1] / f"seed{k[2]}" / k[0]) for k in node.uses
         }
-        return self.train.run(self.train.Config(**{**values, **changes}))
+        return self.train.run(self.train.Config(**{**values, **SMALLER.get(self.paper, {}), **changes}))
 
     def record(self, node: protocol.Node) -> dict:
         return record(self.directory(node))
@@ -151,14 +154,13 @@ def total_steps(method: Method, node: protocol.Node, out: Path) -> int:
 @pytest.fixture(scope="module")
 def half(method, tmp_path_factory):
     """(node, directory) of the method's own run, stopped in its middle; copied by the tests that continue it."""
-    node = method.nodes[-1]
     with by_hand():
-        total = total_steps(method, node, tmp_path_factory.mktemp("first"))
-        if not total:  # the last run only looks things up: take the stage before it
-            node = method.nodes[-2]
+        for node in reversed(method.nodes):  # a last run that only looks things up has next to no steps
             total = total_steps(method, node, tmp_path_factory.mktemp("first"))
+            if total >= 4:
+                break
         out = tmp_path_factory.mktemp("half")
-        assert stopped(method, node, out, total // 2)
+        assert stopped(method, node, out, total // 2), (node.arm, total)
     return node, out
 
 
@@ -419,11 +421,13 @@ def test_a_planted_pickle_in_its_checkpoint_never_runs(method, continued, tmp_pa
 # --- 9: not a number --------------------------------------------------------------------------------------------------
 
 
-def poison(patch: pytest.MonkeyPatch, at: int, which: int) -> list[torch.optim.Optimizer]:
-    """Before step `at`, put NaN into the variables of the `which`-th optimiser; returns the list of all that were made.
+def poisoned(method: Method, node: protocol.Node, out: Path, at: int, which: int) -> tuple[str, int] | None:
+    """The run with NaN put into the variables of the `which`-th optimiser before step `at`; None if it has no such.
 
-    Every level moves its own variables by its own optimiser, so this is a fault of one level."""
+    Every level moves its own variables by its own optimiser, so this is a fault of one level.
+    Returns how the run ended and the last step that a kept checkpoint would continue at."""
     made: list[torch.optim.Optimizer] = []
+    met = []
     initialise, steps = torch.optim.Optimizer.__init__, runs.Run.steps
 
     def new(self, *words, **more):
@@ -432,46 +436,55 @@ def poison(patch: pytest.MonkeyPatch, at: int, which: int) -> list[torch.optim.O
 
     def counted(self, start, total, *rest, **more):
         for step in steps(self, start, total, *rest, **more):
-            if step == at and which < len(made):
+            if step == at and -len(made) <= which < len(made):
+                met.append(made[which])
                 for p in made[which].param_groups[0]["params"]:
                     p.data.fill_(float("nan"))
             yield step
 
-    patch.setattr(torch.optim.Optimizer, "__init__", new)
-    patch.setattr(runs.Run, "steps", counted)
-    return made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Optimizer, "__init__", new)
+        patch.setattr(runs.Run, "steps", counted)
+        patch.setenv("REPRO_CHECKPOINT_SECONDS", "0")
+        patch.setenv("KEEP", "1")
+        stop_after(patch, at + 3)
+        try:
+            method.run(node, out)
+            ended = "finished"
+        except runs.Diverged as error:
+            ended = f"diverged: {error.level} level"
+            assert record(out)["status"] == "diverged" and error.level in record(out)["reason"]
+        except runs.Stopped:
+            ended = "went on"
+    return (ended, max(int(p.stem[5:]) for p in checkpoints(out))) if met else None
 
 
-def test_nan_in_any_level_stops_within_its_step(method, half, tmp_path, record_property, monkeypatch):
-    """Each optimiser's variables in turn: the run is recorded as diverged at that step, its level named, nothing saved after."""
-    monkeypatch.setenv("KEEP", "1")
-    node, _ = half
-    named, which = [], 0
-    while True:
-        out = tmp_path / str(which)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("REPRO_CHECKPOINT_SECONDS", "0")
-            made = poison(patch, 2, which)
-            stop_after(patch, 4)
-            try:
-                method.run(node, out)
-                ended = "finished"
-            except runs.Diverged as error:
-                ended = f"{error.level} at {error.step}"
-                assert error.level and record(out)["status"] == "diverged"
-            except runs.Stopped:
-                ended = "went on"
-            if which >= len(made):
+# A step that uses the variables of all levels; mlo_mae's cycle of two ends with every odd step.
+USED = {"mlo_mae": 3}
+
+
+def test_nan_in_any_level_stops_within_its_step(method, tmp_path, record_property):
+    """Each optimiser's variables of each run of the chain in turn, at an early step, and those in use at the end: recorded as
+    diverged, a level named, no checkpoint written after."""
+    ends = {}
+    for node in method.nodes:
+        total = total_steps(method, node, tmp_path / node.arm)
+        early = USED.get(method.paper, 2)
+        if total < 4:
+            continue
+        for which in itertools.count():
+            out = tmp_path / f"{node.arm}-{which}"
+            found = poisoned(method, node, out, early, which)
+            if found is None:
                 break
-        steps = [int(p.stem[5:]) for p in checkpoints(out)]
-        named.append(
-            (which, [tuple(p.shape) for p in made[which].param_groups[0]["params"]][:2], ended, steps)
-        )
-        which += 1
-    print(method.paper, node.arm, *named, sep="\n  ")
-    good = [n for n in named if n[2].endswith(" at 2") and max(n[3]) <= 2]
-    record_property("figure", f"{len(good)}/{len(named)}")
-    assert good == named and named
+            ends[node.arm, which, early] = found
+        found = poisoned(method, node, tmp_path / f"{node.arm}-late", total - 1, -1)
+        if found is not None:
+            ends[node.arm, "last", total - 1] = found
+    good = {k: v for k, v in ends.items() if v[0].startswith("diverged") and v[1] <= k[2]}
+    print(method.paper, *(f"{k} -> {v}" for k, v in ends.items()), sep="\n  ")
+    record_property("figure", f"{len(good)}/{len(ends)}")
+    assert good == ends and ends
 
 
 def test_a_diverged_command_exits_non_zero(monkeypatch):
@@ -525,7 +538,11 @@ def bad_words(paper: str, case: str) -> tuple[list[str], list[str]]:
 
 CASES = ["arm misspelt", "task misspelt", "scale misspelt", "option misspelt", "whole number expected", "number expected",
          "seed not a number", "rate negative", "batch negative", "choice misspelt", "no such device"]  # fmt: skip
-KNOWN: dict[tuple[str, str], str] = {}
+KNOWN = {
+    **{(p, "seed not a number"): "runs.command_line: int() of the seed ends in a traceback" for p in PAPERS},
+    **{(p, "rate negative"): "refused by torch alone, after data and model are there" for p in PAPERS if p != "ppo_nlu"},
+    **{(p, "batch negative"): "not checked before data and model are there" for p in PAPERS if p != "tapweight"},
+}  # fmt: skip
 
 
 def bad_cases():
