@@ -557,6 +557,12 @@ def templates() -> jinja2.Environment:
     return environment
 
 
+def reliability(root: Path) -> dict[str, Any] | None:
+    """The recorded figures of `python -m benchmarks.reliability`, or None."""
+    path = root / "benchmarks" / "results" / "reliability.json"
+    return readme.load_json(path) if path.exists() else None
+
+
 def render(root: Path, papers: Sequence[str] = (), runs: Path | None = None, out: Path | None = None) -> Path:
     """Write the pages of `papers` (default: all), the overview, the findings and summary.json.
 
@@ -581,7 +587,7 @@ def render(root: Path, papers: Sequence[str] = (), runs: Path | None = None, out
         row["workers_busy"] = workers_busy(paper, row["result"])
         row["linked"] = (out / row["page"]).exists()
     write("findings.html", "findings.html", groups=findings(rows), rows=rows)
-    write("index.html", "index.html", rows=rows)
+    write("index.html", "index.html", rows=rows, reliability=reliability(root))
     text = json.dumps(summary(rows), indent=1, ensure_ascii=False, default=str)
     (out / "summary.json").write_text(text + "\n", encoding="utf-8")
     return out / (f"{papers[0]}.html" if len(papers) == 1 else "index.html")
