@@ -124,8 +124,10 @@ def slurm(work: Path) -> Iterator[None]:
         )
         yield
     finally:
+        subprocess.run(["scancel", "--me", "--signal=KILL", "--full"], capture_output=True)
         subprocess.run(["scancel", "--me"], capture_output=True)
-        time.sleep(1)
+        with contextlib.suppress(RuntimeError):  # no process of a job outlives the check
+            wait_until(lambda: not output("squeue", "-h", "--me").strip(), 60, "jobs remain")
         for process in reversed(started):
             process.terminate()
         for process in reversed(started):
@@ -213,7 +215,7 @@ def disturbed(root: Path) -> list[tuple[str, bool, str]]:
     for name, words in acts:
         wait_until(
             lambda: process.poll() is not None or (running() and in_the_middle(root)),
-            120,
+            600,
             f"no run in the middle for {name}",
         )
         before = logs(root, "stopped after step")
@@ -229,7 +231,7 @@ def disturbed(root: Path) -> list[tuple[str, bool, str]]:
             )
         )
         time.sleep(2)
-    process.wait(400)
+    process.wait(1200)
     text = log.read_text()
     rows.append(
         (
