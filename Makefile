@@ -11,9 +11,10 @@ RUN    := $(if $(filter none,$(ENV)),$(PYTHON),.venv/bin/python)
 # Everything a user may set goes to the judge as an option.
 FLAGS = $(if $(SCALE),--scale $(SCALE)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) \
 	$(if $(ONLY),--only $(ONLY)) $(if $(ARMS),--arms $(ARMS)) $(if $(LIMIT),--limit $(LIMIT)) \
-	$(if $(DRY),--dry) $(if $(STRICT),--strict)
+	$(if $(DRY),--dry) $(if $(STRICT),--strict) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(TIME),--time $(TIME)) \
+	$(if $(GPUS),--gpus $(GPUS)) $(if $(PARTITION),--partition $(PARTITION)) $(if $(ACCOUNT),--account $(ACCOUNT))
 
-.PHONY: help setup test test-slow test-gpu lint check reproduce rehearsal report bench clean
+.PHONY: help setup test test-slow test-gpu lint check reproduce rehearsal report bench cluster-check clean
 .DEFAULT_GOAL := help
 
 help:  ## print this help
@@ -24,6 +25,7 @@ help:  ## print this help
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1\t\2/' | expand -t 24
 	@echo; echo "Papers built: $(BUILT)"
 	@echo "Settings: SCALE=cpu|gpu|paper|rehearsal SEEDS=n JOBS=n ONLY=arm ARMS=core|all LIMIT=9m DRY=1 STRICT=1 ENV=none PYTHON=..."
+	@echo "On a cluster: EXECUTOR=slurm TIME=4h GPUS=1 PARTITION=... ACCOUNT=..."
 
 setup:  ## make .venv from requirements.txt (again if that file changed); nothing with ENV=none
 	@ENV=$(ENV) PYTHON="$(PYTHON)" sh scripts/setup.sh
@@ -63,7 +65,10 @@ report: setup  ## the HTML report of what has been run or recorded
 
 bench: setup  ## cost of hypergradients and of each method's training step, beside peers
 	@$(RUN) -m benchmarks.hypergradients.run
-	@for p in $(BUILT); do [ ! -f benchmarks/methods/$$p.py ] || $(RUN) -m benchmarks.methods.$$p || exit 1; done
+	@$(RUN) -m benchmarks.methods
+
+cluster-check: setup  ## (root, Debian) start a one-node Slurm, train on it, preempt, compare with a local run
+	@$(RUN) scripts/cluster_check.py
 
 clean:  ## delete caches, the report and Python's leftovers; runs/ and results are kept
 	@rm -rf report .cache .pytest_cache .mypy_cache .ruff_cache; find . -name __pycache__ -prune -exec rm -rf {} +

@@ -62,7 +62,7 @@ def _serve(connection: Connection, stop: Any, root: str, paper: str, log: str, g
     sys.path.insert(0, root)
     try:
         module = importlib.import_module(f"{paper}.train")
-        from shared import runs, sources
+        from shared import runs
 
         runs.be_worker(stop.is_set)
     except Exception:
@@ -71,21 +71,27 @@ def _serve(connection: Connection, stop: Any, root: str, paper: str, log: str, g
     connection.send(("ready", ""))
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while (settings := connection.recv()) is not None:
-            try:
-                module.run(module.Config(**settings))
-                answer = ("finished", "")
-            except runs.Diverged as error:
-                answer = ("diverged", str(error))
-            except runs.Stopped:
-                answer = ("stopped", "")
-            except sources.MissingInput as error:
-                answer = ("missing", str(error))
-            except runs.BadInput as error:
-                answer = ("refused", str(error))
-            except Exception:
-                answer = ("crashed", traceback.format_exc())
-                print(answer[1], flush=True)
-            connection.send(answer)
+            connection.send(attempt(module, settings))
+
+
+def attempt(module: Any, settings: dict[str, Any]) -> tuple[str, str]:
+    """Train one run with `module.run`; (status, detail) as in Outcome."""
+    from shared import runs, sources  # torch comes with it: only where runs are trained
+
+    try:
+        module.run(module.Config(**settings))
+        return "finished", ""
+    except runs.Diverged as error:
+        return "diverged", str(error)
+    except runs.Stopped:
+        return "stopped", ""
+    except sources.MissingInput as error:
+        return "missing", str(error)
+    except runs.BadInput as error:
+        return "refused", str(error)
+    except Exception:
+        print(traceback.format_exc(), flush=True)
+        return "crashed", traceback.format_exc()
 
 
 @dataclass

@@ -422,7 +422,9 @@ def readme_tables(paper_dir: Path) -> dict[str, str]:
 
 
 def project_tables(root: Path) -> dict[str, str]:
-    """Blocks of the project's README: `verdicts`, a row per paper at its most telling recorded scale, and `layouts`."""
+    """Blocks of the project's README: `verdicts`, a row per paper at its most telling recorded scale, `speed`, `layouts`."""
+    from benchmarks.methods import tables as speed  # which imports this module
+
     rows = []
     for paper in PAPERS:
         results = recorded(root / paper)
@@ -439,7 +441,7 @@ def project_tables(root: Path) -> dict[str, str]:
         ]
         rows.append([*row, implemented(root / paper), run, checked(root / paper, scale)])
     head = ["paper", "scale", "primary claims", "implemented", "run", "checked"]
-    return {"verdicts": table(head, rows), "layouts": layouts_table()}
+    return {"verdicts": table(head, rows), "speed": speed.speed_table(root), "layouts": layouts_table()}
 
 
 def layouts_table() -> str:

@@ -483,11 +483,19 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
                     k: head.get(k)
                     for k in ("gates", "gates_passed", "runs", "diverged", "crashed", "seconds")
                 },
+                "workers_busy": row.get("workers_busy"),
                 "claims": claims,
                 "reported": dict(row["reported"]),
             }
         )
     return {"schema": 1, "papers": papers}
+
+
+def workers_busy(paper: Paper, result: Result | None) -> float | None:
+    """Sum of run times over wall time x workers, of the calls on this machine that trained the shown scale."""
+    path = paper.runs / paper.name / result.scale / "wall.json" if result else None
+    spent = json.loads(path.read_text()) if path and path.exists() else {}
+    return round(spent["runs"] / spent["offered"], 3) if spent.get("offered") else None
 
 
 # --- writing -----------------------------------------------------------------------------------------------------------
@@ -549,6 +557,12 @@ def templates() -> jinja2.Environment:
     return environment
 
 
+def reliability(root: Path) -> dict[str, Any] | None:
+    """The recorded figures of `python -m benchmarks.reliability`, or None."""
+    path = root / "benchmarks" / "results" / "reliability.json"
+    return readme.load_json(path) if path.exists() else None
+
+
 def render(root: Path, papers: Sequence[str] = (), runs: Path | None = None, out: Path | None = None) -> Path:
     """Write the pages of `papers` (default: all), the overview, the findings and summary.json.
 
@@ -569,10 +583,11 @@ def render(root: Path, papers: Sequence[str] = (), runs: Path | None = None, out
         for result in paper.results or [None]:  # type: ignore[list-item]
             write(page_name(paper, result), "paper.html", p=paper, **page(paper, result))
     rows = [overview(paper) for paper in everything]
-    for row in rows:
+    for row, paper in zip(rows, everything):
+        row["workers_busy"] = workers_busy(paper, row["result"])
         row["linked"] = (out / row["page"]).exists()
     write("findings.html", "findings.html", groups=findings(rows), rows=rows)
-    write("index.html", "index.html", rows=rows)
+    write("index.html", "index.html", rows=rows, reliability=reliability(root))
     text = json.dumps(summary(rows), indent=1, ensure_ascii=False, default=str)
     (out / "summary.json").write_text(text + "\n", encoding="utf-8")
     return out / (f"{papers[0]}.html" if len(papers) == 1 else "index.html")

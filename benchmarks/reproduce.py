@@ -22,10 +22,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import PAPERS, claims
+from benchmarks import PAPERS, claims, cluster
 from benchmarks.pool import Key, Outcome, Pool
 from shared import protocol
 from shared.protocol import BadInput, Node, Protocol
@@ -58,13 +59,17 @@ def missing_inputs(paper: Protocol, scale: str) -> list[str]:
     return [f"{kind} {name}" for kind, name in wanted if not sources.available(kind, name)]
 
 
-def choose_scale(paper: Protocol, asked: str | None) -> tuple[str, str]:
-    """The scale to run and why."""
+def choose_scale(paper: Protocol, asked: str | None, executor: str = "local") -> tuple[str, str]:
+    """The scale to run and why. What this machine has says nothing about a cluster's nodes."""
+    if executor == "slurm" and not asked:
+        raise BadInput(
+            "EXECUTOR=slurm needs SCALE=cpu, gpu, paper or rehearsal: the nodes are not this machine"
+        )
     if asked:
         if asked not in protocol.SCALES:
             raise protocol.unknown(asked, protocol.SCALES, "scale")
         paper.scale(asked)
-        if asked == "gpu" and not cuda_devices():
+        if asked == "gpu" and executor == "local" and not cuda_devices():
             raise BadInput(
                 "SCALE=gpu needs a CUDA device and none is visible; use SCALE=cpu, or SCALE=rehearsal to try the paper's protocol"
             )
@@ -80,13 +85,13 @@ def choose_scale(paper: Protocol, asked: str | None) -> tuple[str, str]:
     return "cpu", f"a CUDA device, but the data of larger scales are missing: {', '.join(lacking)}"
 
 
-def seconds_of(text: str | None) -> float | None:
+def seconds_of(text: str | None, name: str = "LIMIT") -> float | None:
     """'90', '90s', '9m' or '1.5h' in seconds."""
     if not text:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if not found:
-        raise BadInput(f"LIMIT={text}: expected a number with s, m or h, e.g. 9m")
+        raise BadInput(f"{name}={text}: expected a number with s, m or h, e.g. 9m")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
@@ -117,6 +122,55 @@ def describe(
     if smaller and smaller in paper.document["scales"]:
         say(f"  next smaller scale: make reproduce-{paper.paper} SCALE={smaller}")
     return hours
+
+
+def costs(paper: Protocol, scale: str, nodes: list[Node]) -> dict[Key, float]:
+    """Seconds of each run of the plan that was measured: here, else as recorded, else the mean of its arm and task."""
+    path = paper.directory / "results" / f"{scale}.json"
+    entries = json.loads(path.read_text()).get("runs") if path.exists() else None
+    found = {(r["arm"], r["task"], r["seed"]): r["seconds"] for r in entries if r.get("seconds")} if isinstance(entries, list) else {}  # fmt: skip
+    for node in nodes:
+        if record := protocol.read_record(paper.run_directory(scale, node.key)):
+            found[node.key] = record["seconds"]
+    mean: dict[tuple[str, str], list[float]] = {}
+    for (arm, task, _), seconds in found.items():
+        mean.setdefault((arm, task), []).append(seconds)
+    known = {k: sum(v) / len(v) for k, v in mean.items()}
+    return {n.key: found.get(n.key, known.get(n.key[:2], 0.0)) for n in nodes if n.key[:2] in known}
+
+
+def grid(paper: Protocol, scale: str, nodes: list[Node], jobs: int, gpus: bool) -> None:
+    """The plan arm by arm with what its runs took when they were measured, and the disk that finished runs hold."""
+    seconds = costs(paper, scale, nodes)
+    width = max(len(n.arm) for n in nodes)
+    say(f"  {'arm':<{width}}  runs  tasks x seeds  seconds a run  hours in all")
+    for arm in dict.fromkeys(n.arm for n in nodes):
+        own = [n for n in nodes if n.arm == arm]
+        measured = [seconds[n.key] for n in own if n.key in seconds]
+        each = f"{sum(measured) / len(measured):13.1f}" if measured else f"{'not measured':>13}"
+        whole = f"{sum(measured) / 3600:12.3f}" if len(measured) == len(own) else ""
+        shape = f"{len({n.task for n in own})} x {len({n.seed for n in own})}"
+        say(f"  {arm:<{width}}  {len(own):4}  {shape:>13}  {each}  {whole}".rstrip())
+    unit = "GPU hours" if gpus else "core hours"
+    missing = len(nodes) - len(seconds)
+    body = paper.scale(scale)
+    total = sum(seconds.values()) / 3600
+    say(f"  measured: {total:.2f} {unit} for {len(seconds)} of {len(nodes)} runs"
+        + (f", {total / jobs:.2f} h with {jobs} worker(s)" if not missing else "")
+        + (f"; the protocol's own figure for the whole scale: {body['hours']} h" if missing and "hours" in body else ""))  # fmt: skip
+    folders = [paper.run_directory(scale, n.key) for n in nodes]
+    sizes = [
+        sum(f.stat().st_size for f in d.rglob("*") if f.is_file())
+        for d in folders
+        if (d / "record.json").exists()
+    ]
+    if sizes:
+        mean = sum(sizes) / len(sizes)
+        say(
+            f"  disk: {mean * len(nodes) / 1e9:.3f} GB of runs, from {len(sizes)} finished here ({mean / 1e6:.2f} MB each)"
+        )
+    else:
+        say(f"  disk: {body.get('disk_gb', 0.2)} GB by the protocol; no run of this scale has finished here")
 
 
 def countdown(hours: float, gigabytes: float, asked: str | None) -> None:
@@ -170,7 +224,12 @@ class Told:
 
 
 def train(
-    paper: Protocol, scale: str, nodes: list[Node], jobs: int, limit: float | None
+    paper: Protocol,
+    scale: str,
+    nodes: list[Node],
+    jobs: int,
+    limit: float | None,
+    slurm: cluster.Options | None = None,
 ) -> dict[Key, Outcome]:
     """Make every run that does not stand yet. Returns the outcome of each run of the plan."""
     code = protocol.code_hashes(paper.directory / "train.py")
@@ -192,6 +251,8 @@ def train(
         for k in standing
     }
     if left:
+        if not standing:  # from the beginning: nothing of the time spent before counts
+            (protocol.runs_root(ROOT) / paper.paper / scale / "wall.json").unlink(missing_ok=True)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = "1"
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -199,15 +260,25 @@ def train(
         logs = protocol.runs_root(ROOT) / paper.paper / scale
         deadline = time.monotonic() + limit if limit else None
         begun = time.monotonic()
-        pool = Pool(ROOT, paper.paper, jobs, logs, settings, told, cuda_devices(), deadline)
-        outcomes.update(pool.run(left, {k for k, o in outcomes.items() if o.status == "finished"}))
-        _add_wall(logs / "wall.json", time.monotonic() - begun)
+        executor: Pool | cluster.Cluster
+        if slurm:
+            executor = cluster.Cluster(ROOT, paper.paper, jobs, settings, told, slurm, deadline)
+        else:
+            executor = Pool(ROOT, paper.paper, jobs, logs, settings, told, cuda_devices(), deadline)
+        made = executor.run(left, {k for k, o in outcomes.items() if o.status == "finished"})
+        outcomes.update(made)
+        _add_wall(logs, time.monotonic() - begun, sum(o.seconds for o in made.values()), min(jobs, len(left)))
     return outcomes
 
 
-def _add_wall(path: Path, seconds: float) -> None:
-    before = json.loads(path.read_text())["wall"] if path.exists() else 0.0
-    path.write_text(json.dumps({"wall": before + seconds}))
+def _add_wall(folder: Path, wall: float, runs: float, workers: int) -> None:
+    """Add a call to wall.json (seconds: `wall`, `runs`: sum of run times, `offered`: wall x workers); say the efficiency."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "wall.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    added = {"wall": wall, "runs": runs, "offered": wall * workers}
+    path.write_text(json.dumps({k: before.get(k, 0.0) + v for k, v in added.items()}))
+    say(f"  workers busy {runs / (wall * workers):.0%}: {_duration(runs)} of runs in {_duration(wall)} x {workers} worker(s)")  # fmt: skip
 
 
 # --- judge ----------------------------------------------------------------------------------------------------------
@@ -344,7 +415,8 @@ def show(paper: Protocol, scale: str, results: dict[str, Any]) -> None:
 
 def reproduce(name: str, options: argparse.Namespace) -> int:
     paper = Protocol(ROOT / name)
-    scale, why = choose_scale(paper, options.scale)
+    slurm = slurm_options(options) if options.executor == "slurm" else None
+    scale, why = choose_scale(paper, options.scale, options.executor)
     load_claims(paper)  # a mistake in it is refused now, not after the runs
     only = [a for a in (options.only or "").split(",") if a]
     body = paper.scale(scale)
@@ -356,13 +428,19 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
     gpus = cuda_devices() if scale != "rehearsal" else []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = options.jobs or (int(body.get("jobs", 1)) * len(gpus) if gpus else cores)
+    if slurm:
+        jobs = options.jobs or 256
+        slurm = replace(slurm, gpus=int(scale in {"gpu", "paper"}) if options.gpus is None else options.gpus)
     code = protocol.code_hashes(paper.directory / "train.py")
     finished = sum(
         protocol.stale(paper.run_directory(scale, n.key), paper.config(scale, n), code) is None for n in nodes
     )
     hours = describe(paper, scale, why, nodes, finished, jobs, options.limit)
     if options.dry:
+        grid(paper, scale, nodes, jobs, scale in {"gpu", "paper"})
         return 0
+    if slurm:
+        cluster.require()
     if finished < len(nodes):
         countdown(hours if gpus else 0, float(body.get("download_gb", 0)), options.scale)
         if lacking := missing_inputs(paper, scale):
@@ -370,7 +448,7 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
                 f"missing for scale {scale}: {', '.join(lacking)} (README, 'Data and models', says where to put them)"
             )
             return 2
-    outcomes = train(paper, scale, nodes, jobs, seconds_of(options.limit))
+    outcomes = train(paper, scale, nodes, jobs, seconds_of(options.limit), slurm)
     bad = {k: o for k, o in outcomes.items() if o.status not in {"finished", "diverged"}}
     for key, outcome in list(bad.items())[:5]:
         say(f"{' '.join(map(str, key))}: {outcome.status}: {outcome.detail.strip()}")
@@ -397,6 +475,11 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
         if options.strict and any(c["verdict"].removesuffix(" (scaled down)") != "SUPPORTED" for c in primary)
         else 0
     )
+
+
+def slurm_options(options: argparse.Namespace) -> cluster.Options:
+    minutes = int(-(-(seconds_of(options.time, "TIME") or 4 * 3600) // 60))
+    return cluster.Options(minutes, 0, options.partition, options.account)
 
 
 def _short(path: Path) -> str:
@@ -492,6 +575,15 @@ def main(argv: list[str] | None = None) -> int:
         "--arms", choices=["core", "all"], help="core: the arms of the claims; all: the other baselines too"
     )
     parser.add_argument("--limit", help="checkpoint and stop after this time, e.g. 9m")
+    parser.add_argument(
+        "--executor", choices=["local", "slurm"], default="local", help="where runs are trained"
+    )
+    parser.add_argument(
+        "--time", help="slurm: time limit of a job, e.g. 90m; a run continues in the next (default 4h)"
+    )
+    parser.add_argument("--gpus", type=int, help="slurm: GPUs of a job; default: 1 at gpu and paper, else 0")
+    parser.add_argument("--partition", help="slurm: partition")
+    parser.add_argument("--account", help="slurm: account that is charged")
     parser.add_argument("--dry", action="store_true", help="print the plan and stop")
     parser.add_argument(
         "--strict", action="store_true", help="exit 3 unless every primary claim is plainly supported"

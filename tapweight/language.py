@@ -267,8 +267,10 @@ class Language:
         eos = t.sep_token_id if t.sep_token_id is not None else t.eos_token_id
         right = objectives.order_labels(len(self.u_texts), runs.stream(self.seed, "order")).tolist()
         made, labels = [], []
-        for text, label in zip(t(self.u_texts, add_special_tokens=False)["input_ids"], right):
-            cut = objectives.halves(text, self.max_length - 3)
+        room = self.max_length - 3
+        texts = t(self.u_texts, add_special_tokens=False, truncation=True, max_length=room)["input_ids"]
+        for text, label in zip(texts, right):
+            cut = objectives.halves(text, room)
             a, b = cut or ([], [])
             first, second = (a, b) if label else (b, a)
             made.append([bos, *first, eos, *second, eos])

@@ -144,11 +144,19 @@ def alignment(
     if mode == "exact-dot":
         return _gradients(batches, theta, u)
 
-    # Level I is linear in lam, so its mixed derivative for lam is the vector of losses, whatever lam is.
+    # Level I is linear in lam, so its mixed derivative for lam is the vector of losses, whatever lam is. Neither probe
+    # needs a graph of the network.
     lam = torch.ones(K, device=theta[0].device, dtype=theta[0].dtype, requires_grad=True)
-    levels = [
-        lambda losses=losses: lam @ torch.stack([x.to(lam.dtype) for x in losses()]) for losses in batches
-    ]
+
+    def level(losses: Losses) -> Loss:
+        def loss() -> Tensor:
+            with torch.no_grad():
+                values = torch.stack([x.to(lam.dtype) for x in losses()])
+            return lam @ values
+
+        return loss
+
+    levels = [level(losses) for losses in batches]
     if mode == "finite-difference":
         h = through_level(levels, theta, [lam], u, lr=1.0, method=FiniteDifference(radius))
     else:
@@ -224,8 +232,7 @@ def level_two_step(
     with autocast():
         loss = task_loss()
     loss.backward()
-    pull = prox.gradient(phi, theta)
-    for p, x in zip(phi, pull):
+    for p, x in zip(phi, prox.gradient(phi, theta), strict=True):
         p.grad = x if p.grad is None else p.grad.add_(x)
     optimizer.step()
     return loss.detach()
@@ -233,7 +240,7 @@ def level_two_step(
 
 def validation_gradient(validation_loss: Loss, phi: Vector) -> tuple[Vector, Tensor]:
     """v = grad_phi L_task(phi, w; B_val), and the loss. Buffers and random state are left as they were."""
-    with vectors.Snapshot(phi), torch.enable_grad():
+    with vectors.Snapshot(phi[:1], phi[1:]), torch.enable_grad():  # phi does not move: no copy of all of it
         loss = validation_loss()
         v = torch.autograd.grad(loss, phi, allow_unused=True)
     return [torch.zeros_like(p) if x is None else x for x, p in zip(v, phi)], loss.detach()

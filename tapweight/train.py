@@ -542,7 +542,7 @@ def finish(config: Config, run: runs.Run, domain: Domain, first: Pretraining, se
             detail = f"smallest cosine with the exact gradient of the weights {first.worst_cosine:.6f}"
             run.gate("gradient-of-weights", first.worst_cosine > 0.99, detail)
     if config.task == "planted" and config.pretrain == "tapweight" and config.seed % 100 == 0:
-        quadratic(run)
+        quadratic(run, config.seed)
     run.predictions(**found)
     exports = []
     if config.export and not isinstance(domain, planted.Planted):
@@ -575,11 +575,11 @@ def searched(config: Config) -> int:
     return sum(int(record["gradient_evaluations"]) for record in used)
 
 
-def quadratic(run: runs.Run) -> None:
-    """A1, on the first seed of a block: twenty quadratic problems, the same ones for all seeds."""
+def quadratic(run: runs.Run, first: int) -> None:
+    """A1, in the run of a block's first seed: twenty quadratic problems, drawn from that seed and the nineteen after it."""
     from tapweight import toys
 
-    improved, worst = toys.gate(20)
+    improved, worst = toys.gate(20, first)
     run.gate(
         "quadratic",
         improved >= 18,

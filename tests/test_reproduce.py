@@ -145,7 +145,11 @@ def test_divergence_is_an_outcome(toy):
 
 def test_a_failed_gate_fails_the_command(toy):
     edit(toy, '"toy-gate", True', '"toy-gate", config.seed != 102', "train.py")
+    wall = toy / "runs" / "toy" / "cpu" / "wall.json"
+    wall.parent.mkdir(parents=True, exist_ok=True)
+    wall.write_text('{"wall": 1e6}')  # spent on runs of other code
     done = reproduce(toy, "--jobs", "1")
+    assert json.loads(wall.read_text())["wall"] < 1e6
     assert done.returncode == 1 and "gate toy-gate FAILED" in done.stdout
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
-from ts_watermark import attacks, baselines, data, evaluate, hashing, method, official
+from shared import protocol
+from ts_watermark import attacks, baselines, data, evaluate, hashing, method, official, train
 from ts_watermark.detect import Detector, to_html
 from ts_watermark.watermark import (
     ConvertedLogitsProcessor,
@@ -694,3 +696,53 @@ def test_tiny_run_from_the_command_line(tmp_path):
     assert Detector.load(folder).watermark.about["arm"] == "generators"
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert "finished before" in second.stdout
+
+
+KILLED_AT = """
+import json, os, signal, sys
+from shared import runs
+from ts_watermark import train
+
+config, last, checkpoint = json.loads(sys.argv[1]), int(sys.argv[2]), runs.Run.checkpoint
+
+def checkpoint_and_die(run, step, state):
+    checkpoint(run, step, state)
+    if step == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+runs.Run.checkpoint = checkpoint_and_die
+train.run(train.Config(**config))
+"""
+
+
+def test_killed_twice_and_resumed_it_is_the_same_run(tmp_path, monkeypatch):
+    """SIGKILL while the second pair of networks trains (step 11 of 16), and after the first of two strengths."""
+
+    def configs(where):
+        monkeypatch.setenv("REPRO_RUNS", str(tmp_path / where / "runs"))
+        monkeypatch.setenv("REPRO_CACHE", str(tmp_path / where / "cache"))
+        paper = protocol.Protocol(ROOT / "ts_watermark")
+        nodes = [paper.node("tiny", arm, "tiny", 0) for arm in ("base", "generators", "ts")]
+        changed = {"device": "cpu", "inits": ["0.25_2.0", "0.25_1.0"]}
+        return [paper.config("tiny", node) | changed for node in nodes]
+
+    def ended(config):
+        directory = train.run(train.Config(**config))
+        record = json.loads((directory / "record.json").read_text())
+        log = directory / "metrics.jsonl"
+        steps = log.read_text().splitlines() if log.exists() else []
+        return record["state_sha256"], record.get("predictions_sha256"), [json.loads(line) for line in steps]
+
+    whole = [ended(config) for config in configs("whole")]
+    monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", "0")
+    base, generators, ts = configs("cut")
+    cut = [ended(base)]
+    for config, step in ((generators, 11), (ts, 1)):
+        killed = subprocess.run([sys.executable, "-c", KILLED_AT, json.dumps(config), str(step)], cwd=ROOT,
+                                capture_output=True, text=True)  # fmt: skip
+        assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+        cut.append(ended(config))
+        log = Path(train.run(train.Config(**config)), "log.txt").read_text()
+        assert f"continues at step {step}" in log, log
+    assert cut == whole
+    assert len(whole[1][2]) == 16 and whole[2][1] is not None

@@ -63,7 +63,7 @@ def seconds(step: Callable[[], None], device: str) -> float:
     return time.process_time() - before
 
 
-def peak(step: Callable[[], None], device: str) -> float:
+def peak(step: Callable[[], object], device: str) -> float:
     """Megabytes by which two steps raise the peak."""
     if device == "cuda":
         torch.cuda.synchronize()

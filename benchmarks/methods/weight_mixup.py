@@ -1,26 +1,22 @@
 """Cost of one search step of weight mixup over one plain finetuning step of the same encoder.
 
-    python -m benchmarks.methods.weight_mixup [--seq 32 128] [--rounds 7] [--device cpu]
+    python -m benchmarks.methods.weight_mixup [--seq 32 128] [--rounds 7] [--device cpu] [--json FILE]
 
 Encoder of 4 blocks of width 256, every linear map of a block and the pooler gated, batch 16; AdamW in both. The
-plain step is that of the model without gates. All variants take turns in every round and each is compared with the
-plain steps of its own round, so that a busy machine slows both; the median over rounds is printed. Derived floors:
-5.0 with finite differences (five passes, each with weight-shaped gradients), 2.0 first order; the official algorithm
+plain step is that of the model without gates. Derived floors: 5.0 with finite differences (five passes, each with weight-shaped gradients), 2.0 first order; the official algorithm
 was measured at 9.2 (two matrix products per gated map, two lower steps, two validation backwards).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.methods import cost
 from weight_mixup import method, official, phases
 
 TARGETS = {"finite_difference": 5.1, "first_order": 2.2}
@@ -85,33 +81,6 @@ def void(_: object) -> None:
     return None
 
 
-def seconds(step: Callable[[], None], device: torch.device) -> float:
-    """Wall time on a GPU; on a CPU that of the process, which other processes disturb less."""
-    if device.type != "cuda":
-        begun = time.process_time()
-        step()
-        return time.process_time() - begun
-    torch.cuda.synchronize()
-    begun = time.perf_counter()
-    step()
-    torch.cuda.synchronize()
-    return time.perf_counter() - begun
-
-
-def measure(rounds: int, seq: int, device: torch.device) -> dict[str, float]:
-    """Median over rounds of step / plain step, the plain time being the mean of two around each variant."""
-    todo = steps(device, seq)
-    for step in todo.values():
-        step()
-    ratios: dict[str, list[float]] = {name: [] for name in todo if name != "plain"}
-    for _ in range(rounds):
-        for name, values in ratios.items():
-            before = seconds(todo["plain"], device)
-            own = seconds(todo[name], device)
-            values.append(own / ((before + seconds(todo["plain"], device)) / 2))
-    return {name: statistics.median(values) for name, values in ratios.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -119,15 +88,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seq", type=int, nargs="+", default=[32, 128], help="tokens per text")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    found = {seq: measure(args.rounds, seq, torch.device(args.device)) for seq in args.seq}
-    print("weight_mixup: cost of a search step over a plain step, 16 texts of")
-    print(f"  {'':20}" + "".join(f"{seq:>8}" for seq in found) + " tokens   target")
-    for name in next(iter(found.values())):
-        ratios = "".join(f"{found[seq][name]:8.2f}" for seq in found)
-        print(f"  {name:20}{ratios}          {TARGETS.get(name, '')}")
-    print(json.dumps(found))
+    parser.add_argument("--json", default="", help="also write the figures to this file")
+    asked = parser.parse_args()
+    rows: dict[str, cost.Row] = {}
+    for seq in asked.seq:
+        todo = steps(torch.device(asked.device), seq)
+        found = cost.measure(todo.pop("plain"), todo, asked.rounds, asked.device)
+        rows |= {f"{name}, {seq} tokens": row for name, row in found.items()}
+    cost.show(f"weight_mixup: a search step over a plain step, 16 texts (targets: {TARGETS})", rows)
+    cost.write(asked.json, "weight_mixup", rows, device=asked.device, rounds=asked.rounds)
 
 
 if __name__ == "__main__":

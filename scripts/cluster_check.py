@@ -1,0 +1,357 @@
+"""make cluster-check: a real Slurm of one node, started here, trains what `make reproduce` trains, to the same bytes.
+
+Needs root on Debian or Ubuntu (it installs slurmctld, slurmd and munge if they are missing, and nothing into the
+environment: submitit goes to a temporary folder). The daemons get their own keys, ports and folders and are stopped at the
+end. The result is written to benchmarks/results/cluster.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+CONF = """
+ClusterName=check
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={work}/munge.sock,cred_expire=5
+SlurmctldPort={port0}
+SlurmdPort={port1}
+StateSaveLocation={work}/state
+SlurmdSpoolDir={work}/spool
+SlurmctldPidFile={work}/slurmctld.pid
+SlurmdPidFile={work}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+ReturnToService=2
+JobRequeue=1
+KillWait=60
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN
+PartitionName=low Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=high Nodes={host} MaxTime=INFINITE State=UP PriorityTier=10
+"""
+
+
+def install(work: Path) -> None:
+    """Debian's Slurm, and submitit in a folder of its own."""
+    if os.geteuid() != 0:
+        sys.exit(
+            "error: make cluster-check starts Slurm's daemons and needs root; try it in a container: sudo make cluster-check"
+        )
+    commands = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
+    if any(not shutil.which(c) for c in commands):
+        if not shutil.which("apt-get"):
+            sys.exit(
+                "error: Slurm is not installed and there is no apt-get; install slurmctld, slurmd and munge first"
+            )
+        env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        packages = ["slurmctld", "slurmd", "slurm-client", "munge"]
+        subprocess.run(["apt-get", "update", "-q"], check=True, env=env)
+        subprocess.run(
+            ["apt-get", "install", "-qy", "--no-install-recommends", *packages], check=True, env=env
+        )
+    try:
+        import submitit  # noqa: F401
+    except ImportError:
+        site = work / "site"
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "-q", "--target", str(site), "submitit"], check=True
+        )
+        sys.path.append(str(site))
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]).strip(
+            os.pathsep
+        )
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextlib.contextmanager
+def slurm(work: Path) -> Iterator[None]:
+    """munged, slurmctld and slurmd of one node; SLURM_CONF tells the commands where they are."""
+    host = socket.gethostname().split(".")[0]
+    for name in ("state", "spool"):
+        (work / name).mkdir()
+    key, conf = work / "munge.key", work / "slurm.conf"
+    key.write_bytes(secrets.token_bytes(1024))
+    key.chmod(0o600)
+    conf.write_text(CONF.format(host=host, work=work, port0=free_port(), port1=free_port()))
+    os.environ["SLURM_CONF"] = str(conf)
+    munge = [f"--{name}={work / file}" for name, file in (
+        ("key-file", "munge.key"), ("socket", "munge.sock"), ("pid-file", "munge.pid"), ("log-file", "munge.log"), ("seed-file", "munge.seed"))]  # fmt: skip
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*words: str) -> None:
+        log = open(work / f"{words[0]}.out", "wb")  # noqa: SIM115  (the daemon keeps it)
+        started.append(subprocess.Popen(words, stdout=log, stderr=log))
+
+    try:
+        start("munged", "--foreground", "--force", *munge)
+        wait_until(lambda: (work / "munge.sock").exists(), 20, "munged does not answer")
+        start("slurmctld", "-D", "-i")
+        start("slurmd", "-D", "-N", host)
+        wait_until(
+            lambda: output("sinfo", "-h", "-p", "low", "-o", "%T").strip() == "idle",
+            60,
+            f"the node does not come up; see {work}",
+        )
+        yield
+    finally:
+        subprocess.run(["scancel", "--me", "--signal=KILL", "--full"], capture_output=True)
+        subprocess.run(["scancel", "--me"], capture_output=True)
+        with contextlib.suppress(RuntimeError):  # no process of a job outlives the check
+            wait_until(lambda: not output("squeue", "-h", "--me").strip(), 60, "jobs remain")
+        for process in reversed(started):
+            process.terminate()
+        for process in reversed(started):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+
+
+def output(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True).stdout
+
+
+def wait_until(true: Callable[[], object], seconds: float, otherwise: str) -> None:
+    begun = time.monotonic()
+    while not true():
+        if time.monotonic() - begun > seconds:
+            raise RuntimeError(f"{otherwise} (waited {seconds:.0f} s)")
+        time.sleep(0.2)
+
+
+def toy(root: Path) -> None:
+    """The paper of twenty lines; TOY_SLEEP makes its steps as slow as a signal needs. Arm `extra` dies at seed 100."""
+    import toy as toy_paper
+
+    toy_paper.write(root)
+    for file, old, new in (
+        ("train.py", "            run.log(step=step", "            __import__('time').sleep(float(__import__('os').environ.get('TOY_SLEEP', 0)))\n            run.log(step=step"),
+        ("protocol.yaml", "extra: {set: {lr: 0.1}}", "extra: {set: {lr: 0.1, crash: 100}}"),
+    ):  # fmt: skip
+        path = root / "toy" / file
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.reproduce", "toy", "--scale", "cpu", *words]
+
+
+def hashes(root: Path) -> dict[str, tuple[str, str]]:
+    """{task/seed/arm: sha256 of the trained tensors and of the predictions} of all finished runs."""
+    found = {}
+    for path in sorted((root / "runs").glob("*/*/*/*/*/record.json")):
+        record = json.loads(path.read_text())
+        if record["status"] == "finished":
+            found[str(path.parent.relative_to(root / "runs"))] = (
+                record["state_sha256"],
+                record.get("predictions_sha256", ""),
+            )
+    return found
+
+
+def logs(root: Path, text: str) -> int:
+    return sum(p.read_text().count(text) for p in (root / "runs").glob("toy/*/*/*/*/log.txt"))
+
+
+def running() -> list[str]:
+    return output("squeue", "--me", "-h", "-r", "-t", "RUNNING", "-p", "low", "-o", "%i").split()
+
+
+def in_the_middle(root: Path) -> bool:
+    """Some run has made a few of its steps and is not finished."""
+    metrics = (root / "runs").glob("toy/*/*/*/*/metrics.jsonl")
+    return any(
+        2 <= len(p.read_text().splitlines()) <= 12 and not (p.parent / "record.json").exists()
+        for p in metrics
+    )
+
+
+def disturbed(root: Path) -> list[tuple[str, bool, str]]:
+    """A grid of 9 runs, met by a requeue, by the signal of the time limit and by preemption, against undisturbed local runs."""
+    local = root.parent / "local"
+    toy(local)
+    subprocess.run(command("--seeds", "2"), cwd=local, check=True, capture_output=True)
+    env = {**os.environ, "TOY_SLEEP": "0.5"}
+    log = root.parent / "slurm.log"
+    words = command("--seeds", "2", "--jobs", "4", "--executor", "slurm", "--time", "30m")
+    with open(log, "w") as stream:
+        process = subprocess.Popen(words, cwd=root, env=env, stdout=stream, stderr=subprocess.STDOUT)
+    rows = []
+    high = ["sbatch", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2"]
+    acts: list[tuple[str, Callable[[], list[str]]]] = [
+        ("scontrol requeue", lambda: ["scontrol", "requeue", running()[0]]),
+        ("SIGUSR2, as before a time limit", lambda: ["scancel", "--signal=USR2", running()[-1]]),
+        ("preemption by a job of a higher partition", lambda: high),
+    ]
+    for name, words in acts:
+        wait_until(
+            lambda: process.poll() is not None or (running() and in_the_middle(root)),
+            600,
+            f"no run in the middle for {name}",
+        )
+        before = logs(root, "stopped after step")
+        done = subprocess.run(words(), capture_output=True, text=True)
+        with contextlib.suppress(RuntimeError):
+            wait_until(lambda before=before: logs(root, "stopped after step") > before, 30, name)  # type: ignore[misc]
+        stopped = logs(root, "stopped after step") - before
+        rows.append(
+            (
+                f"{name}: a run finishes its step and checkpoints",
+                stopped > 0,
+                f"{stopped} run(s) stopped {done.stderr.strip()}".strip(),
+            )
+        )
+        time.sleep(2)
+    process.wait(1200)
+    text = log.read_text()
+    rows.append(
+        (
+            "the grid ends as a local one does",
+            process.returncode == 0 and "[9/9]" in text,
+            text.strip().splitlines()[-1][:200],
+        )
+    )
+    stops, again = logs(root, "stopped after step"), logs(root, "continues at step")
+    rows.append(
+        (
+            "requeued runs continue at their checkpoints",
+            again == stops > 0,
+            f"{stops} stops, {again} continuations",
+        )
+    )
+    a, b = hashes(local), hashes(root)
+    rows.append(
+        (
+            "trained tensors and predictions have the sha256 of the local runs",
+            a == b and len(a) == 9,
+            f"{sum(a[k] == b.get(k) for k in a)} of {len(a)} runs equal",
+        )
+    )
+    arrays = [line.strip() for line in text.splitlines() if "submitted" in line]
+    rows.append(("one array per level, stages first", len(arrays) == 2, "; ".join(arrays)))
+    busy = next((line.strip() for line in text.splitlines() if "workers busy" in line), "")
+    rows.append(("scheduling efficiency is printed", bool(busy), busy))
+    return rows
+
+
+def time_limit(root: Path) -> list[tuple[str, bool, str]]:
+    """A run of 80 s in jobs of one minute: Slurm's own signal before its own limit."""
+    env = {**os.environ, "TOY_SLEEP": "4"}
+    words = ["--seeds", "1", "--only", "noisy", "--executor", "slurm", "--time", "1m"]
+    done = subprocess.run(command(*words), cwd=root, env=env, capture_output=True, text=True)
+    stops, again = logs(root, "stopped after step"), logs(root, "continues at step")
+    local = hashes(root.parent / "local")
+    same = [v == local.get(k) for k, v in hashes(root).items()]
+    return [("runs longer than the time limit (80 s, 1 minute) end in later jobs with the local sha256",
+             done.returncode == 0 and stops > 0 and again == stops and all(same) and len(same) == 2,
+             f"{stops} stops, {again} continuations, {sum(same)} of {len(same)} runs equal")]  # fmt: skip
+
+
+def crash(root: Path) -> list[tuple[str, bool, str]]:
+    """A process that dies without a word at one seed."""
+    words = ["--seeds", "2", "--only", "extra", "--executor", "slurm", "--time", "30m"]
+    done = subprocess.run(command(*words), cwd=root, capture_output=True, text=True)
+    result = json.loads((root / "runs/toy/cpu/preview.json").read_text())
+    found = {(r["task"], r["seed"]): (r["status"], r["attempts"]) for r in result["runs"]}
+    expected = {
+        (t, s): ("crashed", 2) if s == 100 else ("finished", 1) for t in ("line", "plane") for s in (100, 101)
+    }
+    return [("a job that dies is given twice and recorded as crashed; the others finish; exit status 1",
+             found == expected and done.returncode == 1, f"exit {done.returncode}; {found}")]  # fmt: skip
+
+
+def real_paper(root: Path) -> list[tuple[str, bool, str]]:
+    """Some runs of a real paper's rehearsal, by Slurm and by the local workers."""
+    paper, arm = "ts_watermark", "kgw"
+    words = [sys.executable, "-m", "benchmarks.reproduce", paper, "--scale", "rehearsal", "--only", arm]
+    root.mkdir()
+    for name, more in (("local", []), ("slurm", ["--executor", "slurm", "--time", "30m"])):
+        env = {**os.environ, "REPRO_RUNS": str(root / name / "runs")}
+        done = subprocess.run([*words, *more], cwd=ROOT, env=env, capture_output=True, text=True)
+        if done.returncode:
+            return [(f"{paper} rehearsal", False, (done.stdout + done.stderr)[-600:])]
+    a, b = hashes(root / "local"), hashes(root / "slurm")
+    return [(f"{paper}: rehearsal of arm {arm} and what it uses, the same sha256 as local runs", a == b and len(a) > 0,
+             f"{sum(a[k] == b.get(k) for k in a)} of {len(a)} runs equal")]  # fmt: skip
+
+
+def main() -> int:
+    begun = time.monotonic()
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
+    )  # so that the daemons are stopped
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+    os.environ.update(CUDA_VISIBLE_DEVICES="", REPRO_CHECKPOINT_SECONDS="60")
+    os.environ.pop("REPRO_RUNS", None)
+    work = Path(tempfile.mkdtemp(prefix="cluster-check-"))
+    rows: list[tuple[str, bool, str]] = []
+    install(work)
+    try:
+        with slurm(work):
+            for part in (disturbed, time_limit, crash, real_paper):
+                root = work / part.__name__ / "slurm"
+                if part is real_paper:
+                    root = work / part.__name__
+                else:
+                    toy(root)
+                if part is time_limit:  # compared with the runs of the first part
+                    shutil.copytree(work / "disturbed" / "local", root.parent / "local")
+                for row in part(root):
+                    rows.append(row)
+                    print(f"{'PASS' if row[1] else 'FAIL'}  {row[0]} ({row[2]})", flush=True)
+    finally:
+        if os.environ.get("KEEP"):
+            print(f"kept: {work}")
+        else:
+            shutil.rmtree(work, ignore_errors=True)
+    from shared import runs
+
+    result = {
+        "command": "make cluster-check", "passed": all(r[1] for r in rows), "seconds": round(time.monotonic() - begun, 1),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": runs.commit(ROOT),
+        "versions": {"slurm": output("slurmctld", "-V").strip(), "munge": output("munged", "--version").split(" (")[0].strip(),
+                     "submitit": metadata.version("submitit"), "python": sys.version.split()[0]},
+        "cluster": "one node, 4 CPUs declared, slurmctld and slurmd on the same machine, no accounting",
+        "checks": [{"check": c, "passed": p, "detail": d} for c, p, d in rows],
+    }  # fmt: skip
+    target = ROOT / "benchmarks" / "results" / "cluster.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(result, indent=1) + "\n")
+    print(
+        f"{sum(r[1] for r in rows)} of {len(rows)} checks pass in {result['seconds']:.0f} s -> {os.path.relpath(target)}"
+    )
+    return 0 if result["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
