@@ -1,26 +1,27 @@
 """Cost of one PPO batch over one supervised batch of the same texts, and throughput of rollout and update.
 
-    python -m benchmarks.methods.ppo_nlu [--rounds 5] [--device cpu]
+    python -m benchmarks.methods.ppo_nlu [--rounds 5] [--device cpu] [--json FILE]
 
 Llama-like decoder of 4 blocks of width 256, vocabulary 2,000, LoRA r 16 on query and value; 16 texts of 72 prompt and
 22 answer tokens. The plain step is a supervised LoRA step on those texts with the logits of every column, as trainers
-take it. Variants take turns in every round and each is compared with the plain step of its own round, so that a busy
-machine slows both; medians over rounds are printed. Measured for the official trainer: 6.5 (4 groups of 4 answers, a
-separate pass for the old policy, 4 x 2 minibatches); derived floor 4.5 with the head on answer columns only.
+take it. Measured for the official trainer: 6.5 (4 groups of 4 answers, a separate pass for the old policy, 4 x 2
+minibatches); derived floor 4.5 with the head on answer columns only. Tokens per second count real tokens: the answers
+of a rollout, prompts and answers of an update. "ragged" prompts are one of 72 tokens for three of 18.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
+import os
+import sys
 from collections.abc import Callable
 
 import torch
 
+from benchmarks.methods import cost
 from ppo_nlu import bandit, method, models
 from ppo_nlu.method import Hyper, Policy, Rollout
+from shared import runs
 
 TARGET = 4.6
 B, P, T, VOCABULARY = 16, 72, 22, 2000
@@ -38,16 +39,8 @@ def policy(device: torch.device) -> Policy:
     return Policy(models.add_lora(lm, 16, 32, True, "none", "default")).to(device)
 
 
-def clock(device: torch.device) -> float:
-    """CPU seconds on a CPU (a busy machine distorts them less), wall seconds on a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
-
-
-def steps(device: torch.device) -> dict[str, Callable[[], None]]:
-    """Name -> one step; all on one policy and the same prompts."""
+def steps(device: torch.device) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
+    """(name -> one step, name -> its real tokens); all on one policy and the same prompts."""
     p = policy(device)
     trained = [x for x in p.parameters() if x.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6)
@@ -76,7 +69,7 @@ def steps(device: torch.device) -> dict[str, Callable[[], None]]:
     def whole(size: int = B) -> None:
         learn(sample(), size)
 
-    return {
+    todo = {
         "plain": plain,
         "ppo batch": whole,
         "ppo batch, minibatches of 8": lambda: whole(8),
@@ -86,33 +79,13 @@ def steps(device: torch.device) -> dict[str, Callable[[], None]]:
         "update, ragged, padded": lambda: learn(uneven, B),
         "update, ragged, bucketed by 4": lambda: learn(uneven, 4),
     }
+    everything, answers = int(fixed.mask.sum()), int(fixed.lengths.sum())
+    tokens = {name: answers if "rollout" in name else everything for name in todo}
+    return todo, tokens | {name: int(uneven.mask.sum()) for name in todo if "ragged" in name}
 
 
 def void(_: object) -> None:
     return None
-
-
-def measure(device: torch.device, rounds: int) -> dict[str, dict[str, float]]:
-    """Name -> {seconds, ratio to plain, tokens_per_second}; medians over rounds."""
-    work = steps(device)
-    work["plain"]()
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(rounds):
-        for name, step in work.items():
-            begun = clock(device)
-            step()
-            seconds[name].append(clock(device) - begun)
-    found = {}
-    for name, own in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(own, seconds["plain"]))
-        tokens = B * T if "rollout" in name else B * (P + T)
-        if "ragged" in name:
-            tokens = sum((P // 4 if i % 4 else P) + T for i in range(B))
-        found[name] = {
-            "seconds": round(statistics.median(own), 4), "ratio": round(ratio, 2),
-            "tokens_per_second": round(tokens / statistics.median(own)),
-        }  # fmt: skip
-    return found
 
 
 def main() -> None:
@@ -124,22 +97,20 @@ def main() -> None:
     parser.add_argument("--json", default="", help="also write the figures to this file")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    found = measure(torch.device(asked.device), asked.rounds)
-    for name, row in found.items():
-        print(
-            f"{name:32s} {row['seconds']:8.4f} s   {row['ratio']:5.2f} x plain   {row['tokens_per_second']:8.0f} tokens/s"
-        )
-    ratio = found["ppo batch"]["ratio"]
-    print(
-        f"one PPO batch: {ratio:.2f} supervised batches of the same texts (target at most {TARGET}, official 6.5)"
-    )
-    if asked.json:
-        with open(asked.json, "w") as file:
-            json.dump(
-                {"paper": "ppo_nlu", "device": asked.device, "rounds": asked.rounds, "rows": found},
-                file,
-                indent=1,
-            )
+    todo, tokens = steps(torch.device(asked.device))
+    rows = cost.measure(todo.pop("plain"), todo, asked.rounds, asked.device)
+    for name, row in rows.items():
+        row["tokens_per_second"] = round(tokens[name] / row["seconds"])
+    cost.show("ppo_nlu: 16 texts of 72 + 22 tokens; plain: one supervised LoRA step on them", rows)
+    print("  tokens/s: " + "; ".join(f"{name} {row['tokens_per_second']}" for name, row in rows.items()))
+    print(f"  target: a PPO batch costs at most {TARGET} plain steps; the official trainer's costs 6.5")
+    here = runs.environment()
+    cost.write(
+        asked.json, "ppo_nlu", rows, device=asked.device, rounds=asked.rounds,
+        machine={"cpu": here["processor"], "cores": os.cpu_count(), "system": here["system"], "device": here["device"]},
+        versions={"python": here["python"], **here["packages"]},
+        command=" ".join(["python -m benchmarks.methods.ppo_nlu", *sys.argv[1:]]),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
