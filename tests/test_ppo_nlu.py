@@ -83,6 +83,26 @@ def test_official_parser_takes_what_contains_an_answer():
     assert official.sft_target(prompts.task("cb"), 2) == " 3 </Judgement>"
 
 
+@pytest.mark.parametrize("task", WORD_TASKS, ids=lambda t: t.name)
+def test_official_reward_table_of_every_task(task):
+    right, wrong = task.words[0], task.words[1]
+    no_word = -1.0 if task.name == "record" else -3.0
+    first_found = task.name in ("sst2", "record")  # "Positive", "Yes" is looked for first, and is label 1
+    any_case = task.name in ("mnli", "ax", "cb", "record", "copa")
+    table = {
+        f" {right} </Judgement>": 1.0,
+        f" {wrong} </Judgement>": -1.0,
+        f" {right}": -3.0,
+        "": -3.0,
+        " </Judgement>": no_word,
+        f" {right} and {wrong} </Judgement>": -1.0 if first_found else -3.0,
+        f" I think {right} </Judgement>": 1.0,
+        f" {right.lower()} </Judgement>": 1.0 if any_case else -3.0,
+    }
+    for text, expected in table.items():
+        assert prompts.reward(task, text, official.parse_in_training(task, text), 0) == expected, text
+
+
 @pytest.mark.parametrize("task", list(prompts.TASKS.values()), ids=lambda t: t.name)
 def test_prompts_hold_every_field_and_end_in_the_tag(task):
     nasty = {key: f'{key} {{curly}} "quoted"\nline {{0}}' for key, _ in task.fields}
@@ -215,6 +235,47 @@ def test_the_first_inner_pass_has_ratio_one(lora):
     assert log["ratio"] != pytest.approx(1, abs=1e-6) or log["kl_old_new"] > 0
 
 
+def test_dropout_of_the_base_model_acts_nowhere():
+    """Answers are sampled, and both sides of the ratio computed, without dropout, whatever mode the policy came in."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    tokenizer = models.digits_tokenizer()
+    half = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
+    lm = GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=8, n_layer=2, n_head=2, **half)
+    )
+    policy = Policy(lm)
+    found = []
+    for training in (True, False):
+        policy.train(training)
+        found.append(some_answers(policy, tokenizer))
+    assert torch.equal(found[0].ids, found[1].ids)
+    policy.train()
+    optimizer = torch.optim.SGD(policy.parameters(), lr=1e-2)
+    log, _ = update(policy, optimizer, found[0], torch.randn(8), 0.2, Hyper(minibatch=4))
+    assert log["ratio_first"] == pytest.approx(1, abs=1e-5) and log["clip_fraction_first"] == 0
+    shipped = models.add_lora(models.tiny("llama", 32), 16, 32, True, "none", "default")
+    assert shipped.peft_config["default"].lora_dropout == 0
+
+
+def test_an_answer_token_is_judged_at_the_column_before_it():
+    """Against one full pass: the column after the last token is left out and nothing shifts; entropy has no graph."""
+    policy, tokenizer = tiny_policy()
+    answers = some_answers(policy, tokenizer)
+    log_pi, V, entropy = policy(answers.ids, answers.mask, answers.T)
+    assert log_pi.requires_grad and V.requires_grad and not entropy.requires_grad
+    positions = (answers.mask.cumsum(1) - 1).clamp(min=0)
+    out = policy.lm(input_ids=answers.ids, attention_mask=answers.mask, position_ids=positions, output_hidden_states=True)  # fmt: skip
+    before = slice(-answers.T - 1, -1)
+    words = torch.distributions.Categorical(logits=out.logits[:, before])
+    values = policy.value(out.hidden_states[-1][:, before]).squeeze(-1)
+    real = answers.answer_mask().bool()
+    assert torch.allclose(log_pi[real], words.log_prob(answers.ids[:, -answers.T :])[real], atol=1e-5)
+    assert torch.allclose(V[real], values[real], atol=1e-5)
+    assert torch.allclose(entropy[real], words.entropy()[real], atol=1e-5)
+
+
 def test_reference_is_the_loaded_model():
     policy, tokenizer = tiny_policy()
     answers = some_answers(policy, tokenizer)
@@ -243,7 +304,10 @@ def test_trained_biases_are_warned_about():
     lm = Qwen2ForCausalLM(Qwen2Config(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                                       num_key_value_heads=1, intermediate_size=16))  # fmt: skip
     with pytest.warns(UserWarning, match="reference"):
-        models.add_lora(lm, 4, 8, True, "all", "default")
+        lm = models.add_lora(lm, 4, 8, True, "all", "default")
+    trained = [n for n, p in lm.named_parameters() if p.requires_grad]
+    assert any(n.endswith(".bias") for n in trained)
+    assert all("lora_" in n or n.endswith(".bias") for n in trained)
 
 
 def reference_loss(policy: Policy, answers: Rollout, old, V_old, A, G, h: Hyper) -> torch.Tensor:
@@ -374,6 +438,14 @@ def test_greedy_rollout_equals_generate():
     )
     ours = rollout(policy, tokenizer, [[8, 9, 2], [10, 11, 12, 13, 2]], 6, stop=None)
     assert torch.equal(ours.ids, theirs[:, : ours.ids.shape[1]])
+
+
+def test_a_cold_sample_is_the_greedy_answer():
+    policy, tokenizer = tiny_policy()
+    asked, u = [[8, 9, 2], [10, 11, 12, 13, 2]], torch.rand(2, 6, generator=torch.Generator().manual_seed(0))
+    greedy = rollout(policy, tokenizer, asked, 6)
+    assert torch.equal(rollout(policy, tokenizer, asked, 6, u, temperature=1e-6).ids, greedy.ids)
+    assert not torch.equal(rollout(policy, tokenizer, asked, 6, u, temperature=50.0).ids, greedy.ids)
 
 
 def test_an_empty_answer_is_one_action_and_unreadable():
@@ -756,6 +828,67 @@ def test_a_stopped_run_continues_to_the_same_bits(shortly, monkeypatch):
     assert parts["gates"] == whole["gates"] and parts["details"] == whole["details"]
 
 
+def test_the_test_split_does_not_reach_training(shortly, monkeypatch):
+    """Other test questions with other answers: the same trained weights, other predictions."""
+    whole = shortly("ppo", folder="ppo-tested")
+    real = train.load_data
+
+    def other(config, run):
+        items = real(config, run)
+        return replace(items, test=[replace(x, label=1 - x.label) for x in items.test[::-1]])
+
+    monkeypatch.setattr(train, "load_data", other)
+    changed = shortly("ppo", folder="ppo-other-test")
+    assert changed["state_sha256"] == whole["state_sha256"]
+    assert changed["predictions_sha256"] != whole["predictions_sha256"]
+
+
+def test_adapter_loads_with_peft_and_gives_the_recorded_answers(shortly):
+    from peft import PeftModel
+
+    record = shortly("ppo", folder="ppo-lora", lora_rank=4, lora_targets="all", lr=0.05)
+    place, start = train.Path(record["config"]["out"]), train.Path(record["config"]["uses"]["start"])
+    lm, tokenizer = models.restore(start / "model")
+    policy = Policy(PeftModel.from_pretrained(lm, str(place / "export")).eval())
+    told = [json.loads(line) for line in (place / "answers.jsonl").read_text().splitlines()]
+    asked = {x.id: prompts.prompt(prompts.task("digits"), x.fields) for x in digits().test}
+    q = [models.encode(tokenizer, asked[line["id"]])[0] for line in told]
+    assert rollout(policy, tokenizer, q, record["config"]["max_new"]).texts == [x["greedy"] for x in told]
+    adapter = [p for n, p in policy.named_parameters() if "lora_B" in n]
+    assert adapter and all(p.abs().max() > 0 for p in adapter)
+
+
+def test_ppo_and_sft_need_no_trl(shortly, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    for arm in ("ppo", "sft"):
+        assert shortly(arm, folder=f"{arm}-without", steps=1)["status"] == "finished"
+    with pytest.raises(runs.BadInput, match="skipped"):
+        shortly("grpo", folder="grpo-without", steps=1)
+
+
+def test_official_accidents_run(shortly):
+    record = shortly("ppo_official", steps=1)
+    assert record["status"] == "finished" and record["config"]["parser"] == "official"
+
+
+def test_a_reward_that_is_no_number_stops_the_run_and_is_recorded(shortly, monkeypatch):
+    place = train.Path(shortly("sft")["config"]["out"]).with_name("ppo-nan")
+    monkeypatch.setattr(asking.prompts, "reward", lambda *_: float("nan"))
+    with pytest.raises(runs.Diverged, match="reward"):
+        shortly("ppo", folder="ppo-nan")
+    record = json.loads((place / "record.json").read_text())
+    assert (record["status"], record["chosen_step"]) == ("diverged", 0)
+
+
+def test_out_of_memory_while_sampling_names_the_remedy(shortly, monkeypatch):
+    def scarce(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train, "rollout", scarce)
+    with pytest.raises(runs.BadInput, match="--batch"):
+        shortly("ppo", folder="ppo-scarce")
+
+
 PAIR = """
 import os, sys, torch, torch.distributed as dist
 sys.path[:0] = [{root!r}, {tests!r}]
@@ -845,6 +978,18 @@ def test_prefix_model_sees_the_prompt_whole_and_the_answer_causally():
         p = (m.cumsum(1) - 1).clamp(min=0)
         assert torch.allclose(lm(padded, m, p).hidden_states[0][:, 2:], h, atol=1e-5)
         assert (lm(ids, mask, positions, logits_to_keep=1).logits[..., 2] < -1e8).all()
+
+
+@pytest.mark.slow
+def test_minilm_answers_questions_about_real_text(shortly):
+    """The exhibit's three arms, a few batches: real encoder, adapter on its queries and values, no cache."""
+    records = {
+        arm: shortly(arm, "documentation", test_limit=8, batch=4, minibatch=4)
+        for arm in ("text_zero_shot", "text_sft", "text_ppo")
+    }
+    assert {r["status"] for r in records.values()} == {"finished"}
+    assert records["text_ppo"]["details"]["budget"]["gradient_steps"] == 12
+    assert all(g["passed"] for g in records["text_ppo"]["gates"])
 
 
 @pytest.mark.slow
