@@ -479,6 +479,8 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
 
 def slurm_options(options: argparse.Namespace) -> cluster.Options:
     minutes = int(-(-(seconds_of(options.time, "TIME") or 4 * 3600) // 60))
+    if minutes < 2:  # Slurm warns up to half a minute early: such a job would be asked to stop as it starts
+        raise BadInput(f"TIME={options.time}: a job needs at least 2m")
     return cluster.Options(minutes, 0, options.partition, options.account)
 
 
