@@ -151,17 +151,15 @@ class Policy(nn.Module):
         """
         lm = self.frozen[0] if reference and self.frozen else self.lm
         off = self.lm.disable_adapter() if reference and self.adapter else contextlib.nullcontext()
-        with off:  # what follows the last token is nobody's business: its column is left out
-            out = self.call(lm, ids[:, :-1], mask[:, :-1], T, output_hidden_states=True, use_cache=False)
-        logits = out.logits[:, -T:]
+        with off:
+            out = self.call(lm, ids, mask, T + 1, output_hidden_states=True, use_cache=False)
+        logits = out.logits[:, -T - 1 : -1]
         log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(
             -1
         )  # never in half precision
         log_pi = log_p.gather(-1, ids[:, -T:, None]).squeeze(-1)
-        with torch.no_grad():  # watched, not trained on
-            entropy = -(log_p.exp() * log_p).sum(-1)
-        h = out.hidden_states[-1][:, -T:]
-        return log_pi, self.value(h.to(self.value.weight.dtype)).squeeze(-1), entropy
+        h = out.hidden_states[-1][:, -T - 1 : -1]
+        return log_pi, self.value(h.to(self.value.weight.dtype)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
 
 
 # --- the outside world ----------------------------------------------------------------------------------------------
