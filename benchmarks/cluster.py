@@ -153,7 +153,7 @@ class Cluster:
             "name": self.paper, "timeout_min": self.options.minutes, "nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1,
             "gpus_per_node": self.options.gpus or None, "slurm_partition": self.options.partition,
             "slurm_account": self.options.account, "slurm_array_parallelism": self.jobs,
-            "slurm_signal_delay_s": min(WARNING, self.options.minutes * 30),
+            "slurm_signal_delay_s": min(WARNING, self.options.minutes * 20),
             "slurm_dependency": f"afterany:{':'.join(after)}" if after else None,
             "slurm_additional_parameters": {"requeue": True},
         }  # fmt: skip

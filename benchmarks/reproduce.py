@@ -319,12 +319,17 @@ def collect(
 
 
 def load_claims(paper: Protocol) -> dict[str, Any]:
+    """claims.yaml, held against the protocol's arms and tasks and against the published numbers its targets name."""
+    from benchmarks import reported
+
     path = paper.directory / "claims.yaml"
     if not path.exists():
         raise BadInput(f"{paper.paper}/claims.yaml is missing")
     found = claims.load_claims(path)
     tasks = {task for scale in paper.document["scales"] for task in paper.tasks(scale)}
     claims.check_names(found, paper.arms, tasks, f"{paper.paper}/claims.yaml")
+    published = reported.load(paper.directory / "reported.yaml")
+    reported.check_targets(found.get("targets") or [], published, f"{paper.paper}/claims.yaml")
     return found
 
 
@@ -479,6 +484,8 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
 
 def slurm_options(options: argparse.Namespace) -> cluster.Options:
     minutes = int(-(-(seconds_of(options.time, "TIME") or 4 * 3600) // 60))
+    if minutes < 2:  # Slurm warns up to half a minute early: such a job would be asked to stop as it starts
+        raise BadInput(f"TIME={options.time}: a job needs at least 2m")
     return cluster.Options(minutes, 0, options.partition, options.account)
 
 

@@ -31,7 +31,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={work}/munge.sock,cred_expire=5
+AuthInfo=socket={work}/munge.sock,cred_expire=20
 SlurmctldPort={port0}
 SlurmdPort={port1}
 StateSaveLocation={work}/state
@@ -264,14 +264,14 @@ def disturbed(root: Path) -> list[tuple[str, bool, str]]:
 
 
 def time_limit(root: Path) -> list[tuple[str, bool, str]]:
-    """A run of 80 s in jobs of one minute: Slurm's own signal before its own limit."""
-    env = {**os.environ, "TOY_SLEEP": "4"}
-    words = ["--seeds", "1", "--only", "noisy", "--executor", "slurm", "--time", "1m"]
+    """A run of 160 s in jobs of two minutes: Slurm's own signal before its own limit."""
+    env = {**os.environ, "TOY_SLEEP": "8"}
+    words = ["--seeds", "1", "--only", "noisy", "--executor", "slurm", "--time", "2m"]
     done = subprocess.run(command(*words), cwd=root, env=env, capture_output=True, text=True)
     stops, again = logs(root, "stopped after step"), logs(root, "continues at step")
     local = hashes(root.parent / "local")
     same = [v == local.get(k) for k, v in hashes(root).items()]
-    return [("runs longer than the time limit (80 s, 1 minute) end in later jobs with the local sha256",
+    return [("runs longer than the time limit (160 s, 2 minutes) end in later jobs with the local sha256",
              done.returncode == 0 and stops > 0 and again == stops and all(same) and len(same) == 2,
              f"{stops} stops, {again} continuations, {sum(same)} of {len(same)} runs equal")]  # fmt: skip
 

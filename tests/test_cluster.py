@@ -105,11 +105,11 @@ def test_one_array_per_level_that_waits_for_the_level_below(fake, tmp_path):
 def test_large_levels_are_cut_and_short_limits_warn_earlier(fake, monkeypatch):
     monkeypatch.setattr(cluster, "ARRAY", 2)
     slurm, made, _ = fake()
-    made.options = cluster.Options(1)
+    made.options = cluster.Options(2)
     made.run([Node("a", "t", s, True) for s in range(3)] + [Node("b", "t", 0, False, uses=(("a", "t", 0),))], set())  # fmt: skip
     assert [len(a["jobs"]) for a in slurm.arrays] == [2, 1, 1]
     assert slurm.arrays[2]["parameters"]["slurm_dependency"] == "afterany:1:2"
-    assert slurm.arrays[0]["parameters"]["slurm_signal_delay_s"] == 30
+    assert slurm.arrays[0]["parameters"]["slurm_signal_delay_s"] == 40
     assert "gpus_per_node" not in slurm.arrays[0]["parameters"]
 
 
@@ -206,6 +206,8 @@ def reproduce(root, *words, **environ):
 def test_the_command_refuses_and_the_dry_plan_shows_measured_costs(toy):
     done = reproduce(toy, "--executor", "slurm")
     assert done.returncode == 2 and "EXECUTOR=slurm needs SCALE=" in done.stderr
+    done = reproduce(toy, "--executor", "slurm", "--scale", "cpu", "--time", "1m")
+    assert done.returncode == 2 and "TIME=1m" in done.stderr
     done = reproduce(toy, "--executor", "slurm", "--scale", "cpu", PATH=str(toy))
     assert done.returncode == 2 and "not on PATH" in done.stderr and not (toy / "runs").exists()
     done = reproduce(toy, "--scale", "cpu", "--dry")

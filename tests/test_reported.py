@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import reported
+from benchmarks import reported, reproduce
+from benchmarks.claims import load_claims
 from benchmarks.reported import ORIGINS, check_targets, convert, flow, load, target_of
-from shared.protocol import BadInput
+from shared.protocol import BadInput, Protocol
 
 PAPERS = ("autolora", "dasgm", "mlo_mae", "ppo_nlu", "tapweight", "ts_watermark", "weight_mixup")
 COUNTS = {"autolora": 71, "dasgm": 87, "mlo_mae": 36, "ppo_nlu": 15, "tapweight": 9, "ts_watermark": 884, "weight_mixup": 21}  # fmt: skip
@@ -113,6 +114,28 @@ def test_targets_match_by_id_before_pattern():
     check_targets(targets[:2], known, "claims.yaml")
     with pytest.raises(BadInput, match=r"unknown key 'opt\.kgw\.zz'; did you mean 'opt\.kgw\.z'"):
         check_targets([{"reported": "opt.kgw.zz"}], known, "claims.yaml")
+
+
+def test_the_runner_refuses_a_target_that_names_no_published_number(root, tmp_path):
+    for name in ("protocol.yaml", "claims.yaml", "reported.yaml", "train.py"):
+        (tmp_path / "autolora").mkdir(exist_ok=True)
+        (tmp_path / "autolora" / name).write_bytes((root / "autolora" / name).read_bytes())
+    paper = Protocol(tmp_path / "autolora")
+    assert reproduce.load_claims(paper)["targets"]
+    path = tmp_path / "autolora" / "claims.yaml"
+    path.write_text(
+        path.read_text().replace("reported: readme-cola-rank-sum", "reported: readme-cola-rank-sun")
+    )
+    with pytest.raises(
+        BadInput, match="unknown key 'readme-cola-rank-sun'; did you mean 'readme-cola-rank-sum'"
+    ):
+        reproduce.load_claims(paper)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_target_of_the_papers_names_a_published_number(root, paper):
+    targets = load_claims(root / paper / "claims.yaml").get("targets") or []
+    check_targets(targets, load(root / paper / "reported.yaml"), f"{paper}/claims.yaml")
 
 
 @pytest.mark.parametrize(
