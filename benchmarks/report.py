@@ -24,7 +24,7 @@ import jinja2
 import matplotlib
 from markupsafe import Markup
 
-from benchmarks import pictures, plots, readme
+from benchmarks import differences, pictures, plots, predictions, readme
 from benchmarks.readme import (  # also the interface of this module, for the recorder and the checker
     PAPERS,
     SCALES,
@@ -226,7 +226,69 @@ def by_task(claim: dict[str, Any]) -> list[tuple[str, str]]:
     return rows if len(rows) > 1 else []
 
 
-def claim_view(claim: dict[str, Any], result: Result, declared: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def items_of(result: Result) -> dict[str, int]:
+    """task -> test items of one run, from the predictions beside the result; {} where there are none."""
+    path = result.path.with_suffix(".predictions.npz")
+    found: dict[str, int] = {}
+    for (_, task, _), arrays in (predictions.unpack_predictions(path) if path.exists() else {}).items():
+        rows = [len(array) for name, array in arrays.items() if not name.startswith("_")]
+        found[task] = max([found.get(task, 0), *rows])
+    return found
+
+
+def how(claim: dict[str, Any], result: Result, items: dict[str, int]) -> list[tuple[str, str]]:
+    """How a verdict was reached: rule, data, seeds, interval, controls; each a sentence."""
+    kind, role, n = claim.get("kind"), claim.get("role"), claim.get("n") or 0
+    side = f"the threshold {readme.number(claim.get('threshold') or 0)}"
+    if role == "exhibit":
+        rule = "An exhibit is shown and never judged: it counts neither for nor against the paper."
+    elif kind == "exact":
+        rule = f"A comparison of counts needs no test: supported if every seed lies above {side}, else contradicted."
+    else:
+        rule = (
+            "Supported if every condition below holds for the claim, contradicted if every one holds against it, else "
+            f"inconclusive. p-values are adjusted by Holm over the {role} claims of this scale."
+        )
+    splits, tasks = result.data.get("splits") or {}, claim.get("tasks") or list(items)
+    data = "; ".join(
+        f"{task}"
+        + (f", {items[task]:,} test items" if task in items else "")
+        + (f" (split {splits[task]['test'][:12]})" if (splits.get(task) or {}).get("test") else "")
+        for task in tasks
+    )
+    replicates = (
+        "test items of one model" if claim.get("unit") == "item" else "seeds, tasks averaged within a seed"
+    )
+    seeds = readme.seeds_text(result.data.get("seeds") or [])
+    rows = [("Rule", rule), ("Data", data or "no predictions are kept beside this result")]
+    rows.append(
+        (
+            "Seeds",
+            f"{seeds}; the {n} replicates are {replicates}" if n else f"{seeds}; none gave a difference",
+        )
+    )
+    if n > 1 and kind != "exact":
+        resampled = (
+            "items are not resampled"
+            if not claim.get("item_ci95")
+            else "another by resampling test items 2,000 times"
+        )
+        rows.append(("Intervals", f"95 % Student t over the replicates; {resampled}"))
+    controls = readme.controls_of(claim)
+    if controls:
+        told = ", ".join(f"{c['arm']} {c.get('outcome') or 'OPEN'}" for c in controls)
+        rows.append(
+            ("Controls", f"{told}. A control is beaten if method minus control passes the same tests.")
+        )
+    else:
+        none = claim.get("controls")
+        rows.append(("Controls", none if isinstance(none, str) and none else "none declared"))
+    return rows
+
+
+def claim_view(
+    claim: dict[str, Any], result: Result, declared: dict[str, dict[str, Any]], items: dict[str, int]
+) -> dict[str, Any]:
     other = {c["id"]: c for c in (result.other or {}).get("claims") or []}.get(claim["id"])
     n = claim.get("n") or 0
     collapses = [*(claim.get("diverged") or {}).values(), *(claim.get("at_chance") or {}).values()]
@@ -240,6 +302,7 @@ def claim_view(claim: dict[str, Any], result: Result, declared: dict[str, dict[s
         "unit_text": readme.unit_of(claim),
         "picture": pictures.claim_picture(claim, result.data, result.key),
         "conditions": conditions(claim),
+        "how": how(claim, result, items),
         "by_task": by_task(claim),
         "controls": readme.controls_of(claim),
         "no_controls": claim["controls"] if isinstance(claim.get("controls"), str) else "",
@@ -265,8 +328,8 @@ def reported_view(result: Result | None, directory: Path, declared: dict[str, An
         )
         if ours.get("verdict"):
             verdict = ours["verdict"]
-        elif value is None:
-            verdict = "NO PUBLISHED VALUE"
+        elif value is None or not (ours.get("source") or entry.get("source")):
+            verdict = "NO PUBLISHED VALUE"  # nobody read it, or nobody can say where
         else:
             verdict = "CONTEXT" if not own else "NOT RUN" if target.get("arm") else "NO COUNTERPART"
         row = {**entry, **ours, "reported": value, "sd": ours.get("sd", entry.get("std")), "verdict": verdict}
@@ -333,6 +396,14 @@ def commands(paper: str, result: Result | None) -> list[tuple[str, str]]:
     ]
 
 
+def differences_of(paper: Paper, result: Result | None, declared: dict[str, Any]) -> list[dict[str, Any]]:
+    path = paper.directory / "README.md"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return differences.blocks(
+        text, result.data if result else None, declared, result.scale if result else "cpu"
+    )
+
+
 def headline(result: Result) -> dict[str, Any]:
     """The few figures that stand above everything else."""
     data = result.data
@@ -367,18 +438,19 @@ def page(paper: Paper, result: Result | None) -> dict[str, Any]:
         "commands": commands(paper.name, result),
         "implemented": readme.implemented(paper.directory),
         "checked": readme.checked(paper.directory, result.scale if result else None),
+        "differences": differences_of(paper, result, declared),
     }
     if result is None:
         return view
     data, directories = result.data, run_directories(result, paper.runs)
     by_id = {c["id"]: c for c in declared.get("claims") or []}
     own, problem = pictures.method_pictures(data, paper.directory, directories, result.key)
-    runs = data.get("runs") or []
+    runs, items = data.get("runs") or [], items_of(result)
     return {
         **view,
         "data": data,
         "head": headline(result),
-        "claims": [claim_view(c, result, by_id) for c in data.get("claims") or []],
+        "claims": [claim_view(c, result, by_id, items) for c in data.get("claims") or []],
         "strips": pictures.strip_pictures(data, declared, result.key),
         "curves": pictures.curve_pictures(data, directories, result.key),
         "figures": own,
@@ -419,6 +491,9 @@ def overview(paper: Paper) -> dict[str, Any]:
         "run": ran,
         "checked": readme.checked(paper.directory, result.scale if result else None),
         "reported": reported_view(result, paper.directory, declared)["tally"],
+        "costs": readme.costs(result.data, readme.load_yaml(paper.directory / "protocol.yaml"))
+        if result
+        else {},
     }
 
 
@@ -443,20 +518,25 @@ def findings(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """report/summary.json: what a machine wants to know without reading HTML."""
+    """report/summary.json: what a machine wants to know without reading HTML; its fields stand in docs/verdicts.md."""
     keep = (
         "id",
         "statement",
         "kind",
         "role",
+        "metric",
+        "unit",
+        "tasks",
         "n",
         "effect",
         "ci95",
         "item_ci95",
         "threshold",
+        "detectable",
         "verdict",
         "reason",
     )
+    spent = ("runs", "seconds", "seconds_in_all", "gradient_evaluations", "gradient_evaluations_in_all")
     papers = []
     for row in rows:
         result: Result | None = row["result"]
@@ -481,8 +561,13 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "checked": row["checked"],
                 **{
                     k: head.get(k)
-                    for k in ("gates", "gates_passed", "runs", "diverged", "crashed", "seconds")
+                    for k in (
+                        *("gates", "gates_passed", "runs", "diverged", "crashed"),
+                        *("seconds", "cpu_seconds", "gradient_evaluations"),
+                    )
                 },
+                "seeds": result.data.get("seeds") if result else None,
+                "arms": {arm: {k: cost.get(k) for k in spent} for arm, cost in row["costs"].items()},
                 "workers_busy": row.get("workers_busy"),
                 "claims": claims,
                 "reported": dict(row["reported"]),

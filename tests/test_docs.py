@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +67,88 @@ def test_commands_of_a_page(page):
             assert words[0] in {"git", "pip", "hf", "export", "cd", "python", "open", "accelerate"}, (
                 f"{page.name}: {command}"
             )
+
+
+# --- "Read one method in an hour" ---------------------------------------------------------------------------------------
+
+
+def hour(paper: str) -> str:
+    text = (ROOT / paper / "README.md").read_text()
+    assert text.count("## Read one method in an hour\n") == 1, f"{paper}/README.md has no such section"
+    return text.split("## Read one method in an hour\n")[1].split("\n## ")[0]
+
+
+def exercise(paper: str) -> tuple[str, str, str, list[str]]:
+    """(file, the line, what it becomes, the words of the command)."""
+    found = re.search(
+        r"\*\*Exercise\.\*\* In `([^`]+)` replace\n\n```python\n(.*?)\n```\n\nby\n\n```python\n(.*?)\n```\n\nand run `([^`]+)`",
+        hour(paper),
+    )
+    assert found, f"{paper}/README.md: the exercise does not read as those of the other papers do"
+    return found[1], found[2], found[3], shlex.split(found[4])
+
+
+def defined(path: Path) -> set[str]:
+    """Names of the functions, methods and classes of a file."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)}
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_the_hour_names_what_there_is(paper):
+    text = hour(paper)
+    assert f"python -m {paper}.train --tiny" in text
+    steps = re.findall(r"`(\w+/\w+\.py)`: ((?:`\w+`(?:, |,\n +)?)+)", text)
+    assert len(steps) >= 3
+    for file, names in steps:
+        missing = set(re.findall(r"`(\w+)`", names)) - defined(ROOT / file)
+        assert not missing, f"{paper}/README.md: {file} defines no {missing}"
+    tests = defined(ROOT / f"tests/test_{paper}.py")
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert named and named <= tests, f"{paper}/README.md: no such test: {named - tests}"
+    minutes = [int(m) for m in re.findall(r"^\d\. \((\d+)", text, re.MULTILINE)]
+    assert 55 <= sum(minutes) <= 65
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_the_exercise_changes_a_line_that_is_there(paper):
+    file, old, new, command = exercise(paper)
+    code = (ROOT / file).read_text()
+    assert code.count(old) == 1, (
+        f"{paper}/README.md quotes a line that {file} has {code.count(old)} times: {old}"
+    )
+    assert new != old and new not in code.splitlines()
+    ast.parse(code.replace(old, new))
+    assert command[:4] == ["python", "-m", "pytest", f"tests/test_{paper}.py"] and command[4] == "-k"
+    chosen = [word for word in command[5].split() if word != "or"]
+    for word in chosen:
+        assert any(word in name for name in defined(ROOT / command[3])), (
+            f"{paper}/README.md: -k {word} picks no test"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paper", PAPERS)
+def test_the_exercise_breaks_what_it_says(paper, tmp_path):
+    """In a copy: at least one of the tests that the page names fails, and it is among those of the command."""
+    file, old, new, command = exercise(paper)
+    leave = shutil.ignore_patterns(".*", "runs", "report", "results", "__pycache__")
+    for name in (paper, "shared", "benchmarks", "tests", "pyproject.toml"):
+        source = ROOT / name
+        shutil.copytree(source, tmp_path / name, ignore=leave) if source.is_dir() else shutil.copy(
+            source, tmp_path
+        )
+    for good in (True, False):
+        if not good:
+            code = (tmp_path / file).read_text()
+            (tmp_path / file).write_text(code.replace(old, new))
+        words = [sys.executable, *command[1:], "-p", "no:cacheprovider"]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        failed = set(re.findall(r"^FAILED \S+::(\w+)", done.stdout, re.MULTILINE))
+        if good:
+            assert done.returncode == 0, done.stdout
+        else:
+            assert failed and failed <= set(re.findall(r"`(test_\w+)`", hour(paper))), (failed, done.stdout)
 
 
 def test_make_without_a_target_prints_help():

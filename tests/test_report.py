@@ -12,7 +12,7 @@ import pytest
 import synthetic_results
 from matplotlib.figure import Figure
 
-from benchmarks import plots, readme, report
+from benchmarks import differences, plots, readme, report
 
 VOID = {"meta", "br", "link", "img", "input", "hr", "wbr"}
 
@@ -175,6 +175,13 @@ def test_summary_for_machines(root):
     assert claim["controls"] == {"permuted": "NOT BEATEN", "random": "BEATEN"}
     assert papers["autolora"]["recorded"] is False and papers["dasgm"]["recorded"] is True
     assert papers["ppo_nlu"]["scale"] is None
+    arm = papers["autolora"]["arms"]["autolora"]
+    assert arm["gradient_evaluations_in_all"] > arm["gradient_evaluations"] > 0 and arm["seconds"] > 0
+    assert len(claim["ci95"]) == 2 and claim["unit"] and papers["autolora"]["gradient_evaluations"] > 0
+    described = (Path(report.__file__).parent.parent / "docs" / "verdicts.md").read_text()
+    for name in {*papers["autolora"], *claim, *arm}:
+        field = re.sub(r"\w+_in_all$", "*_in_all", name)
+        assert f"`{field}`" in described, f"docs/verdicts.md does not say what {name} is"
 
 
 def test_rendering_is_deterministic(root, tmp_path):
@@ -250,6 +257,82 @@ def test_numbers(value, shown):
 def test_intervals_share_their_decimals():
     assert readme.interval([-0.00658, 2.36]) == "-0.01 to +2.36"
     assert readme.interval([None, 1.0]) == "n/a" and readme.interval(None) == "n/a"
+
+
+# --- differences and how a verdict was reached ---------------------------------------------------------------------------
+
+SECTION = """# A
+## Differences: paper, official code, ours
+
+Default in **bold**; `a\\|b` <i>stays</i>.
+
+| # | paper | ours |
+| --- | --- | --- |
+| 1 | \\|x\\|² | **`rule=a`**, or `b`. Effect: `permuted` - `autolora` |
+| 2 | w\\* | [a link](other.md). Effect: `never_run` - `autolora` |
+| 3 | key * p * q | - |
+
+1. first,
+   going on
+2. second
+
+## Next
+not this
+"""
+
+
+def test_differences_are_read_from_the_readme_and_measured_from_runs(root):
+    result, declared = synthetic_results.result(), readme.load_yaml(root / "autolora/claims.yaml")
+    text, table, items = differences.blocks(SECTION, result, declared, "cpu")
+    assert text["text"] == "Default in <strong>bold</strong>; <code>a|b</code> &lt;i&gt;stays&lt;/i&gt;."
+    first, second, third = table["rows"]
+    assert [str(c) for c in first["cells"][:2]] == ["1", "|x|²"] and "<strong><code>rule=a</code>" in first[
+        "cells"
+    ][2]
+    assert (
+        str(second["cells"][1]) == "w*"
+        and "a link" in second["cells"][2]
+        and "href" not in second["cells"][2]
+    )
+    assert str(third["cells"][1]) == "key * p * q" and third["effect"] == []
+    assert second["effect"] == ["not run at scale cpu"]
+    points = readme.scores(result, declared)
+    for line in first["effect"]:
+        task, metric = line.partition(":")[0].split(", ")
+        mean = {arm: [v for _, v, _ in points[task, metric, arm]] for arm in ("permuted", "autolora")}
+        d = [a - b for a, b in zip(mean["permuted"], mean["autolora"])]
+        assert readme.number(sum(d) / len(d), signed=True).replace("-", "−") in line and f"n {len(d)}" in line
+    assert len(first["effect"]) == 2  # two tasks
+    assert [(row["id"], str(row["text"])) for row in items["rows"]] == [
+        ("1", "first, going on"),
+        ("2", "second"),
+    ]
+    assert differences.blocks("# no such heading\n", result, declared, "cpu") == []
+    assert differences.blocks(SECTION, None, {}, "cpu")[1]["rows"][0]["effect"] == ["not run at scale cpu"]
+
+
+@pytest.mark.parametrize("paper", readme.PAPERS)
+def test_every_paper_has_its_numbered_differences(paper):
+    directory = Path(report.__file__).parent.parent / paper
+    found = differences.blocks((directory / "README.md").read_text(), None, {}, "cpu")
+    rows = [row for block in found if block["kind"] != "text" for row in block["rows"]]
+    assert len(rows) >= 10 and len({row["id"] for row in rows}) == len(rows)
+    for block in found:
+        if block["kind"] == "table":
+            assert {len(row["cells"]) for row in block["rows"]} == {len(block["head"])}
+    arms = readme.load_yaml(directory / "protocol.yaml")["arms"]
+    for pair in differences.EFFECT.findall((directory / "README.md").read_text()):
+        for side in pair:
+            assert side.partition(":")[0] in arms, f"{paper}: {side} is no arm"
+
+
+def test_each_claim_says_how_its_verdict_was_reached(pages):
+    page = pages["autolora.html"]
+    claims = synthetic_results.result()["claims"]
+    assert page.text.count("How this verdict was reached") == len(claims)
+    for words in ("Rule Supported if every condition", "Data documentation", "Seeds 100-107", "Intervals 95 % Student t",
+                  "Controls permuted NOT BEATEN", "An exhibit is shown and never judged", "needs no test"):  # fmt: skip
+        assert words in page.text, words
 
 
 # --- README tables -------------------------------------------------------------------------------------------------------
