@@ -2,20 +2,16 @@
 
     python -m benchmarks.methods.tapweight [--rounds 7] [--device cpu] [--json FILE]
 
-Encoder of 4 blocks of width 256, 8,000 word pieces, micro-batches of 16 texts of 32 tokens; three losses (pair, masked pair,
-order). The plain step is Level I with one micro-batch and Adam, with the MLM head on masked places only, as in the cycle; the
-second ratio is over a plain step with word scores at every place, as the official code (and our measurement of it) has them.
-A cycle is Level I (1 or 4 micro-batches), Level II, and Level III with the last micro-batch. All variants take turns in every round and each is compared with the plain steps around it. CPU: one thread, CPU seconds. Beside the cost: the cosine of
-the gradient of the weights with the exact one. Official algorithm: 2.9 with one micro-batch, 5.9 with four (measured).
+Encoder of 4 blocks of width 256, 8,000 word pieces, micro-batches of 16 texts of 32 tokens; three losses (pair, masked
+pair, order). A cycle is Level I (1 or 4 micro-batches), Level II, and Level III with the last micro-batch. The plain step is
+Level I with one micro-batch and Adam, with the MLM head on masked places only, as in the cycle; row `plain, word scores
+everywhere` has them at every place, as the official code (and our measurement of it: 2.9 with one micro-batch, 5.9 with four).
+Beside the cost: the cosine of the gradient of the weights with the exact one, for this batch. CPU: one thread, CPU seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +22,8 @@ from shared import vectors
 from tapweight import baselines, language, method, objectives
 
 V, D, BATCH, TOKENS = 8000, 256, 16, 32
-TARGETS = {1: 2.0, 4: 4.9}
+TARGETS = {1: 2.0, 4: 4.9}  # micro-batches -> plain steps
+EVERYWHERE = "plain, word scores everywhere"
 
 
 class Work:
@@ -111,42 +108,15 @@ class Work:
         return vectors.cosine(found[:1], found[1:])
 
 
-def seconds(step: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    begun = clock()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return clock() - begun
-
-
-def measure(rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
-    """mode/micro-batches -> median over rounds of cycle / plain step (the two around it), lowest, highest, the ratio over a
-    plain step with word scores everywhere, and the cosine of the gradient of the weights with the exact one."""
-    plain = Work(device, 1, method.MODES[0])
-    todo = {f"{mode}/{n}": Work(device, n, mode) for mode in method.MODES for n in TARGETS}
+def measure(rounds: int, device: str) -> dict[str, cost.Row]:
+    """Rows mode/micro-batches (with the cosine of the gradient of the weights), the plain step, and the costlier plain step."""
+    place = torch.device(device)
+    plain = Work(place, 1, method.MODES[0])
+    todo = {f"{mode}/{n}": Work(place, n, mode) for mode in method.MODES for n in TARGETS}
     cosines = {name: work.agreement() for name, work in todo.items()}
-    plain.plain()
-    for work in todo.values():
-        work.cycle()
-    ratios: dict[str, list[float]] = {name: [] for name in todo}
-    everywhere = []
-    for _ in range(rounds):
-        before = seconds(plain.plain, device)
-        everywhere.append(seconds(lambda: plain.plain(True), device) / before)
-        for name, work in todo.items():
-            own = seconds(work.cycle, device)
-            after = seconds(plain.plain, device)
-            ratios[name].append(own / ((before + after) / 2))
-            before = after
-    full = statistics.median(everywhere)
-    return {
-        name: {"ratio": statistics.median(r), "lowest": min(r), "highest": max(r),
-               "over_scores_everywhere": statistics.median(r) / full, "cosine": cosines[name]}
-        for name, r in ratios.items()
-    }  # fmt: skip
+    kinds = {name: work.cycle for name, work in todo.items()} | {EVERYWHERE: lambda: plain.plain(True)}
+    rows = cost.measure(plain.plain, kinds, rounds, device)
+    return {name: row | ({"cosine": cosines[name]} if name in cosines else {}) for name, row in rows.items()}
 
 
 def main() -> None:
@@ -156,15 +126,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", default="", help="also write the figures to this file")
-    args = parser.parse_args()
+    asked = parser.parse_args()
     torch.set_num_threads(1)
-    found = measure(args.rounds, torch.device(args.device))
-    print("tapweight: cost of a cycle over a plain continued-pretraining step")
-    for name, row in found.items():
-        micro = int(name.rsplit("/", 1)[1])
-        print(f"  {name:22} {row['ratio']:5.2f} [{row['lowest']:.2f}, {row['highest']:.2f}]   over scores everywhere "
-              f"{row['over_scores_everywhere']:5.2f}   target {TARGETS[micro]}   cosine {row['cosine']:.6f}")  # fmt: skip
-    cost.write(args.json, "tapweight", found, device=args.device, rounds=args.rounds)
+    rows = measure(asked.rounds, asked.device)
+    cost.show(f"tapweight: a cycle over a plain continued-pretraining step (targets: {TARGETS})", rows)
+    for name in (name for name, row in rows.items() if "cosine" in row):
+        over = rows[name]["ratio"] / rows[EVERYWHERE]["ratio"]
+        print(f"  {name:34} cosine {rows[name]['cosine']:.6f}   over scores everywhere {over:.2f}")
+    cost.write(asked.json, "tapweight", rows, device=asked.device, rounds=asked.rounds)
 
 
 if __name__ == "__main__":
