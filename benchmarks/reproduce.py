@@ -50,13 +50,25 @@ def cuda_devices() -> list[str]:
     return [str(i) for i, _ in enumerate(x for x in listing.stdout.splitlines() if x.startswith("GPU"))]
 
 
-def missing_inputs(paper: Protocol, scale: str) -> list[str]:
-    """Models and data of a scale that are neither in a folder nor at a hub that answers."""
+def missing_inputs(paper: Protocol, scale: str) -> list[tuple[str, str]]:
+    """("model" or "data", name) of what a scale needs and is neither in a folder nor at a hub that answers."""
     from shared import sources
 
     needs = paper.scale(scale).get("needs") or {}
     wanted = [("model", m) for m in needs.get("models", [])] + [("data", d) for d in needs.get("data", [])]
-    return [f"{kind} {name}" for kind, name in wanted if not sources.available(kind, name)]
+    return [(kind, name) for kind, name in wanted if not sources.available(kind, name)]
+
+
+def how_to_fetch(lacking: list[tuple[str, str]]) -> list[str]:
+    """Lines for the terminal: what is missing, each followed by the command that fetches it."""
+    from shared import sources
+
+    by_command: dict[str, list[str]] = {}
+    for kind, name in lacking:
+        by_command.setdefault(sources.fetch_command(kind, name), []).append(f"{kind} {name}")
+    return [
+        line for command, names in by_command.items() for line in (f"  {', '.join(names)}", f"    {command}")
+    ]
 
 
 def choose_scale(paper: Protocol, asked: str | None, executor: str = "local") -> tuple[str, str]:
@@ -77,12 +89,13 @@ def choose_scale(paper: Protocol, asked: str | None, executor: str = "local") ->
     if not cuda_devices():
         return "cpu", "no CUDA device"
     have = set(paper.document["scales"])
-    lacking = missing_inputs(paper, "paper") if "paper" in have else ["scale paper"]
+    lacking = missing_inputs(paper, "paper") if "paper" in have else [("scale", "paper")]
     if not lacking:
         return "paper", "a CUDA device, and every model and data set of the paper is in reach"
+    names = ", ".join(map(" ".join, lacking))
     if "gpu" in have and not missing_inputs(paper, "gpu"):
-        return "gpu", f"a CUDA device; for scale paper these are missing: {', '.join(lacking)}"
-    return "cpu", f"a CUDA device, but the data of larger scales are missing: {', '.join(lacking)}"
+        return "gpu", f"a CUDA device; for scale paper these are missing: {names}"
+    return "cpu", f"a CUDA device, but the data of larger scales are missing: {names}"
 
 
 def seconds_of(text: str | None, name: str = "LIMIT") -> float | None:
@@ -449,9 +462,9 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
     if finished < len(nodes):
         countdown(hours if gpus else 0, float(body.get("download_gb", 0)), options.scale)
         if lacking := missing_inputs(paper, scale):
-            say(
-                f"missing for scale {scale}: {', '.join(lacking)} (README, 'Data and models', says where to put them)"
-            )
+            say(f"NOT RUN: missing for scale {scale} (README, 'Data and models', has every layout):")
+            for line in how_to_fetch(lacking):
+                say(line)
             return 2
     outcomes = train(paper, scale, nodes, jobs, seconds_of(options.limit), slurm)
     bad = {k: o for k, o in outcomes.items() if o.status not in {"finished", "diverged"}}

@@ -16,6 +16,7 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,7 +225,22 @@ class Protocol:
         values = _check_keys(
             values, set(self.fields) - {"scale", "arm", "task", "seed", "out", "uses"}, where
         )
-        return {k: _check_type(k, v, self.fields[k].annotation, where) for k, v in values.items()}
+        return self.check_numbers(
+            {k: _check_type(k, v, self.fields[k].annotation, where) for k, v in values.items()}, where
+        )
+
+    def check_numbers(self, values: dict[str, Any], where: str) -> dict[str, Any]:
+        """`values`, or BadInput: a number must be finite, and at least 0 unless its default in Config is negative."""
+        for key, value in values.items():
+            if isinstance(value, int | float):
+                default = self.fields[key].default
+                negative_too = isinstance(default, int | float) and default < 0
+                if not math.isfinite(value) or (value < 0 and not negative_too):
+                    least = "" if negative_too else " of at least 0"
+                    raise BadInput(
+                        f"{where}: {key} = {value} must be a finite number{least} (its default is {default})"
+                    )
+        return values
 
     @staticmethod
     def _tasks(body: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -635,14 +635,17 @@ def command_line(config_class: type, run: Callable[[Any], Path], doc: str | None
             )
         arm = _option(argv, "arm") or (small["arm"] if tiny else paper.selected(scale)[0])
         task = _option(argv, "task") or (small["task"] if tiny else paper.arm_tasks(arm, scale)[0])
-        seed = int(_option(argv, "seed") or 0)
-        node = paper.node(scale, arm, task, seed)
+        seed = _option(argv, "seed") or "0"
+        if not seed.isdecimal():
+            raise BadInput(f"--seed {seed}: expected a whole number of at least 0")
+        node = paper.node(scale, arm, task, int(seed))
         chosen = paper.config(scale, node)
         chosen["uses"] = {k[0]: _option(argv, f"uses.{k[0]}") or chosen["uses"][k[0]] for k in node.uses}
         import tyro
 
         prog = f"python -m {paper.paper}.train"
         config = tyro.cli(config_class, prog=prog, default=config_class(**chosen), args=argv, description=doc)
+        paper.check_numbers({f: getattr(config, f) for f in paper.fields}, "command line")
         _stop_on_signals()
         for key in node.uses:
             if _option(argv, f"uses.{key[0]}") is None:

@@ -207,6 +207,14 @@ def load_hub(hub: Hub, folder: str, part: str) -> Any:
     return data
 
 
+def fetch_command(kind: str, name: str) -> str:
+    """How to get a `model` or the `data` of that name, in one line."""
+    if kind == "model":
+        return f"hf download {name} --local-dir $REPRO_MODELS/{name}"
+    layout = layout_of(name)
+    return layout.fetch if layout else f"put it at $REPRO_DATA/{name}"
+
+
 def _data_remedy(folder: str, hub: Hub | None) -> str:
     root = os.environ.get("REPRO_DATA", "")
     where = f"not in REPRO_DATA={root}" if root else "REPRO_DATA is not set"
@@ -317,7 +325,7 @@ def _model_remedy(name: str) -> str:
             + (", and HF_HUB_OFFLINE forbids asking the hub" if offline() else ""),
             f"  layout:  config.json, model.safetensors, tokenizer files, in $REPRO_MODELS/{name}",
             f"  source:  huggingface.co/{name} (licence: see its card)",
-            f"  fetch:   hf download {name} --local-dir $REPRO_MODELS/{name}",
+            f"  fetch:   {fetch_command('model', name)}",
         ]
     )
 

@@ -543,22 +543,9 @@ def bad_words(paper: str, case: str) -> tuple[list[str], list[str]]:
 
 CASES = ["arm misspelt", "task misspelt", "scale misspelt", "option misspelt", "whole number expected", "number expected",
          "seed not a number", "rate negative", "batch negative", "choice misspelt", "no such device"]  # fmt: skip
-KNOWN = {
-    **{(p, "seed not a number"): "runs.command_line: int() of the seed ends in a traceback" for p in PAPERS},
-    **{(p, "rate negative"): "refused by torch alone, after data and model are there" for p in PAPERS if p != "ppo_nlu"},
-    **{(p, "batch negative"): "not checked before data and model are there" for p in PAPERS if p != "tapweight"},
-}  # fmt: skip
 
 
-def bad_cases():
-    for paper, case in itertools.product(PAPERS, CASES):
-        reason = KNOWN.get((paper, case))
-        yield pytest.param(
-            paper, case, marks=[pytest.mark.xfail(strict=True, reason=reason)] if reason else []
-        )
-
-
-@pytest.mark.parametrize("paper, case", bad_cases())
+@pytest.mark.parametrize("paper, case", itertools.product(PAPERS, CASES))
 def test_a_bad_command_is_refused_before_anything_is_loaded(paper, case, tmp_path, monkeypatch, capsys):
     train = importlib.import_module(f"{paper}.train")
     words, expected = bad_words(paper, case)
@@ -584,6 +571,7 @@ BAD_PROTOCOLS = {
     "key of the defaults misspelt": (lambda d, f: d.setdefault("defaults", {}).update({f + "z": 1}), lambda f: f"did you mean '{f}'"),
     "type in tiny": (lambda d, f: d["tiny"]["set"].update({f: "many"}), lambda f: f"{f} = 'many' is str"),
     "unknown stage": (lambda d, f: next(iter(d["arms"].values())).update(uses=["nothing"]), lambda f: "unknown key 'nothing'"),
+    "negative number": (lambda d, f: d["tiny"]["set"].update({f: -4}), lambda f: f"{f} = -4 must be a finite number of at least 0"),
     "unknown scale": (lambda d, f: d["scales"].update(cpuu={"tasks": []}), lambda f: "did you mean 'cpu'"),
 }  # fmt: skip
 
@@ -681,9 +669,6 @@ def test_offline_the_papers_protocol_names_what_is_missing(paper, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="benchmarks.reproduce points to README; neither NOT RUN nor a fetching command"
-)
 @pytest.mark.parametrize("paper", PAPERS)
 def test_offline_the_papers_protocol_says_how_to_fetch_it(paper, tmp_path):
     said = without_data(paper, tmp_path)

@@ -596,6 +596,14 @@ def test_folder_round_trip_and_tampering(tmp_path, word_codec):
     for bad, words in [("", "empty"), ("ba", "1 token"), ("qqq xxx yyy www", "vocabulary")]:
         with pytest.raises(ValueError, match=words):
             Detector.load(folder).score(bad)
+    # still valid JSON, but another key, another token
+    for file in ("watermark.json", "tokenizer/tokenizer.json"):
+        good = (folder / file).read_text()
+        (folder / file).write_text(good.replace("7919", "7920").replace('"ba"', '"bax"'))
+        with pytest.raises(ValueError, match=f"{file} changed after"):
+            Watermark.load(folder)
+        (folder / file).write_text(good)
+    Watermark.load(folder)
     payload = bytearray((folder / "watermark.safetensors").read_bytes())
     payload[-3] ^= 1
     (folder / "watermark.safetensors").write_bytes(payload)

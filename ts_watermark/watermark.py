@@ -58,11 +58,13 @@ class Watermark:
         return GreenLists(sizes, self.vocab_size, self.key, self.permutation, device, max_bytes)
 
     def save(self, folder: str | Path, tokenizer=None) -> Path:
-        """Write safetensors + JSON (with the sha256 of the former), and the tokenizer if given."""
+        """Write safetensors, the tokenizer if given, and a JSON of settings with the sha256 of all three."""
         from safetensors.torch import save
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if tokenizer is not None:
+            tokenizer.save(folder / "tokenizer")
         tensors = {
             "gamma": self.gamma,
             "delta": self.delta,
@@ -71,11 +73,9 @@ class Watermark:
         payload = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
         (folder / TENSORS).write_bytes(payload)
         settings = {"kind": "ts_watermark", "vocab_size": self.vocab_size, "key": self.key,
-                    "size_rounding": self.size_rounding, "permutation": self.permutation,
-                    "sha256": hashlib.sha256(payload).hexdigest(), "about": self.about}  # fmt: skip
+                    "size_rounding": self.size_rounding, "permutation": self.permutation, "about": self.about}  # fmt: skip
+        settings["sha256"] = _hashes(folder, settings)
         (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
-        if tokenizer is not None:
-            tokenizer.save(folder / "tokenizer")
         return folder
 
     @classmethod
@@ -90,18 +90,26 @@ class Watermark:
                                         "`python -m ts_watermark.train` writes one under export/")  # fmt: skip
         try:
             settings = json.loads((folder / SETTINGS).read_text())
+            expected = dict(settings.pop("sha256"))
+            found = _hashes(folder, settings)
             kind = settings.pop("kind")
-            expected = settings.pop("sha256")
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder / SETTINGS} is damaged ({error}); take a fresh copy") from error
-        payload = (folder / TENSORS).read_bytes()
-        found = hashlib.sha256(payload).hexdigest()
-        if kind != "ts_watermark" or found != expected:
-            raise ValueError(f"{folder / TENSORS} was changed after it was saved (sha256 {found[:12]}, "
-                             f"expected {expected[:12]}); take a fresh copy")  # fmt: skip
-        tensors = load(payload)
+        changed = sorted(k for k in expected | found if expected.get(k) != found.get(k))
+        if kind != "ts_watermark" or changed:
+            raise ValueError(f"{folder}: {', '.join(changed) or SETTINGS} changed after it was saved (sha256); "
+                             "take a fresh copy")  # fmt: skip
+        tensors = load((folder / TENSORS).read_bytes())
         networks = {k.removeprefix("networks."): v for k, v in tensors.items() if k.startswith("networks.")}
         return cls(tensors["gamma"], tensors["delta"], networks=networks, **settings)
+
+
+def _hashes(folder: Path, settings: dict) -> dict[str, str]:
+    """File -> sha256 of what a watermark consists of; `settings` (without their hashes) stand for their file."""
+    files = [folder / TENSORS, *sorted(p for p in (folder / "tokenizer").rglob("*") if p.is_file())]
+    hashes = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    text = json.dumps(settings, sort_keys=True)
+    return hashes | {SETTINGS: hashlib.sha256(text.encode()).hexdigest()}
 
 
 @torch.no_grad()
