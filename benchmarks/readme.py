@@ -490,14 +490,17 @@ def outdated(path: Path, tables: dict[str, str]) -> list[str]:
 
 
 def _tables(root: Path, papers: Sequence[str]) -> list[tuple[Path, dict[str, str]]]:
-    """The READMEs that exist among those of `papers` and the project's, each with its tables."""
+    """The READMEs that exist among those of `papers`, the project's and docs/findings.md, each with its tables."""
+    from benchmarks import findings  # which imports this module
+
     found = [(root / paper / "README.md", paper) for paper in papers] + [(root / "README.md", "")]
     tables = [
         (path, readme_tables(root / paper) if paper else project_tables(root))
         for path, paper in found
         if path.exists()
     ]
-    return tables
+    answers = root / "docs" / "findings.md"
+    return tables + ([(answers, {"findings": findings.findings_table(root)})] if answers.exists() else [])
 
 
 def write_readmes(root: Path, papers: Sequence[str] = PAPERS) -> list[Path]:

@@ -25,6 +25,7 @@ import matplotlib
 from markupsafe import Markup
 
 from benchmarks import differences, pictures, plots, predictions, readme
+from benchmarks.findings import answers
 from benchmarks.readme import (  # also the interface of this module, for the recorder and the checker
     PAPERS,
     SCALES,
@@ -491,6 +492,7 @@ def overview(paper: Paper) -> dict[str, Any]:
         "run": ran,
         "checked": readme.checked(paper.directory, result.scale if result else None),
         "reported": reported_view(result, paper.directory, declared)["tally"],
+        "answers": answers(paper.name, shown),
         "costs": readme.costs(result.data, readme.load_yaml(paper.directory / "protocol.yaml"))
         if result
         else {},

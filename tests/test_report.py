@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import synthetic_results
+import yaml
 from matplotlib.figure import Figure
 
-from benchmarks import differences, plots, readme, report
+from benchmarks import differences, findings, plots, readme, report
 
 VOID = {"meta", "br", "link", "img", "input", "hr", "wbr"}
 
@@ -165,6 +166,45 @@ def test_findings_place_every_claim_once(root, pages):
     found = [link for link in pages["findings.html"].links if link.startswith("autolora.html#claim-")]
     declared = [c for c in synthetic_results.result()["claims"] if c["role"] != "exhibit"]
     assert len(found) == len(set(found)) == len(declared)
+
+
+def test_questions_ask_for_claims_and_controls_that_are_declared():
+    asked = findings.questions()
+    assert set(asked) == set(readme.PAPERS) and min(map(len, asked.values())) >= 3
+    for paper, held in asked.items():
+        declared = yaml.safe_load((Path(report.__file__).parent.parent / paper / "claims.yaml").read_text())[
+            "claims"
+        ]
+        by_id = {c["id"]: c for c in declared if c["role"] != "exhibit"}
+        for question in held:
+            claim = by_id[question["claim"]]
+            assert question["ask"].endswith("?") and set(question) <= {"ask", "claim", "control"}
+            assert question.get("control") is None or question["control"] in claim["controls"]
+
+
+@pytest.mark.parametrize(
+    "verdict, words",
+    [
+        ("SUPPORTED (scaled down)", "Yes"),
+        ("SUPPORTED, NOT ATTRIBUTED (scaled down)", "Yes, but without the idea b does as well"),
+        ("SUPPORTED, ATTRIBUTION OPEN", "Yes; whether c does as well stays open"),
+        ("CONTRADICTED", "No"),
+        ("INCONCLUSIVE for this model (scaled down)", "These runs cannot tell"),
+    ],
+)
+def test_an_answer_is_the_verdict_of_its_claim(verdict, words):
+    controls = [
+        {"arm": a, "outcome": o, "effect": -1.0, "ci95": [-2.0, 0.0]}
+        for a, o in [("a", "BEATEN"), ("b", "NOT BEATEN"), ("c", "OPEN")]
+    ]
+    claim = {"id": "1", "kind": "difference", "arms": {"method": "m", "opponent": "o"}, "verdict": verdict, "n": 5,
+             "unit": "points", "effect": 2.0, "ci95": [1.0, 3.0], "controls": controls}  # fmt: skip
+    ours = findings.answer({"ask": "Is it?", "claim": "1"}, [claim])
+    assert ours["words"] == words and ours["evidence"] == "m - o = +2.00 points (95 % +1.00 to +3.00, n 5)"
+    for arm, said in [("a", "Yes"), ("b", "No"), ("c", "These runs cannot tell")]:
+        ours = findings.answer({"ask": "Is it?", "claim": "1", "control": arm}, [claim])
+        assert ours["words"] == said and ours["evidence"].startswith(f"m - {arm} = -1.00 points")
+    assert findings.answer({"ask": "Is it?", "claim": "2"}, [claim]) is None
 
 
 def test_summary_for_machines(root):
