@@ -13,13 +13,13 @@ from benchmarks import readme
 QUESTIONS = Path(__file__).with_name("questions.yaml")
 ANSWERS = {
     "SUPPORTED": "Yes",
-    "SUPPORTED, NOT ATTRIBUTED": "Yes, but without the idea {NOT BEATEN} does as well",
-    "SUPPORTED, ATTRIBUTION OPEN": "Yes; whether {OPEN} does as well stays open",
+    "SUPPORTED, NOT ATTRIBUTED": "Yes, but no more than without the idea ({NOT BEATEN})",
+    "SUPPORTED, ATTRIBUTION OPEN": "Yes; whether because of the idea stays open ({OPEN})",
     "CONTRADICTED": "No",
     "INCONCLUSIVE": "These runs cannot tell",
     "NOT RUN": "Not run",
     "BEATEN": "Yes",
-    "NOT BEATEN": "No",
+    "NOT BEATEN": "No, that does as well",
     "OPEN": "These runs cannot tell",
 }
 
@@ -44,7 +44,7 @@ def answer(question: dict[str, str], claims: list[dict[str, Any]]) -> dict[str, 
         formula = f"{readme.sides(claim)[0]} - {arm}"
     verdict = verdict.removesuffix(readme.SCALED_DOWN).removesuffix(" for this model")
     named = {
-        o: " and ".join(c["arm"] for c in controls if c.get("outcome") == o) for o in ("OPEN", "NOT BEATEN")
+        o: ", ".join(c["arm"] for c in controls if c.get("outcome") == o) for o in ("OPEN", "NOT BEATEN")
     }
     evidence = formula
     if judged.get("effect") is not None:

@@ -62,7 +62,10 @@ def test_commands_of_a_page(page):
             )
             assert not unknown, f"{page.name}: {command}: {unknown}"
         elif words[:2] == ["python", "-m"] and words[2].split(".")[0] in {*PAPERS, "benchmarks"}:
-            assert (ROOT / (words[2].replace(".", "/") + ".py")).exists(), f"{page.name}: {command}"
+            module = ROOT / words[2].replace(".", "/")
+            assert any(f.exists() for f in (module.with_suffix(".py"), module / "__main__.py")), (
+                f"{page.name}: {command}"
+            )
         else:
             assert words[0] in {"git", "pip", "hf", "export", "cd", "python", "open", "accelerate"}, (
                 f"{page.name}: {command}"

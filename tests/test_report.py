@@ -186,8 +186,8 @@ def test_questions_ask_for_claims_and_controls_that_are_declared():
     "verdict, words",
     [
         ("SUPPORTED (scaled down)", "Yes"),
-        ("SUPPORTED, NOT ATTRIBUTED (scaled down)", "Yes, but without the idea b does as well"),
-        ("SUPPORTED, ATTRIBUTION OPEN", "Yes; whether c does as well stays open"),
+        ("SUPPORTED, NOT ATTRIBUTED (scaled down)", "Yes, but no more than without the idea (b)"),
+        ("SUPPORTED, ATTRIBUTION OPEN", "Yes; whether because of the idea stays open (c)"),
         ("CONTRADICTED", "No"),
         ("INCONCLUSIVE for this model (scaled down)", "These runs cannot tell"),
     ],
@@ -201,7 +201,7 @@ def test_an_answer_is_the_verdict_of_its_claim(verdict, words):
              "unit": "points", "effect": 2.0, "ci95": [1.0, 3.0], "controls": controls}  # fmt: skip
     ours = findings.answer({"ask": "Is it?", "claim": "1"}, [claim])
     assert ours["words"] == words and ours["evidence"] == "m - o = +2.00 points (95 % +1.00 to +3.00, n 5)"
-    for arm, said in [("a", "Yes"), ("b", "No"), ("c", "These runs cannot tell")]:
+    for arm, said in [("a", "Yes"), ("b", "No, that does as well"), ("c", "These runs cannot tell")]:
         ours = findings.answer({"ask": "Is it?", "claim": "1", "control": arm}, [claim])
         assert ours["words"] == said and ours["evidence"].startswith(f"m - {arm} = -1.00 points")
     assert findings.answer({"ask": "Is it?", "claim": "2"}, [claim]) is None
