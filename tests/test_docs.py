@@ -21,10 +21,11 @@ PAGES = sorted(p for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.gl
 
 
 def commands(page: Path) -> list[str]:
-    """Lines of ```sh blocks, without comments and variables in front."""
+    """Lines of ```sh blocks, without comments and what a command reads from its own lines (<<'END' ... END)."""
     found = []
     for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
-        for line in block.replace("\\\n", " ").splitlines():
+        block = re.sub(r"<<'(\w+)'\n.*?^\1$", "", block.replace("\\\n", " "), flags=re.DOTALL | re.MULTILINE)
+        for line in block.splitlines():
             line = re.sub(r"\s+#.*", "", line).strip()
             if line and not line.startswith("#"):
                 found.append(line)
