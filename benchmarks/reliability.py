@@ -49,7 +49,7 @@ ITEMS: dict[str, tuple[str, tuple[str, ...]]] = {
         (OWN + "test_nan_in_any_level",),
     ),
     "10": (
-        "15 bad configurations a method are refused before anything is loaded",
+        "16 bad configurations a method are refused before anything is loaded",
         (OWN + "test_a_bad_command", OWN + "test_a_bad_protocol"),
     ),
     "11": (
