@@ -17,6 +17,7 @@ RunDirectories = dict[tuple[str, str, int], Path]  # (arm, task, seed) -> direct
 
 # First match decides: words of a verdict, an outcome or a comparison -> (style, sign). A sign and a word always stand
 # together, so that colour is never the only carrier.
+LABEL = 44  # characters that fit above a picture beside the effect
 BADGES = (
     ("SUPPORTED, NOT ATTRIBUTED", "partly", "◐"),
     ("SUPPORTED, ATTRIBUTION OPEN", "partly", "◔"),
@@ -77,7 +78,11 @@ def claim_picture(claim: dict[str, Any], data: dict[str, Any], key: str) -> plot
 
     tone = TONES.get(badge_of(claim.get("verdict") or "")[0], plots.NEUTRAL)
     threshold = float(claim.get("threshold") or 0)
-    rows = [row(readme.formula(claim).replace(" - ", " − "), claim, sides, threshold, tone, None)]
+    formula = readme.formula(claim).replace(" - ", " − ")
+    label = (
+        formula if len(formula) <= LABEL else f"the {claim.get('kind')} compared"
+    )  # a longer one meets the effect
+    rows = [row(label, claim, sides, threshold, tone, None)]
     for control in readme.controls_of(claim):
         outcome = control.get("outcome") or "OPEN"
         tone = TONES.get(badge_of(outcome)[0], plots.NEUTRAL)
@@ -94,7 +99,7 @@ def claim_picture(claim: dict[str, Any], data: dict[str, Any], key: str) -> plot
         or f"{len(claim.get('d') or [])}, not listed"
     )
     alt = (
-        f"Paired differences of claim {claim['id']}: {rows[0].label}. Effect {readme.number(rows[0].effect, signed=True)} {unit}, "
+        f"Paired differences of claim {claim['id']}: {formula}. Effect {readme.number(rows[0].effect, signed=True)} {unit}, "
         f"95 % interval {readme.interval(rows[0].ci95)}, threshold {readme.number(threshold)}. Per replicate: {values}."
     )
     for r, control in zip(rows[1:], readme.controls_of(claim), strict=True):
