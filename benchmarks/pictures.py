@@ -181,6 +181,8 @@ def method_pictures(
     path = directory / "figures.py"
     if not path.exists():
         return [], ""
+    from matplotlib import pyplot
+
     pictures: list[plots.Picture] = []
     try:
         with plots.style():
@@ -193,6 +195,7 @@ def method_pictures(
                 spec.loader.exec_module(module)
             for name, caption, alt, figure in module.figures(data, run_dirs):
                 pictures.append(plots.picture(figure, name, caption, alt, f"{key}-own-{name}"))
+                pyplot.close(figure)  # the methods draw with pyplot, which keeps every figure until told
     except Exception as error:
         message = f"{directory.name}.figures failed: {type(error).__name__}: {error}"
         print(message, file=sys.stderr)

@@ -31,11 +31,21 @@ SEARCH, OFFICIAL = "search step (finite difference)", "search step (official hab
 def test_bounds_are_complete_and_of_known_papers():
     bounds = tables.bounds()
     assert set(bounds) == set(PAPERS)
+    known = {"work", "row", "over", "same_work", "lacks", "official", "reached", "floor"}
     for paper, works in bounds.items():
         for bound in works:
-            assert set(bound) <= {"work", "row", "same_work", "lacks", "official", "reached", "floor"}, paper
+            assert set(bound) <= known, paper
             assert {"work", "row", "floor"} <= set(bound), paper
             assert bound.get("official", 1e9) > bound.get("reached", bound["floor"]) >= bound["floor"] * 0.95
+
+
+def test_a_bound_over_another_plain_step_divides_by_it():
+    plain = "plain, word scores everywhere"
+    measured = result(tapweight={"finite-difference/4": row(6.0, 2.0), plain: row(1.2, 1.1)})
+    ours = {b["work"]: own for p, b, own, _ in tables.works(measured) if p == "tapweight" and own}
+    assert ours["cycle, 4 micro-batches"]["ratio"] == pytest.approx(5.0)
+    assert ours["cycle, 4 micro-batches"]["highest"] == pytest.approx(6.1 / 1.2)
+    assert ours["cycle, 4 micro-batches, over our plain step"] == row(6.0, 2.0)
 
 
 def test_rows_of_a_script():

@@ -158,7 +158,7 @@ def test_a_failed_gate_fails_the_command(toy):
     [
         (["--scale", "gpu"], 2, "has no scale 'gpu'"),
         (["--scale", "cpuu"], 2, "did you mean 'cpu'"),
-        (["--scale", "paper"], 2, "missing for scale paper: model nobody/nothing"),
+        (["--scale", "paper"], 2, "hf download nobody/nothing --local-dir $REPRO_MODELS/nobody/nothing"),
         (["--only", "noisi"], 2, "did you mean 'noisy'"),
         (["--limit", "soon"], 2, "LIMIT=soon"),
     ],

@@ -67,7 +67,7 @@ def missing(result: Mapping[str, Any]) -> list[str]:
         f"bounds.yaml: {paper} has no row {name!r}; it has {', '.join(result['papers'][paper]['rows'])}"
         for paper, works in bounds().items()
         if paper in result["papers"]
-        for name in dict.fromkeys(w[key] for w in works for key in ("row", "same_work") if key in w)
+        for name in dict.fromkeys(w[key] for w in works for key in ("row", "same_work", "over") if key in w)
         if name not in result["papers"][paper]["rows"]
     ]
 
@@ -87,11 +87,17 @@ def verdict(ratio: float, bound: Mapping[str, Any]) -> str:
 
 
 def works(result: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]]:
-    """(paper, bound, our row, row of the official way on the same work), {} for a row that was not measured."""
+    """(paper, bound, our row, row of the official way on the same work), {} for a row that was not measured.
+
+    A bound with `over` was measured over another plain step: our ratios are divided by that row's."""
     for paper, listed in bounds().items():
         rows = result["papers"].get(paper, {}).get("rows", {})
         for bound in listed:
-            yield paper, bound, rows.get(bound["row"], {}), rows.get(bound.get("same_work"), {})
+            ours = rows.get(bound["row"], {})
+            if ours and (other := rows.get(bound.get("over"))):
+                scaled = (k for k in ("ratio", "lowest", "highest") if k in ours)
+                ours = ours | {k: ours[k] / other["ratio"] for k in scaled}
+            yield paper, bound, ours, rows.get(bound.get("same_work"), {})
 
 
 def speed_table(root: Path = ROOT) -> str:
