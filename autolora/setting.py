@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autolora import data, models, rehearsal
-from shared import runs
+from shared import processes, runs
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Batches:
                 epoch,
                 self.rows[torch.randperm(len(self.rows), generator=generator).numpy()],
             )
-        return self.order[place * self.size : (place + 1) * self.size]
+        return processes.mine(self.order[place * self.size : (place + 1) * self.size])
 
 
 def task_loss(kind: str, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

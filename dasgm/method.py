@@ -22,6 +22,7 @@ from torch import Tensor
 
 from shared.hypergrad import FiniteDifference, Hypergradient, Method, OneStep, hypergrad
 from shared.multilevel import Level, chain
+from shared.processes import average_gradients, averaged
 from shared.vectors import Vector
 
 Loss = Callable[[], Tensor]
@@ -126,7 +127,7 @@ def architecture_gradient(
     """
     if xi == 0:
         with frozen(W):
-            return list(torch.autograd.grad(F_(), list(A)))
+            return averaged(torch.autograd.grad(F_(), list(A)))
     return hypergrad(F_, L_tr, W, A, float(xi), method).grads
 
 
@@ -154,6 +155,7 @@ def weight_step(loss: Tensor, W: Sequence[Tensor], optimiser: torch.optim.Optimi
     """One SGD step on W; A takes no part in it: neither in the gradient, nor in the norm that is clipped."""
     for p, g in zip(W, torch.autograd.grad(loss, list(W))):
         p.grad = g
+    average_gradients(W)  # over processes, before the norm is taken
     torch.nn.utils.clip_grad_norm_(list(W), clip)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)

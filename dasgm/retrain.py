@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared import cifar, runs
+from shared import cifar, processes, runs
 
 from .data import ImageNet, Images, Problem, batch
 
@@ -60,8 +60,8 @@ class Retraining:
         return r.lr * (r.decay**epoch if r.decay else 0.5 * (1 + math.cos(math.pi * epoch / r.epochs)))
 
     def _batch(self, t: int) -> tuple[Tensor, Tensor]:
-        rows = batch(self.rows, self.recipe.batch, t, self.seed, "retrain batches")
-        stream = runs.stream(self.seed, "retrain augment", t)
+        rows = processes.mine(batch(self.rows, self.recipe.batch, t, self.seed, "retrain batches"))
+        stream = runs.stream(self.seed, "retrain augment", t, *processes.own())
         if self.imagenet is not None:
             images, y = self.imagenet.batch("train", rows, stream)
             return images.to(self.device), y.to(self.device)
@@ -90,6 +90,7 @@ class Retraining:
             )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        processes.average_gradients(self.W)
         torch.nn.utils.clip_grad_norm_(self.W, self.recipe.clip)
         self.optimiser.step()
         return loss.detach()

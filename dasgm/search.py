@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared import runs, vectors
+from shared.processes import alone, mine, own
 
 from . import baselines, darts_space, generators, method, nasbench
 from .data import Images, Problem, batch, gan_images
@@ -159,8 +160,8 @@ class Search:
         c, gan = self.config, self.gan
         assert gan is not None
         images = self.generator_images
-        rows = batch(len(images), c.gan_batch, gan.steps, self.seed, "gan batches").to(self.device)
-        stream = runs.stream(self.seed, "gan view", gan.steps)
+        rows = mine(batch(len(images), c.gan_batch, gan.steps, self.seed, "gan batches")).to(self.device)
+        stream = runs.stream(self.seed, "gan view", gan.steps, *own())
 
         def hunted(fake: Tensor, y: Tensor) -> Tensor:
             return c.eta * method.weakness(self.net(self.problem.T(fake, stream), self.A), y)
@@ -218,13 +219,13 @@ class Search:
         omega = None
         if c.variant == "weighted":
             source = self.problem.validation if c.omega_from == "validation" else self.problem.train
-            xo, yo = self.real(source, t, "omega batches")
-            with torch.no_grad():
+            with torch.no_grad(), alone():  # all processes see the whole batch: omega is not a gradient
+                xo, yo = self.real(source, t, "omega batches")
                 self.omega.update(self.net(xo, self.A), yo)
             omega = self.omega.omega.to(self.device)
-        crops = (self.seed, "crops", t)
+        n, crops = len(mine(range(c.batch))), (self.seed, "crops", t, *own())
         if c.variant == "adversarial" and c.eta:
-            z, ys = gan.draw(c.batch, "architecture", t)
+            z, ys = gan.draw(n, "architecture", t)
 
             def logits() -> Tensor:
                 return self.net(self.problem.T(gan.G(z, ys), runs.stream(*crops)), self.A)
@@ -233,7 +234,7 @@ class Search:
                 return gan.generator_loss(gan.G(z, ys), ys) - c.eta * method.weakness(logits(), ys)
 
             return lambda: method.synthesized_loss(logits(), ys), J, list(gan.G.parameters())
-        fake, ys = gan.sample(c.batch, "architecture", t)
+        fake, ys = gan.sample(n, "architecture", t)
         xs = self.problem.T(fake, runs.stream(*crops))
         if c.labels == "permuted":
             ys = baselines.permuted(ys, runs.stream(self.seed, "permuted labels", t))
@@ -242,18 +243,17 @@ class Search:
     # -- data of the levels
 
     def real(self, images: Images, t: int, name: str) -> tuple[Tensor, Tensor]:
-        rows = batch(len(images), self.config.batch, t, self.seed, name).to(self.device)
-        return self.problem.view(images.pixels[rows], runs.stream(self.seed, "view", name, t)), images.labels[
-            rows
-        ]
+        rows = mine(batch(len(images), self.config.batch, t, self.seed, name)).to(self.device)
+        stream = runs.stream(self.seed, "view", name, t, *own())
+        return self.problem.view(images.pixels[rows], stream), images.labels[rows]
 
     def held_out(self, t: int) -> tuple[Tensor, Tensor]:
         """Level 3's real images: D_val; `aug_val`: D_tr, strongly augmented."""
         if self.config.variant != "aug_val":
             return self.real(self.problem.validation, t, "validation batches")
         images = self.problem.train
-        rows = batch(len(images), self.config.batch, t, self.seed, "augmented batches").to(self.device)
-        stream = runs.stream(self.seed, "strong", t)
+        rows = mine(batch(len(images), self.config.batch, t, self.seed, "augmented batches")).to(self.device)
+        stream = runs.stream(self.seed, "strong", t, *own())
         pixels = baselines.strong(images.pixels[rows], stream, self.problem.photographs)
         return self.problem.normalise(pixels), images.labels[rows]
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from shared import runs
+from shared.processes import mine
 
 from . import data, generators
 
@@ -33,7 +34,9 @@ def train_generator(config: Any, run: runs.Run, problem: data.Problem, device: t
     for step in run.steps(
         saved["step"] if saved else 0, config.gan_steps, lambda: {"gan": gan.state()}, "generator"
     ):
-        rows = data.batch(len(images), config.gan_batch, gan.steps, config.seed, "gan batches").to(device)
+        rows = mine(data.batch(len(images), config.gan_batch, gan.steps, config.seed, "gan batches")).to(
+            device
+        )
         losses = gan.step(problem.signed(images.pixels[rows]), images.labels[rows])
         run.finite(losses["loss_G"], level="generator", step=step, batch=rows.cpu())
         if step % 50 == 0:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared import runs, vectors
+from shared.processes import alone
 from shared.vectors import Vector
 
 from .data import SHOWN, Problem, digit_patches
@@ -31,8 +32,9 @@ def compare_with_exact(
     b = slice(0, CHECKED)
     mask = Mask(at.mask.keep[b], at.mask.restore[b], at.mask.m[b])
     small = Point(at.x[b], at.e[b], mask, at.x2[b], at.y2[b], at.xv[b], at.yv[b])
-    ours = estimator(nets, small, config.head_path, config.lr_head, config.radius)
-    true = exact(nets, small, config.head_path, config.lr_head, config.radius)
+    with alone():  # each of several processes compares on its own images
+        ours = estimator(nets, small, config.head_path, config.lr_head, config.radius)
+        true = exact(nets, small, config.head_path, config.lr_head, config.radius)
     return {
         "cosine": vectors.cosine(ours, true),
         "norm_ratio": vectors.norm(ours) / max(vectors.norm(true), 1e-30),

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared import glue, runs
+from shared.processes import mine
 
 from . import official
 from .data import SHOWN, Problem, Recipe
 from .mae import Encoder, Head
-from .parallel import average_grads, mine
 from .pretrain import Rows
 
 
@@ -92,7 +92,6 @@ class Finetuning:
         loss = F.cross_entropy(logits.float(), y, label_smoothing=c.smoothing)
         self.run.finite(loss, "finetuning", k, images.ids[rows])
         loss.backward()
-        average_grads([p for g in self.optimizer.param_groups for p in g["params"]])
         for group in self.optimizer.param_groups:
             group["lr"] = c.finetune_lr * group["scale"] * self.schedule(k)
         self.optimizer.step()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shared import runs, vectors
+from shared.processes import averaged, mine
 from shared.vectors import Vector
 
 from . import analysis, baselines, official
@@ -20,7 +21,6 @@ from .data import Problem, Recipe
 from .mae import Decoder, Encoder, Head, initialise, patch_errors
 from .masking import Mask, gumbel, mask_network, mixed, random_scores, rank, statistics, visible
 from .method import ESTIMATORS, Networks, Point, weighted_loss, weights
-from .parallel import average_grads, averaged, mine
 
 METHODS = {**ESTIMATORS, "official": official.hypergradient}
 # backward passes of one level 3: (without, with) the path through the head
@@ -240,7 +240,6 @@ class Pretraining:
 
     def _descend(self, name: str, loss: Tensor, trained: list, k: int, also: str = "") -> None:
         loss.backward(inputs=trained)
-        average_grads(trained)
         for each in filter(None, (name, also)):
             self._advance(each, k)
 

@@ -21,7 +21,7 @@ import torch
 from shared import runs
 from shared.runs import BadInput
 
-from . import analysis, data, official, parallel, rehearsal
+from . import analysis, data, official, rehearsal
 from .finetune import Finetuning
 from .outcome import finish
 from .pretrain import METHODS, SHOW, Pretraining
@@ -173,10 +173,10 @@ def check(config: Config) -> None:
 
 def run(config: Config) -> Path:
     check(config)
-    with parallel.started(config) as own, runs.start(own, __file__) as run:
-        if parallel.from_first(run.finished):
+    with runs.start(config, __file__) as run:
+        if run.finished:
             return run.directory
-        device = runs.device(own)
+        device = runs.device(config)
         with rehearsal.inputs(config.scale):
             problem = data.load(config, device)
         images = problem.train
@@ -191,7 +191,7 @@ def run(config: Config) -> Path:
             E = copy.deepcopy(work.nets.E)
             return Finetuning(config, run, problem, E, config.finetune_labels[len(tunings)], device)
 
-        saved = parallel.from_first(run.resume())
+        saved = run.resume()
         start = saved["step"] if saved else 0
         if saved:
             work.load(saved["pretraining"])

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ppo_nlu.method import Policy, Rollout, left_pad, quiet
-from ppo_nlu.processes import all_sum, average_gradients
+from ppo_nlu.processes import all_sum
+from shared import processes
 from shared.runs import BadInput
 
 # --- few-shot ---------------------------------------------------------------------------------------------------------
@@ -74,8 +75,9 @@ def group_update(
         tokens if per_token else all_sum(mask.new_tensor(float(len(batch))))
     )
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    average_gradients(policy)
+    (
+        loss * processes.world()
+    ).backward()  # gradients are averaged over processes, while each holds its share of one sum
     optimizer.step()
     return {
         "reward": float(scores.mean()), "kl": float(kl.mean()), "policy_loss": float(loss.detach()),

@@ -21,10 +21,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from ppo_nlu.processes import all_sum, average_gradients
+from ppo_nlu.processes import all_sum
+from shared import processes
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def update(
         bad = int((~torch.isfinite(scores)).nonzero()[0])
         raise FloatingPointError(f"reward of answer {bad} is {float(scores[bad])} for {batch.texts[bad]!r}")
     quiet(policy)
-    world = dist.get_world_size() if dist.is_initialized() else 1
+    world = processes.world()
     B, T, mask = len(batch), batch.T, batch.answer_mask()
     tokens = all_sum(mask.sum())
     log_old, V_old, log_ref, entropy = (torch.zeros(B, T, device=mask.device) for _ in range(4))
@@ -300,13 +300,12 @@ def update(
             val = (value_loss(V, V_old[rows, :t], G[rows, :t], hyper.clip_value) * w).sum() / tokens
             rho = (log_pi.detach() - old).exp()
             guard = 0.0 if masked_mean(rho, w) > hyper.ratio_limit else 1.0
-            # gradients are AVERAGED over processes (also by FSDP), while each holds its share of one sum: hence x world
+            # gradients are AVERAGED over processes before a step (also by FSDP), while each holds its share of one sum: hence x world
             ((pol + hyper.value_weight * val) * guard * world).backward()
             clipped = ((rho - 1).abs() > hyper.clip).float()
             drift = 0.5 * (log_pi.detach() - old) ** 2
             means = ((x * w).sum() / tokens for x in (rho, clipped, drift))
             sums += torch.stack([pol.detach(), val.detach(), *means, pol.new_tensor(1 - guard)])
-        average_gradients(policy)
         optimizer.step()
         now = dict(
             zip(

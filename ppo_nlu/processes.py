@@ -1,7 +1,7 @@
-"""Several processes: who takes which part of a batch, sharded weights, one checkpoint for all.
+"""A 7B model divided among the processes of `shared/processes.py` (FSDP2), and one checkpoint for all.
 
-Start with `accelerate launch` or `torchrun`.  Trainable tensors that are not sharded get their gradients averaged
-(`average_gradients`); sharded ones are averaged by FSDP2 itself.  Every process answers every test question.
+Frozen weights alone are divided: the adapter, the biases and the value head stay whole in every process, so that any optimiser,
+checkpoint and export works as on one GPU.  Every process answers every test question.
 """
 
 import os
@@ -10,97 +10,54 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from shared import runs
+from shared import processes
+from shared.runs import BadInput
 
 
-def join_processes(config: runs.RunConfig) -> int:
-    """Rank of this process; joins the group that `accelerate launch` or `torchrun` describes in the environment."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() and config.device != "cpu" else "gloo")
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    return dist.get_rank()
+def shard(policy: nn.Module) -> bool:
+    """FSDP2, where the launcher's configuration asks for it (configs/fsdp2.yaml): the frozen weights of each block are divided
+    among the processes and put together while the block computes. Returns whether."""
+    from ppo_nlu.starting import base_of
 
+    if not (processes.several() and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"):
+        return False
+    from torch.distributed.fsdp import fully_shard
 
-def shard(config: runs.RunConfig, policy: nn.Module) -> None:
-    """FSDP2: each block's weights are divided among the processes; the value head stays whole."""
-    from ppo_nlu.starting import base_of, is_hub
-
-    if dist.is_initialized() and is_hub(config.model):
-        from torch.distributed.fsdp import fully_shard
-
-        blocks = set(base_of(policy.lm)._no_split_modules)  # what transformers keeps on one device
-        for module in policy.lm.modules():
-            if type(module).__name__ in blocks:
-                fully_shard(module)
-        fully_shard(policy.lm)
-
-
-def mine(rows: Tensor) -> list[int]:
-    """This process's share of a batch."""
-    return rows[dist.get_rank() :: dist.get_world_size()].tolist() if dist.is_initialized() else rows.tolist()
-
-
-def share(saved):
-    """The checkpoint that process 0 read, on all processes."""
-    if not dist.is_initialized():
-        return saved
-    box = [saved]
-    dist.broadcast_object_list(box)
-    return box[0]
+    trained = {p for p in policy.parameters() if p.requires_grad}
+    if len(trained) == len(list(policy.parameters())):
+        raise BadInput(
+            "configs/fsdp2.yaml divides frozen weights and this run has none: give --lora-rank, or launch with configs/ddp.yaml"
+        )
+    blocks = set(base_of(policy.lm)._no_split_modules)  # what transformers keeps on one device
+    for module in policy.lm.modules():
+        if type(module).__name__ in blocks:
+            fully_shard(module, ignored_params=trained)
+    fully_shard(policy.lm, ignored_params=trained)
+    return True
 
 
 def full(p: Tensor) -> Tensor:
+    """A tensor that may be divided, whole."""
     return p.full_tensor() if hasattr(p, "full_tensor") else p
 
 
-def trained_state(policy: nn.Module, optimizer) -> dict:
-    """Trainable tensors and the optimiser, whole also when they are divided among processes."""
-    return {
-        "trained": {n: full(p).detach() for n, p in policy.named_parameters() if p.requires_grad},
-        "optimizer": {
-            k: {m: full(v) if isinstance(v, Tensor) else v for m, v in state.items()}
-            for k, state in enumerate(optimizer.state_dict()["state"].values())
-        },
-    }
+def trained_state(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Trainable tensors by name, and the optimiser."""
+    trained = {n: p.detach() for n, p in policy.named_parameters() if p.requires_grad}
+    return {"trained": trained, "optimizer": optimizer.state_dict()}
 
 
-def load_trained(policy: nn.Module, optimizer, saved: dict) -> None:
-    from torch.distributed.tensor import distribute_tensor
-
-    def like(p, value):
-        return (
-            distribute_tensor(value.to(p.device), p.device_mesh, p.placements)
-            if hasattr(p, "device_mesh")
-            else value.to(p.device)
-        )
-
-    trained = [(n, p) for n, p in policy.named_parameters() if p.requires_grad]
+def load_trained(policy: nn.Module, optimizer: torch.optim.Optimizer, saved: dict) -> None:
     with torch.no_grad():
-        for n, p in trained:
-            p.copy_(like(p, saved["trained"][n]))
-    for k, (_, p) in enumerate(trained):
-        state = saved["optimizer"].get(k, {})
-        optimizer.state[p] = {
-            m: like(p, v) if isinstance(v, Tensor) and v.shape == p.shape else v for m, v in state.items()
-        }
+        for n, p in policy.named_parameters():
+            if p.requires_grad:
+                p.copy_(saved["trained"][n])
+    optimizer.load_state_dict(saved["optimizer"])
 
 
 def all_sum(x: Tensor) -> Tensor:
     """Sum over processes; x itself where there is one."""
-    if dist.is_initialized():
+    if processes.several():
         x = x.clone()
         dist.all_reduce(x)
     return x
-
-
-def average_gradients(policy: nn.Module) -> None:
-    """Mean of the gradients over processes; sharded parameters (DTensor) were averaged by FSDP in their backward."""
-    if dist.is_initialized():
-        own = [p.grad for p in policy.parameters() if p.grad is not None and not hasattr(p, "device_mesh")]
-        flat = torch.cat([g.flatten() for g in own])  # one message instead of one per tensor
-        dist.all_reduce(flat)
-        for g, mean in zip(own, (flat / dist.get_world_size()).split([g.numel() for g in own])):
-            g.copy_(mean.view_as(g))

@@ -17,26 +17,16 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from ppo_nlu import baselines, evaluate, method, models, official, prompts
 from ppo_nlu.asking import Asker
 from ppo_nlu.classifier import classify
 from ppo_nlu.method import Policy, rollout
-from ppo_nlu.processes import (
-    all_sum,
-    average_gradients,
-    full,
-    join_processes,
-    load_trained,
-    mine,
-    shard,
-    share,
-    trained_state,
-)
+from ppo_nlu.processes import all_sum, load_trained, shard, trained_state
 from ppo_nlu.starting import load_data, make_base, make_start, starting_policy, weights
 from ppo_nlu.steps import count, make_optimizer, schedule_of_rows, set_rate, used_budget, with_steps
-from shared import runs
+from shared import processes, runs
+from shared.processes import mine
 
 
 @dataclass(frozen=True)
@@ -146,9 +136,6 @@ class Config(runs.RunConfig):
 
 
 def run(config: Config) -> Path:
-    rank = join_processes(config)
-    if rank:  # other processes work along and write nothing that counts
-        config = replace(config, out=f"{runs.Run(config, __file__).directory}.process{rank}")
     with runs.start(config, __file__) as run:
         if not run.finished:
             {"base": make_base, "start": make_start, "classifier": classify}.get(
@@ -179,7 +166,8 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
         lm.enable_input_require_grads()
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy = Policy(lm.to(device)).to(device)
-    shard(config, policy)
+    if shard(policy):
+        run.say(f"weights divided among {processes.world()} processes (FSDP2)")
     hyper = method.Hyper(config.gamma, config.lam, config.clip, config.clip_value, config.value_weight, config.inner_epochs,
                          config.minibatch, 10.0, config.kl_target, config.kl_horizon)  # fmt: skip
     asker = Asker(config, policy, tokenizer, task, items, run)
@@ -205,7 +193,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
     if steps:
         optimizer = make_optimizer(config, trained)
         order = schedule_of_rows(len(asker.items.train), config.batch, steps, runs.stream(seed, "batches"))
-        saved = share(run.resume())
+        saved = run.resume()
         if saved:
             load_trained(policy, optimizer, saved)
             beta, budget = saved["beta"], saved["budget"]
@@ -217,7 +205,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
         asker.check_identity(run)
         for step in run.steps(saved["step"] if saved else 0, steps, save):
             set_rate(optimizer, config, step)
-            rows = mine(order[step])
+            rows = mine(order[step]).tolist()
             if config.method == "sft":
                 log = supervised_step(config, policy, optimizer, asker, rows, step, run, budget)
             else:
@@ -237,7 +225,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
             f"{seen} labelled examples seen, {config.examples} declared",
         )
     exports = export(config, policy, tokenizer, run) if steps else []
-    state = [full(p) for p in trained] if steps else weights(lm)
+    state = trained if steps else weights(lm)
     if config.stage:  # others build on it; it has no score of its own
         run.finish(state=state, gradient_evaluations=budget["gradient_steps"], exports=exports, budget=budget)
         return
@@ -254,7 +242,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
 def supervised_step(config, policy, optimizer, asker, rows, step, run, budget) -> dict:
     """`gradient_steps` steps of -log pi(answer) on one batch."""
     pairs = [asker.pair(i) for i in rows]
-    world = dist.get_world_size() if dist.is_initialized() else 1
+    world = processes.world()
     method.quiet(policy)  # dropout is 0 in the adapter; a base network with dropout keeps it off, as in PPO
     for _ in range(config.gradient_steps):
         loss = 0.0
@@ -270,7 +258,6 @@ def supervised_step(config, policy, optimizer, asker, rows, step, run, budget) -
             run.finite(one.detach(), "sft", step, [asker.items.train[i].id for i in rows])
             (one * world).backward()
             loss += float(one.detach())
-        average_gradients(policy)
         optimizer.step()
     tokens = sum(len(q) + len(a) for q, a in pairs) * config.gradient_steps
     count(budget, tokens, tokens, config.gradient_steps)
@@ -286,8 +273,7 @@ def rewarded_step(
     draws = torch.rand(
         config.batch * config.responses, max_new, generator=runs.stream(config.seed, "answers", step)
     )
-    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    own = draws.view(config.batch, config.responses, max_new)[rank::world].reshape(-1, max_new)
+    own = mine(draws.view(config.batch, config.responses, max_new)).reshape(-1, max_new)
     with memory_remedy("sampling answers", "lower --max-prompt or --batch"):
         batch = rollout(policy, asker.tokenizer, [asker.pair(i)[0] for i in asked], max_new, own,
                         prompts.CLOSE if config.stop_at_tag else None, config.temperature, asker.cache)  # fmt: skip
@@ -332,10 +318,6 @@ def memory_remedy(what: str, remedy: str) -> Iterator[None]:
 def export(config: Config, policy: Policy, tokenizer, run: runs.Run) -> list[str]:
     """export/: the adapter for `PeftModel.from_pretrained(base, DIR)`; export/model/: the whole model where all trained."""
     folder = run.directory / "export"
-    if dist.is_initialized() and (
-        dist.get_rank() or any(hasattr(p, "full_tensor") for p in policy.parameters())
-    ):
-        return []  # sharded: the checkpoint holds the adapter
     if config.lora_rank:
         policy.lm.save_pretrained(str(folder))
         how = f"LoRA adapter; base model: {config.model}. Load with peft.PeftModel.from_pretrained(base, this_folder)."

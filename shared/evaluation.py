@@ -12,11 +12,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from shared import vectors
+from shared import processes, vectors
 from shared.vectors import Rate, Vector
 
 Loss = Callable[[], Tensor]
@@ -106,15 +105,10 @@ class Call:
 
     def averaged(self, v: Partial) -> list[Tensor | None]:
         """The mean over all processes. A tensor that is None must be None in all of them."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not processes.several():
             return list(v)
-        # Copies, because autograd may return one tensor as the gradient of two parameters.
-        mean = [None if x is None else x.detach().clone(memory_format=torch.contiguous_format) for x in v]
-        for x in mean:
-            if x is not None:
-                dist.all_reduce(x)
-                x.div_(dist.get_world_size())
-        return mean
+        mean = iter(processes.averaged([x for x in v if x is not None]))
+        return [None if x is None else next(mean) for x in v]
 
     def vector(self, v: Partial, like: Sequence[Tensor]) -> Vector:
         """The mean over all processes, zero where nothing reaches, without a graph."""

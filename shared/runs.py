@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shared import protocol, sources
+from shared import processes, protocol, sources
 from shared.protocol import BadInput, RunConfig
 
 __all__ = ["BadInput", "Diverged", "Run", "RunConfig", "Stopped", "cached", "command_line", "device",
@@ -108,7 +108,9 @@ def _stop_on_signals() -> None:
     asked: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
-        if asked:
+        if (
+            number in asked
+        ):  # a launcher of several processes hands Ctrl-C on as SIGTERM: that is not the second time
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         asked.append(number)
@@ -201,7 +203,8 @@ def cached(key: Any, make: Callable[[], Any]) -> Any:
         if path.exists():
             with contextlib.suppress(BadInput):
                 return unpack(path.read_bytes(), str(path))
-        value = make()
+        with processes.alone():  # the others wait, and read it
+            value = make()
         write_bytes(path, pack(value))
         return value
 
@@ -384,7 +387,7 @@ class Run:
         if self.directory.exists():
             with open(self.directory / "log.txt", "a") as log:
                 log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-        if not _worker:
+        if not _worker and processes.rank() == 0:
             print(text, flush=True)
 
     def log(self, **values: Any) -> None:
@@ -431,7 +434,10 @@ class Run:
     # -- checkpoints
 
     def resume(self) -> Saved | None:
-        """The newest checkpoint whose sha256 holds, or None."""
+        """The newest checkpoint whose sha256 holds, or None. Several processes get the one that process 0 read."""
+        return processes.from_first(self._resume() if processes.rank() == 0 else None)
+
+    def _resume(self) -> Saved | None:
         for path in sorted((self.directory / "checkpoint").glob("step-*.pt"), reverse=True):
             try:
                 saved = Saved(unpack(path.read_bytes(), str(path)))
@@ -459,7 +465,7 @@ class Run:
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Write `state` (continue at `step`) and keep the last two."""
-        if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+        if processes.rank():
             return
         directory = self.directory / "checkpoint"
         write_bytes(directory / f"step-{step:09d}.pt", pack({**state, "step": step, "_spent": self._time()}))
@@ -480,13 +486,14 @@ class Run:
             for step in range(start, total):
                 yield step
                 now, done = time.monotonic(), step + 1
-                if _stop_asked():
+                stop, due = processes.agreed(_stop_asked(), now - last_save >= interval)
+                if stop:
                     self.checkpoint(done, save())
                     self.say(
                         f"{self.name}: stopped after step {done} of {total}; the same command continues it"
                     )
                     raise Stopped(str(self.directory))
-                if now - last_save >= interval:
+                if due:
                     self.checkpoint(done, save())
                     last_save = now
                 if advance:
@@ -523,11 +530,19 @@ class Run:
     ) -> None:
         """Write the record. `state`: trained tensors, hashed; `details`: anything small worth keeping."""
         used = [protocol.read_record(Path(d)) or {} for d in self.config.uses.values()]
+        own = state_sha256(state)
+        if processes.several():
+            equal = len(set(processes.gathered(own))) == 1
+            details["processes"] = {"number": processes.world(), "equal": equal}
+            if not equal:
+                self.say(
+                    f"{self.name}: warning: the processes ended with different weights; process 0's are kept"
+                )
         self._record(
             status="finished",
             metrics={k: float(v) for k, v in (metrics or {}).items()},
             validation={k: float(v) for k, v in (validation or {}).items()},
-            state_sha256=state_sha256(state),
+            state_sha256=own,
             gradient_evaluations=int(gradient_evaluations),
             gradient_evaluations_with_uses=int(
                 gradient_evaluations + sum(r.get("gradient_evaluations_with_uses", 0) for r in used)
@@ -560,11 +575,12 @@ class Run:
 @contextlib.contextmanager
 def start(config: RunConfig, file: str) -> Iterator[Run]:
     """Open the run of `config`; `file` is `__file__` of train.py. A divergence is recorded, then raised."""
-    run = Run(config, file)
-    run.directory.mkdir(parents=True, exist_ok=True)
-    with open(run.directory / ".lock", "w") as lock:
-        _hold(lock, run.directory)
+    with contextlib.ExitStack() as held:
+        run = Run(held.enter_context(processes.joined(config)), file)
+        run.directory.mkdir(parents=True, exist_ok=True)
+        _hold(held.enter_context(open(run.directory / ".lock", "w")), run.directory)
         run.open()
+        run.finished = processes.from_first(run.finished)
         try:
             with sources.recording() as run.read:
                 yield run
@@ -593,7 +609,7 @@ def _hold(lock: Any, directory: Path, patience: float = 5.0) -> None:
 @contextlib.contextmanager
 def _bar(name: str, start_at: int, total: int) -> Iterator[Callable[[int], None] | None]:
     """A progress bar on a terminal; None where there is none (lines are printed instead)."""
-    if _worker or not sys.stderr.isatty():
+    if _worker or processes.rank() or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
@@ -621,6 +637,8 @@ def _option(argv: list[str], name: str) -> str | None:
 def command_line(config_class: type, run: Callable[[Any], Path], doc: str | None, file: str) -> None:
     """`python -m <paper>.train`: choose a run of the protocol, change what you like, train it (and what it uses)."""
     argv = sys.argv[1:]
+    if int(os.environ.get("RANK", "0")):  # one of several processes, which say the same
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         paper = protocol.Protocol(Path(file).resolve().parent)
         tiny = "--tiny" in argv

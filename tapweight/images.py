@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared import runs
+from shared.processes import own
 
 from . import molecules, objectives, rehearsal
 from .language import draw
@@ -120,13 +121,13 @@ class Images:
             for k, name in enumerate(self.names[: len(self.granularities)])
         ]
         classes = objectives.jigsaw_labels(
-            len(rows), JIGSAWS + 1, runs.stream(self.seed, "jigsaw", step, micro)
+            len(rows), JIGSAWS + 1, runs.stream(self.seed, "jigsaw", step, micro, *own())
         )
         square = F.interpolate(x, size=self.size - self.size % 3, mode="bilinear", align_corners=False)
         puzzle = objectives.shuffle_tiles(square, self.permutations[classes])
         losses.append(F.cross_entropy(heads["JPP"](encoder(puzzle)).float(), classes.to(self.device)))
         hole = max(1, round(16 * self.size / 224))
-        holed = objectives.erase(x, hole, runs.stream(self.seed, "hole", step, micro))
+        holed = objectives.erase(x, hole, runs.stream(self.seed, "hole", step, micro, *own()))
         losses.append(objectives.mask_contrast(features, encoder(holed)))
         return losses
 

@@ -41,6 +41,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shared import vectors
 from shared.hypergrad import FiniteDifference, ForwardOverReverse, through_level
+from shared.processes import averaged
 from shared.vectors import Vector
 
 Losses = Callable[[], list[Tensor]]  # the K pretraining losses of one batch, scalars
@@ -180,7 +181,7 @@ def _gradients(batches: Sequence[Losses], theta: Vector, u: Vector) -> Alignment
                     reached = [(a, b) for a, b in zip(g[k], more) if b is not None]
                     if reached:
                         torch._foreach_add_(*map(list, zip(*reached)), alpha=1 / len(batches))
-    everything, K = [*g, u], len(g)
+    everything, K = [*map(averaged, g), u], len(g)
     gram = torch.tensor([[vectors.dot(a, b) for b in everything] for a in everything], dtype=torch.float64)
     size = gram.diagonal().sqrt()
     cosines = torch.nan_to_num(gram / torch.outer(size, size))
@@ -243,7 +244,8 @@ def validation_gradient(validation_loss: Loss, phi: Vector) -> tuple[Vector, Ten
     with vectors.Snapshot(phi[:1], phi[1:]), torch.enable_grad():  # phi does not move: no copy of all of it
         loss = validation_loss()
         v = torch.autograd.grad(loss, phi, allow_unused=True)
-    return [torch.zeros_like(p) if x is None else x for x, p in zip(v, phi)], loss.detach()
+    v = [torch.zeros_like(p) if x is None else x for x, p in zip(v, phi)]
+    return averaged(v), loss.detach()
 
 
 def level_three_step(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared import bundled, runs
+from shared.processes import own
 
 NAMES = ("reconstruction", "half-noise", "shifted", "junk")
 ALIGNED = 1
@@ -75,7 +76,10 @@ class Planted:
         """The four pretraining losses on these rows of the unlabelled images."""
         items = self.u[rows]
         x = self.x[items]
-        kept = torch.rand(x.shape, generator=runs.stream(self.seed, "pixels", step, micro)).to(x.device) < 0.5
+        kept = (
+            torch.rand(x.shape, generator=runs.stream(self.seed, "pixels", step, micro, *own())).to(x.device)
+            < 0.5
+        )
         reconstruction = 20 * F.mse_loss(heads["decoder"](encoder(x * kept)), x)
         logits = encoder(x) @ self.readout
         return [reconstruction, *(F.cross_entropy(logits, t[items]) for t in self.targets)]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared import protocol, runs, vectors
+from shared import processes, protocol, runs, vectors
 from tapweight import baselines, data, evaluate, images, language, method, molecules, official, planted
 
 
@@ -221,7 +221,7 @@ class Batches:
         if epoch != self.epoch:
             self.epoch = epoch
             self.order = torch.randperm(self.n, generator=runs.stream(self.seed, self.name, epoch))
-        return self.order[place * self.size : (place + 1) * self.size]
+        return processes.mine(self.order[place * self.size : (place + 1) * self.size])
 
 
 # -------------------------------------------------------------------------------------------- continued pretraining

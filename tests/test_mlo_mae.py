@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_processes import launch
 from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -669,20 +670,10 @@ def test_two_processes_equal_one(tmp_path):
         text=True,
     )
     assert one.returncode == 0, one.stderr[-2000:]
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "29617",
-    ]
-    two = subprocess.run(
-        [*launch, *words, "--out", str(tmp_path / "two")], cwd=ROOT, env=env, capture_output=True, text=True
-    )
+    two = launch(*words, "--out", str(tmp_path / "two"))
     assert two.returncode == 0, two.stderr[-3000:]
+    record = json.loads((tmp_path / "two" / "record.json").read_text())
+    assert record["details"]["processes"] == {"number": 2, "equal": True}
     from safetensors.torch import load_file
 
     a, b = (load_file(tmp_path / n / "export" / "encoder.safetensors") for n in ("one", "two"))

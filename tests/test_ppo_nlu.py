@@ -894,8 +894,11 @@ import os, sys, torch, torch.distributed as dist
 sys.path[:0] = [{root!r}, {tests!r}]
 from test_ppo_nlu import tiny_policy
 from ppo_nlu.method import Hyper, rollout, update
+from shared import processes
 world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
-if world > 1: dist.init_process_group("gloo", init_method="file://" + {out!r} + ".meet", rank=rank, world_size=world)
+if world > 1:
+    dist.init_process_group("gloo", init_method="file://" + {out!r} + ".meet", rank=rank, world_size=world)
+    processes.average_before_steps()
 policy, tokenizer = tiny_policy()
 g = torch.Generator().manual_seed(1)
 asked = [torch.randint(8, 24, (3 + i % 4,), generator=g).tolist() + [2] for i in range(8)]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from shared import protocol, runs
+from shared import processes, protocol, runs
 from ts_watermark import baselines, data, method, models
 from ts_watermark.arms import evaluate_arm, init_values
 from ts_watermark.generate import generate, hash_key, left_padded, passages_of
@@ -191,12 +191,14 @@ def train_language_model(config, run, device, codec, texts, validation) -> list[
     for step in run.steps(start, config.lm_steps, save, name="language model"):
         places = torch.randint(len(stream) - config.lm_length, (config.lm_batch,),
                                generator=runs.stream(config.seed, "blocks", step))  # fmt: skip
+        places = processes.mine(places)
         blocks = stream[places[:, None] + torch.arange(config.lm_length)].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             loss = models.language_model_loss(model, blocks)
         run.finite(loss, level="language model", step=step, batch=places)
         optimizer.zero_grad()
         loss.backward()
+        processes.average_gradients(model.parameters())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -285,9 +287,9 @@ def train_generators(config: Config, run: runs.Run, device) -> None:
             generators, optimizer = fresh(which)
         per_epoch = len(train) // config.batch
         order = torch.randperm(len(train), generator=runs.stream(config.seed, "batches", turn // per_epoch))
-        rows = order[turn % per_epoch * config.batch :][: config.batch].tolist()
+        rows = processes.mine(order[turn % per_epoch * config.batch :][: config.batch]).tolist()
         prompts = [train.prompts[i] for i in rows]
-        draws = runs.stream(config.seed, "mask noise", turn)
+        draws = runs.stream(config.seed, "mask noise", turn, *processes.own())
         if device.type != "cpu":
             draws = torch.Generator(device).manual_seed(draws.initial_seed())
         text = method.soft_decode(base.model, left_padded(prompts, device), config.train_tokens, base.sim, generators,
@@ -297,7 +299,7 @@ def train_generators(config: Config, run: runs.Run, device) -> None:
         run.finite(loss_D + loss_S, level="generators", step=step, batch=rows)
         parameters = list(generators.parameters())
         if config.objective == "moo":
-            g_D, g_S = method.two_gradients(loss_D, loss_S, parameters)
+            g_D, g_S = processes.averaged(method.two_gradients(loss_D, loss_S, parameters))
             lam = method.mgda_weight(g_D, g_S, config.mgda_cap)
             gradient = lam * g_D + (1 - lam) * g_S
         else:
