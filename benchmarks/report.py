@@ -583,6 +583,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         claims = [
             {
                 **{k: c.get(k) for k in keep},
+                "compared": compared(c),
                 "controls": {x.get("arm"): x.get("outcome") or "OPEN" for x in readme.controls_of(c)},
             }
             for c in row["claims"]

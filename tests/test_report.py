@@ -213,6 +213,9 @@ def test_summary_for_machines(root):
     claim = papers["autolora"]["claims"][0]
     assert claim["verdict"].startswith("SUPPORTED, NOT ATTRIBUTED")
     assert claim["controls"] == {"permuted": "NOT BEATEN", "random": "BEATEN"}
+    assert claim["compared"] == readme.formula(
+        {**claim, "arms": synthetic_results.result()["claims"][0]["arms"]}
+    )
     assert papers["autolora"]["recorded"] is False and papers["dasgm"]["recorded"] is True
     assert papers["ppo_nlu"]["scale"] is None
     arm = papers["autolora"]["arms"]["autolora"]
