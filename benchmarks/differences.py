@@ -89,6 +89,7 @@ def effect(line: str, result: dict[str, Any] | None, declared: dict[str, Any], s
     if not named:
         return []
     scores = readme.scores(result, declared) if result else {}
+    factor = readme.factors(result) if result else {}
     lines = []
     for task, metrics in (readme.metrics_of(result) if result else {}).items():
         (arm, metric), (other, base) = ((side.partition(":")[::2]) for side in named.groups())
@@ -99,5 +100,6 @@ def effect(line: str, result: dict[str, Any] | None, declared: dict[str, Any], s
         if len(d):
             mean, ends = readme.number(float(d.mean()), signed=True), readme.interval(rules.t_interval(d))
             measure = metric if metric == base else f"{metric} − {base}"
-            lines.append(f"{task}, {measure}: " + f"{mean} ({ends}, n {len(d)})".replace("-", "−"))
+            points = " points" if factor.get(metric) == 100 else ""
+            lines.append(f"{task}, {measure}: " + f"{mean}{points} ({ends}, n {len(d)})".replace("-", "−"))
     return lines or [f"not run at scale {scale}"]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plots, readme
+from benchmarks import findings, plots, readme
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 RunDirectories = dict[tuple[str, str, int], Path]  # (arm, task, seed) -> directory
@@ -49,9 +49,18 @@ def badge_of(words: str) -> tuple[str, str]:
     return "neutral", "?"
 
 
+def seeds_of(claim: dict[str, Any], data: dict[str, Any]) -> list[int]:
+    """The seeds behind a claim's differences: tasks of one scale may have different numbers of them."""
+    tasks = claim.get("tasks") or []
+    arms = readme.sides(claim)
+    runs = [r for r in data.get("runs") or [] if r["arm"] in arms and (not tasks or r["task"] in tasks)]
+    seeds = sorted({r["seed"] for r in runs})
+    return seeds if len(seeds) == claim.get("n") else data.get("seeds") or []
+
+
 def claim_picture(claim: dict[str, Any], data: dict[str, Any], key: str) -> plots.Picture | None:
     """Paired differences of the claim and of its controls; None if there is no difference to show."""
-    seeds = data.get("seeds") or []
+    seeds = seeds_of(claim, data)
     bad = {(r["arm"], r["seed"]) for r in data.get("runs") or [] if r.get("status") == "diverged"}
     sides = readme.sides(claim)
 
@@ -78,7 +87,7 @@ def claim_picture(claim: dict[str, Any], data: dict[str, Any], key: str) -> plot
 
     tone = TONES.get(badge_of(claim.get("verdict") or "")[0], plots.NEUTRAL)
     threshold = float(claim.get("threshold") or 0)
-    formula = readme.formula(claim).replace(" - ", " − ")
+    formula = findings.compared(claim).replace(" - ", " − ")
     label = (
         formula if len(formula) <= LABEL else f"the {claim.get('kind')} compared"
     )  # a longer one meets the effect
@@ -112,7 +121,7 @@ def strip_pictures(data: dict[str, Any], declared: dict[str, Any], key: str) -> 
     found, pictures = readme.scores(data, declared), []
     factor = readme.factors(data)
     claims = data.get("claims") or []
-    methods = {arm for claim in claims for arm in readme.sides(claim)[:1]}
+    methods = {arm for claim in claims if claim.get("role") != "exhibit" for arm in readme.sides(claim)[:1]}
     controls = {c.get("arm") for claim in claims for c in readme.controls_of(claim)}
     for task, metrics in readme.metrics_of(data).items():
         for metric in metrics:

@@ -154,7 +154,8 @@ def forest(rows: Sequence[Row], unit: str) -> Figure:
         for i, row in enumerate(rows):
             y = -float(i)
             seen += [row.threshold, *finite(row.d), *finite(row.ci95), *finite(row.item_ci95)]
-            text = f"{row.effect:+.2f}".replace("-", "−") if row.effect is not None else "no result"
+            digits = ".2f" if row.effect is None or abs(row.effect) >= 0.1 or not row.effect else ".2g"
+            text = f"{row.effect:+{digits}}".replace("-", "−") if row.effect is not None else "no result"
             axes.text(0, y + 0.4, row.label, transform=axes.get_yaxis_transform(), va="center", fontsize=8.5)
             axes.text(
                 1,
@@ -244,6 +245,49 @@ def strips(arms: Sequence[tuple[str, str, Sequence[tuple[float, bool]]]], label:
         axes.spines["left"].set_visible(False)
         axes.set_ylim(-len(arms) + 0.45, 0.55)
         axes.set_xlabel(label)
+    return figure
+
+
+SPEED_MARKS = (  # what a line of the speed figure shows: name, marker, colour
+    ("ours", "o", FOR),
+    ("official way, our code", "D", AGAINST),
+    ("official, measured by us", "s", CYCLE[4]),
+    ("reached (bound)", "|", INK),
+    ("floor", "|", CYCLE[2]),
+)
+
+
+def speed(works: Sequence[tuple[str, dict[str, float | None], Sequence[float | None]]]) -> Figure:
+    """A line per work: (name, mark -> plain steps, range of ours over rounds), logarithmic; the name stands above its line."""
+    with style():
+        figure = Figure(figsize=(WIDTH, 0.9 + 0.4 * len(works)))
+        axes = figure.add_subplot()
+        for i, (name, values, ends) in enumerate(works):
+            across = axes.get_yaxis_transform()
+            axes.text(0, 0.36 - i, name, transform=across, va="center", fontsize=8)
+            axes.axhline(-i, color=FAINT, linewidth=0.5, zorder=0)
+            bar(axes, ends, -i, FOR, 1.4)
+            for mark, shape, colour in SPEED_MARKS:
+                if (value := values.get(mark)) is not None:
+                    size = 9 if shape == "|" else 4.2
+                    label = mark if mark not in axes.get_legend_handles_labels()[1] else None
+                    axes.plot(value, -i, shape, color=colour, markersize=size, linestyle="none", label=label)
+        seen = [v for _, values, _ in works for v in values.values() if v is not None]
+        ticks = [t for t in (0.5, 1, 2, 3, 5, 10, 20, 40) if min(seen) / 2 < t < max(seen) * 2]
+        axes.set(xscale="log", xlabel="one step / one plain step", ylim=(-len(works) + 0.5, 0.7))
+        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axes.minorticks_off()
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x")
+        height = figure.get_figheight()
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.45 / height * 1.2),
+            ncols=2,
+            handletextpad=0.3,
+            columnspacing=1,
+        )
     return figure
 
 

@@ -10,8 +10,11 @@ machine has one, else from the committed `<dir>/results/<scale>.json`. Pages loa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import importlib
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +28,7 @@ import matplotlib
 from markupsafe import Markup
 
 from benchmarks import differences, pictures, plots, predictions, readme
-from benchmarks.findings import answers
+from benchmarks.findings import answers, compared, directed
 from benchmarks.readme import (  # also the interface of this module, for the recorder and the checker
     PAPERS,
     SCALES,
@@ -85,6 +88,14 @@ REASONS = {
     "items": "the interval over test items does not lie wholly on one side of the threshold",
 }
 
+# What is said of a published number that no run here is compared with (VERDICTS.md section 6).
+SAID_OF_REPORTED = {
+    "CONTEXT": "a number of somebody else's, shown beside the paper's and not judged",
+    "NO COUNTERPART": "nothing that is run here answers it",
+    "NOT RUN": "an arm of scale paper answers it, and that scale has not been run",
+    "NO PUBLISHED VALUE": "nobody here could read the value or say where it stands",
+}
+
 # Findings, in the order in which a reader wants them.
 GROUPS = (
     ("Holds; every control that was declared is beaten", ("SUPPORTED",)),
@@ -138,15 +149,19 @@ def load(name: str, root: Path, runs: Path) -> Paper:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"no paper is called {name!r}{hint} Papers: {', '.join(PAPERS)}")
     paper, committed = Paper(name, root, runs), readme.recorded(root / name)
+
+    def whole(data: dict[str, Any]) -> dict[str, Any]:
+        return data | {"claims": directed(data.get("claims") or [], root / name)}
+
     for scale in SCALES:
         files = [runs / name / scale / f"{kind}.json" for kind in ("results", "preview")]
         own = [(readme.load_json(path), path) for path in files if path.exists()]
         if own:
             data, path = max(own, key=lambda pair: str(pair[0].get("created") or ""))
-            paper.results.append(Result(name, scale, path, data, False, committed.get(scale)))
+            paper.results.append(Result(name, scale, path, whole(data), False, committed.get(scale)))
         elif scale in committed:
             path = root / name / "results" / f"{scale}.json"
-            paper.results.append(Result(name, scale, path, committed[scale], True))
+            paper.results.append(Result(name, scale, path, whole(committed[scale]), True))
     here = [r for r in paper.results if not r.recorded]
     if here:
         newest = max(here, key=lambda r: str(r.data.get("created") or ""))
@@ -169,9 +184,28 @@ def run_directories(result: Result, runs: Path) -> pictures.RunDirectories:
 
 
 def why(claim: dict[str, Any]) -> str:
-    """The reason in a sentence's words; one that is not a short name is already that."""
+    """The reason in a sentence's words; one that is not a short name is already that. Of a claim that holds: why not plainly."""
     reason = str(claim.get("reason") or "").rstrip(". ")
+    if not reason and "ATTRI" in str(claim.get("verdict")):
+        outcome = "NOT BEATEN" if "NOT ATTRIBUTED" in claim["verdict"] else "OPEN"
+        names = [str(c["arm"]) for c in readme.controls_of(claim) if (c.get("outcome") or "OPEN") == outcome]
+        one = len(names) == 1
+        said = f"{'does' if one else 'do'} as well without the idea"
+        if outcome == "OPEN":
+            said = f"{'was' if one else 'were'} neither beaten nor shown to do as well"
+        if names:
+            return f"the claim holds, but the control{'' if one else 's'} {', '.join(names)} {said}"
     return REASONS.get(reason, reason)
+
+
+def meaning(claim: dict[str, Any], paper: str) -> str:
+    """What a statistic measures: the first line of its function's docstring."""
+    if claim.get("kind") != "statistic":
+        return ""
+    with contextlib.suppress(ImportError):
+        function = importlib.import_module(f"{paper}.evaluate").STATISTICS.get(claim.get("metric"))
+        return (function.__doc__ or "").strip().split("\n")[0] if function else ""
+    return ""
 
 
 def conditions(claim: dict[str, Any]) -> list[dict[str, Any]]:
@@ -260,7 +294,7 @@ def how(claim: dict[str, Any], result: Result, items: dict[str, int]) -> list[tu
     replicates = (
         "test items of one model" if claim.get("unit") == "item" else "seeds, tasks averaged within a seed"
     )
-    seeds = readme.seeds_text(result.data.get("seeds") or [])
+    seeds = readme.seeds_text(pictures.seeds_of(claim, result.data))
     rows = [("Rule", rule), ("Data", data or "no predictions are kept beside this result")]
     rows.append(
         (
@@ -299,7 +333,9 @@ def claim_view(
         "verdict": readme.full_verdict(claim, result.scale),
         "source": claim.get("source") or declared.get(claim["id"], {}).get("source"),
         "items": claim.get("items") or declared.get(claim["id"], {}).get("items"),
-        "formula": readme.formula(claim),
+        "formula": compared(claim),
+        "seeds": readme.seeds_text(pictures.seeds_of(claim, result.data)),
+        "meaning": meaning(claim, result.paper),
         "unit_text": readme.unit_of(claim),
         "picture": pictures.claim_picture(claim, result.data, result.key),
         "conditions": conditions(claim),
@@ -477,7 +513,7 @@ def overview(paper: Paper) -> dict[str, Any]:
         f"{r.scale} {readme.day(r.data)}" + (" PREVIEW" if r.data.get("preview") else place[r.recorded])
         for r in paper.results
     ]
-    declared = readme.load_yaml(paper.directory / "claims.yaml")
+    reported = reported_view(result, paper.directory, readme.load_yaml(paper.directory / "claims.yaml"))
     return {
         "paper": paper.name,
         "title": TITLES.get(paper.name, (paper.name, ""))[0],
@@ -491,7 +527,8 @@ def overview(paper: Paper) -> dict[str, Any]:
         "implemented": readme.implemented(paper.directory),
         "run": ran,
         "checked": readme.checked(paper.directory, result.scale if result else None),
-        "reported": reported_view(result, paper.directory, declared)["tally"],
+        "reported": reported["tally"],
+        "not_found": len(reported["not_found"]),
         "answers": answers(paper.name, shown),
         "costs": readme.costs(result.data, readme.load_yaml(paper.directory / "protocol.yaml"))
         if result
@@ -509,7 +546,7 @@ def findings(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 verdict = claim["verdict"].removesuffix(readme.SCALED_DOWN).removesuffix(" for this model")
                 if claim.get("role") != "exhibit" and verdict in words:
                     evidence = {
-                        "formula": readme.formula(claim),
+                        "formula": compared(claim),
                         "unit": readme.unit_of(claim),
                         "why": why(claim),
                     }
@@ -546,6 +583,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         claims = [
             {
                 **{k: c.get(k) for k in keep},
+                "compared": compared(c),
                 "controls": {x.get("arm"): x.get("outcome") or "OPEN" for x in readme.controls_of(c)},
             }
             for c in row["claims"]
@@ -635,11 +673,14 @@ def templates() -> jinja2.Environment:
         "pretty": pretty,
         "svg": Markup,  # our own markup; everything else is escaped
     }
+    environment.tests["search"] = lambda value, pattern: bool(re.search(pattern, str(value)))
     environment.globals |= {
         "badge_of": pictures.badge_of,
         "page_name": page_name,
         "day": readme.day,
         "scaled_down": readme.SCALED_DOWN,
+        "said_of_reported": SAID_OF_REPORTED,
+        "unit_of": readme.unit_of,
     }
     return environment
 
@@ -648,6 +689,50 @@ def reliability(root: Path) -> dict[str, Any] | None:
     """The recorded figures of `python -m benchmarks.reliability`, or None."""
     path = root / "benchmarks" / "results" / "reliability.json"
     return readme.load_json(path) if path.exists() else None
+
+
+def cluster(root: Path) -> dict[str, Any] | None:
+    """What `make cluster-check` recorded, or None."""
+    path = root / "benchmarks" / "results" / "cluster.json"
+    return readme.load_json(path) if path.exists() else None
+
+
+def speed(root: Path) -> dict[str, Any] | None:
+    """Rows, figure and origin of the recorded cost of a step of each method, or None. The words are those of README's table."""
+    from benchmarks.methods import tables
+
+    result = tables.load(root / tables.RESULT)
+    if not result["papers"]:
+        return None
+    rows: list[dict[str, Any]] = []
+    lines: list[tuple[str, dict[str, float | None], list[float | None]]] = []
+    lacks: list[str] = []
+    for paper, bound, ours, official_way in tables.works(result):
+        verdict = tables.verdict(ours["ratio"], bound) if ours else "NOT RUN"
+        rows.append({"paper": paper, "bound": bound, "ours": ours, "same": official_way, "verdict": verdict})
+        if "lacks" in bound:
+            lacks.append(f"{paper}: {bound['lacks']}")
+        if ours:
+            known = (
+                ours["ratio"],
+                official_way.get("ratio"),
+                bound.get("official"),
+                bound.get("reached"),
+                bound["floor"],
+            )
+            marks = dict(zip((name for name, *_ in plots.SPEED_MARKS), known, strict=True))
+            lines.append((f"{paper}: {bound['work']}", marks, [ours.get("lowest"), ours.get("highest")]))
+    told = "; ".join(
+        f"{name}, {', '.join(f'{k} {v:.2f}' for k, v in m.items() if v)}" for name, m, _ in lines
+    )
+    alt = f"Cost of one step of each method in plain steps: {told}."
+    picture = (
+        plots.picture(plots.speed(lines), "speed", "Blue bar: the range of ours over rounds.", alt, "speed")
+        if lines
+        else None
+    )
+    commits = sorted({str(found.get("commit"))[:10] for found in result["papers"].values()})
+    return {**result, "rows": rows, "picture": picture, "lacks": lacks, "commits": commits}
 
 
 def render(root: Path, papers: Sequence[str] = (), runs: Path | None = None, out: Path | None = None) -> Path:
@@ -674,7 +759,14 @@ def render(root: Path, papers: Sequence[str] = (), runs: Path | None = None, out
         row["workers_busy"] = workers_busy(paper, row["result"])
         row["linked"] = (out / row["page"]).exists()
     write("findings.html", "findings.html", groups=findings(rows), rows=rows)
-    write("index.html", "index.html", rows=rows, reliability=reliability(root))
+    write(
+        "index.html",
+        "index.html",
+        rows=rows,
+        reliability=reliability(root),
+        speed=speed(root),
+        cluster=cluster(root),
+    )
     text = json.dumps(summary(rows), indent=1, ensure_ascii=False, default=str)
     (out / "summary.json").write_text(text + "\n", encoding="utf-8")
     return out / (f"{papers[0]}.html" if len(papers) == 1 else "index.html")

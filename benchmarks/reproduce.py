@@ -3,6 +3,7 @@
     python -m benchmarks.reproduce autolora                 scale chosen from what this machine has
     python -m benchmarks.reproduce autolora --scale gpu     a named scale
     python -m benchmarks.reproduce autolora --dry           the plan alone
+    python -m benchmarks.reproduce                          all papers: one estimate, one summary
     python -m benchmarks.reproduce autolora --record        (maintainers) keep the result in autolora/results/
 
 Exit status: 0 all runs finished and gates hold, whatever the verdicts; 1 a gate failed or a run crashed; 2 inputs
@@ -12,7 +13,6 @@ missing or refused; 3 (--strict) a primary claim is not plainly supported; 75 st
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import json
 import os
@@ -22,7 +22,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,30 +112,116 @@ def seconds_of(text: str | None, name: str = "LIMIT") -> float | None:
 # --- plan -----------------------------------------------------------------------------------------------------------
 
 
-def describe(
-    paper: Protocol, scale: str, why: str, nodes: list[Node], finished: int, jobs: int, limit: str | None
-) -> float:
-    """Print what is about to happen; returns the expected GPU hours."""
+@dataclass(frozen=True)
+class Plan:
+    """What one call is about to do for one paper. Made without torch, and before anything is trained."""
+
+    paper: Protocol
+    scale: str
+    why: str
+    nodes: list[Node]
+    left: list[Node]  # those of `nodes` that have no record that stands
+    preview: str | None
+    gpus: list[str]
+    jobs: int
+    slurm: cluster.Options | None
+    seconds: float | None  # expected wall time of `left`; None: neither measured nor estimated
+    disk: tuple[float, str] = field(
+        default=(0.0, "")
+    )  # GB of the whole scale, and where the figure comes from
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return self.paper.scale(self.scale)
+
+
+def plan(name: str, options: argparse.Namespace) -> Plan:
+    """The plan of one paper; what cannot be run as asked is refused here."""
+    paper = Protocol(ROOT / name)
+    slurm = slurm_options(options) if options.executor == "slurm" else None
+    scale, why = choose_scale(paper, options.scale, options.executor)
+    load_claims(paper)  # a mistake in it is refused now, not after the runs
+    seconds_of(options.limit)
+    only = [a for a in (options.only or "").split(",") if a]
     body = paper.scale(scale)
-    hours = float(body.get("hours", 0.0))
-    recorded = paper.directory / "results" / f"{scale}.json"
-    if recorded.exists():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            hours = json.loads(recorded.read_text())["seconds"]["wall"] / 3600
+    nodes = paper.nodes(scale, options.arms or "core", only, options.seeds)
+    reasons = [f"{flag}" for flag, on in (("SEEDS", options.seeds), ("ONLY", only)) if on]
+    if options.arms == "all" and body.get("core") is not None:
+        reasons.append("ARMS=all")
+    preview = " and ".join(reasons) + " given" if reasons else None
+    gpus = cuda_devices() if scale != "rehearsal" else []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = options.jobs or (int(body.get("jobs", 1)) * len(gpus) if gpus else cores)
+    if slurm:
+        jobs = options.jobs or 256
+        slurm = replace(slurm, gpus=int(scale in {"gpu", "paper"}) if options.gpus is None else options.gpus)
+    code = protocol.code_hashes(paper.directory / "train.py")
+    left = [
+        n for n in nodes if protocol.stale(paper.run_directory(scale, n.key), paper.config(scale, n), code)
+    ]
+    seconds = expected(paper, scale, nodes, left, jobs)
+    return Plan(
+        paper, scale, why, nodes, left, preview, gpus, jobs, slurm, seconds, disk(paper, scale, nodes)
+    )
+
+
+def expected(paper: Protocol, scale: str, nodes: list[Node], left: list[Node], jobs: int) -> float | None:
+    """Wall seconds of the runs that are left: as they were measured, else their share of what the whole scale takes."""
+    measured = costs(paper, scale, nodes)
+    if all(n.key in measured for n in left):
+        own = [measured[n.key] for n in left]
+        return max([sum(own) / jobs, *own], default=0.0)
+    path = paper.directory / "results" / f"{scale}.json"
+    whole = json.loads(path.read_text()).get("seconds") if path.exists() else None  # a number: a rehearsal
+    if not isinstance(whole, int | float):
+        hours = paper.scale(scale).get("hours")
+        whole = None if hours is None else hours * 3600
+    return None if whole is None else whole * len(left) / len(nodes)
+
+
+def describe(plan: Plan, limit: str | None, place: str = "") -> None:
+    """Print what is about to happen. `place`: "paper 3 of 7" and the time left, where several papers are asked for."""
+    paper, nodes, body = plan.paper, plan.nodes, plan.body
     arms = list(dict.fromkeys(n.arm for n in nodes))
-    say(f"{paper.paper} at scale {scale} ({why})")
+    say(f"{place}{paper.paper} at scale {plan.scale} ({plan.why})")
     say(
-        f"  {len(nodes)} runs: {len(arms)} arms x {len({n.task for n in nodes})} task(s) x up to {len({n.seed for n in nodes})} seeds; {finished} finished before; {jobs} worker(s)"
+        f"  {len(nodes)} runs: {len(arms)} arms x {len({n.task for n in nodes})} task(s) x up to {len({n.seed for n in nodes})} seeds; {len(nodes) - len(plan.left)} finished before; {plan.jobs} worker(s)"
     )
     say(f"  arms: {', '.join(arms)}")
     say(
-        f"  expected: {_duration(hours * 3600)}; download {body.get('download_gb', 0)} GB; disk {body.get('disk_gb', 0.2)} GB"
+        f"  expected: {_duration(plan.seconds)}; download {body.get('download_gb', 0)} GB; disk {body.get('disk_gb', 0.2)} GB"
         + (f"; stops after {limit}" if limit else "")
     )
-    smaller = SMALLER.get(scale)
+    smaller = SMALLER.get(plan.scale)
     if smaller and smaller in paper.document["scales"]:
         say(f"  next smaller scale: make reproduce-{paper.paper} SCALE={smaller}")
-    return hours
+
+
+def time_left(plans: Sequence[Plan]) -> str:
+    """The expected time of these papers in words; one that nobody measured is named as such."""
+    unknown = [p.paper.paper for p in plans if p.seconds is None]
+    text = _duration(sum(p.seconds or 0.0 for p in plans))
+    return text + (f" without {', '.join(unknown)} (not measured)" if unknown else "")
+
+
+def estimate(plans: dict[str, Plan | BadInput]) -> None:
+    """One table over all papers: runs, what is finished, expected time, disk; then the whole and when it ends."""
+    say(f"{'paper':<13} {'scale':<9} {'runs':>5} {'finished':>8} {'expected':>12} {'disk GB':>8}")
+    for name, found in plans.items():
+        if isinstance(found, BadInput):
+            say(f"{name:<13} refused: {found}")
+            continue
+        done = len(found.nodes) - len(found.left)
+        say(
+            f"{name:<13} {found.scale:<9} {len(found.nodes):>5} {done:>8} {_duration(found.seconds):>12} {found.disk[0]:>8.2f}"
+        )
+    good = [p for p in plans.values() if isinstance(p, Plan)]
+    runs, left = sum(len(p.nodes) for p in good), sum(len(p.left) for p in good)
+    seconds, gigabytes = sum(p.seconds or 0.0 for p in good), sum(p.disk[0] for p in good)
+    say(f"{'all':<13} {'':<9} {runs:>5} {runs - left:>8} {_duration(seconds):>12} {gigabytes:>8.2f}")
+    end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))
+    say(f"expected: {time_left(good)}; started now, it would end about {end}")
+    say("")
 
 
 def costs(paper: Protocol, scale: str, nodes: list[Node]) -> dict[Key, float]:
@@ -152,9 +239,10 @@ def costs(paper: Protocol, scale: str, nodes: list[Node]) -> dict[Key, float]:
     return {n.key: found.get(n.key, known.get(n.key[:2], 0.0)) for n in nodes if n.key[:2] in known}
 
 
-def grid(paper: Protocol, scale: str, nodes: list[Node], jobs: int, gpus: bool) -> None:
+def grid(plan: Plan) -> None:
     """The plan arm by arm with what its runs took when they were measured, and the disk that finished runs hold."""
-    seconds = costs(paper, scale, nodes)
+    nodes, jobs = plan.nodes, plan.jobs
+    seconds = costs(plan.paper, plan.scale, nodes)
     width = max(len(n.arm) for n in nodes)
     say(f"  {'arm':<{width}}  runs  tasks x seeds  seconds a run  hours in all")
     for arm in dict.fromkeys(n.arm for n in nodes):
@@ -164,26 +252,30 @@ def grid(paper: Protocol, scale: str, nodes: list[Node], jobs: int, gpus: bool) 
         whole = f"{sum(measured) / 3600:12.3f}" if len(measured) == len(own) else ""
         shape = f"{len({n.task for n in own})} x {len({n.seed for n in own})}"
         say(f"  {arm:<{width}}  {len(own):4}  {shape:>13}  {each}  {whole}".rstrip())
-    unit = "GPU hours" if gpus else "core hours"
+    unit = "GPU hours" if plan.scale in {"gpu", "paper"} else "core hours"
     missing = len(nodes) - len(seconds)
-    body = paper.scale(scale)
+    body = plan.body
     total = sum(seconds.values()) / 3600
     say(f"  measured: {total:.2f} {unit} for {len(seconds)} of {len(nodes)} runs"
         + (f", {total / jobs:.2f} h with {jobs} worker(s)" if not missing else "")
         + (f"; the protocol's own figure for the whole scale: {body['hours']} h" if missing and "hours" in body else ""))  # fmt: skip
+    say(f"  disk: {plan.disk[0]:.3g} GB {plan.disk[1]}")
+
+
+def disk(paper: Protocol, scale: str, nodes: list[Node]) -> tuple[float, str]:
+    """GB that the runs of a plan hold once all are finished, and where that figure comes from."""
     folders = [paper.run_directory(scale, n.key) for n in nodes]
     sizes = [
         sum(f.stat().st_size for f in d.rglob("*") if f.is_file())
         for d in folders
         if (d / "record.json").exists()
     ]
-    if sizes:
-        mean = sum(sizes) / len(sizes)
-        say(
-            f"  disk: {mean * len(nodes) / 1e9:.3f} GB of runs, from {len(sizes)} finished here ({mean / 1e6:.2f} MB each)"
-        )
-    else:
-        say(f"  disk: {body.get('disk_gb', 0.2)} GB by the protocol; no run of this scale has finished here")
+    if not sizes:
+        whole = float(paper.scale(scale).get("disk_gb", 0.2))
+        return whole, "by the protocol; no run of this scale has finished here"
+    mean = sum(sizes) / len(sizes)
+    whole = mean * len(nodes) / 1e9
+    return whole, f"of runs, from {len(sizes)} finished here ({mean / 1e6:.2f} MB each)"
 
 
 def countdown(hours: float, gigabytes: float, asked: str | None) -> None:
@@ -204,7 +296,9 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "not measured"
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
@@ -431,42 +525,21 @@ def show(paper: Protocol, scale: str, results: dict[str, Any]) -> None:
 # --- one paper --------------------------------------------------------------------------------------------------------
 
 
-def reproduce(name: str, options: argparse.Namespace) -> int:
-    paper = Protocol(ROOT / name)
-    slurm = slurm_options(options) if options.executor == "slurm" else None
-    scale, why = choose_scale(paper, options.scale, options.executor)
-    load_claims(paper)  # a mistake in it is refused now, not after the runs
-    only = [a for a in (options.only or "").split(",") if a]
-    body = paper.scale(scale)
-    nodes = paper.nodes(scale, options.arms or "core", only, options.seeds)
-    reasons = [f"{flag}" for flag, on in (("SEEDS", options.seeds), ("ONLY", only)) if on]
-    if options.arms == "all" and body.get("core") is not None:
-        reasons.append("ARMS=all")
-    preview = " and ".join(reasons) + " given" if reasons else None
-    gpus = cuda_devices() if scale != "rehearsal" else []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = options.jobs or (int(body.get("jobs", 1)) * len(gpus) if gpus else cores)
-    if slurm:
-        jobs = options.jobs or 256
-        slurm = replace(slurm, gpus=int(scale in {"gpu", "paper"}) if options.gpus is None else options.gpus)
-    code = protocol.code_hashes(paper.directory / "train.py")
-    finished = sum(
-        protocol.stale(paper.run_directory(scale, n.key), paper.config(scale, n), code) is None for n in nodes
-    )
-    hours = describe(paper, scale, why, nodes, finished, jobs, options.limit)
-    if options.dry:
-        grid(paper, scale, nodes, jobs, scale in {"gpu", "paper"})
-        return 0
-    if slurm:
+def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, dict[str, Any] | None]:
+    """Train what a plan lacks, judge, report: the exit status, and the result that this call came to."""
+    paper, scale, nodes = plan.paper, plan.scale, plan.nodes
+    name = paper.paper
+    if plan.slurm:
         cluster.require()
-    if finished < len(nodes):
-        countdown(hours if gpus else 0, float(body.get("download_gb", 0)), options.scale)
+    if plan.left:
+        hours = (plan.seconds or 0.0) / 3600
+        countdown(hours if plan.gpus else 0, float(plan.body.get("download_gb", 0)), options.scale)
         if lacking := missing_inputs(paper, scale):
             say(f"NOT RUN: missing for scale {scale} (README, 'Data and models', has every layout):")
             for line in how_to_fetch(lacking):
                 say(line)
-            return 2
-    outcomes = train(paper, scale, nodes, jobs, seconds_of(options.limit), slurm)
+            return 2, None
+    outcomes = train(paper, scale, nodes, plan.jobs, seconds_of(options.limit), plan.slurm)
     bad = {k: o for k, o in outcomes.items() if o.status not in {"finished", "diverged"}}
     for key, outcome in list(bad.items())[:5]:
         say(f"{' '.join(map(str, key))}: {outcome.status}: {outcome.detail.strip()}")
@@ -476,23 +549,20 @@ def reproduce(name: str, options: argparse.Namespace) -> int:
             f"stopped; what is finished is kept. Continue with: make reproduce-{name} SCALE={scale}"
             + (f" LIMIT={options.limit}" if options.limit else "")
         )
-        return STOPPED
+        return STOPPED, None
     if scale == "rehearsal":
         return _rehearsal(paper, nodes, {k: o for k, o in outcomes.items() if o.status != "finished"})
-    results, path = assemble(paper, scale, nodes, outcomes, preview)
+    results, path = assemble(paper, scale, nodes, outcomes, plan.preview)
     show(paper, scale, results)
     say(f"results: {_short(path)}")
     _report(name)
     if any(o.status in {"missing", "refused"} for o in bad.values()):
-        return 2
+        return 2, results
     if bad or not all(g["passed"] for g in results["gates"]):
-        return 1
+        return 1, results
     primary = [c for c in results["claims"] if c["role"] == "primary"]
-    return (
-        3
-        if options.strict and any(c["verdict"].removesuffix(" (scaled down)") != "SUPPORTED" for c in primary)
-        else 0
-    )
+    plain = all(c["verdict"].removesuffix(" (scaled down)") == "SUPPORTED" for c in primary)
+    return (3 if options.strict and not plain else 0), results
 
 
 def slurm_options(options: argparse.Namespace) -> cluster.Options:
@@ -516,7 +586,7 @@ def _report(name: str) -> None:
     say(f"report:  {_short(report.render(ROOT, [name]))}")
 
 
-def _rehearsal(paper: Protocol, nodes: list[Node], bad: dict[Key, Outcome]) -> int:
+def _rehearsal(paper: Protocol, nodes: list[Node], bad: dict[Key, Outcome]) -> tuple[int, dict[str, Any]]:
     """Every arm and task of the paper ran for a few steps: passed or not, never a verdict."""
     from shared import runs
 
@@ -530,7 +600,7 @@ def _rehearsal(paper: Protocol, nodes: list[Node], bad: dict[Key, Outcome]) -> i
         f"rehearsal of {paper.paper}: {len(nodes) - len(bad)} of {len(nodes)} runs finished"
         + ("" if not bad else " - FAILED")
     )
-    return 2 if any(o.status == "missing" for o in bad.values()) else 1 if bad else 0
+    return (2 if any(o.status == "missing" for o in bad.values()) else 1 if bad else 0), result
 
 
 # --- record -----------------------------------------------------------------------------------------------------------
@@ -617,48 +687,118 @@ def main(argv: list[str] | None = None) -> int:
         for n in options.paper or PAPERS
         if options.paper or (ROOT / n / "train.py").exists()
     ]
-    statuses: dict[str, int] = {}
+    statuses = record_all(names, options) if options.record else reproduce_all(names, options)
+    return next((status for status in statuses.values() if status), 0)
+
+
+def record_all(names: list[str], options: argparse.Namespace) -> dict[str, int]:
+    statuses = {}
     for name in names:
         try:
-            statuses[name] = (
-                record(name, options.scale or "cpu") if options.record else reproduce(name, options)
-            )
+            statuses[name] = record(name, options.scale or "cpu")
         except BadInput as error:
             print(f"error: {error}", file=sys.stderr)
             statuses[name] = 2
+    return statuses
+
+
+def reproduce_all(names: list[str], options: argparse.Namespace) -> dict[str, int]:
+    """Each paper in turn, with an estimate before the first and a summary after the last if there are several."""
+    plans: dict[str, Plan | BadInput] = {}
+    for name in names:
+        try:
+            plans[name] = plan(name, options)
+        except BadInput as error:
+            plans[name] = error
+    several = len(names) > 1
+    if several and not options.dry:
+        estimate(plans)
+    statuses: dict[str, int] = {}
+    results: dict[str, dict[str, Any] | None] = {}
+    for i, (name, one) in enumerate(plans.items()):
+        ahead = [p for p in list(plans.values())[i:] if isinstance(p, Plan)]
+        place = f"paper {i + 1} of {len(names)}, {time_left(ahead)} left over the whole: " if several else ""
+        try:
+            if isinstance(one, BadInput):
+                raise one
+            describe(one, options.limit, place)
+            if options.dry:
+                grid(one)
+                statuses[name] = 0
+            else:
+                statuses[name], results[name] = reproduce(one, options)
+        except BadInput as error:
+            print(f"error: {error}", file=sys.stderr)
+            statuses[name] = 2
+        if several:
+            say("")
         if statuses[name] == STOPPED:
             break
-    if len(names) > 1:
-        overview(names, statuses)
-    return next((status for status in statuses.values() if status), 0)
+    if several and options.dry:
+        estimate(plans)
+    elif several:
+        summary(plans, statuses, results)
+    return statuses
 
 
 MEANING = {
     0: "done",
     1: "a gate failed or a run crashed",
     2: "inputs missing or refused",
-    3: "not all supported",
+    3: "done; not all primary claims are plainly supported",
     STOPPED: "stopped",
 }
 
 
-def overview(names: list[str], statuses: dict[str, int]) -> None:
-    """One line per paper: how its call ended, and the verdicts of the newest result of this machine."""
-    say("")
-    for name in names:
-        kept = sorted(
-            (protocol.runs_root(ROOT) / name).glob("*/results.json"), key=lambda p: p.stat().st_mtime
-        )
-        result = json.loads(kept[-1].read_text()) if kept and name in statuses else {}
-        counts = Counter(
-            (c["verdict"] or "shown").removesuffix(" (scaled down)") for c in result.get("claims", [])
-        )
-        verdicts = ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common())
-        passes = sum(r.get("gradient_evaluations") or 0 for r in result["runs"]) if counts else 0
-        cost = f"; {passes:,} gradient evaluations, {_duration(result['seconds']['wall'])}" if counts else ""
-        say(
-            f"{name:<13} {MEANING.get(statuses.get(name, -1), 'not started')}{': ' + verdicts if verdicts else ''}{cost}"
-        )
+def summary(
+    plans: dict[str, Plan | BadInput], statuses: dict[str, int], results: dict[str, dict[str, Any] | None]
+) -> None:
+    """How each paper ended, its primary claims by verdict and the others as counts, gates, seconds, gradient evaluations."""
+    ended: Counter[str] = Counter()
+    verdicts: Counter[str] = Counter()
+    seconds, passes = 0.0, 0
+    say(f"summary of {len(plans)} papers")
+    for name, one in plans.items():
+        result = results.get(name) or {}
+        claims = result.get("claims") or []
+        how = MEANING.get(statuses.get(name, -1), "not started")
+        if result.get("scale") == "rehearsal":
+            how = "passed" if result["passed"] else "FAILED"
+        ended[how] += 1
+        facts = [how]
+        if claims:
+            facts.append(f"gates: {sum(g['passed'] for g in result['gates'])} of {len(result['gates'])} hold")
+        if result:
+            wall = result["seconds"] if result["scale"] == "rehearsal" else result["seconds"]["wall"]
+            facts.append(f"{wall:.0f} s")
+            seconds += wall
+        if claims:
+            own = sum(r.get("gradient_evaluations") or 0 for r in result["runs"])
+            facts.append(f"{own:,} gradient evaluations")
+            passes += own
+        say(f"{name:<13} {one.scale if isinstance(one, Plan) else '':<9} {'; '.join(facts)}")
+        primary = [c for c in claims if c["role"] == "primary"]
+        width = max((len(c["verdict"]) for c in primary), default=0)
+        for claim in primary:
+            say(f"  {claim['verdict']:<{width}}  {claim['id']}: {claim['statement']}")
+        verdicts += Counter(_plain(c) for c in primary)
+        if others := Counter(_plain(c) for c in claims if c["role"] == "secondary"):
+            say(f"  secondary: {_counts(others)}")
+    say(
+        f"all: {_counts(ended)}; {_duration(seconds)}"
+        + (f"; {passes:,} gradient evaluations; primary claims: {_counts(verdicts)}" if verdicts else "")
+    )
+    report = ROOT / "report" / "index.html"
+    if verdicts and report.exists():
+        say(f"report: {_short(report)}")
+
+
+def _plain(claim: dict[str, Any]) -> str:
+    return str(claim["verdict"]).removesuffix(" (scaled down)")
+
+
+def _counts(counted: Counter[str]) -> str:
+    return ", ".join(f"{n} {words}" for words, n in counted.most_common())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import synthetic_results
 import yaml
 from matplotlib.figure import Figure
 
-from benchmarks import differences, findings, plots, readme, report
+from benchmarks import differences, findings, pictures, plots, readme, report
 
 VOID = {"meta", "br", "link", "img", "input", "hr", "wbr"}
 
@@ -213,6 +213,9 @@ def test_summary_for_machines(root):
     claim = papers["autolora"]["claims"][0]
     assert claim["verdict"].startswith("SUPPORTED, NOT ATTRIBUTED")
     assert claim["controls"] == {"permuted": "NOT BEATEN", "random": "BEATEN"}
+    assert claim["compared"] == readme.formula(
+        {**claim, "arms": synthetic_results.result()["claims"][0]["arms"]}
+    )
     assert papers["autolora"]["recorded"] is False and papers["dasgm"]["recorded"] is True
     assert papers["ppo_nlu"]["scale"] is None
     arm = papers["autolora"]["arms"]["autolora"]
@@ -341,7 +344,11 @@ def test_differences_are_read_from_the_readme_and_measured_from_runs(root):
         task, metric = line.partition(":")[0].split(", ")
         mean = {arm: [v for _, v, _ in points[task, metric, arm]] for arm in ("permuted", "autolora")}
         d = [a - b for a, b in zip(mean["permuted"], mean["autolora"])]
-        assert readme.number(sum(d) / len(d), signed=True).replace("-", "−") in line and f"n {len(d)}" in line
+        assert (
+            readme.number(sum(d) / len(d), signed=True).replace("-", "−") in line
+            and " points (" in line
+            and f"n {len(d)}" in line
+        )
     assert len(first["effect"]) == 2  # two tasks
     assert [(row["id"], str(row["text"])) for row in items["rows"]] == [
         ("1", "first, going on"),
@@ -376,6 +383,65 @@ def test_each_claim_says_how_its_verdict_was_reached(pages):
 
 
 # --- README tables -------------------------------------------------------------------------------------------------------
+
+
+def test_where_lower_is_better_the_difference_is_written_the_other_way_round(tmp_path):
+    (tmp_path / "claims.yaml").write_text("claims: [{id: cost, direction: lower}, {id: score}]\n")
+    arms = {"method": "m", "opponent": "o"}
+    both = [{"id": name, "kind": "difference", "arms": arms} for name in ("cost", "score")]
+    cost, score = findings.directed(both, tmp_path)
+    assert findings.compared(cost) == "o - m" and findings.compared(score) == "m - o"
+    assert findings.compared(cost, "c") == "c - m" and findings.compared(score, "c") == "m - c"
+    assert findings.compared(cost | {"kind": "spread"}) == readme.formula(cost | {"kind": "spread"})
+
+
+def test_a_claim_that_holds_says_which_control_leaves_it_open():
+    controls = [{"arm": "a", "outcome": "OPEN"}, {"arm": "b", "outcome": "NOT BEATEN"}, {"arm": "c"}]
+    claim = {"controls": controls, "reason": ""}
+    assert report.why(claim | {"verdict": "SUPPORTED, NOT ATTRIBUTED (scaled down)"}) == "the claim holds, but the control b does as well without the idea"  # fmt: skip
+    assert report.why(claim | {"verdict": "SUPPORTED, ATTRIBUTION OPEN"}).endswith("controls a, c were neither beaten nor shown to do as well")  # fmt: skip
+    assert report.why(claim | {"verdict": "SUPPORTED"}) == ""
+
+
+def test_a_claim_names_the_seeds_of_its_own_tasks():
+    runs = [{"arm": arm, "task": task, "seed": s} for arm in "mo" for task, n in (("t", 3), ("u", 5)) for s in range(100, 100 + n)]  # fmt: skip
+    data = {"seeds": list(range(100, 105)), "runs": runs}
+    claim = {"kind": "difference", "arms": {"method": "m", "opponent": "o"}, "tasks": ["t"], "n": 3}
+    assert pictures.seeds_of(claim, data) == [100, 101, 102]
+    assert pictures.seeds_of(claim | {"tasks": ["u"], "n": 5}, data) == data["seeds"]
+    assert pictures.seeds_of(claim | {"n": 40}, data) == data["seeds"]  # items are the replicates
+
+
+def test_speed_reliability_and_cluster_are_shown_once_recorded(root, tmp_path):
+    assert not {"speed", "reliability", "cluster"} & set(Page((root / "report/index.html").read_text()).ids)
+    step = {"ratio": 5.2, "lowest": 5.0, "highest": 5.5, "memory": 1.8}
+    papers = {"autolora": {"rows": {"search step (finite difference)": step}, "commit": "0123456789abcdef"}}
+    files = {
+        "methods/results/cpu.json": {"papers": papers, "machine": {"cpu": "a processor", "cores": 2},
+                                     "versions": {"python": "3.11", "torch": "2"}, "command": "a command"},
+        "results/reliability.json": {"commit": "0123456789abcdef", "machine": {"processor": "a processor"}, "created": "2026-01-02",
+                                     "items": [{"item": "1", "promise": "the same <bits>", "figure": "6/7", "methods": 6,
+                                                "methods_asked": 7, "seconds": 3.0, "not_held": ["test_x: why"]},
+                                               {"item": "2", "promise": "later", "figure": "not run", "methods": None,
+                                                "methods_asked": None, "seconds": 0.0, "not_held": []}]},
+        "results/cluster.json": {"passed": False, "command": "make cluster-check", "seconds": 90.0, "commit": None,
+                                 "cluster": "one node", "versions": {"slurm": "slurm-wlm 1", "python": "3.11"},
+                                 "checks": [{"check": "requeue", "passed": False, "detail": "2 of 3"}]},
+    }  # fmt: skip
+    shutil.copytree(root, tmp_path / "checkout", ignore=shutil.ignore_patterns("report", "runs"))
+    for name, document in files.items():
+        path = tmp_path / "checkout" / "benchmarks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document))
+    report.render(tmp_path / "checkout", ["autolora"], runs=tmp_path)
+    page = Page((tmp_path / "checkout/report/index.html").read_text())
+    assert {"speed", "reliability", "cluster"} <= set(page.ids)
+    for words in ("5.20 [5.00, 5.50]", "reached, within 5 %", "6/7 6 of 7", "the same <bits>", "test_x: why",
+                  "Not all checks passed.", "slurm-wlm 1, python 3.11", "commit 0123456789."):  # fmt: skip
+        assert words in page.text, words
+    assert page.text.count("not run") >= 2  # the other papers' steps, and item 2
+    (figure,) = page.pictures
+    assert "autolora: search step, 16 x 32 tokens, ours 5.20" in figure["aria-label"]
 
 
 def test_readme_tables_are_deterministic_and_whole(root):
