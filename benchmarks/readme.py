@@ -21,6 +21,7 @@ import yaml
 
 from benchmarks import PAPERS
 from shared import sources
+from shared.protocol import BadInput
 
 SCALES = ("paper", "gpu", "cpu")  # the most telling first; a rehearsal never has a verdict
 SCALED_DOWN = " (scaled down)"
@@ -219,9 +220,9 @@ def costs(result: dict[str, Any], protocol: dict[str, Any]) -> dict[str, dict[st
 def load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not valid JSON ({error}); restore it with git, or run the scale again"
+    except ValueError as error:
+        raise BadInput(
+            f"{path} is not valid JSON ({error}); restore it with git, or, below runs/, delete it and give the command again"
         ) from error
 
 
