@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from benchmarks import readme
 
+ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = Path(__file__).with_name("questions.yaml")
 ANSWERS = {
     "SUPPORTED": "Yes",
@@ -29,7 +31,15 @@ def questions() -> dict[str, list[dict[str, str]]]:
     return readme.load_yaml(QUESTIONS)
 
 
-def answer(question: dict[str, str], claims: list[dict[str, Any]]) -> dict[str, Any] | None:
+def falling(paper: str) -> set[str]:
+    """Claims of a paper whose metric is better when lower: their effect is the opponent's value minus the method's."""
+    declared = readme.load_yaml(ROOT / paper / "claims.yaml").get("claims") or []
+    return {claim["id"] for claim in declared if claim.get("direction") == "lower"}
+
+
+def answer(
+    question: dict[str, str], claims: list[dict[str, Any]], lower: Collection[str] = ()
+) -> dict[str, Any] | None:
     """`ask`, `words`, `evidence` and the claim; None where the claim, or its control, is not judged at this scale."""
     claim = next((c for c in claims if c["id"] == question["claim"]), None)
     if claim is None:
@@ -42,6 +52,8 @@ def answer(question: dict[str, str], claims: list[dict[str, Any]]) -> dict[str, 
             return None
         verdict = str(judged.get("outcome") or "OPEN")
         formula = f"{readme.sides(claim)[0]} - {arm}"
+    if claim["id"] in lower:
+        formula = " - ".join(reversed(formula.split(" - ")))
     verdict = verdict.removesuffix(readme.SCALED_DOWN).removesuffix(" for this model")
     named = {
         o: ", ".join(c["arm"] for c in controls if c.get("outcome") == o) for o in ("OPEN", "NOT BEATEN")
@@ -61,7 +73,8 @@ def answer(question: dict[str, str], claims: list[dict[str, Any]]) -> dict[str, 
 
 def answers(paper: str, claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The answers about one paper out of its claims at one scale."""
-    found = (answer(question, claims) for question in questions().get(paper) or [])
+    lower = falling(paper)
+    found = (answer(question, claims, lower) for question in questions().get(paper) or [])
     return [one for one in found if one]
 
 

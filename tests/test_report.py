@@ -176,6 +176,8 @@ def test_questions_ask_for_claims_and_controls_that_are_declared():
             "claims"
         ]
         by_id = {c["id"]: c for c in declared if c["role"] != "exhibit"}
+        primary = {c["id"] for c in declared if c["role"] == "primary" and "cpu" in c.get("scales", ["cpu"])}
+        assert primary <= {question["claim"] for question in held}, paper
         for question in held:
             claim = by_id[question["claim"]]
             assert question["ask"].endswith("?") and set(question) <= {"ask", "claim", "control"}
@@ -205,6 +207,15 @@ def test_an_answer_is_the_verdict_of_its_claim(verdict, words):
         ours = findings.answer({"ask": "Is it?", "claim": "1", "control": arm}, [claim])
         assert ours["words"] == said and ours["evidence"].startswith(f"m - {arm} = -1.00 points")
     assert findings.answer({"ask": "Is it?", "claim": "2"}, [claim]) is None
+
+
+def test_an_effect_on_a_metric_that_should_fall_is_written_as_its_sign_is():
+    """d favours the claim when positive: 460 passes saved are best_uniform - autolora."""
+    claim = {"id": "cost", "kind": "exact", "effect": 460.0, "verdict": "SUPPORTED", "unit": "raw", "metric": "cost",
+             "arms": {"method": "autolora", "opponent": "best_uniform"}, "controls": []}  # fmt: skip
+    ours = findings.answer({"ask": "Is it cheaper?", "claim": "cost"}, [claim], {"cost"})
+    assert ours and ours["evidence"] == "best_uniform - autolora = +460 cost"
+    assert "5 cheaper than all ranks" in findings.falling("autolora")
 
 
 def test_summary_for_machines(root):
