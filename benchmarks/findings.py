@@ -29,33 +29,19 @@ def questions() -> dict[str, list[dict[str, str]]]:
     return readme.load_yaml(QUESTIONS)
 
 
-def directed(claims: list[dict[str, Any]], directory: Path) -> list[dict[str, Any]]:
-    """The claims of a result with the direction that claims.yaml gives them, which a result does not hold."""
-    declared = readme.load_yaml(directory / "claims.yaml").get("claims") or []
-    lower = {c["id"] for c in declared if c.get("direction") == "lower"}
-    return [c | {"direction": "lower"} if c["id"] in lower else c for c in claims]
-
-
-def compared(claim: dict[str, Any], control: str | None = None) -> str:
-    """What a positive difference says: method - opponent (or control), the other way round where lower is better."""
-    formula = f"{readme.sides(claim)[0]} - {control}" if control else readme.formula(claim)
-    turned = claim.get("direction") == "lower" and claim.get("kind") in ("difference", "exact")
-    return " - ".join(reversed(formula.split(" - "))) if turned else formula
-
-
 def answer(question: dict[str, str], claims: list[dict[str, Any]]) -> dict[str, Any] | None:
     """`ask`, `words`, `evidence` and the claim; None where the claim, or its control, is not judged at this scale."""
     claim = next((c for c in claims if c["id"] == question["claim"]), None)
     if claim is None:
         return None
     controls = readme.controls_of(claim)
-    judged, verdict, formula = claim, str(claim.get("verdict") or "NOT RUN"), compared(claim)
+    judged, verdict, formula = claim, str(claim.get("verdict") or "NOT RUN"), readme.formula(claim)
     if arm := question.get("control"):
         judged = next((c for c in controls if c["arm"] == arm), {})
         if not judged:
             return None
         verdict = str(judged.get("outcome") or "OPEN")
-        formula = compared(claim, arm)
+        formula = readme.formula(claim, arm)
     verdict = verdict.removesuffix(readme.SCALED_DOWN).removesuffix(" for this model")
     named = {
         o: ", ".join(c["arm"] for c in controls if c.get("outcome") == o) for o in ("OPEN", "NOT BEATEN")
@@ -86,7 +72,7 @@ def findings_table(root: Path) -> str:
         scale, result = next(iter(readme.recorded(root / paper).items()), (None, {}))
         rows = [
             [readme.cell(a["ask"]), f"**{readme.cell(a['words'])}**", readme.cell(a["evidence"]), f"[{readme.cell(a['claim']['id'])}](../{paper}/README.md)"]
-            for a in answers(paper, directed(result.get("claims") or [], root / paper))
+            for a in answers(paper, result.get("claims") or [])
         ]  # fmt: skip
         body = (
             readme.table(["question", "answer", "evidence", "claim"], rows)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import findings, plots, readme
+from benchmarks import plots, readme
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 RunDirectories = dict[tuple[str, str, int], Path]  # (arm, task, seed) -> directory
@@ -87,7 +87,7 @@ def claim_picture(claim: dict[str, Any], data: dict[str, Any], key: str) -> plot
 
     tone = TONES.get(badge_of(claim.get("verdict") or "")[0], plots.NEUTRAL)
     threshold = float(claim.get("threshold") or 0)
-    formula = findings.compared(claim).replace(" - ", " − ")
+    formula = readme.formula(claim).replace(" - ", " − ")
     label = (
         formula if len(formula) <= LABEL else f"the {claim.get('kind')} compared"
     )  # a longer one meets the effect

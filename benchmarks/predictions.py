@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ import numpy as np
 from benchmarks.scores import NodeKey
 from shared.protocol import BadInput
 
+# What zipfile, zlib and numpy raise on bytes that are not what was written.
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)  # fmt: skip
 MOST_BYTES = 2_000_000
 Predictions = dict[NodeKey, dict[str, np.ndarray]]
 
@@ -128,7 +132,7 @@ def unpack_predictions(path: Path) -> Predictions:
             }
             for arm, task, seed, places in index
         }
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise BadInput(
             f"{path} cannot be read ({error}); restore it with git, or record the scale again"
         ) from error

@@ -21,6 +21,7 @@ import yaml
 
 from benchmarks import PAPERS
 from shared import sources
+from shared.protocol import BadInput
 
 SCALES = ("paper", "gpu", "cpu")  # the most telling first; a rehearsal never has a verdict
 SCALED_DOWN = " (scaled down)"
@@ -67,9 +68,15 @@ def full_verdict(claim: dict[str, Any], scale: str) -> str:
     return verdict + SCALED_DOWN if small else verdict
 
 
-def formula(claim: dict[str, Any]) -> str:
-    """What d is, in words: 'autolora - uniform_4', or a weighted sum, or the statistic's name."""
+def formula(claim: dict[str, Any], control: str = "") -> str:
+    """What d is, in words: 'autolora - uniform_4' (or - control), a weighted sum, the statistic's name.
+
+    Where lower is better the opponent comes first: d is positive when the claim is right."""
     arms = claim.get("arms") or {}
+    lower = claim.get("direction") == "lower" and claim.get("kind") in ("difference", "exact")
+    if control:
+        method = sides(claim)[0]
+        return f"{control} - {method}" if lower else f"{method} - {control}"
     if claim.get("kind") == "statistic":
         return f"{arms.get('name', 'statistic')}({', '.join(listed(arms.get('method')))})"
     if claim.get("kind") == "contrast" and arms.get("weights"):
@@ -77,7 +84,9 @@ def formula(claim: dict[str, Any]) -> str:
     method, opponent = ", ".join(listed(arms.get("method"))), ", ".join(listed(arms.get("opponent")))
     if claim.get("kind") == "spread":
         return f"spread of {opponent} - spread of {method}"
-    return f"{method} - {opponent}" if opponent else method
+    if not opponent:
+        return method
+    return f"{opponent} - {method}" if lower else f"{method} - {opponent}"
 
 
 def sides(claim: dict[str, Any]) -> list[str]:
@@ -219,9 +228,9 @@ def costs(result: dict[str, Any], protocol: dict[str, Any]) -> dict[str, dict[st
 def load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not valid JSON ({error}); restore it with git, or run the scale again"
+    except ValueError as error:
+        raise BadInput(
+            f"{path} is not valid JSON ({error}); restore it with git, or, below runs/, delete it and give the command again"
         ) from error
 
 

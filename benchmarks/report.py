@@ -28,7 +28,7 @@ import matplotlib
 from markupsafe import Markup
 
 from benchmarks import differences, pictures, plots, predictions, readme
-from benchmarks.findings import answers, compared, directed
+from benchmarks.findings import answers
 from benchmarks.readme import (  # also the interface of this module, for the recorder and the checker
     PAPERS,
     SCALES,
@@ -150,18 +150,15 @@ def load(name: str, root: Path, runs: Path) -> Paper:
         raise ValueError(f"no paper is called {name!r}{hint} Papers: {', '.join(PAPERS)}")
     paper, committed = Paper(name, root, runs), readme.recorded(root / name)
 
-    def whole(data: dict[str, Any]) -> dict[str, Any]:
-        return data | {"claims": directed(data.get("claims") or [], root / name)}
-
     for scale in SCALES:
         files = [runs / name / scale / f"{kind}.json" for kind in ("results", "preview")]
         own = [(readme.load_json(path), path) for path in files if path.exists()]
         if own:
             data, path = max(own, key=lambda pair: str(pair[0].get("created") or ""))
-            paper.results.append(Result(name, scale, path, whole(data), False, committed.get(scale)))
+            paper.results.append(Result(name, scale, path, data, False, committed.get(scale)))
         elif scale in committed:
             path = root / name / "results" / f"{scale}.json"
-            paper.results.append(Result(name, scale, path, whole(committed[scale]), True))
+            paper.results.append(Result(name, scale, path, committed[scale], True))
     here = [r for r in paper.results if not r.recorded]
     if here:
         newest = max(here, key=lambda r: str(r.data.get("created") or ""))
@@ -333,7 +330,7 @@ def claim_view(
         "verdict": readme.full_verdict(claim, result.scale),
         "source": claim.get("source") or declared.get(claim["id"], {}).get("source"),
         "items": claim.get("items") or declared.get(claim["id"], {}).get("items"),
-        "formula": compared(claim),
+        "formula": readme.formula(claim),
         "seeds": readme.seeds_text(pictures.seeds_of(claim, result.data)),
         "meaning": meaning(claim, result.paper),
         "unit_text": readme.unit_of(claim),
@@ -546,7 +543,7 @@ def findings(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 verdict = claim["verdict"].removesuffix(readme.SCALED_DOWN).removesuffix(" for this model")
                 if claim.get("role") != "exhibit" and verdict in words:
                     evidence = {
-                        "formula": compared(claim),
+                        "formula": readme.formula(claim),
                         "unit": readme.unit_of(claim),
                         "why": why(claim),
                     }
@@ -583,7 +580,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         claims = [
             {
                 **{k: c.get(k) for k in keep},
-                "compared": compared(c),
+                "compared": readme.formula(c),
                 "controls": {x.get("arm"): x.get("outcome") or "OPEN" for x in readme.controls_of(c)},
             }
             for c in row["claims"]

@@ -13,6 +13,7 @@ missing or refused; 3 (--strict) a primary claim is not plainly supported; 75 st
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -22,10 +23,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from benchmarks import PAPERS, claims, cluster
 from benchmarks.pool import Key, Outcome, Pool
@@ -104,8 +105,8 @@ def seconds_of(text: str | None, name: str = "LIMIT") -> float | None:
     if not text:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if not found:
-        raise BadInput(f"{name}={text}: expected a number with s, m or h, e.g. 9m")
+    if not found or not float(found[1]):
+        raise BadInput(f"{name}={text}: expected a number above 0 with s, m or h, e.g. 9m")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
@@ -143,6 +144,8 @@ def plan(name: str, options: argparse.Namespace) -> Plan:
     load_claims(paper)  # a mistake in it is refused now, not after the runs
     seconds_of(options.limit)
     only = [a for a in (options.only or "").split(",") if a]
+    if options.only and not only:
+        raise BadInput(f"ONLY={options.only} names no arm; give arms separated by commas, or leave ONLY out")
     body = paper.scale(scale)
     nodes = paper.nodes(scale, options.arms or "core", only, options.seeds)
     reasons = [f"{flag}" for flag, on in (("SEEDS", options.seeds), ("ONLY", only)) if on]
@@ -378,13 +381,25 @@ def train(
     return outcomes
 
 
+def _wall(folder: Path) -> dict[str, float]:
+    """wall.json, {} where there is none. One that cannot be read costs the time of earlier calls, never a run."""
+    path = folder / "wall.json"
+    if not path.exists():
+        return {}
+    try:
+        return {k: float(v) for k, v in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError):
+        path.unlink()
+        say(f"  {_short(path)} cannot be read and is deleted: the time of earlier calls is not counted")
+        return {}
+
+
 def _add_wall(folder: Path, wall: float, runs: float, workers: int) -> None:
     """Add a call to wall.json (seconds: `wall`, `runs`: sum of run times, `offered`: wall x workers); say the efficiency."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "wall.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = _wall(folder)
     added = {"wall": wall, "runs": runs, "offered": wall * workers}
-    path.write_text(json.dumps({k: before.get(k, 0.0) + v for k, v in added.items()}))
+    (folder / "wall.json").write_text(json.dumps({k: before.get(k, 0.0) + v for k, v in added.items()}))
     say(f"  workers busy {runs / (wall * workers):.0%}: {_duration(runs)} of runs in {_duration(wall)} x {workers} worker(s)")  # fmt: skip
 
 
@@ -458,7 +473,7 @@ def assemble(
     arrays = check.unpack_predictions(packed)  # what is committed is what is judged
     records = [r for _, _, r in found if r]
     data = {k: v["sha256"] for r in records for k, v in (r["fingerprint"].get("data") or {}).items()}
-    wall = json.loads((folder / "wall.json").read_text())["wall"] if (folder / "wall.json").exists() else 0.0
+    wall = _wall(folder).get("wall", 0.0)
     judged = verdicts.judge(
         claims=load_claims(paper), scale=scale, nodes=nodes, runs=[e for _, e, _ in found], gates=[(n.key, r.get("gates", [])) for n, _, r in found],
         predictions=arrays, score=evaluate.score, statistics=getattr(evaluate, "STATISTICS", {}),
@@ -591,7 +606,7 @@ def _rehearsal(paper: Protocol, nodes: list[Node], bad: dict[Key, Outcome]) -> t
     from shared import runs
 
     folder = protocol.runs_root(ROOT) / paper.paper / "rehearsal"
-    wall = json.loads((folder / "wall.json").read_text())["wall"] if (folder / "wall.json").exists() else 0.0
+    wall = _wall(folder).get("wall", 0.0)
     result = {"paper": paper.paper, "scale": "rehearsal", "passed": not bad, "runs": len(nodes),
               "arms": sorted({n.arm for n in nodes}), "tasks": sorted({n.task for n in nodes}), "seconds": round(wall, 1),
               "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": runs.commit(ROOT)}  # fmt: skip
@@ -612,6 +627,7 @@ def record(name: str, scale: str) -> int:
     from shared import runs
 
     paper = Protocol(ROOT / name)
+    paper.scale(scale)
     now = runs.commit(ROOT)
     if now is None or now.endswith("+changes"):
         raise BadInput("recording needs a clean, committed tree: commit or stash first")
@@ -646,8 +662,25 @@ def record(name: str, scale: str) -> int:
     return 0
 
 
+class Arguments(argparse.ArgumentParser):
+    """Refuses in one line; `--help` has the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; see python -m benchmarks.reproduce --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        if not re.fullmatch(r"[0-9]+", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: expected a whole number, at least {least}")
+        return int(text)
+
+    return whole_number
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m benchmarks.reproduce",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -656,9 +689,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--scale", help="cpu, gpu, paper or rehearsal; default: what this machine and its data allow"
     )
-    parser.add_argument("--seeds", type=int, help="fewer seeds (a preview)")
+    parser.add_argument("--seeds", type=at_least(1), help="fewer seeds (a preview)")
     parser.add_argument(
-        "--jobs", type=int, help="runs side by side; default: one per core, or as the protocol says per GPU"
+        "--jobs",
+        type=at_least(1),
+        help="runs side by side; default: one per core, or as the protocol says per GPU",
     )
     parser.add_argument("--only", help="these arms alone, separated by commas (a preview)")
     parser.add_argument(
@@ -671,7 +706,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--time", help="slurm: time limit of a job, e.g. 90m; a run continues in the next (default 4h)"
     )
-    parser.add_argument("--gpus", type=int, help="slurm: GPUs of a job; default: 1 at gpu and paper, else 0")
+    parser.add_argument(
+        "--gpus", type=at_least(0), help="slurm: GPUs of a job; default: 1 at gpu and paper, else 0"
+    )
     parser.add_argument("--partition", help="slurm: partition")
     parser.add_argument("--account", help="slurm: account that is charged")
     parser.add_argument("--dry", action="store_true", help="print the plan and stop")
@@ -692,14 +729,28 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def record_all(names: list[str], options: argparse.Namespace) -> dict[str, int]:
-    statuses = {}
+    statuses = dict.fromkeys(names, 2)
     for name in names:
-        try:
+        with refusals():
             statuses[name] = record(name, options.scale or "cpu")
-        except BadInput as error:
-            print(f"error: {error}", file=sys.stderr)
-            statuses[name] = 2
     return statuses
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """What cannot be done is told in a line with its remedy, and the next paper goes on."""
+    from shared import sources
+
+    try:
+        yield
+    except (BadInput, sources.MissingInput) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:  # a folder that cannot be written, a file in its place, a full disk
+        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(
+            f"error: {where}\n  remedy:  make room there, or name another folder with REPRO_RUNS=... (runs) or REPRO_CACHE=... (caches)",
+            file=sys.stderr,
+        )
 
 
 def reproduce_all(names: list[str], options: argparse.Namespace) -> dict[str, int]:
@@ -718,7 +769,8 @@ def reproduce_all(names: list[str], options: argparse.Namespace) -> dict[str, in
     for i, (name, one) in enumerate(plans.items()):
         ahead = [p for p in list(plans.values())[i:] if isinstance(p, Plan)]
         place = f"paper {i + 1} of {len(names)}, {time_left(ahead)} left over the whole: " if several else ""
-        try:
+        statuses[name] = 2
+        with refusals():
             if isinstance(one, BadInput):
                 raise one
             describe(one, options.limit, place)
@@ -727,9 +779,6 @@ def reproduce_all(names: list[str], options: argparse.Namespace) -> dict[str, in
                 statuses[name] = 0
             else:
                 statuses[name], results[name] = reproduce(one, options)
-        except BadInput as error:
-            print(f"error: {error}", file=sys.stderr)
-            statuses[name] = 2
         if several:
             say("")
         if statuses[name] == STOPPED:

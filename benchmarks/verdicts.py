@@ -320,6 +320,7 @@ CLAIM_ROW = (  # the order of a claim's fields in the file
         "tasks",
         "metric",
         "unit",
+        "direction",
         "threshold",
         "material",
         "n",
@@ -363,6 +364,7 @@ def judge_claims(
             "tasks": claim.tasks,
             "metric": claim.metric or claim.spec["arms"]["name"],
             "unit": claim.unit,
+            "direction": claim.spec.get("direction", "higher"),
         }
         row |= {"threshold": claim.t, "material": claim.material, "n": 0, "d": [], "d_by_task": {}}
         row |= {"wins_ties_losses": [0, 0, 0], "diverged": {}, "at_chance": {}, "controls": [], "reason": ""}

@@ -52,6 +52,9 @@ def record(folder):
         entry |= {"state_sha256": f"{node.key}", "split_sha256": f"{node.task}{node.seed}"}
         if not node.stage:
             entry["metrics"] = {**score(predictions[node.key]), "count": 7.0}
+        own = {(run["arm"], run["task"], run["seed"]): run for run in runs}
+        used = sum(own[use]["gradient_evaluations_with_uses"] for use in node.uses)
+        entry |= {"gradient_evaluations": 3, "gradient_evaluations_with_uses": 3 + used}
         runs.append(entry)
     judged = verdicts.judge(
         claims=load_claims(folder / "claims.yaml"), scale="cpu", nodes=paper.nodes("cpu"), runs=runs,
@@ -63,7 +66,8 @@ def record(folder):
         **{f"{name}_sha256": protocol.sha256_file(folder / f"{name}.yaml") for name in ("claims", "protocol", "reported")},
         "predictions_sha256": packed,
         "code_sha256": protocol.sha256_json(protocol.code_hashes(folder / "train.py")),
-        "revision": 0, "revisions": [], "seeds": paper.seeds("cpu"), **judged, "runs": runs,
+        "revision": 0, "revisions": [], "preview": None, "development_seeds": "0-99", "tuning": [],
+        "seeds": paper.seeds("cpu"), **judged, "runs": runs,
     }  # fmt: skip
     save(folder, tidy(result))
     (folder / "README.md").write_text(README)
@@ -123,6 +127,35 @@ def edit(folder, change):
     return problems(folder)
 
 
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (lambda r: r.update(preview="SEEDS given"), "preview"),
+        (lambda r: r.update(scale="paper"), "scale"),
+        (lambda r: r.update(tuning=[{"arm": "good"}]), "tuning"),
+        (lambda r: r["revisions"].append({"what": "x"}), "revisions"),
+        (lambda r: r["gates"].append({"id": "made-up", "statement": "", "passed": True}), "gate made-up"),
+        (lambda r: r["runs"][0].update(gradient_evaluations=1), "gradient_evaluations_with_uses of"),
+    ],
+)
+def test_what_a_result_says_of_itself_is_compared(folder, change, named):
+    assert any(named in line for line in edit(folder, change))
+
+
+def test_every_flipped_byte_of_the_predictions_is_a_problem_and_never_a_traceback(folder):
+    path = folder / "results" / "cpu.predictions.npz"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 40)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        found, _ = check.check_scale(folder, "cpu")
+        assert any("cpu.predictions.npz changed" in line for line in found), place
+
+
+def test_json_that_is_no_result_is_a_problem(folder):
+    (folder / "results" / "cpu.json").write_text("[1]")
+    assert check.check_scale(folder, "cpu")[0] == ["cpu.json is not a results file; restore it with git"]
+
+
 def test_as_recorded_it_passes(folder, capsys):
     scales, found, notices = check.check_paper(folder)
     assert (scales, found, notices) == (["cpu"], [], [])
@@ -155,7 +188,7 @@ def test_volatile_fields_may_differ(folder):
         (lambda r: r["runs"][2].update(state_sha256=r["runs"][6]["state_sha256"]), "gates[distinct-states]"),
         (lambda r: r["gates"].clear(), "gate toy-gate is not in the file"),
         (lambda r: r.update(revision=1), "revision: recorded 1"),
-        (lambda r: r["seeds"].pop(), "seeds: recorded"),
+        (lambda r: r["seeds"].pop(), "seeds: 5 recorded"),
     ],
 )
 def test_an_edited_result_is_caught(folder, change, named):

@@ -176,6 +176,8 @@ def test_questions_ask_for_claims_and_controls_that_are_declared():
             "claims"
         ]
         by_id = {c["id"]: c for c in declared if c["role"] != "exhibit"}
+        primary = {c["id"] for c in declared if c["role"] == "primary" and "cpu" in c.get("scales", ["cpu"])}
+        assert primary <= {question["claim"] for question in held}, paper
         for question in held:
             claim = by_id[question["claim"]]
             assert question["ask"].endswith("?") and set(question) <= {"ask", "claim", "control"}
@@ -205,6 +207,14 @@ def test_an_answer_is_the_verdict_of_its_claim(verdict, words):
         ours = findings.answer({"ask": "Is it?", "claim": "1", "control": arm}, [claim])
         assert ours["words"] == said and ours["evidence"].startswith(f"m - {arm} = -1.00 points")
     assert findings.answer({"ask": "Is it?", "claim": "2"}, [claim]) is None
+
+
+def test_an_effect_on_a_metric_that_should_fall_is_written_as_its_sign_is():
+    """d favours the claim when positive: 460 passes saved are best_uniform - autolora."""
+    claim = {"id": "cost", "kind": "exact", "effect": 460.0, "verdict": "SUPPORTED", "unit": "raw", "metric": "cost",
+             "direction": "lower", "arms": {"method": "autolora", "opponent": "best_uniform"}, "controls": []}  # fmt: skip
+    ours = findings.answer({"ask": "Is it cheaper?", "claim": "cost"}, [claim])
+    assert ours["evidence"].startswith("best_uniform - autolora = +460")
 
 
 def test_summary_for_machines(root):
@@ -385,14 +395,12 @@ def test_each_claim_says_how_its_verdict_was_reached(pages):
 # --- README tables -------------------------------------------------------------------------------------------------------
 
 
-def test_where_lower_is_better_the_difference_is_written_the_other_way_round(tmp_path):
-    (tmp_path / "claims.yaml").write_text("claims: [{id: cost, direction: lower}, {id: score}]\n")
-    arms = {"method": "m", "opponent": "o"}
-    both = [{"id": name, "kind": "difference", "arms": arms} for name in ("cost", "score")]
-    cost, score = findings.directed(both, tmp_path)
-    assert findings.compared(cost) == "o - m" and findings.compared(score) == "m - o"
-    assert findings.compared(cost, "c") == "c - m" and findings.compared(score, "c") == "m - c"
-    assert findings.compared(cost | {"kind": "spread"}) == readme.formula(cost | {"kind": "spread"})
+def test_where_lower_is_better_the_difference_is_written_the_other_way_round():
+    score = {"kind": "difference", "arms": {"method": "m", "opponent": "o"}, "direction": "higher"}
+    cost = score | {"direction": "lower"}
+    assert readme.formula(cost) == "o - m" and readme.formula(score) == "m - o"
+    assert readme.formula(cost, "c") == "c - m" and readme.formula(score, "c") == "m - c"
+    assert readme.formula(cost | {"kind": "spread"}) == readme.formula(score | {"kind": "spread"})
 
 
 def test_a_claim_that_holds_says_which_control_leaves_it_open():

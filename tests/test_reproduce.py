@@ -161,6 +161,11 @@ def test_a_failed_gate_fails_the_command(toy):
         (["--scale", "paper"], 2, "hf download nobody/nothing --local-dir $REPRO_MODELS/nobody/nothing"),
         (["--only", "noisi"], 2, "did you mean 'noisy'"),
         (["--limit", "soon"], 2, "LIMIT=soon"),
+        (["--limit", "0"], 2, "LIMIT=0: expected a number above 0"),
+        (["--only", ","], 2, "ONLY=, names no arm"),
+        (["--seeds", "0"], 2, "--seeds: 0: expected a whole number, at least 1"),
+        (["--jobs", "-3"], 2, "--jobs: -3: expected a whole number, at least 1"),
+        (["--record", "--scale", "cpuu"], 2, "has no scale 'cpuu'"),
     ],
 )
 def test_bad_requests(toy, words, status, text):
@@ -168,6 +173,26 @@ def test_bad_requests(toy, words, status, text):
     assert (
         done.returncode == status and text in done.stderr + done.stdout and "Traceback" not in done.stderr
     ), done.stderr + done.stdout
+
+
+def test_a_bad_place_is_named_with_the_remedy(toy, tmp_path):
+    (tmp_path / "taken").write_text("a file where runs should go")
+    for words, variable, place in (
+        ([], "REPRO_RUNS", tmp_path / "taken"),
+        (["--scale", "paper"], "REPRO_DATA", tmp_path / "nowhere"),
+    ):
+        done = reproduce(toy, *words, **{variable: str(place), "HF_HUB_OFFLINE": "1"})
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert str(place) in done.stderr and "remedy:" in done.stderr and variable in done.stderr
+
+
+def test_broken_files_below_runs_stop_no_verdict(toy, finished):
+    """wall.json costs the time that it counted; an old result that is not JSON is named."""
+    shutil.copytree(finished[0] / "runs", toy / "runs")
+    folder = toy / "runs" / "toy" / "cpu"
+    (folder / "wall.json").write_text('{"wall": 1')
+    done = reproduce(toy)
+    assert done.returncode == 0 and "wall.json cannot be read" in done.stdout, done.stdout + done.stderr
 
 
 def test_dry_prints_the_plan_and_starts_nothing(toy):
