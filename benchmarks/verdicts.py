@@ -410,6 +410,7 @@ def conclude(claim: Claim, row: Mapping[str, Any]) -> tuple[str, str]:
 
 # ---------------------------------------------------------------- gates
 
+UNRECORDED = "no finished run recorded it"
 BUILT_IN_GATES = ("distinct-states", "shared-items")
 UNTRAINED = (None, "", hashlib.sha256().hexdigest())  # how a run says that it trained nothing
 
@@ -439,7 +440,7 @@ def judge_gates(
             shown = "; ".join(f"{key[0]} on {key[1]}, seed {key[2]}: {detail}" for key, detail in failed[:3])
             detail = f"failed {len(failed)} of {len(seen)} times: {shown}"
         elif name not in finished:
-            detail = "no finished run recorded it"
+            detail = UNRECORDED
         else:
             detail = f"held {len(seen)} times" + (f", e.g. {seen[0][2]}" if seen[0][2] else "")
         passed = not failed and name in finished

@@ -463,9 +463,10 @@ def record_sha256(record: dict[str, Any]) -> str:
 def read_record(directory: Path) -> dict[str, Any] | None:
     """The run's record, or None if there is none that can be read."""
     try:
-        return json.loads((directory / "record.json").read_text())
+        found = json.loads((directory / "record.json").read_text())
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str | None:
@@ -473,6 +474,8 @@ def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str 
     record = read_record(directory)
     if record is None:
         return "no record" if not (directory / "record.json").exists() else "record.json cannot be read"
+    if any(record.get(k) != config[k] for k in ("arm", "task", "seed")):
+        return "record.json is that of another run"
     print_of = record.get("fingerprint") or {}
     if print_of.get("config") != config_sha256(config):
         old = record.get("config") or {}

@@ -363,7 +363,7 @@ class Run:
             )  # last: without it the rest would look foreign
             if present and not old:
                 raise BadInput(
-                    f"{self.directory} holds files that are no run of this project; give another --out"
+                    f"{self.directory} holds files that are no run of this project; move them away, or give another --out"
                 )
             for item in present:
                 shutil.rmtree(item) if item.is_dir() else item.unlink()
@@ -577,7 +577,12 @@ def start(config: RunConfig, file: str) -> Iterator[Run]:
     """Open the run of `config`; `file` is `__file__` of train.py. A divergence is recorded, then raised."""
     with contextlib.ExitStack() as held:
         run = Run(held.enter_context(processes.joined(config)), file)
-        run.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            run.directory.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise BadInput(
+                f"{run.directory}: a file is in the place of a folder; move it away, or give another --out"
+            ) from error
         _hold(held.enter_context(open(run.directory / ".lock", "w")), run.directory)
         run.open()
         run.finished = processes.from_first(run.finished)
@@ -670,7 +675,8 @@ def command_line(config_class: type, run: Callable[[Any], Path], doc: str | None
                 _train_used(paper, scale, key, config_class, run)
         run(config)
     except (BadInput, sources.MissingInput) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except Diverged as error:
         sys.exit(f"diverged: {error}")
     except Stopped:
