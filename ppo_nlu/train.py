@@ -2,7 +2,7 @@
 
     python -m ppo_nlu.train --tiny                                        # 60 PPO batches on digits, no download
     python -m ppo_nlu.train --scale cpu --arm ppo --task digits --seed 0  # expect greedy accuracy far above chance
-    accelerate launch -m ppo_nlu.train --scale paper --arm ppo --task rte # several GPUs: the model is sharded (FSDP2)
+    accelerate launch --config_file configs/fsdp2.yaml -m ppo_nlu.train --scale paper --arm ppo --task rte  # several GPUs
 
 Every arm starts from the same policy, sees the same labelled examples in the same order, and is judged by the same
 strict parser, greedily and by sampling.

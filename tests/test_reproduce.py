@@ -112,6 +112,12 @@ def test_previews_are_kept_apart(toy):
     )
 
 
+def test_a_gate_of_runs_that_a_preview_leaves_out_has_not_failed(toy):
+    edit(toy, "gates: [", "gates: [{id: of-others, statement: recorded by other arms}, ", "claims.yaml")
+    done = reproduce(toy, "--only", "noisy", "--seeds", "2", "--jobs", "1")
+    assert done.returncode == 0 and "FAILED" not in done.stdout, done.stdout + done.stderr
+
+
 def edit(root, old, new, name="protocol.yaml"):
     path = root / "toy" / name
     assert old in path.read_text()

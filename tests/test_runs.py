@@ -148,6 +148,10 @@ def test_repeat_is_bitwise_and_finished_runs_stand(toy, monkeypatch):
     assert record(train.run(config(train, toy, seed=1)))["state_sha256"] != first["state_sha256"]
 
 
+def rewrite(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 @pytest.mark.parametrize("stop_at", [1, 10, 19])
 def test_resume_is_bitwise(toy, monkeypatch, stop_at):
     train = module(toy, monkeypatch)
@@ -201,6 +205,8 @@ def test_a_damaged_checkpoint_falls_back_to_an_older_one(toy, monkeypatch, capsy
             "predictions.npz does not match",
         ),
         (lambda root: (root / "out" / "record.json").write_text("{"), "record.json cannot be read"),
+        (lambda root: (root / "out" / "record.json").write_text("[1, 2]"), "record.json cannot be read"),
+        (lambda root: rewrite(root / "out" / "record.json", seed=99), "record.json is that of another run"),
     ],
 )
 def test_what_makes_a_run_again(toy, monkeypatch, capsys, edit, reason):
@@ -236,6 +242,14 @@ def test_foreign_files_are_never_deleted(toy, monkeypatch):
     with pytest.raises(BadInput, match="no run of this project"):
         train.run(config(train, toy))
     assert (toy / "out" / "thesis.txt").read_text() == "precious"
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(toy, monkeypatch):
+    train = module(toy, monkeypatch)
+    (toy / "out").write_text("mine")
+    with pytest.raises(runs.BadInput, match=r"out: a file is in the place of a folder; move it away"):
+        train.run(config(train, toy))
+    assert (toy / "out").read_text() == "mine"
 
 
 def test_nan_stops_at_once_and_is_recorded(toy, monkeypatch):
