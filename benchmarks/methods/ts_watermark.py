@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.hypergradients.cell import peak
 from shared import runs
 from ts_watermark import hashing, method, official
 from ts_watermark.detect import Detector
@@ -99,9 +100,9 @@ def detection(rounds: int) -> tuple[float, float, float]:
     return 1e3 * pure, 1e3 * cold, 1e3 * warm
 
 
-def training(rounds: int, T: int) -> dict[str, list[float]]:
-    """CPU seconds of: plain cached greedy decoding; our step (its share of references included, none, all of them);
-    the official loop."""
+def training(rounds: int, T: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """CPU seconds of each round, and megabytes, of: plain cached greedy decoding; our step (its share of references included,
+    none, all of them); the official loop."""
     model, V, d = opt(2000, 256, 4, 4), 2000, 256
     from transformers import BertConfig, BertModel
 
@@ -157,11 +158,13 @@ def training(rounds: int, T: int) -> dict[str, list[float]]:
             found[name].append(seconds(step))
     # 4 batches of 8 share a reference pass, and each is used in both epochs
     found["ours"] = [k + r / 8 for k, r in zip(found["kept"], found["references"])]
-    return found
+    megabytes = {name: peak(step, "cpu") for name, step in work.items()}
+    megabytes["ours"] = megabytes["kept"]  # the references are made before, 32 prompts at a time
+    return found, megabytes
 
 
-def ratio(found: dict[str, list[float]], over: str, under: str) -> float:
-    return statistics.median(a / b for a, b in zip(found[over], found[under]))
+def ratios(found: dict[str, list[float]], over: str, under: str) -> list[float]:
+    return [a / b for a, b in zip(found[over], found[under])]
 
 
 def limits(ms: dict[str, float], rows: dict[str, dict[str, float]]) -> list[tuple[str, float, str, float]]:
@@ -197,18 +200,20 @@ def main() -> None:
     for name, value in ms.items():
         print(f"  {name:28} {value:9.4f}")
 
-    found = training(given.rounds, given.steps)
-    rows = {
-        name: {
-            "ratio": ratio(found, name, "plain"),
-            "seconds": statistics.median(found[name]),
-            "over_ours": ratio(found, name, "ours"),
-        }
-        for name in ("plain", "ours", "kept", "anew", "official")
-    }
-    print(f"training step, T = {given.steps}: x plain cached decoding, CPU seconds, x ours")
+    found, megabytes = training(given.rounds, given.steps)
+    rows = {}
+    for name in ("plain", "ours", "kept", "anew", "official"):
+        times = ratios(found, name, "plain")
+        rows[name] = {
+            "ratio": statistics.median(times), "lowest": min(times), "highest": max(times),
+            "seconds": statistics.median(found[name]), "over_ours": statistics.median(ratios(found, name, "ours")),
+            "megabytes": round(megabytes[name], 1), "memory": round(megabytes[name] / megabytes["plain"], 2),
+        }  # fmt: skip
+    print(f"training step, T = {given.steps}: x plain cached decoding, CPU seconds, x ours, MB")
     for name, row in rows.items():
-        print(f"  {name:10} {row['ratio']:7.2f} {row['seconds']:9.3f} {row['over_ours']:7.2f}   {WHAT[name]}")
+        print(
+            f"  {name:10} {row['ratio']:7.2f} {row['seconds']:9.3f} {row['over_ours']:7.2f} {row['megabytes']:7.0f}   {WHAT[name]}"
+        )
 
     print("targets")
     for what, value, sign, limit in limits(ms, rows):
