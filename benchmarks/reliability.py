@@ -10,6 +10,7 @@ An item's figure is the number of checks that passed of those made. A test that 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 import subprocess
 import sys
@@ -81,9 +82,9 @@ ITEMS: dict[str, tuple[str, tuple[str, ...]]] = {
          "test_multilevel::"),
     ),
     "18": (
-        "two processes equal one",
-        ("test_hypergrad::test_two_processes", "test_ppo_nlu::test_two_processes", "test_ppo_nlu::test_fsdp",
-         "test_mlo_mae::test_two_processes"),
+        "two processes train every method, stay equal, and equal one",
+        ("test_processes::", "test_hypergrad::test_two_processes", "test_ppo_nlu::test_two_processes",
+         "test_ppo_nlu::test_fsdp", "test_mlo_mae::test_two_processes"),
     ),
     "19": ("micro-batches equal the batch, at every level", ("test_hypergrad::test_gradient_accumulation",)),
     "20": ("offline from an empty home: trains, or says what to fetch", (OWN + "test_offline",)),
@@ -91,7 +92,7 @@ ITEMS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def run_tests(report: Path) -> list[str]:
-    """All tests that an item names, slow ones too, in one process; returns the command."""
+    """All tests that an item names, slow ones too, on every core where pytest-xdist is there; returns the command."""
     files = sorted({name.split("::")[0] for _, tests in ITEMS.values() for name in tests})
     names = sorted(
         {name.split("::")[1] for _, tests in ITEMS.values() for name in tests if name.split("::")[1]}
@@ -99,6 +100,8 @@ def run_tests(report: Path) -> list[str]:
     whole = [name.split("::")[0] for _, tests in ITEMS.values() for name in tests if name.endswith("::")]
     words = ["pytest", "-m", "not gpu", "-k", " or ".join([*names, *whole]), "-p", "no:cacheprovider"]
     paths = [f"tests/{name}.py" for name in files]
+    if importlib.util.find_spec("xdist"):
+        words += ["-n", "auto", "--dist", "worksteal"]
     subprocess.run([sys.executable, "-m", *words, f"--junitxml={report}", *paths], cwd=ROOT)
     return ["python", "-m", *words, *paths]
 

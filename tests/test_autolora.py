@@ -762,3 +762,10 @@ def test_tiny_command_survives_a_kill_and_gives_the_same(tmp_path):
     )
     assert f"accuracy = {of(folder / 'autolora')['metrics']['accuracy']:.4f}" in shown.stdout
     assert json.loads((folder / "search" / "ranks.json").read_text())["budget"] >= 2
+
+
+def test_what_the_readme_says_of_the_implicit_term_is_recorded():
+    """README: with and without it the retrained weights are the same to the bit, on every seed."""
+    result = json.loads((ROOT / "autolora" / "results" / "cpu.json").read_text())
+    state = {(r["arm"], r["seed"]): r["state_sha256"] for r in result["runs"]}
+    assert all(state["autolora", seed] == state["first_order", seed] for seed in result["seeds"])
