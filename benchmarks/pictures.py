@@ -119,7 +119,7 @@ def claim_picture(claim: dict[str, Any], data: dict[str, Any], key: str) -> plot
 def strip_pictures(data: dict[str, Any], declared: dict[str, Any], key: str) -> list[plots.Picture]:
     """Per task and metric: every arm's score for every seed."""
     found, pictures = readme.scores(data, declared), []
-    factor = readme.factors(data)
+    factor = readme.factors_by_task(data)
     claims = data.get("claims") or []
     methods = {arm for claim in claims if claim.get("role") != "exhibit" for arm in readme.sides(claim)[:1]}
     controls = {c.get("arm") for claim in claims for c in readme.controls_of(claim)}
@@ -135,7 +135,7 @@ def strip_pictures(data: dict[str, Any], declared: dict[str, Any], key: str) -> 
                     arms.append((arm, tone, [(value, diverged) for _, value, diverged in points]))
             if not arms:
                 continue
-            unit = " (points)" if factor.get(metric) == 100 else ""
+            unit = " (points)" if factor.get((task, metric)) == 100 else ""
             means = "; ".join(f"{a} {readme.mean_sd(found[task, metric, a])}" for a, _, _ in arms)
             alt = f"Scores of all arms on {task}, {metric}{unit}, a point per seed. Mean ± sd: {means}."
             caption = f"{task}: {metric}{unit}"

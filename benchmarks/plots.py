@@ -21,6 +21,8 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks import readme
+
 # Stand-in colour -> CSS. Odd values, so that a colour chosen by a method's own figure never collides with one of them;
 # each is also readable by itself, on white as on black, should a viewer ignore the style sheet.
 INK, FAINT = "#7b7b7d", "#8f8f91"
@@ -154,8 +156,8 @@ def forest(rows: Sequence[Row], unit: str) -> Figure:
         for i, row in enumerate(rows):
             y = -float(i)
             seen += [row.threshold, *finite(row.d), *finite(row.ci95), *finite(row.item_ci95)]
-            digits = ".2f" if row.effect is None or abs(row.effect) >= 0.1 or not row.effect else ".2g"
-            text = f"{row.effect:+{digits}}".replace("-", "−") if row.effect is not None else "no result"
+            text = readme.number(row.effect, signed=True).replace("-", "−")
+            text = text if row.effect is not None else "no result"
             axes.text(0, y + 0.4, row.label, transform=axes.get_yaxis_transform(), va="center", fontsize=8.5)
             axes.text(
                 1,

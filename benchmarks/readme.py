@@ -34,7 +34,7 @@ BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(.*?)(<!-- end generated --
 
 
 def number(value: Any, signed: bool = False, beside: float = 0.0) -> str:
-    """1234567 -> 1,234,567; 150.0 -> 150; 12.345 -> 12.35; 0.0123 -> 0.0123; None and NaN -> n/a.
+    """1234567 -> 1,234,567; 150.0 -> 150; 12.345 -> 12.35; 0.012 -> 0.0120; 5.44e-5 -> 0.0000544; None and NaN -> n/a.
 
     `beside`: the largest number shown together with this one, which decides the decimals of both.
     """
@@ -48,7 +48,9 @@ def number(value: Any, signed: bool = False, beside: float = 0.0) -> str:
         return f"{value:{plus},.0f}"
     if size >= 0.1 or value == 0:
         return f"{value:{plus}.2f}"
-    return f"{value:{plus}.3g}"
+    if size >= 1e-6:  # three digits of the larger one
+        return f"{value:{plus}.{2 - math.floor(math.log10(size))}f}"
+    return f"{value:{plus}.2e}"
 
 
 def interval(ends: Sequence[float | None] | None, signed: bool = True) -> str:
@@ -129,18 +131,27 @@ def day(result: dict[str, Any]) -> str:
     return str(result.get("created") or "no date")[:10]
 
 
-def factors(result: dict[str, Any]) -> dict[str, float]:
-    """metric -> 100 where it is shown in points, else 1 (VERDICTS.md section 2)."""
+def factors_by_task(result: dict[str, Any]) -> dict[tuple[str, str], float]:
+    """(task, metric) -> 100 where it is shown in points, else 1 (VERDICTS.md section 2)."""
     units: dict[Any, set[Any]] = {}
     for claim in result.get("claims") or []:
         units.setdefault(claim.get("metric"), set()).add(claim.get("unit"))
-    values: dict[str, list[float]] = {}
+    values: dict[tuple[str, str], list[float]] = {}
     for run in result.get("runs") or []:
         for name, value in (run.get("metrics") or {}).items():
             if isinstance(value, int | float) and math.isfinite(value):
-                values.setdefault(name, []).append(value)
-    inside = {name: all(-1 <= v <= 1 for v in vs) and name not in SIZES for name, vs in values.items()}
-    return {name: 100.0 if inside[name] and units.get(name) != {"raw"} else 1.0 for name in values}
+                values.setdefault((run["task"], name), []).append(value)
+    found = {}
+    for (task, name), seen in values.items():
+        inside = all(-1 <= v <= 1 for v in seen) and name not in SIZES
+        found[task, name] = 100.0 if inside and units.get(name) != {"raw"} else 1.0
+    return found
+
+
+def factors(result: dict[str, Any]) -> dict[str, float]:
+    """metric -> 100 where it is shown in points on some task, else 1."""
+    by_task = factors_by_task(result)
+    return {name: max(f for (_, other), f in by_task.items() if other == name) for _, name in by_task}
 
 
 Scores = dict[tuple[str, str, str], list[tuple[int, float, bool]]]
@@ -151,7 +162,7 @@ def scores(result: dict[str, Any], claims: dict[str, Any]) -> Scores:
 
     `claims` is claims.yaml: a run that diverged has the chance that it declares for the task (VERDICTS.md section 5).
     """
-    factor = factors(result)
+    factor = factors_by_task(result)
     stages = {
         r["arm"] for r in result.get("runs") or [] if r.get("status") == "finished" and not r.get("metrics")
     }
@@ -161,8 +172,8 @@ def scores(result: dict[str, Any], claims: dict[str, Any]) -> Scores:
         if diverged and not metrics and run["arm"] not in stages:
             metrics = ((claims.get("tasks") or {}).get(run["task"]) or {}).get("chance") or {}
         for name, value in metrics.items():
-            if name in factor and isinstance(value, int | float) and math.isfinite(value):
-                point = (run["seed"], value * factor[name], diverged)
+            if (run["task"], name) in factor and isinstance(value, int | float) and math.isfinite(value):
+                point = (run["seed"], value * factor[run["task"], name], diverged)
                 found.setdefault((run["task"], name, run["arm"]), []).append(point)
     return found
 

@@ -65,28 +65,27 @@ def accuracies(results: dict) -> Figure | None:
             )
     if not scores:
         return None
-    figure, axes = plt.subplots(1, len(scores), figsize=(4.6 * len(scores), 3.0), squeeze=False)
+    # a row is as high as the tallest stack of seeds with equal accuracy
+    most = max(values.count(v) for arms in scores.values() for values in arms.values() for v in values)
+    rows = max(len([a for a in arms if a != "random"]) for arms in scores.values())
+    height = 0.9 + rows * max(0.3, 0.035 * most)
+    figure, axes = plt.subplots(1, len(scores), figsize=(4.6 * len(scores), height), squeeze=False)
     for axis, (task, arms) in zip(axes[0], scores.items()):
         shown = _arms(a for a in arms if a != "random")
         for row, arm in enumerate(shown):
             values = np.sort(arms[arm])
-            # seeds that found the same cell would hide behind one dot
-            same = [int((values[:k] == v).sum()) for k, v in enumerate(values)]
-            axis.plot(
-                values,
-                row + 0.09 * np.array(same),
-                "o",
-                markersize=4,
-                color="C0" if arm == "joint" else "0.55",
-            )
+            # seeds that found the same cell would hide behind one dot; their stack stays within 0.8 of the row
+            place = [(values[:k] == v).sum() - ((values == v).sum() - 1) / 2 for k, v in enumerate(values)]
+            colour = "C0" if arm == "joint" else "0.55"
+            axis.plot(values, row + 0.8 / max(most, 5) * np.array(place), "o", markersize=3, color=colour)
             axis.plot(np.median(values), row, "|", color="k", markersize=14)
         if "random" in arms:
             axis.axvline(
                 np.mean(arms["random"]), color="C3", linestyle="--", linewidth=1, label="mean of random cells"
             )
-            axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.1))
+            axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1 + 0.25 / height))
         axis.set_yticks(range(len(shown)), shown, fontsize=8)
-        axis.set_ylim(len(shown) - 0.4, -0.6)
+        axis.set_ylim(rows - 0.45, -0.55)
         axis.set_xlabel("test accuracy of the cell found, %", fontsize=8)
         axis.set_title(task, fontsize=9)
     figure.tight_layout()
@@ -166,8 +165,9 @@ def softmax_over_time(run_dirs: dict) -> Figure | None:
                 )
             axis.set_title(f"{arm}: {i} to {j}", fontsize=8)
     axes[-1, 0].set_xlabel("epoch", fontsize=8)
-    axes[0, 0].legend(fontsize=6)
     figure.tight_layout()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5)
     caption = "Weights of the operations on each edge while searching, first seed. A lead of `skip` on all edges is the collapse of DARTS."
     return "softmax", caption, "Softmax of the architecture per edge over epochs for joint and darts", figure
 

@@ -192,6 +192,7 @@ def mechanism(results: dict) -> Entry | None:
         axis.set_xticks([])
         axis.set_title(names[name], fontsize=7)
         axis.tick_params(labelsize=7)
+    axes[0][0].set_ylabel("statistic of one seed; 0: no effect", fontsize=7)
     figure.tight_layout(pad=0.4)
     caption = (
         "The mechanism, a dot per seed. Descent: share of trials in which a step of T along -g_T lowers the validation loss more "

@@ -133,7 +133,8 @@ def cosine_matrix(tasks: dict[str, dict[int, dict[str, Any]]]) -> Figure | None:
         axis.imshow(mean, vmin=-1, vmax=1, cmap="RdBu_r")
         for i in range(len(names)):
             for j in range(len(names)):
-                axis.text(j, i, f"{mean[i, j]:.2f}", ha="center", va="center", fontsize=7)
+                ink = "white" if abs(mean[i, j]) > 0.7 else "black"
+                axis.text(j, i, f"{mean[i, j]:.2f}", ha="center", va="center", fontsize=7, color=ink)
         axis.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=7)
         axis.set_yticks(range(len(names)), names, fontsize=7)
         axis.set_title(task)
@@ -149,6 +150,18 @@ def cosine_matrix(tasks: dict[str, dict[int, dict[str, Any]]]) -> Figure | None:
         "Heat map. Cosine with the validation gradient: " + "; ".join(texts) + ".",
         figure,
     )
+
+
+def objective_names(task: str, count: int) -> list[str]:
+    """What the numbered weights of a results file belong to."""
+    from tapweight import language, molecules, planted
+
+    if task in molecules.SETS:  # granularities of the clusters, then jigsaw and hole
+        return [*(f"MG3C {k + 1}" for k in range(count - 2)), "JPP", "MCL"]
+    for names in (language.NAMES, planted.NAMES):
+        if len(names) == count:
+            return list(names)
+    return [str(k + 1) for k in range(count)]
 
 
 def final_weights(results: dict[str, Any]) -> Figure | None:
@@ -171,14 +184,18 @@ def final_weights(results: dict[str, Any]) -> Figure | None:
             shift = np.linspace(-0.15, 0.15, len(values))
             axis.plot(k + 1 + shift, values[:, k], "o", markersize=3, color=COLOURS[k % len(COLOURS)])
         axis.axhline(1 / values.shape[1], color="black", linewidth=0.5, linestyle=":")
-        axis.set_xticks(range(1, values.shape[1] + 1))
+        names = objective_names(task, values.shape[1])
+        axis.set_xticks(range(1, len(names) + 1), names, rotation=30, ha="right", rotation_mode="anchor")
         axis.set_xlabel("objective")
         axis.set_title(task)
     axes[0][0].set_ylabel("final weight")
     figure.tight_layout()
     alt = (
         "Dot plot. Means: "
-        + "; ".join(f"{t}: {np.round(np.mean(v, 0), 2).tolist()}" for t, v in found.items())
+        + "; ".join(
+            f"{t}: " + ", ".join(f"{n} {w:.2f}" for n, w in zip(objective_names(t, len(v[0])), np.mean(v, 0)))
+            for t, v in found.items()
+        )
         + "."
     )
     return (

@@ -301,7 +301,7 @@ def test_ink_follows_the_page():
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(None, "n/a"), (float("nan"), "n/a"), (1234567, "1,234,567"), (150.0, "150"), (12.345, "12.35"), (-0.5, "-0.50"), (0.0123, "0.0123"), (0.0, "0.00")],
+    [(None, "n/a"), (float("nan"), "n/a"), (1234567, "1,234,567"), (150.0, "150"), (12.345, "12.35"), (-0.5, "-0.50"), (0.0123, "0.0123"), (0.012, "0.0120"), (-5.44e-5, "-0.0000544"), (-5.44e-10, "-5.44e-10"), (0.0, "0.00")],
 )  # fmt: skip
 def test_numbers(value, shown):
     assert readme.number(value) == shown
@@ -309,7 +309,22 @@ def test_numbers(value, shown):
 
 def test_intervals_share_their_decimals():
     assert readme.interval([-0.00658, 2.36]) == "-0.01 to +2.36"
+    assert readme.interval([-5.44e-05, 0.0356]) == "-0.0001 to +0.0356"
     assert readme.interval([None, 1.0]) == "n/a" and readme.interval(None) == "n/a"
+
+
+def test_a_metric_is_in_points_where_its_own_task_has_shares():
+    """`score` of a planted task may count something: that must not turn the accuracies of another into shares."""
+    runs = [
+        {"arm": "a", "task": task, "seed": 0, "status": "finished", "metrics": {"score": value, "kept": 0.5}}
+        for task, value in (("documentation", 0.64), ("planted", 1.25))
+    ]
+    result = {"runs": runs, "claims": [{"metric": "kept", "unit": "raw"}]}
+    found = readme.scores(result, {})
+    assert found["documentation", "score", "a"] == [(0, 64.0, False)]
+    assert found["planted", "score", "a"] == [(0, 1.25, False)]
+    assert found["planted", "kept", "a"] == [(0, 0.5, False)]
+    assert readme.factors(result) == {"score": 100.0, "kept": 1.0}
 
 
 # --- differences and how a verdict was reached ---------------------------------------------------------------------------

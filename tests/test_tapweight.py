@@ -896,6 +896,12 @@ def test_figures_with_and_without_runs(tmp_path):
         figures.figures({"scale": "cpu", "runs": []}, {("tapweight", "planted", 1): made}), list
     )
     assert isinstance(figures.figures({"scale": "cpu", "runs": []}, {}), list)
+    metrics = {f"weight_{k + 1}": 0.25 for k in range(4)}
+    ((name, _, alt, _),) = figures.figures(
+        {"runs": [{"arm": "tapweight", "task": "planted", "metrics": metrics}]}, {}
+    )
+    assert name == "final-weights" and "half-noise 0.25" in alt  # an objective has its name, not its number
+    assert figures.objective_names("cola", 3) == ["CL", "MLM", "SOP"]
 
 
 def test_config_of_every_node_passes_the_check():

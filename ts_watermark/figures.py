@@ -77,6 +77,13 @@ def curve(axis, of_arm: dict, x: str, y: str, arm: str, **more) -> None:
                       label=LABELS[arm], **more)  # fmt: skip
 
 
+def legend_below(figure, axis) -> None:
+    """Outside of the axes, where it covers no point and no interval."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.tight_layout()
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(3, len(labels)))
+
+
 def frontier(points: dict, task: str) -> tuple | None:
     import matplotlib.pyplot as plt
 
@@ -91,7 +98,7 @@ def frontier(points: dict, task: str) -> tuple | None:
         ylabel="cosine to the unwatermarked text",
         title=f"Frontier, {task}",
     )
-    axis.legend()
+    legend_below(figure, axis)
     return (f"frontier-{task}", "Meaning kept against detectability, one point per strength; mean and 95 % interval over "
             "seeds. Methods are compared at equal z, not at equal delta.",
             f"Cosine similarity falls as mean z grows, for {len(arms)} methods on {task}.", figure)  # fmt: skip
@@ -147,7 +154,7 @@ def paper_figure(name: str, points: dict) -> tuple | None:
                           markerfacecolor="none" if derived else colour)  # fmt: skip
         axis.set(xlabel="similarity", title="TPR at 0 % FPR" if y.startswith("tpr0") else "TPR at 1 % FPR")
     axes[0].set_ylabel("true positive rate")
-    axes[0].legend()
+    legend_below(figure, axes[0])
     return (name, f"{name.replace('-', ' ').capitalize()} of the paper: our points joined, with intervals over seeds; reported "
             "points single and pale, hollow where derived from stored scores.",
             f"True positive rate against similarity on {task}, ours and reported.", figure)  # fmt: skip
@@ -169,7 +176,7 @@ def robustness(points: dict, task: str) -> tuple | None:
             curve(axis, points.get((task, arm), {}), "z", f"z_{attack}", arm)
         axis.set(xlabel="mean z before", title=attack.replace("_", " "))
     axes[0][0].set_ylabel("mean z after")
-    axes[0][0].legend()
+    legend_below(figure, axes[0][0])
     return (f"robustness-{task}", "z after an attack against z before it. Deletion and substitution stand in for paraphrasing "
             "where Dipper cannot run.", f"z after {', '.join(attacks)} on {task}, TS and KGW.", figure)  # fmt: skip
 
@@ -246,15 +253,19 @@ def segment() -> tuple:
     """MGDA for two tasks: the point of the segment between the gradients that lies closest to the origin."""
     import matplotlib.pyplot as plt
 
-    cases = [((2.0, 0.4), (0.3, 1.0)), ((0.6, 0.5), (1.8, 1.2)), ((-1.0, 1.2), (1.6, 0.3))]
+    cases = [  # d, s, and where the names of d, s and g stand beside their tips
+        ((2.0, 0.4), (0.3, 1.0), [(3, 3), (3, 3), (-9, 1)]),
+        ((0.6, 0.5), (1.8, 1.2), [(4, -8), (3, 3), (-9, 1)]),
+        ((-1.0, 1.2), (1.6, 0.3), [(3, 3), (3, 3), (3, -10)]),
+    ]
     figure, axes = plt.subplots(1, 3, figsize=(7.4, 2.6), sharex=True, sharey=True)
-    for axis, (d, s) in zip(axes, cases):
+    for axis, (d, s, shifts) in zip(axes, cases):
         lam = mgda_weight(torch.tensor(d), torch.tensor(s))
         g = lam * np.array(d) + (1 - lam) * np.array(s)
         axis.plot(*zip(d, s), color="0.6")
-        for k, (vector, name) in enumerate([(d, "g_D"), (s, "g_S"), (g, "g")]):
+        for k, (vector, name, shift) in enumerate(zip((d, s, g), ("g_D", "g_S", "g"), shifts)):
             axis.annotate("", vector, (0, 0), arrowprops={"arrowstyle": "->", "color": f"C{k}"})
-            axis.annotate(name, vector, textcoords="offset points", xytext=(3, 3), color=f"C{k}")
-        axis.set(title=f"lambda = {lam:.2f}", xlim=(-1.4, 2.4), ylim=(-0.3, 1.6))
+            axis.annotate(name, vector, textcoords="offset points", xytext=shift, color=f"C{k}")
+        axis.set(title=f"lambda = {lam:.2f}", xlim=(-1.4, 2.7), ylim=(-0.3, 1.6), aspect="equal")
     return ("mgda", "The weight of L_D: the closest point g of the segment between the two gradients. Its product with both is "
             "at least |g|^2, so both losses fall.", "Three pairs of gradients with their minimum-norm point.", figure)  # fmt: skip
