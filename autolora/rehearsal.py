@@ -7,35 +7,24 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from autolora import data
-from shared import glue, runs
+from shared import glue, runs, sources
 
 ITEMS = 24  # rows of every part
 MODELS = ("FacebookAI/roberta-base", "openai-community/gpt2-medium")
 
 
-@contextlib.contextmanager
-def inputs(scale: str) -> Iterator[None]:
+def inputs(scale: str) -> contextlib.AbstractContextManager[None]:
     """At scale `rehearsal`, REPRO_DATA and REPRO_MODELS are the made-up folders inside the block."""
     if scale != "rehearsal":
-        yield
-        return
+        return contextlib.nullcontext()
     root = folder()
-    wanted = {"REPRO_DATA": str(root / "data"), "REPRO_MODELS": str(root / "models")}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return sources.pointed_at(REPRO_DATA=root / "data", REPRO_MODELS=root / "models")
 
 
 def folder() -> Path:

@@ -27,7 +27,7 @@ import jinja2
 import matplotlib
 from markupsafe import Markup
 
-from benchmarks import differences, pictures, plots, predictions, readme
+from benchmarks import differences, pictures, plots, predictions, readme, rules
 from benchmarks.findings import answers
 from benchmarks.readme import (  # also the interface of this module, for the recorder and the checker
     PAPERS,
@@ -342,7 +342,7 @@ def claim_view(
         "no_controls": claim["controls"] if isinstance(claim.get("controls"), str) else "",
         "recorded_verdict": readme.full_verdict(other, result.scale) if other else None,
         "why": why(claim),
-        "collapse": f"{100 * (1 - 0.05 ** (1 / n)):.0f} %" if steady and n > 1 else None,
+        "collapse": f"{100 * rules.collapse_bound(n):.0f} %" if steady and n > 1 else None,
     }
 
 

@@ -1,4 +1,4 @@
-"""What DASGM is compared with: plain DARTS as a loop of its own, and the controls' data for level 3.
+"""What DASGM is compared with: the controls' data for level 3.
 
 darts            level 3 on held-out real images
 train-as-val     level 3 on the weight level's own batches: single-level search
@@ -9,34 +9,12 @@ random           no search: 1,000 uniformly drawn cells
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from shared import cifar
-
-
-def plain_darts(
-    train_losses: Sequence[Callable[[], Tensor]],
-    val_losses: Sequence[Callable[[], Tensor]],
-    W: Sequence[Tensor],
-    A: Sequence[Tensor],
-    opt_W: torch.optim.Optimizer,
-    opt_A: torch.optim.Optimizer,
-    clip: float,
-) -> None:
-    """First-order DARTS, written without the machinery of this directory; the test of lam = 0 compares with it."""
-    for train_loss, val_loss in zip(train_losses, val_losses):
-        opt_A.zero_grad()
-        for a, g in zip(A, torch.autograd.grad(val_loss(), list(A))):
-            a.grad = g
-        opt_A.step()
-        opt_W.zero_grad()
-        for p, g in zip(W, torch.autograd.grad(train_loss(), list(W))):
-            p.grad = g
-        torch.nn.utils.clip_grad_norm_(list(W), clip)
-        opt_W.step()
 
 
 def strong(pixels: Tensor, stream: torch.Generator, photographs: bool) -> Tensor:

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -311,24 +311,16 @@ class ImageNet:
 def made_up(wanted: bool, n: int) -> Iterator[None]:
     """Within the block the loaders find made-up CIFAR, ImageNet and cell-table files, in the sources' own layouts."""
     if not wanted:
-        with nullcontext():
-            yield
+        yield
         return
-    before = os.environ.get("REPRO_DATA")
     with tempfile.TemporaryDirectory() as folder:
         for name in ("cifar10", "cifar100"):
             cifar.write_sample(
                 Path(folder), name, max(2 * n, cifar.CLASSES[name] * 2), runs.stream(0, "rehearsal", name)
             )
         write_imagenet(Path(folder) / "imagenet", runs.stream(0, "rehearsal", "imagenet"))
-        os.environ["REPRO_DATA"] = folder
-        try:
+        with sources.pointed_at(REPRO_DATA=folder):
             yield
-        finally:
-            if before is None:
-                del os.environ["REPRO_DATA"]
-            else:
-                os.environ["REPRO_DATA"] = before
 
 
 def write_imagenet(folder: Path, stream: torch.Generator, classes: int = 3, per_class: int = 2) -> Path:

@@ -24,14 +24,6 @@ def patchify(x: Tensor, p: int) -> Tensor:
     return x.reshape(B, (H // p) * (W // p), C * p * p)
 
 
-def unpatchify(patches: Tensor, p: int, channels: int) -> Tensor:
-    """(B, N, C p p) -> (B, C, H, W), for square images."""
-    B, N, _ = patches.shape
-    side = math.isqrt(N)
-    x = patches.reshape(B, side, side, channels, p, p).permute(0, 3, 1, 4, 2, 5)
-    return x.reshape(B, channels, side * p, side * p)
-
-
 def sincos_positions(width: int, side: int) -> Tensor:
     """(1, 1 + side^2, width): fixed 2-D sine-cosine positions, zero for CLS; half of the width for rows, half for columns."""
     if width % 4:

@@ -5,29 +5,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
-from shared import cifar, runs
+from shared import cifar, runs, sources
 
 from . import data
 
 ITEMS = 40
 
 
-@contextlib.contextmanager
-def inputs(scale: str) -> Iterator[None]:
+def inputs(scale: str) -> contextlib.AbstractContextManager[None]:
     """At scale `rehearsal`, REPRO_DATA is the made-up folder inside the block."""
-    if scale != "rehearsal":
-        yield
-        return
-    before = os.environ.get("REPRO_DATA")
-    os.environ["REPRO_DATA"] = str(folder())
-    try:
-        yield
-    finally:
-        os.environ.pop("REPRO_DATA") if before is None else os.environ.update(REPRO_DATA=before)
+    return sources.pointed_at(REPRO_DATA=folder()) if scale == "rehearsal" else contextlib.nullcontext()
 
 
 def folder() -> Path:

@@ -79,10 +79,16 @@ class Asker:
     def paid_label(self, i: int) -> float:
         return self.items.train[self.paid[i]].label
 
-    def judge(self, text: str, label: float, parser: str = "strict") -> tuple[float | None, float]:
-        """(answer or None, reward); test answers are always read strictly, whatever parser paid in training."""
-        read = official.parse_in_training if parser == "official" else prompts.parse
-        answer = read(self.task, text)
+    def judge(
+        self, text: str, label: float, parser: str, guess: torch.Generator | None = None
+    ) -> tuple[float | None, float]:
+        """(answer or None, reward); guess: the official reader of test answers, which draws what it cannot read."""
+        if parser == "strict":
+            answer = prompts.parse(self.task, text)
+        elif guess is None:
+            answer = official.parse_in_training(self.task, text)
+        else:
+            answer = official.parse_in_test(self.task, text, guess)
         return answer, prompts.reward(self.task, text, answer, label, self.config.invalid)
 
     def update(self, optimizer, batch, scores, beta, hyper) -> tuple[dict, float]:
@@ -124,9 +130,10 @@ class Asker:
         self, items: list[data.Item], name: str, k: int, write: Path | None = None
     ) -> dict[str, np.ndarray]:
         """The arrays of predictions.npz (see evaluate.py); `write`: the texts themselves, one question a line."""
+        guess = runs.stream(self.config.seed, "guess", name)
 
         def read(texts):
-            judged = [self.judge(t, x.label) for t, x in zip(texts, items)]
+            judged = [self.judge(t, x.label, self.config.test_parser, guess) for t, x in zip(texts, items)]
             answers = np.array([evaluate.UNREADABLE if a is None else a for a, _ in judged])
             return answers, np.array([r for _, r in judged], dtype=np.float32)
 

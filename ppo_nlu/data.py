@@ -1,7 +1,6 @@
 """Questions and their answers: digits as grey-level words, the documentation task, GLUE and SuperGLUE."""
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -249,15 +248,9 @@ def _record_pairs(items: list[Item], generator: torch.Generator) -> list[Item]:
 @contextlib.contextmanager
 def made_up(name: str, rows: int = 64) -> Iterator[None]:
     """Within the block the loader finds made-up rows of this task, in the task's own layout."""
-    from shared import glue, runs
+    from shared import glue, runs, sources
 
-    before = os.environ.get("REPRO_DATA")
     with tempfile.TemporaryDirectory() as folder:
         glue.write_sample(Path(folder), name, rows, runs.stream(0, "rehearsal", name))
-        os.environ["REPRO_DATA"] = folder
-        try:
+        with sources.pointed_at(REPRO_DATA=folder):
             yield
-        finally:
-            del os.environ["REPRO_DATA"]
-            if before is not None:
-                os.environ["REPRO_DATA"] = before

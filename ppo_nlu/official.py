@@ -3,7 +3,6 @@
 Numbers (D..) are rows of the table of differences in ppo_nlu/README.md.
 """
 
-import random
 import re
 
 import torch
@@ -38,19 +37,23 @@ def _contained(task: Task, content: str) -> float | None:
     return hits[0] if len(hits) == 1 else None
 
 
-def parse_in_test(task: Task, text: str, rng: random.Random) -> float:
+def parse_in_test(task: Task, text: str, generator: torch.Generator) -> float:
     """D9: without a closing tag the whole text is searched, the first word of a fixed order wins, and an answer
     that cannot be read becomes a random label."""
     content = text.partition(CLOSE)[0].strip()
     if task.number:
         answer = _contained(task, content)
-        return min(max(answer, 0.0), 5.0) if answer is not None else rng.uniform(0, 5)
+        return (
+            min(max(answer, 0.0), 5.0)
+            if answer is not None
+            else 5 * float(torch.rand((), generator=generator))
+        )
     first = ("Yes", "Positive", "True", "Same", "Entailment", "Option one")
     for i in sorted(range(len(task.words)), key=lambda i: task.words[i] not in first):
         word = _keys(task)[i]
         if word in content or (len(task.words) == 3 and word.lower() in content):
             return i
-    return rng.randrange(len(task.words))
+    return int(torch.randint(len(task.words), (), generator=generator))
 
 
 def sft_target(task: Task, label: float) -> str:

@@ -81,6 +81,8 @@ class Config(runs.RunConfig):
     # an answer ends with its closing tag; the official code writes on
     parser: Literal["strict", "official"] = "strict"
     # how an answer is read in training
+    test_parser: Literal["strict", "official"] = "strict"
+    # how one is read afterwards, and at the looks at validation items; official: what cannot be read is a random label (D9)
     targets: Literal["words", "official"] = "words"
     # what the supervised arm learns to write
     few: Literal["balanced", "first"] = "balanced"

@@ -242,6 +242,18 @@ def layout_of(folder: str) -> Layout | None:
     return None
 
 
+@contextlib.contextmanager
+def pointed_at(**folders: str | Path) -> Iterator[None]:
+    """`with pointed_at(REPRO_DATA=folder)`: these variables name these folders inside the block."""
+    before = {name: os.environ.get(name) for name in folders}
+    os.environ.update({name: str(folder) for name, folder in folders.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def _root(variable: str) -> Path | None:
     """The folder an environment variable names; one that is set but does not exist is an error, not a miss."""
     value = os.environ.get(variable, "")

@@ -339,8 +339,10 @@ class Language:
         """A fresh head of the downstream task, drawn from the stream `names` (without the arm's name)."""
         return draw(two_layers(self.d, self.outputs, self.dropout), *names).to(self.device)
 
-    def task_loss(self, encoder: nn.Module, head: nn.Module, part: str, rows: Tensor) -> Tensor:
-        """part: train (D_tr), validation (D_val), labelled (both); rows: places within it."""
+    def task_loss(
+        self, encoder: nn.Module, head: nn.Module, part: str, rows: Tensor, squared_error: Any = squared_error
+    ) -> Tensor:
+        """part: train (D_tr), validation (D_val), labelled (both); rows: places within it; squared_error: see official.py."""
         task = self.task
         if part != "labelled":
             rows = torch.as_tensor(task.inner if part == "train" else task.validation)[rows]

@@ -73,20 +73,6 @@ def direct_path(
     return replace(found, h=found.h + extra.h)
 
 
-def independent_difference(
-    losses: method.Losses, theta: Vector, u: Vector, radius: float | None = None
-) -> Tensor:
-    """Section 8.1: the two evaluations of the difference quotient draw dropout masks of their own. (K,)
-
-    The noise of the masks is divided by 2 eps and drowns the answer."""
-    eps = vectors.probe_step(u, radius or (1e-4 if u[0].dtype == torch.float64 else 1e-2))
-    values = []
-    for sign in (1, -1):
-        with vectors.perturbed(theta, u, sign * eps), torch.no_grad():
-            values.append(torch.stack(losses()))
-    return -(values[0] - values[1]) / (2 * eps)
-
-
 def broadcast_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Row 10: (B, 1) against (B) becomes B x B: every prediction is drawn to the batch's mean."""
     with warnings.catch_warnings():

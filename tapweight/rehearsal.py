@@ -9,8 +9,7 @@ import contextlib
 import csv
 import fcntl
 import hashlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +29,12 @@ TEXTBOOK = (
 )  # fmt: skip
 
 
-@contextlib.contextmanager
-def inputs(scale: str) -> Iterator[None]:
+def inputs(scale: str) -> contextlib.AbstractContextManager[None]:
     """At scale `rehearsal`, REPRO_DATA and REPRO_MODELS are the made-up folders inside the block."""
     if scale != "rehearsal":
-        yield
-        return
+        return contextlib.nullcontext()
     root = folder()
-    wanted = {"REPRO_DATA": str(root / "data"), "REPRO_MODELS": str(root / "models")}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return sources.pointed_at(REPRO_DATA=root / "data", REPRO_MODELS=root / "models")
 
 
 def folder() -> Path:

@@ -10,6 +10,8 @@ RoBERTa-base and DeBERTa-v3-large on GLUE, RCT, AGNews, IMDB. Commands and expec
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,6 +90,8 @@ class Config(runs.RunConfig):
     # gradient of the weights: finite-difference, exact-dot or jvp
     radius: float = 0.0
     # of the finite difference; 0: 0.01
+    independent_masks: bool = False
+    # each evaluation of the finite difference draws dropout masks of its own; official (specification 8.1)
     normalise: str = "none"
     # none, or cosine (needs exact-dot)
     entropy: float = 0.0
@@ -181,6 +185,10 @@ def check(config: Config) -> None:
     if config.normalise == "cosine" and config.mode != "exact-dot":
         raise runs.BadInput(
             f"normalise = cosine needs |g_k|, which mode '{config.mode}' does not compute; use exact-dot"
+        )
+    if config.independent_masks and config.mode != "finite-difference":
+        raise runs.BadInput(
+            f"independent_masks: mode '{config.mode}' has no two evaluations; use finite-difference"
         )
     for name in (
         "batch_I",
@@ -299,9 +307,11 @@ class Pretraining:
         """The K losses of micro-batch `micro` of Level I step t: the same masks and dropout whenever it is evaluated."""
         config, domain = self.config, self.domain
         rows = self.unlabelled(t * config.micro_batches + micro)
+        evaluation = itertools.count()
 
         def losses() -> list[Tensor]:
-            runs.seed_global(config.seed, "dropout I", t, micro)
+            own = [next(evaluation)] if config.independent_masks else []  # README, row 21
+            runs.seed_global(config.seed, "dropout I", t, micro, *own)
             found = domain.losses(domain.encoder, domain.heads, rows, t, micro)
             if config.preset == "code" and isinstance(domain, images.Images):
                 found = official.zero_mask_contrast(found)
@@ -313,10 +323,13 @@ class Pretraining:
 
     def task(self, part: str, batches: Batches, t: int) -> method.Loss:
         rows = batches(t)
+        task_loss: Callable[..., Tensor] = self.domain.task_loss
+        if self.config.preset == "code" and isinstance(self.domain, language.Language):
+            task_loss = functools.partial(task_loss, squared_error=official.broadcast_squared_error)
 
         def loss() -> Tensor:
             runs.seed_global(self.config.seed, "dropout", part, t)
-            found = self.domain.task_loss(self.phi, self.w, part, rows)
+            found = task_loss(self.phi, self.w, part, rows)
             self.run.finite(found, {"train": "II", "validation": "III"}[part], t, rows)
             return found
 

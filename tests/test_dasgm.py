@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from torch import Tensor
 
 from dasgm import (
-    baselines,
     darts_space,
     data,
     evaluate,
@@ -62,6 +63,28 @@ def search(**given) -> Search:
 # --- 1: lam = 0 is DARTS ------------------------------------------------------------------------------------------------
 
 
+def plain_darts(
+    train_losses: Sequence[Callable[[], Tensor]],
+    val_losses: Sequence[Callable[[], Tensor]],
+    W: Sequence[Tensor],
+    A: Sequence[Tensor],
+    opt_W: torch.optim.Optimizer,
+    opt_A: torch.optim.Optimizer,
+    clip: float,
+) -> None:
+    """First-order DARTS, written without the machinery of dasgm/."""
+    for train_loss, val_loss in zip(train_losses, val_losses):
+        opt_A.zero_grad()
+        for a, g in zip(A, torch.autograd.grad(val_loss(), list(A))):
+            a.grad = g
+        opt_A.step()
+        opt_W.zero_grad()
+        for p, g in zip(W, torch.autograd.grad(train_loss(), list(W))):
+            p.grad = g
+        torch.nn.utils.clip_grad_norm_(list(W), clip)
+        opt_W.step()
+
+
 def test_lam_zero_is_plain_darts_and_leaves_the_generator_alone():
     """Twenty steps of `joint` with lam = 0 (no generator is even made) and of a loop written without this machinery."""
     s = search(variant="joint", lam=0.0, epochs=10)
@@ -77,7 +100,7 @@ def test_lam_zero_is_plain_darts_and_leaves_the_generator_alone():
         s.step(t)
         for group in plain.opt_W.param_groups:
             group["lr"] = plain.rate(t)
-        baselines.plain_darts(
+        plain_darts(
             train_losses[t : t + 1], val_losses[t : t + 1], plain.W, plain.A, plain.opt_W, plain.opt_A, 5.0
         )
     assert torch.equal(s.A[0], plain.A[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from test_processes import launch
+from torch import Tensor
 from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mlo_mae import analysis, baselines, data, evaluate, figures, official
 from mlo_mae.export import expected_shapes, write_export
-from mlo_mae.mae import Decoder, Encoder, Head, initialise, patch_errors, patchify, unpatchify
+from mlo_mae.mae import Decoder, Encoder, Head, initialise, patch_errors, patchify
 from mlo_mae.masking import PatchMaskNet, gumbel, mask_network, rank, statistics, visible
 from mlo_mae.method import (
     ESTIMATORS,
@@ -68,6 +70,14 @@ def point(nets: Networks, B=6, seed=0) -> Point:
 
 
 # ------------------------------------------------------------------------------------------------------ model and masks
+def unpatchify(patches: Tensor, p: int, channels: int) -> Tensor:
+    """(B, N, C p p) -> (B, C, H, W), for square images."""
+    B, N, _ = patches.shape
+    side = math.isqrt(N)
+    x = patches.reshape(B, side, side, channels, p, p).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(B, channels, side * p, side * p)
+
+
 def test_shapes_and_masks():  # acceptance 1
     nets = networks()
     at = point(nets)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -74,7 +73,7 @@ def test_official_parser_takes_what_contains_an_answer():
     assert read(copa, "someone knows </Judgement>") == 0
     assert read(sst2, "Negative or Positive </Judgement>") == 1
     assert read(mnli, "neutral </Judgement>") == 1 and read(mnli, "Neutral, Entailment </Judgement>") is None
-    rng = random.Random(0)
+    rng = torch.Generator().manual_seed(0)
     assert official.parse_in_test(rte, "well, Yes or No", rng) == 0  # label 0 of RTE is Yes
     assert official.parse_in_test(copa, "anyone: Option two", rng) == 0
     assert {official.parse_in_test(rte, "gibberish", rng) for _ in range(50)} == {0, 1}
@@ -869,6 +868,15 @@ def test_ppo_and_sft_need_no_trl(shortly, monkeypatch):
 def test_official_accidents_run(shortly):
     record = shortly("ppo_official", steps=1)
     assert record["status"] == "finished" and record["config"]["parser"] == "official"
+
+
+def test_official_test_parser_draws_a_label_where_ours_says_unreadable(shortly):
+    strict = shortly("zero_shot", folder="strictly", temperature=3.0)["metrics"]
+    first, again = (
+        shortly("zero_shot", folder=f"drawn {k}", temperature=3.0, test_parser="official") for k in (1, 2)
+    )
+    assert strict["invalid_sampled"] > 0 == first["metrics"]["invalid_sampled"]
+    assert first["predictions_sha256"] == again["predictions_sha256"]
 
 
 def test_a_reward_that_is_no_number_stops_the_run_and_is_recorded(shortly, monkeypatch):

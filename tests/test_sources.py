@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import os
 import threading
 
 import pytest
@@ -44,6 +45,14 @@ def test_folder_comes_first_and_spelling_is_forgiven(tmp_path, monkeypatch):
         assert sources.find_data(name, "nyu-mll/glue") == tmp_path / "glue" / "SST-2"
     (tmp_path / "glue" / "sst2").mkdir()
     assert sources.find_data("glue/sst2") == tmp_path / "glue" / "sst2"  # the exact name wins
+
+
+def test_pointed_at_leaves_the_variables_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_DATA", "before")
+    with pytest.raises(ZeroDivisionError), sources.pointed_at(REPRO_DATA=tmp_path, REPRO_MODELS=tmp_path):
+        assert os.environ["REPRO_DATA"] == os.environ["REPRO_MODELS"] == str(tmp_path)
+        1 / 0  # noqa: B018
+    assert os.environ["REPRO_DATA"] == "before" and "REPRO_MODELS" not in os.environ
 
 
 def test_then_the_hub_if_it_may_be_asked_or_has_a_copy(tmp_path, monkeypatch):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -178,6 +180,16 @@ def test_3_the_general_three_level_chain_gives_the_same():
     assert torch.allclose(found.grads[0], exact, rtol=1e-5, atol=1e-9)
 
 
+def independent_difference(losses: method.Losses, theta: vectors.Vector, u: vectors.Vector) -> torch.Tensor:
+    """The two evaluations of the difference quotient draw dropout masks of their own. (K,)"""
+    eps = vectors.probe_step(u, 1e-4 if u[0].dtype == torch.float64 else 1e-2)
+    values = []
+    for sign in (1, -1):
+        with vectors.perturbed(theta, u, sign * eps), torch.no_grad():
+            values.append(torch.stack(losses()))
+    return -(values[0] - values[1]) / (2 * eps)
+
+
 def test_4_independent_masks_drown_the_answer():
     problem = Three()
     u = vectors.scaled(problem.v, 0.2)
@@ -186,7 +198,7 @@ def test_4_independent_masks_drown_the_answer():
         torch.manual_seed(draw)
         exact = method.alignment([problem.losses], problem.theta_e, u, 3, "exact-dot").h
         torch.manual_seed(draw)
-        noisy = official.independent_difference(problem.losses, problem.theta_e, u)
+        noisy = independent_difference(problem.losses, problem.theta_e, u)
         cosines.append(float(F.cosine_similarity(exact, noisy, dim=0)))
     assert np.mean(cosines) < 0.5
 
@@ -800,6 +812,27 @@ def test_rehearsal_of_one_arm(arm, task, rehearsal_cache, tmp_path, monkeypatch)
 
         model = AutoModel.from_pretrained(directory / "export")
         assert model.config.model_type == "roberta"
+
+
+def test_official_accidents_are_chosen_by_settings(rehearsal_cache):
+    """Row 10: preset code compares every prediction with every label. Row 21: every evaluation has masks of its own."""
+    given = PROTOCOL.config("rehearsal", PROTOCOL.node("rehearsal", "tapweight", "stsb", 0)) | {"watch": 0}
+    found = {}
+    for name, more in {"ours": {}, "code": {"preset": "code"}, "own": {"independent_masks": True}}.items():
+        config = train.Config(**given | {"mode": "finite-difference"} | more)
+        domain = language.Language(config, torch.device("cpu"), True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = train.Pretraining(
+                config, SimpleNamespace(finite=lambda *_: None), domain, torch.device("cpu")
+            )
+        domain.encoder.train()
+        losses = state.objectives(0, 0)
+        found[name] = state.task("train", state.labelled, 0)().item(), losses()[0].item() - losses()[0].item()
+    assert found["code"][0] != pytest.approx(found["ours"][0]) and found["own"][0] == found["ours"][0]
+    assert found["ours"][1] == 0.0 != found["own"][1]
+    with pytest.raises(runs.BadInput, match="no two evaluations"):
+        train.check(train.Config(mode="exact-dot", independent_masks=True))
 
 
 def test_unlabelled_texts_hold_no_test_text(rehearsal_cache):

@@ -40,16 +40,6 @@ def threshold_at(human: np.ndarray, fpr: float) -> float:
     return float(np.sort(human)[::-1][allowed]) + 0.001
 
 
-def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % Wilson interval of a share."""
-    if n == 0:
-        return 0.0, 1.0
-    p, d = successes / n, 1 + z * z / n
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / d
-    middle = (p + z * z / (2 * n)) / d
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
     """Probability that a watermarked z exceeds a human one, ties counted half."""
     negative = np.sort(negative)

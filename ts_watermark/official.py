@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ts_watermark.hashing import p_value, z_from_counts
 from ts_watermark.method import SoftText, wide
 
 MGDA_CAP = 0.01  # row 1: the largest weight that L_D ever gets
@@ -55,21 +54,3 @@ def prefix_decode(model, prompt, steps, sim_embedding, generators=None, mask_of=
         sentence.append(a[:, : len(sim_embedding)] @ sim_embedding)
     stack = [torch.stack(x, dim=1) if x else None for x in (q, gammas, deltas)]
     return SoftText(torch.stack(sentence, dim=1), *stack)
-
-
-class StatefulDetector:
-    """The official detector appends gamma of every scored token to a list that it never clears.
-
-    The first text is scored correctly; each later one against the gammas of all texts before it. Kept to show
-    the defect (and as a test that `z_score` does not have it).
-    """
-
-    def __init__(self):
-        self.gammas: list[float] = []
-
-    def score(self, green_flags, gammas) -> tuple[float, float]:
-        """z and p-value of one text, given its green flags and gammas, (n-1,) each."""
-        self.gammas += list(map(float, gammas))
-        variance = sum(g * (1 - g) for g in self.gammas)
-        z = z_from_counts(float(sum(green_flags)), sum(self.gammas), variance)
-        return z, p_value(z)

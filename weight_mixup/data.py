@@ -4,7 +4,6 @@ Three families, one shape (`Problem`): digits (a small network pretrained on cla
 bundled documentation task (MiniLM, top block trained, activations below cached), and GLUE (any encoder).
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -209,17 +208,10 @@ def rows(split: Split, positions: np.ndarray) -> Split:
 @contextmanager
 def rehearsal_data(task: str, n: int) -> Iterator[None]:
     """Within the block the loader finds made-up rows of this task, in the task's own layout."""
-    before = os.environ.get("REPRO_DATA")
     with tempfile.TemporaryDirectory() as folder:
         glue.write_sample(Path(folder), task, 2 * n, runs.stream(0, "rehearsal", task))
-        os.environ["REPRO_DATA"] = folder
-        try:
+        with sources.pointed_at(REPRO_DATA=folder):
             yield
-        finally:
-            if before is None:
-                del os.environ["REPRO_DATA"]
-            else:
-                os.environ["REPRO_DATA"] = before
 
 
 def tiny_classifier(name: str, texts: list, outputs: int, attention: str) -> tuple[nn.Module, object]:

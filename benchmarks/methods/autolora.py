@@ -8,7 +8,6 @@ target: 5.2; official algorithm with its library: 5.7 (measured elsewhere).
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -63,16 +62,7 @@ def steps(batch: int = 16, length: int = 32) -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", default="", help="also write the figures to this file")
-    asked = parser.parse_args()
-    todo = steps()
-    rows = cost.measure(todo.pop("plain"), todo, asked.rounds)
-    cost.show("autolora: a search step over a plain step", rows)
-    cost.write(asked.json, "autolora", rows, device="cpu", rounds=asked.rounds)
+    cost.main("autolora", "a search step over a plain step", __doc__, steps)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ counts: the median over rounds, beside the lowest and the highest. CPU seconds o
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -90,3 +91,17 @@ def write(path: str, paper: str, rows: Mapping[str, Row], **settings: Any) -> No
     """The file that `python -m benchmarks.methods` reads; nothing where the path is empty."""
     if path:
         Path(path).write_text(json.dumps({"paper": paper, **settings, "rows": rows}, indent=1) + "\n")
+
+
+def main(
+    paper: str, title: str, about: str | None, steps: Callable[[], dict[str, Callable[[], object]]]
+) -> None:
+    """The command line of a script that only measures `steps()` on the CPU, `plain` among them."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", default="", help="also write the figures to this file")
+    asked = parser.parse_args()
+    todo = steps()
+    rows = measure(todo.pop("plain"), todo, asked.rounds)
+    show(f"{paper}: {title}", rows)
+    write(asked.json, paper, rows, device="cpu", rounds=asked.rounds)

@@ -8,7 +8,6 @@ NAS-Bench-201 supernet, 8 channels, 16x16 images, batch 32. Floors: first order 
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Callable
 from dataclasses import replace
@@ -123,16 +122,7 @@ def kinds() -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", default="", help="also write the figures to this file")
-    asked = parser.parse_args()
-    todo = kinds()
-    rows = cost.measure(todo.pop("plain"), todo, asked.rounds)
-    cost.show("dasgm: a search step over a plain step", rows)
-    cost.write(asked.json, "dasgm", rows, device="cpu", rounds=asked.rounds)
+    cost.main("dasgm", "a search step over a plain step", __doc__, kinds)
 
 
 if __name__ == "__main__":
