@@ -11,7 +11,7 @@ from torch import Tensor
 from ppo_nlu import baselines, data, evaluate, method, models, official, prompts
 from ppo_nlu.method import Policy, rollout
 from ppo_nlu.processes import full
-from ppo_nlu.starting import base_of, is_hub
+from ppo_nlu.starting import is_hub
 from shared import runs
 
 
@@ -33,7 +33,7 @@ class Asker:
         run: runs.Run,
     ):
         self.config, self.policy, self.tokenizer, self.task = config, policy, tokenizer, task
-        self.cache = not isinstance(base_of(policy.lm), models.PrefixLM)
+        self.cache = not isinstance(models.base_of(policy.lm), models.PrefixLM)
         labels = [x.label for x in items.train]
         pick = baselines.examples if config.few == "balanced" else lambda ys, k, _: official.first_rows(ys, k)
         chosen = pick(labels, config.shots, runs.stream(config.seed, "shots")) if config.shots else []

@@ -101,6 +101,11 @@ class PrefixLM(nn.Module):
         return SimpleNamespace(logits=logits, hidden_states=(h,), past_key_values=None)
 
 
+def base_of(lm):
+    """The network under its adapter, or itself."""
+    return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+
+
 def add_lora(lm: nn.Module, rank: int, alpha: int, rslora: bool, bias: str, targets: str):
     """`lm` under a fresh adapter.  targets: "default" (the library's for the architecture: query and value) or "all"."""
     import warnings

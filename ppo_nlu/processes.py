@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ppo_nlu import models
 from shared import processes
 from shared.runs import BadInput
 
@@ -17,8 +18,6 @@ from shared.runs import BadInput
 def shard(policy: nn.Module) -> bool:
     """FSDP2, where the launcher's configuration asks for it (configs/fsdp2.yaml): the frozen weights of each block are divided
     among the processes and put together while the block computes. Returns whether."""
-    from ppo_nlu.starting import base_of
-
     if not (processes.several() and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"):
         return False
     from torch.distributed.fsdp import fully_shard
@@ -28,7 +27,7 @@ def shard(policy: nn.Module) -> bool:
         raise BadInput(
             "configs/fsdp2.yaml divides frozen weights and this run has none: give --lora-rank, or launch with configs/ddp.yaml"
         )
-    blocks = set(base_of(policy.lm)._no_split_modules)  # what transformers keeps on one device
+    blocks = set(models.base_of(policy.lm)._no_split_modules)  # what transformers keeps on one device
     for module in policy.lm.modules():
         if type(module).__name__ in blocks:
             fully_shard(module, ignored_params=trained)

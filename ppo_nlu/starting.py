@@ -21,10 +21,6 @@ def is_hub(name: str) -> bool:
     return "/" in name
 
 
-def base_of(lm):
-    return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-
-
 def weights(lm) -> list[Tensor]:
     return [p for _, p in sorted(lm.named_parameters())]
 
