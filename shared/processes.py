@@ -104,10 +104,15 @@ def averaged(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Means over the processes, in new tensors; the tensors themselves where there is one process."""
     if not several() or not tensors:
         return list(tensors)
-    flat = torch.cat([t.detach().reshape(-1) for t in tensors])  # one message instead of one per tensor
-    dist.all_reduce(flat)
+    flat = torch.cat([t.detach().reshape(-1) for t in tensors]).to(_meeting())
+    dist.all_reduce(flat)  # one message instead of one per tensor
     parts = flat.div_(world()).split([t.numel() for t in tensors])
-    return [part.view_as(t).to(t.dtype) for part, t in zip(parts, tensors)]
+    return [part.view_as(t).to(t) for part, t in zip(parts, tensors)]
+
+
+def _meeting() -> torch.device:
+    """Where messages are exchanged: NCCL takes no tensor of a CPU, and a method may keep its few outermost variables there."""
+    return torch.device("cpu" if dist.get_backend() == "gloo" else "cuda")
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
@@ -119,7 +124,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     whole = [p for p in parameters if p.requires_grad and not hasattr(p, "device_mesh")]
     if not whole:
         return
-    reached = torch.tensor([p.grad is not None for p in whole], dtype=torch.int32, device=whole[0].device)
+    reached = torch.tensor([p.grad is not None for p in whole], dtype=torch.int32, device=_meeting())
     dist.all_reduce(reached)
     of_dtype: dict[torch.dtype, list[Tensor]] = {}
     for p, n in zip(whole, reached.tolist()):
@@ -135,8 +140,7 @@ def agreed(*flags: bool) -> tuple[bool, ...]:
     """Each flag, true in all processes if it is in one: clocks and signals differ, what all do at a step must not."""
     if not several():
         return flags
-    device = "cpu" if dist.get_backend() == "gloo" else "cuda"
-    raised = torch.tensor(flags, dtype=torch.int32, device=device)
+    raised = torch.tensor(flags, dtype=torch.int32, device=_meeting())
     dist.all_reduce(raised, op=dist.ReduceOp.MAX)
     return tuple(map(bool, raised.tolist()))
 
