@@ -81,3 +81,61 @@ def findings_table(root: Path) -> str:
         )
         parts.append(f"**{paper}**" + (f", scale `{scale}`" if scale else "") + f"\n\n{body}")
     return "\n\n".join(parts)
+
+
+def replica(result: dict[str, Any]) -> dict[str, Any] | None:
+    """The newest earlier record with the same seeds from another processor, claim by claim; None if there is none.
+
+    `then`, `now`: the processors; `judged`: number of claims with a verdict in both; `changed`: those whose verdicts differ."""
+    now = (result.get("environment") or {}).get("processor")
+    same = [
+        e
+        for e in result.get("earlier") or []
+        if e.get("revision") == result.get("revision") and e.get("processor") not in (None, now)
+    ]
+    if not same:
+        return None
+    old = same[-1]
+    both = [c for c in result["claims"] if c.get("verdict") and (old["verdicts"] or {}).get(c["id"])]
+    changed = [
+        {"claim": c, "then": old["verdicts"][c["id"]], "effect_then": (old.get("effects") or {}).get(c["id"])}
+        for c in both
+        if old["verdicts"][c["id"]] != c["verdict"]
+    ]
+    return {"then": old["processor"], "now": now, "judged": len(both), "changed": changed}
+
+
+def replicas_table(root: Path) -> str:
+    """Block `replicas` of docs/findings.md: verdicts that another processor gave differently, and how many it gave alike."""
+    rows, judged, alike = [], 0, 0
+    for paper in readme.PAPERS:
+        scale, result = next(iter(readme.recorded(root / paper).items()), (None, {}))
+        if not result or not (found := replica(result)):
+            continue
+        judged, alike = judged + found["judged"], alike + found["judged"] - len(found["changed"])
+        for one in found["changed"]:
+            claim = one["claim"]
+            sides = [
+                f"{str(verdict).removesuffix(readme.SCALED_DOWN)}"
+                + (f" ({readme.number(effect, signed=True)})" if effect is not None else "")
+                for verdict, effect in (
+                    (one["then"], one["effect_then"]),
+                    (claim["verdict"], claim.get("effect")),
+                )
+            ]
+            rows.append(
+                [
+                    f"{paper}, `{scale}`",
+                    readme.cell(claim["statement"]),
+                    f"{found['then']}: {sides[0]}",
+                    f"{found['now']}: {sides[1]}",
+                ]
+            )
+    if not judged:
+        return "Every result was recorded on one kind of processor."
+    said = f"{alike} of {judged} verdicts are the same on both."
+    return (
+        f"{said}\n\n{readme.table(['paper', 'claim', 'first', 'now (the verdict that counts)'], rows)}"
+        if rows
+        else said
+    )

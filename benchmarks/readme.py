@@ -520,7 +520,11 @@ def _tables(root: Path, papers: Sequence[str]) -> list[tuple[Path, dict[str, str
         if path.exists()
     ]
     answers = root / "docs" / "findings.md"
-    return tables + ([(answers, {"findings": findings.findings_table(root)})] if answers.exists() else [])
+    return tables + (
+        [(answers, {"findings": findings.findings_table(root), "replicas": findings.replicas_table(root)})]
+        if answers.exists()
+        else []
+    )
 
 
 def write_readmes(root: Path, papers: Sequence[str] = PAPERS) -> list[Path]:

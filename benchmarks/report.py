@@ -28,7 +28,7 @@ import matplotlib
 from markupsafe import Markup
 
 from benchmarks import differences, pictures, plots, predictions, readme, rules
-from benchmarks.findings import answers
+from benchmarks.findings import answers, replica
 from benchmarks.readme import (  # also the interface of this module, for the recorder and the checker
     PAPERS,
     SCALES,
@@ -755,7 +755,8 @@ def render(root: Path, papers: Sequence[str] = (), runs: Path | None = None, out
     for row, paper in zip(rows, everything):
         row["workers_busy"] = workers_busy(paper, row["result"])
         row["linked"] = (out / row["page"]).exists()
-    write("findings.html", "findings.html", groups=findings(rows), rows=rows)
+    replicas = [(row, found) for row in rows if row["result"] and (found := replica(row["result"].data))]
+    write("findings.html", "findings.html", groups=findings(rows), rows=rows, replicas=replicas)
     write(
         "index.html",
         "index.html",

@@ -488,7 +488,7 @@ def assemble(
         "protocol_sha256": protocol.sha256_file(paper.path),
         "reported_sha256": protocol.sha256_file(paper.directory / "reported.yaml"), "predictions_sha256": predictions_sha256,
         "code_sha256": protocol.sha256_json(protocol.code_hashes(paper.directory / "train.py")),
-        "revision": paper.revision(), "revisions": load_claims(paper).get("revisions") or [], "earlier": earlier(paper, scale),
+        "revision": paper.revision(), "revisions": load_claims(paper).get("revisions") or [], "earlier": earlier(paper, scale, predictions_sha256),
         "environment": records[-1]["environment"] if records else {}, "data": data,
         "splits": {r["task"]: r["splits"] for r in records if r.get("splits")},
         "seeds": paper.seeds(scale), "development_seeds": "0-99", "tuning": paper.document.get("tuning") or [],
@@ -502,16 +502,18 @@ def assemble(
     return results, path
 
 
-def earlier(paper: Protocol, scale: str) -> list[dict[str, Any]]:
-    """Verdicts recorded under earlier revisions; they stay listed."""
+def earlier(paper: Protocol, scale: str, predictions_sha256: str) -> list[dict[str, Any]]:
+    """Verdicts recorded before, from other seeds (a revision) or other predictions (another processor); they stay listed."""
     path = paper.directory / "results" / f"{scale}.json"
     if not path.exists():
         return []
     old = json.loads(path.read_text())
     listed = list(old.get("earlier") or [])
-    if old.get("revision") != paper.revision():
+    if old.get("revision") != paper.revision() or old.get("predictions_sha256") != predictions_sha256:
+        claims_ = old.get("claims", [])
         listed.append({"commit": old.get("commit"), "created": old.get("created"), "revision": old.get("revision"),
-                       "verdicts": {c["id"]: c["verdict"] for c in old.get("claims", [])}})  # fmt: skip
+                       "processor": (old.get("environment") or {}).get("processor"),
+                       "verdicts": {c["id"]: c["verdict"] for c in claims_}, "effects": {c["id"]: c.get("effect") for c in claims_}})  # fmt: skip
     return listed
 
 

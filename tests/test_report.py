@@ -548,3 +548,26 @@ def test_an_unclosed_block_is_named(tmp_path):
     path.write_text("<!-- generated: claims -->\nnever closed\n")
     with pytest.raises(ValueError, match=r"README\.md: 1 blocks are opened and 0 closed"):
         report.update_readme(path, {"claims": "x"})
+
+
+def test_a_record_from_another_processor_is_compared_claim_by_claim():
+    claims = [{"id": "a", "verdict": "INCONCLUSIVE", "effect": 0.5}, {"id": "b", "verdict": "SUPPORTED", "effect": 2.0},
+              {"id": "c", "verdict": None, "effect": 1.0}]  # fmt: skip
+    old = {
+        "revision": 1,
+        "processor": "A",
+        "verdicts": {"a": "SUPPORTED", "b": "SUPPORTED", "c": None},
+        "effects": {"a": 0.9, "b": 2.1},
+    }
+    result = {"revision": 1, "environment": {"processor": "B"}, "claims": claims, "earlier": [old]}
+    found = findings.replica(result)
+    assert found["then"] == "A" and found["now"] == "B" and found["judged"] == 2
+    assert [(c["claim"]["id"], c["then"], c["effect_then"]) for c in found["changed"]] == [
+        ("a", "SUPPORTED", 0.9)
+    ]
+    for other in (
+        {"processor": "B"},
+        {"revision": 0},
+        {"processor": None},
+    ):  # the same machine, other seeds, unknown
+        assert findings.replica(result | {"earlier": [old | other]}) is None

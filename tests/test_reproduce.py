@@ -337,3 +337,21 @@ def test_record_and_check(toy, finished):
     (toy / "toy" / "evaluate.py").open("a").write("\n# newer\n")
     done = check()
     assert done.returncode == 0 and "STALE" in done.stdout
+
+
+def test_verdicts_that_another_machine_recorded_stay_listed(toy):
+    from benchmarks import reproduce as judge
+    from shared import protocol
+
+    paper = protocol.Protocol(toy / "toy")
+    old = {"revision": paper.revision(), "predictions_sha256": "x", "environment": {"processor": "A"}, "commit": "c", "created": "d",
+           "claims": [{"id": "C1", "verdict": "SUPPORTED", "effect": 1.0}], "earlier": []}  # fmt: skip
+    (toy / "toy" / "results").mkdir(exist_ok=True)
+    (toy / "toy" / "results" / "cpu.json").write_text(json.dumps(old))
+    assert judge.earlier(paper, "cpu", "x") == []
+    (kept,) = judge.earlier(paper, "cpu", "y")
+    assert (
+        kept["processor"] == "A"
+        and kept["verdicts"] == {"C1": "SUPPORTED"}
+        and kept["effects"] == {"C1": 1.0}
+    )
