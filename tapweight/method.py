@@ -262,7 +262,9 @@ def level_three_step(
     elif normalise != "none":
         raise ValueError(f"normalise '{normalise}' is unknown; it is none or cosine")
     lam = weights(alpha)
-    alpha.grad = to_logits(h + entropy * (lam.log() + 1), lam)
+    if entropy:  # a weight that underflowed to 0 stays there
+        h = h + entropy * (lam.clamp_min(torch.finfo(lam.dtype).tiny).log() + 1)
+    alpha.grad = to_logits(h, lam)
     optimizer.step()
 
 

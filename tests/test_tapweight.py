@@ -149,6 +149,16 @@ def test_3_modes_agree_on_a_dropout_network():
     assert whole.h.shape == (3,) and two.h.shape == (3,)
 
 
+@pytest.mark.parametrize("entropy", [0.0, 0.1])
+def test_a_weight_that_underflowed_does_not_spoil_the_others(entropy):
+    """The official rate of 200 can carry a logit so far that its weight is exactly 0, whose logarithm is minus infinity."""
+    alpha = torch.tensor([0.0, 800.0])
+    assert method.weights(alpha).tolist() == [0.0, 1.0]
+    found = method.Alignment(torch.tensor([1.0, -4.0]))
+    method.level_three_step(torch.optim.SGD([alpha], lr=200.0), alpha, found, "none", entropy)
+    assert alpha.isfinite().all() and method.weights(alpha).tolist() == [0.0, 1.0]
+
+
 def test_3_the_general_three_level_chain_gives_the_same():
     """(*) is multilevel.chain with the identity rule at the present point: TapWeight's levels, composed."""
     problem = Three(dropout=0.0)
