@@ -549,7 +549,8 @@ def finish(config: Config, run: runs.Run, domain: Domain, first: Pretraining, se
     if lam is not None:
         runs.write_json(run.directory / "weights.json", {"names": domain.names, "weights": lam.tolist()})
     if first.learned:
-        on = bool((lam > 0).all()) and abs(float(lam.double().sum()) - 1) < 1e-5  # type: ignore[union-attr]
+        # in float32 a softmax below 1e-45 reads 0
+        on = bool((lam >= 0).all()) and abs(float(lam.double().sum()) - 1) < 1e-5  # type: ignore[union-attr]
         run.gate("weights-on-simplex", on, f"weights {[round(x, 4) for x in lam.tolist()]}")  # type: ignore[union-attr]
         if config.watch and config.pretrain == "tapweight":
             detail = f"smallest cosine with the exact gradient of the weights {first.worst_cosine:.6f}"
