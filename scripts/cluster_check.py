@@ -317,6 +317,7 @@ def main() -> int:
     rows: list[tuple[str, bool, str]] = []
     install(work)
     try:
+        submitit = metadata.version("submitit")  # now: its folder is gone at the end
         with slurm(work):
             for part in (disturbed, time_limit, crash, real_paper):
                 root = work / part.__name__ / "slurm"
@@ -340,7 +341,7 @@ def main() -> int:
         "command": "make cluster-check", "passed": all(r[1] for r in rows), "seconds": round(time.monotonic() - begun, 1),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": runs.commit(ROOT),
         "versions": {"slurm": output("slurmctld", "-V").strip(), "munge": output("munged", "--version").split(" (")[0].strip(),
-                     "submitit": metadata.version("submitit"), "python": sys.version.split()[0]},
+                     "submitit": submitit, "python": sys.version.split()[0]},
         "cluster": "one node, 4 CPUs declared, slurmctld and slurmd on the same machine, no accounting",
         "checks": [{"check": c, "passed": p, "detail": d} for c, p, d in rows],
     }  # fmt: skip
