@@ -54,7 +54,13 @@ def permuted(ranks: Mapping[str, int], generator: torch.Generator) -> dict[str, 
 def random_ranks(beta: Mapping[str, Sequence[float]], generator: torch.Generator) -> dict[str, int]:
     """The noise law: normal logits with the spread that the learned ones have within a map, same threshold 1/k."""
     logits = torch.tensor([list(b) for b in beta.values()], dtype=torch.float64)  # (M, k)
-    sigma = (logits - logits.mean(1, keepdim=True)).pow(2).sum().div(logits.numel() - len(logits)).sqrt()
+    sigma = (
+        (logits - logits.mean(1, keepdim=True))
+        .pow(2)
+        .sum()
+        .div(logits.numel() - len(logits))
+        .sqrt()
+    )
     drawn = sigma * torch.randn(logits.shape, generator=generator, dtype=torch.float64)
     return {name: count(alpha) for name, alpha in zip(beta, torch.softmax(drawn, 1))}
 
@@ -142,7 +148,8 @@ def lora_layers(wrapped: nn.Module) -> dict[str, Any]:
 def ranks_read_back(wrapped: nn.Module) -> dict[str, int]:
     """The rank that each map really has. peft ignores a pattern key that matches nothing, hence this."""
     return {
-        name: int(layer.lora_A["default"].weight.shape[0]) for name, layer in lora_layers(wrapped).items()
+        name: int(layer.lora_A["default"].weight.shape[0])
+        for name, layer in lora_layers(wrapped).items()
     }
 
 
@@ -180,7 +187,9 @@ def adalora(
         beta1=0.85, beta2=0.85, orth_reg_weight=0.5,
     )  # fmt: skip
     wrapped = _wrapped(model, config)
-    wrapped.base_model.rankallocator.target_bgt = total  # target_r is per map; this makes the total exact
+    wrapped.base_model.rankallocator.target_bgt = (
+        total  # target_r is per map; this makes the total exact
+    )
     return wrapped
 
 
@@ -189,7 +198,9 @@ def orthogonality(wrapped: nn.Module) -> Tensor:
     parts = []
     for layer in lora_layers(wrapped).values():
         for factor in (layer.lora_A["default"], layer.lora_B["default"].T):
-            parts.append(torch.linalg.norm(factor @ factor.T - torch.eye(len(factor), device=factor.device)))
+            parts.append(
+                torch.linalg.norm(factor @ factor.T - torch.eye(len(factor), device=factor.device))
+            )
     return torch.stack(parts).mean()
 
 
@@ -209,13 +220,20 @@ def adalora_ranks(wrapped: nn.Module) -> dict[str, int]:
 def allocator_state(wrapped: nn.Module) -> dict[str, Any]:
     """What AdaLoRA remembers between steps beside its parameters; for checkpoints."""
     allocator = wrapped.base_model.rankallocator
-    smoothed = {"ipt": allocator.ipt, "mean": allocator.exp_avg_ipt, "uncertainty": allocator.exp_avg_unc}
+    smoothed = {
+        "ipt": allocator.ipt,
+        "mean": allocator.exp_avg_ipt,
+        "uncertainty": allocator.exp_avg_unc,
+    }
     return {**smoothed, "pattern": wrapped.peft_config["default"].rank_pattern}
 
 
 def restore_allocator(wrapped: nn.Module, state: dict[str, Any], device: torch.device) -> None:
     allocator = wrapped.base_model.rankallocator
-    moved = {key: {n: t.to(device) for n, t in state[key].items()} for key in ("ipt", "mean", "uncertainty")}
+    moved = {
+        key: {n: t.to(device) for n, t in state[key].items()}
+        for key in ("ipt", "mean", "uncertainty")
+    }
     allocator.ipt, allocator.exp_avg_ipt, allocator.exp_avg_unc = (
         moved["ipt"],
         moved["mean"],

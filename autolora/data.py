@@ -51,7 +51,9 @@ class Part:
 
     def rows(self, chosen: np.ndarray) -> Part:
         labels = (
-            self.labels[chosen] if isinstance(self.labels, np.ndarray) else [self.labels[i] for i in chosen]
+            self.labels[chosen]
+            if isinstance(self.labels, np.ndarray)
+            else [self.labels[i] for i in chosen]
         )
         parts = None if self.parts is None else self.parts[chosen]
         return Part(self.ids[chosen], [self.texts[i] for i in chosen], labels, parts)
@@ -65,7 +67,9 @@ class Task:
     labels: tuple[str, ...]
     train: Part
     test: Part
-    validation: Part | None = None  # held-out items beside the training set, where the task has them
+    validation: Part | None = (
+        None  # held-out items beside the training set, where the task has them
+    )
 
     @property
     def outputs(self) -> int:
@@ -78,7 +82,9 @@ def read(name: str, stream: torch.Generator, per_class: int = 30, train_items: i
     Official dev sets are the test sets of GLUE; tagging and generation have real test sets."""
     if name == "documentation":
         found = bundled.documentation(stream, per_class)
-        parts = [Part(p.ids, p.texts, p.labels) for p in (found.train, found.test, found.validation)]
+        parts = [
+            Part(p.ids, p.texts, p.labels) for p in (found.train, found.test, found.validation)
+        ]
         task = Task(name, "classification", "accuracy", tuple(found.labels), *parts)
     elif name == "tiny":
         task = _tiny()
@@ -91,7 +97,9 @@ def read(name: str, stream: torch.Generator, per_class: int = 30, train_items: i
     else:
         raise BadInput(f"unknown task '{name}'; one of: {', '.join(TASKS)}")
     if train_items and train_items < len(task.train) and name != "documentation":
-        chosen = torch.randperm(len(task.train), generator=stream)[:train_items].sort().values.numpy()
+        chosen = (
+            torch.randperm(len(task.train), generator=stream)[:train_items].sort().values.numpy()
+        )
         task = replace(task, train=task.train.rows(chosen))
     for part, items in (("training", task.train), ("test", task.test)):
         if not len(items):
@@ -155,7 +163,11 @@ def _tagging(name: str) -> Task:
         ids = np.arange(first, first + len(rows))
         first += len(rows)
         parts.append(
-            Part(ids, [words for words, _ in rows], [[number[t] for t in labels] for _, labels in rows])
+            Part(
+                ids,
+                [words for words, _ in rows],
+                [[number[t] for t in labels] for _, labels in rows],
+            )
         )
     return Task(name, "tagging", "f1", tuple(tags), *parts)
 
@@ -182,7 +194,9 @@ def read_iob(path: Path) -> list[tuple[list[str], list[str]]]:
             continue
         fields = line.rstrip("\r").split("\t")
         if len(fields) != 2 or not (fields[1] == "O" or fields[1][:2] in ("B-", "I-")):
-            raise BadInput(f"{path}, line {number}: expected 'token TAB O|B-type|I-type', got {line[:60]!r}")
+            raise BadInput(
+                f"{path}, line {number}: expected 'token TAB O|B-type|I-type', got {line[:60]!r}"
+            )
         words.append(fields[0])
         tags.append(fields[1])
     return sentences
@@ -196,7 +210,9 @@ def _bionlp(folder: str, part: str) -> list[tuple[list[str], list[str]]]:
 
         try:
             path = Path(
-                huggingface_hub.hf_hub_download(found.id, f"dataset/{part}.json", repo_type="dataset")
+                huggingface_hub.hf_hub_download(
+                    found.id, f"dataset/{part}.json", repo_type="dataset"
+                )
             )
         except Exception as error:
             raise sources.MissingInput(
@@ -300,7 +316,9 @@ class Encoded:
     hidden: Tensor | None = None  # (n, seq, width)
     mask: Tensor | None = None  # (n, seq) bool
     pads: dict[str, int] = field(default_factory=dict)
-    pad_to: int = 0  # 0: to the longest of the batch (row 18: the official search pads everything to 512)
+    pad_to: int = (
+        0  # 0: to the longest of the batch (row 18: the official search pads everything to 512)
+    )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -328,7 +346,12 @@ class Encoded:
 
 
 def encode(
-    task: Task, part: Part, network: models.Network, max_length: int, upper_blocks: int, pad_to: int = 0
+    task: Task,
+    part: Part,
+    network: models.Network,
+    max_length: int,
+    upper_blocks: int,
+    pad_to: int = 0,
 ) -> Encoded:
     """Tokens of a part, truncated to `max_length`; for the upper blocks alone, the states below them (cached)."""
     tokenizer = network.tokenizer
@@ -354,12 +377,17 @@ def _align(part: Part, tokenizer: Any, max_length: int) -> tuple[dict[str, Any],
     for row, tags in enumerate(part.labels):
         words = tokens.word_ids(row)
         labels.append(
-            [-100 if w is None or w == before else tags[w] for before, w in zip([None, *words], words)]
+            [
+                -100 if w is None or w == before else tags[w]
+                for before, w in zip([None, *words], words)
+            ]
         )
     return dict(tokens), labels
 
 
-def _continue(part: Part, tokenizer: Any, max_length: int) -> tuple[dict[str, Any], list[list[int]]]:
+def _continue(
+    part: Part, tokenizer: Any, max_length: int
+) -> tuple[dict[str, Any], list[list[int]]]:
     """Meaning representation, end-of-text, reference, end-of-text; the loss is on reference and its end."""
     end = tokenizer.eos_token_id
     ids, labels = [], []
@@ -371,7 +399,9 @@ def _continue(part: Part, tokenizer: Any, max_length: int) -> tuple[dict[str, An
     return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}, labels
 
 
-def _cached_states(task: Task, part: Part, tokenizer: Any, max_length: int, upper_blocks: int) -> Encoded:
+def _cached_states(
+    task: Task, part: Part, tokenizer: Any, max_length: int, upper_blocks: int
+) -> Encoded:
     """States of the frozen lower blocks in evaluation mode: computed once per text set, kept under .cache/."""
     if task.kind != "classification":
         raise BadInput(
@@ -382,7 +412,11 @@ def _cached_states(task: Task, part: Part, tokenizer: Any, max_length: int, uppe
     def make() -> dict[str, Tensor]:
         tokens = dict(
             tokenizer(
-                part.texts, truncation=True, max_length=max_length, padding="max_length", return_tensors="pt"
+                part.texts,
+                truncation=True,
+                max_length=max_length,
+                padding="max_length",
+                return_tensors="pt",
             )
         )
         encoder = bundled.minilm()[0]
@@ -421,7 +455,10 @@ def sample_files(name: str, n: int, stream: torch.Generator) -> dict[str, str]:
     if name in GENERATION:
         files, row = [f"nlg/e2e/{part}.txt" for part in ("train", "valid", "test")], e2e
     elif name == "bionlp2004":
-        files, row = [f"bionlp2004/dataset/{part}.json" for part in ("train", "valid", "test")], bionlp
+        files, row = (
+            [f"bionlp2004/dataset/{part}.json" for part in ("train", "valid", "test")],
+            bionlp,
+        )
     else:
         files, row = [f"{TAGGING[name]}/{part}.tsv" for part in ("train", "devel", "test")], iob
     return {file: "".join(row() for _ in range(n)) for file in files}
@@ -430,7 +467,13 @@ def sample_files(name: str, n: int, stream: torch.Generator) -> dict[str, str]:
 def _tiny() -> Task:
     """160 invented sentences about two subjects, for `--tiny`: nothing is read, nothing is learned about the method."""
     subjects = [("engine", "wheel", "road", "driver"), ("soup", "bread", "oven", "cook")]
-    tails = ("was seen again", "is not what it was", "came too late", "pleased nobody", "needs some rest")
+    tails = (
+        "was seen again",
+        "is not what it was",
+        "came too late",
+        "pleased nobody",
+        "needs some rest",
+    )
     texts, labels = [], []
     for label, words in enumerate(subjects):
         for first in words:

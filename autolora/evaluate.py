@@ -107,9 +107,13 @@ def planted(label: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     """Cells of the planted-rank table, row by row, and mean distance from the truth per row."""
     rows = prediction.reshape(len(ROWS), len(TRUTHS)).astype(float)
     found = {
-        f"{row}_true_{t}": float(value) for row, values in zip(ROWS, rows) for t, value in zip(TRUTHS, values)
+        f"{row}_true_{t}": float(value)
+        for row, values in zip(ROWS, rows)
+        for t, value in zip(TRUTHS, values)
     }
-    return found | {f"{row}_error": float(np.abs(values - TRUTHS).mean()) for row, values in zip(ROWS, rows)}
+    return found | {
+        f"{row}_error": float(np.abs(values - TRUTHS).mean()) for row, values in zip(ROWS, rows)
+    }
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {

@@ -27,7 +27,9 @@ def figures(results: dict[str, Any], run_dirs: dict[tuple[str, str, int], Path])
     return [figure for figure in made if figure is not None]
 
 
-def _ranks(run_dirs: dict[tuple[str, str, int], Path], arm: str, task: str) -> dict[int, np.ndarray]:
+def _ranks(
+    run_dirs: dict[tuple[str, str, int], Path], arm: str, task: str
+) -> dict[int, np.ndarray]:
     """Rank vector of an arm by seed, as far as the run directories are there."""
     found = {}
     for (a, t, seed), directory in sorted(run_dirs.items()):
@@ -50,7 +52,10 @@ def _map_names(run_dirs: dict[tuple[str, str, int], Path], task: str) -> list[st
         path = Path(directory) / "ranks.json"
         if arm == "search" and t == task and path.exists():
             names = json.loads(path.read_text())["ranks"]
-            return [f"{next(p for p in n.split('.') if p.isdigit())} {n.split('.')[-1][0]}" for n in names]
+            return [
+                f"{next(p for p in n.split('.') if p.isdigit())} {n.split('.')[-1][0]}"
+                for n in names
+            ]
     return []
 
 
@@ -59,7 +64,11 @@ def rank_heatmap(run_dirs: dict[tuple[str, str, int], Path]) -> Figure | None:
     import matplotlib.pyplot as plt
 
     task = _first_task(run_dirs)
-    panels = {arm: _ranks(run_dirs, arm, task) for arm in ("autolora", "permuted", "random")} if task else {}
+    panels = (
+        {arm: _ranks(run_dirs, arm, task) for arm in ("autolora", "permuted", "random")}
+        if task
+        else {}
+    )
     panels = {arm: rows for arm, rows in panels.items() if rows}
     if "autolora" not in panels:
         return None
@@ -79,7 +88,14 @@ def rank_heatmap(run_dirs: dict[tuple[str, str, int], Path]) -> Figure | None:
         axis.set_ylabel("seed")
         if table.shape[1] <= 12:
             for (i, j), value in np.ndenumerate(table):
-                axis.text(j, i, int(value), ha="center", va="center", color="white" if value < 5 else "black")
+                axis.text(
+                    j,
+                    i,
+                    int(value),
+                    ha="center",
+                    va="center",
+                    color="white" if value < 5 else "black",
+                )
     axes[-1, 0].set_xticks(range(len(names)), names, rotation=90 if len(names) > 8 else 0)
     axes[-1, 0].set_xlabel("block and map (q query, v value)")
     figure.colorbar(image, ax=axes[:, 0].tolist(), label="rank", shrink=0.7)
@@ -109,7 +125,11 @@ def noise_law(run_dirs: dict[tuple[str, str, int], Path]) -> Figure | None:
     for sigma, style in ((0.3, "-"), (1.0, "--"), (3.0, ":")):
         counts = noise_counts(sigma, 8, 20_000, torch.Generator().manual_seed(0)).numpy()
         axis.plot(
-            ranks, [(counts == r).mean() for r in ranks], style, color=GREY, label=f"noise, logit sd {sigma}"
+            ranks,
+            [(counts == r).mean() for r in ranks],
+            style,
+            color=GREY,
+            label=f"noise, logit sd {sigma}",
         )
     if learned:
         values = np.concatenate(list(learned.values()))
@@ -125,14 +145,23 @@ def noise_law(run_dirs: dict[tuple[str, str, int], Path]) -> Figure | None:
     axis.legend()
     figure.tight_layout()
     caption = "What the count alpha >= 1/k returns when nothing has been learned, beside what was learned."
-    return "noise-law", caption, "Histogram of learned ranks over the distribution for random logits", figure
+    return (
+        "noise-law",
+        caption,
+        "Histogram of learned ranks over the distribution for random logits",
+        figure,
+    )
 
 
 def weights_over_time(run_dirs: dict[tuple[str, str, int], Path]) -> Figure | None:
     """The eight selection weights of the first maps, over the search of one seed."""
     import matplotlib.pyplot as plt
 
-    searches = [(key, Path(d) / "metrics.jsonl") for key, d in sorted(run_dirs.items()) if key[0] == "search"]
+    searches = [
+        (key, Path(d) / "metrics.jsonl")
+        for key, d in sorted(run_dirs.items())
+        if key[0] == "search"
+    ]
     searches = [(key, path) for key, path in searches if path.exists()]
     if not searches:
         return None
@@ -155,7 +184,12 @@ def weights_over_time(run_dirs: dict[tuple[str, str, int], Path]) -> Figure | No
     axes[0, 0].set_ylabel("selection weight")
     figure.tight_layout()
     caption = f"Selection weights of the first {shown} maps (block, map: final rank), task {task}, seed {seed}; dashed: threshold 1/k."
-    return "weights", caption, f"Curves of the selection weights of {shown} maps over the search", figure
+    return (
+        "weights",
+        caption,
+        f"Curves of the selection weights of {shown} maps over the search",
+        figure,
+    )
 
 
 def score_against_parameters(results: dict[str, Any]) -> Figure | None:
@@ -171,9 +205,13 @@ def score_against_parameters(results: dict[str, Any]) -> Figure | None:
         return None
     columns = min(3, len(points))
     rows = -(-len(points) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(max(4.4, 2.9 * columns), 3.0 * rows), squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(max(4.4, 2.9 * columns), 3.0 * rows), squeeze=False
+    )
     arms_shown = list(dict.fromkeys(arm for arms in points.values() for arm in arms))
-    style = {arm: {"color": f"C{i % 8}", "marker": "osv^P"[i // 8]} for i, arm in enumerate(arms_shown)}
+    style = {
+        arm: {"color": f"C{i % 8}", "marker": "osv^P"[i // 8]} for i, arm in enumerate(arms_shown)
+    }
     style |= {arm: {"color": "C1", "marker": "D"} for arm in arms_shown if arm == "autolora"}
     for axis, (task, arms) in zip(axes.flat, points.items()):
         for arm, found in arms.items():
@@ -184,31 +222,47 @@ def score_against_parameters(results: dict[str, Any]) -> Figure | None:
         axis.set_ylabel("score, points")
     for axis in axes.flat[len(points) :]:
         axis.set_visible(False)
-    handles = {text: line for axis in axes.flat for line, text in zip(*axis.get_legend_handles_labels())}
+    handles = {
+        text: line for axis in axes.flat for line, text in zip(*axis.get_legend_handles_labels())
+    }
     figure.tight_layout()
-    figure.legend(handles.values(), handles.keys(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3)
-    caption = (
-        "Mean test score of each arm against the mean number of its adapter parameters. Diamond: AutoLoRA."
+    figure.legend(
+        handles.values(), handles.keys(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3
     )
-    return "budget", caption, f"Scatter of score against adapter parameters on {len(points)} tasks", figure
+    caption = "Mean test score of each arm against the mean number of its adapter parameters. Diamond: AutoLoRA."
+    return (
+        "budget",
+        caption,
+        f"Scatter of score against adapter parameters on {len(points)} tasks",
+        figure,
+    )
 
 
 def planted_table(results: dict[str, Any]) -> Figure | None:
     """Mean reported rank for planted ranks 1, 2, 4, 6: rules and outer travel."""
     import matplotlib.pyplot as plt
 
-    runs = [r["metrics"] for r in results.get("runs", []) if r["arm"] == "planted" and r.get("metrics")]
+    runs = [
+        r["metrics"] for r in results.get("runs", []) if r["arm"] == "planted" and r.get("metrics")
+    ]
     if not runs:
         return None
-    table = np.array([[np.mean([m[f"{row}_true_{t}"] for m in runs]) for t in TRUTHS] for row in ROWS])
+    table = np.array(
+        [[np.mean([m[f"{row}_true_{t}"] for m in runs]) for t in TRUTHS] for row in ROWS]
+    )
     figure, axis = plt.subplots(figsize=(4.4, 2.4))
-    axis.imshow(np.abs(table - np.array(TRUTHS)), cmap="Greys", vmin=0, vmax=6, aspect="auto", alpha=0.4)
+    axis.imshow(
+        np.abs(table - np.array(TRUTHS)), cmap="Greys", vmin=0, vmax=6, aspect="auto", alpha=0.4
+    )
     for (i, j), value in np.ndenumerate(table):
         axis.text(j, i, f"{value:.2f}", ha="center", va="center")
     axis.set_xticks(range(len(TRUTHS)), [f"r* = {t}" for t in TRUTHS])
     axis.set_yticks(
         range(len(ROWS)),
-        [f"{row.rsplit('_', 1)[0].replace('_', ' ')}, travel {row.rsplit('_', 1)[1]}" for row in ROWS],
+        [
+            f"{row.rsplit('_', 1)[0].replace('_', ' ')}, travel {row.rsplit('_', 1)[1]}"
+            for row in ROWS
+        ],
     )
     figure.tight_layout()
     caption = f"Planted-rank table, mean of {len(runs)} seeds: the rank each rule reports when the target has rank r*. Darker: further off."

@@ -41,7 +41,9 @@ class SelectionLoRA(nn.Module):
         super().__init__()
         d_out, d_in = base.weight.shape
         if not 1 <= k <= min(d_out, d_in):
-            raise ValueError(f"search rank k = {k} must lie in 1..{min(d_out, d_in)} ({d_out} x {d_in} map)")
+            raise ValueError(
+                f"search rank k = {k} must lie in 1..{min(d_out, d_in)} ({d_out} x {d_in} map)"
+            )
         self.base = base.requires_grad_(False)
         self.k, self.s = k, c / k
         new = base.weight.detach()
@@ -57,7 +59,9 @@ class SelectionLoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., d_in) -> (..., d_out). The d_out x d_in matrix Delta is never formed."""
-        component = F.linear(self.dropout(x), self.A) * self.alpha  # (..., k): one number per rank-1 matrix
+        component = (
+            F.linear(self.dropout(x), self.A) * self.alpha
+        )  # (..., k): one number per rank-1 matrix
         return self.base(x) + F.linear(component, self.s * self.B)
 
     def delta(self) -> Tensor:
@@ -72,14 +76,21 @@ class SelectionLoRA(nn.Module):
 
 def adapted_maps(model: nn.Module, pattern: str = r"(query|value)$") -> dict[str, nn.Linear]:
     """Full module name -> linear map, for the maps to adapt; in depth order, query before value."""
-    found = {n: m for n, m in model.named_modules() if re.search(pattern, n) and isinstance(m, nn.Linear)}
+    found = {
+        n: m for n, m in model.named_modules() if re.search(pattern, n) and isinstance(m, nn.Linear)
+    }
     if not found:
         raise ValueError(f"no linear map of {type(model).__name__} has a name matching {pattern!r}")
     return found
 
 
 def attach(
-    model: nn.Module, k: int, head: str, draw: Callable[[str], torch.Generator], c: float = 16.0, **layer: Any
+    model: nn.Module,
+    k: int,
+    head: str,
+    draw: Callable[[str], torch.Generator],
+    c: float = 16.0,
+    **layer: Any,
 ) -> dict[str, SelectionLoRA]:
     """Replace query and value maps by `SelectionLoRA`, freeze all but adapters and head; name -> layer.
 
@@ -100,14 +111,18 @@ def attach(
 def start_A(A: Tensor, generator: torch.Generator, rows: int = 64) -> None:
     """Uniform in +-1/sqrt(d_in). Rank 3 and rank 5 of a map share their first 3 rows."""
     d_in = A.shape[1]
-    drawn = torch.empty(max(rows, A.shape[0]), d_in).uniform_(-1, 1, generator=generator) / math.sqrt(d_in)
+    drawn = torch.empty(max(rows, A.shape[0]), d_in).uniform_(
+        -1, 1, generator=generator
+    ) / math.sqrt(d_in)
     A.copy_(drawn[: A.shape[0]])
 
 
 def variables(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """(w, beta): inner variables (every A, B and the head), outer variables (selection logits). Disjoint."""
     free = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    return [p for n, p in free if not n.endswith(".beta")], [p for n, p in free if n.endswith(".beta")]
+    return [p for n, p in free if not n.endswith(".beta")], [
+        p for n, p in free if n.endswith(".beta")
+    ]
 
 
 # --- (2) to (4) one step of the search -------------------------------------------------------------------------
@@ -122,7 +137,9 @@ class SearchStep:
     gradient_evaluations: int  # forward-backward passes on one batch: 5, or 2 in first-order mode
 
 
-def estimate(outer: Loss, inner: Loss, w: list[Tensor], beta: list[Tensor], eta: float, method: Any = None):
+def estimate(
+    outer: Loss, inner: Loss, w: list[Tensor], beta: list[Tensor], eta: float, method: Any = None
+):
     """(3), (4): h by central differences with radius 0.01 / |v| around w; same batch, same dropout masks."""
     return hypergrad(outer, inner, w, beta, eta, method=method or FiniteDifference())
 
@@ -154,7 +171,9 @@ def inner_step(train_loss: Loss, w: list[Tensor], inner: torch.optim.Optimizer) 
     return loss.detach()
 
 
-def _apply(optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor], grads: Iterable[Tensor]) -> None:
+def _apply(
+    optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor], grads: Iterable[Tensor]
+) -> None:
     for p, g in zip(parameters, grads, strict=True):
         p.grad = g
     optimiser.step()
@@ -204,7 +223,9 @@ def undecided(layers: Mapping[str, SelectionLoRA]) -> list[str]:
 
 def noise_counts(sigma: float, k: int, draws: int, generator: torch.Generator) -> Tensor:
     """What (5) gives when nothing was learned: counts for i.i.d. logits of standard deviation sigma, (draws,)."""
-    alpha = torch.softmax(sigma * torch.randn(draws, k, generator=generator, dtype=torch.float64), dim=1)
+    alpha = torch.softmax(
+        sigma * torch.randn(draws, k, generator=generator, dtype=torch.float64), dim=1
+    )
     return (alpha >= (1 - TIE) / k).sum(1)
 
 
@@ -220,7 +241,9 @@ def check_ranks(ranks: Mapping[str, int], maps: Mapping[str, nn.Linear]) -> None
             )
     for name, base in maps.items():
         if name not in ranks:
-            raise ValueError(f"no rank given for map '{name}': {len(ranks)} ranks for {len(maps)} maps")
+            raise ValueError(
+                f"no rank given for map '{name}': {len(ranks)} ranks for {len(maps)} maps"
+            )
         rank, most = ranks[name], min(base.weight.shape)
         if isinstance(rank, bool) or not isinstance(rank, int):
             raise ValueError(f"rank of map '{name}' must be an integer, got {rank!r}")
@@ -230,7 +253,9 @@ def check_ranks(ranks: Mapping[str, int], maps: Mapping[str, nn.Linear]) -> None
             )
 
 
-def patterns(ranks: Mapping[str, int], k: int, c: float = 16.0, scale: str = "per_rank") -> dict[str, Any]:
+def patterns(
+    ranks: Mapping[str, int], k: int, c: float = 16.0, scale: str = "per_rank"
+) -> dict[str, Any]:
     """Arguments of peft's `LoraConfig`. Scale c / r_l (the executed behaviour), or the search's constant c / k.
 
     Both patterns carry the same keys: peft before 0.14 resolved one joint key for the two."""

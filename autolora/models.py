@@ -70,11 +70,21 @@ def _pretrained(name: str, kind: str, outputs: int, attention: str) -> tuple[nn.
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         return model, tokenizer, ""
-    cls = AutoModelForTokenClassification if kind == "tagging" else AutoModelForSequenceClassification
+    cls = (
+        AutoModelForTokenClassification if kind == "tagging" else AutoModelForSequenceClassification
+    )
     model = _whole(cls, folder, "classifier", num_labels=outputs, **loading)
     # words of a tagged sentence are tokenised one by one; byte-level vocabularies want the space before each
-    spaced = {"add_prefix_space": True} if kind == "tagging" and model.config.model_type == "roberta" else {}
-    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True, **spaced), "classifier"
+    spaced = (
+        {"add_prefix_space": True}
+        if kind == "tagging" and model.config.model_type == "roberta"
+        else {}
+    )
+    return (
+        model,
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, **spaced),
+        "classifier",
+    )
 
 
 def _whole(cls: Any, folder: str, head: str, **loading: Any) -> nn.Module:
@@ -99,7 +109,9 @@ def _with_encoder(encoder: Any, kind: str, outputs: int) -> nn.Module:
 
     config = copy.deepcopy(encoder.config)
     config.num_labels = outputs
-    model = (BertForTokenClassification if kind == "tagging" else BertForSequenceClassification)(config)
+    model = (BertForTokenClassification if kind == "tagging" else BertForSequenceClassification)(
+        config
+    )
     model.bert = encoder
     return model
 
@@ -162,7 +174,10 @@ class SplitProjection(nn.Module):
 
     def __init__(self, fused: Any):
         super().__init__()
-        weight, bias = fused.weight.data.T.chunk(3), fused.bias.data.chunk(3)  # Conv1D keeps (d_in, 3 d)
+        weight, bias = (
+            fused.weight.data.T.chunk(3),
+            fused.bias.data.chunk(3),
+        )  # Conv1D keeps (d_in, 3 d)
         for name, w, b in zip(("query", "key", "value"), weight, bias, strict=True):
             linear = nn.Linear(w.shape[1], w.shape[0])
             linear.weight.data, linear.bias.data = w.contiguous().clone(), b.clone()

@@ -76,9 +76,13 @@ def estimator(
     if look_ahead == "adam" and optimiser is None:
         raise ValueError("look_ahead = 'adam' needs the inner optimiser")
 
-    def estimate(outer: Callable, inner: Callable, w: list[Tensor], beta: list[Tensor], eta: float) -> Any:
+    def estimate(
+        outer: Callable, inner: Callable, w: list[Tensor], beta: list[Tensor], eta: float
+    ) -> Any:
         with vectors.Snapshot(w, beta) as snapshot:
-            _look_ahead(w, torch.autograd.grad(inner(), w), eta, optimiser if look_ahead == "adam" else None)
+            _look_ahead(
+                w, torch.autograd.grad(inner(), w), eta, optimiser if look_ahead == "adam" else None
+            )
             snapshot.rewind()
             grads = torch.autograd.grad(outer(), [*beta, *w])
             direct, v = list(grads[: len(beta)]), grads[len(beta) :]
@@ -86,7 +90,10 @@ def estimator(
             eps = vectors.probe_step(v, radius)
             if eps == 0.0:
                 return SimpleNamespace(
-                    grads=direct, direct=direct, implicit=vectors.zeros_like(beta), gradient_evaluations=2
+                    grads=direct,
+                    direct=direct,
+                    implicit=vectors.zeros_like(beta),
+                    gradient_evaluations=2,
                 )
             probes = []
             for sign in (1.0, -1.0):
@@ -98,7 +105,9 @@ def estimator(
             factor = (eta if coefficient == "eta" else 1.0) / (2 * eps)
             implicit = [factor * (minus - plus) for plus, minus in zip(*probes, strict=True)]
             total = [d + i for d, i in zip(direct, implicit, strict=True)]
-            return SimpleNamespace(grads=total, direct=direct, implicit=implicit, gradient_evaluations=4)
+            return SimpleNamespace(
+                grads=total, direct=direct, implicit=implicit, gradient_evaluations=4
+            )
 
     return estimate
 
@@ -126,7 +135,9 @@ def free_encoder(model: nn.Module) -> None:
     """Everything but the adapted query and value weights (and their biases) is trained during the search."""
     from autolora.method import SelectionLoRA
 
-    frozen = {id(p) for m in model.modules() if isinstance(m, SelectionLoRA) for p in m.base.parameters()}
+    frozen = {
+        id(p) for m in model.modules() if isinstance(m, SelectionLoRA) for p in m.base.parameters()
+    }
     for p in model.parameters():
         p.requires_grad_(id(p) not in frozen)
 

@@ -33,7 +33,12 @@ def search(steps: int, generator: torch.Generator) -> list[SimpleNamespace]:
     """One learned map per (travel, r*), travels outermost: alpha (k,), A (k, d), B (d, k)."""
     x, y = problem(TRUTHS, generator)
     cells = (len(TRAVELS), len(TRUTHS))
-    A = torch.empty(*cells, K, WIDTH).uniform_(-1, 1, generator=generator).div(WIDTH**0.5).requires_grad_()
+    A = (
+        torch.empty(*cells, K, WIDTH)
+        .uniform_(-1, 1, generator=generator)
+        .div(WIDTH**0.5)
+        .requires_grad_()
+    )
     B = torch.zeros(*cells, WIDTH, K, requires_grad=True)
     beta = [
         torch.zeros(len(TRUTHS), K, requires_grad=True) for _ in TRAVELS
@@ -50,7 +55,9 @@ def search(steps: int, generator: torch.Generator) -> list[SimpleNamespace]:
 
     for _ in range(steps):
         train, held = (torch.randint(ITEMS, (BATCH,), generator=generator) for _ in range(2))
-        method.search_step(lambda: loss(0, train), lambda: loss(1, held), [A, B], beta, inner, outer, ETA)  # noqa: B023
+        method.search_step(
+            lambda: loss(0, train), lambda: loss(1, held), [A, B], beta, inner, outer, ETA
+        )  # noqa: B023
     alpha = torch.softmax(torch.stack(beta), -1).detach()
     return [
         SimpleNamespace(alpha=alpha[i, j], A=A[i, j].detach(), B=B[i, j].detach())

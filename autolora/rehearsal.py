@@ -29,7 +29,9 @@ def inputs(scale: str) -> contextlib.AbstractContextManager[None]:
 
 def folder() -> Path:
     """The made-up inputs below .cache/, written once; another version of this file writes its own."""
-    code = b"".join(Path(m.__file__).read_bytes() for m in (data, glue)) + Path(__file__).read_bytes()
+    code = (
+        b"".join(Path(m.__file__).read_bytes() for m in (data, glue)) + Path(__file__).read_bytes()
+    )
     root = runs.cache_root() / f"autolora-rehearsal-{hashlib.sha256(code).hexdigest()[:16]}"
     root.mkdir(parents=True, exist_ok=True)
     with open(root / ".lock", "w") as lock:
@@ -46,7 +48,9 @@ def write_data(root: Path) -> list[str]:
     for task in glue.GLUE:
         glue.write_sample(root, task, ITEMS, runs.stream(0, "rehearsal", task))
     for task in (*data.TAGGING, *data.GENERATION):
-        for name, content in data.sample_files(task, ITEMS, runs.stream(0, "rehearsal", task)).items():
+        for name, content in data.sample_files(
+            task, ITEMS, runs.stream(0, "rehearsal", task)
+        ).items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(content, encoding="utf-8")
     return [path.read_text("utf-8") for path in sorted(root.rglob("*")) if path.is_file()]
@@ -57,7 +61,12 @@ def write_models(root: Path, texts: list[str]) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForMaskedLM
 
     encoder, decoder = tokenizer(texts, roberta=True), tokenizer(texts, roberta=False)
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     roberta = RobertaConfig(
         vocab_size=len(encoder), max_position_embeddings=130, type_vocab_size=1, **special, **small
@@ -91,9 +100,12 @@ def tokenizer(texts: list[str], roberta: bool) -> Any:
     words.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     words.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet)
+        texts,
+        trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet),
     )
     if roberta:
-        words.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+        words.post_processor = processors.RobertaProcessing(
+            ("</s>", 2), ("<s>", 0), add_prefix_space=False
+        )
     made = (RobertaTokenizerFast if roberta else GPT2TokenizerFast)(tokenizer_object=words)
     return made

@@ -25,7 +25,9 @@ def retrain(config: Any, run: Any) -> None:
     rows = np.arange(len(at.train)) if config.train_on == "all" else at.inner
     batches = Batches(rows, config.batch, config.seed, "batches")
     total = config.steps or math.ceil(config.epochs * batches.per_epoch)
-    shapes = {name: base.weight.shape for name, base in method.adapted_maps(at.network.model).items()}
+    shapes = {
+        name: base.weight.shape for name, base in method.adapted_maps(at.network.model).items()
+    }
     model, ranks = adapted(config, run, at, total)
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
@@ -87,7 +89,9 @@ def retrain(config: Any, run: Any) -> None:
     ended = {"state": trained, "gradient_evaluations": total, "chosen_step": total, **details}
     held_out = at.task.train.rows(at.held) if config.train_on == "inner" else at.task.validation
     validation = (
-        evaluate.score(scorer(config, at, held_out)(model)) if held_out and config.score_validation else {}
+        evaluate.score(scorer(config, at, held_out)(model))
+        if held_out and config.score_validation
+        else {}
     )
     if test is None:
         if config.adapter == "lora":
@@ -103,7 +107,9 @@ def retrain(config: Any, run: Any) -> None:
     if ranks:
         predictions["_ranks"] = np.array([ranks[name] for name in shapes])
         predictions["_rank_total"] = np.array(sum(ranks.values()))
-        predictions["_parameters"] = np.array(sum(ranks[name] * sum(shape) for name, shape in shapes.items()))
+        predictions["_parameters"] = np.array(
+            sum(ranks[name] * sum(shape) for name, shape in shapes.items())
+        )
     cost = total + sum(record(d)["gradient_evaluations_with_uses"] for d in config.uses.values())
     predictions["_cost"] = predictions["_cost_all_ranks"] = np.array(cost)
     run.predictions(**predictions)
@@ -125,7 +131,9 @@ def adapted(config: Any, run: Any, at: Setting, total: int) -> tuple[nn.Module, 
     if config.adapter == "adalora":
         budget = baselines.read_ranks(used(config))["budget"]
         runs.seed_global(config.seed, "adalora")
-        wrapped = baselines.adalora(model, list(maps), budget, total, head, config.c, config.lora_dropout)
+        wrapped = baselines.adalora(
+            model, list(maps), budget, total, head, config.c, config.lora_dropout
+        )
         return wrapped.to(at.device).train(), {}
     if config.adapter != "lora":
         raise runs.BadInput(f"adapter = '{config.adapter}' must be lora, adalora or full")
@@ -135,7 +143,9 @@ def adapted(config: Any, run: Any, at: Setting, total: int) -> tuple[nn.Module, 
         else None
     )
     rule = best_of(config)[1] if config.ranks == "grid" else config.ranks
-    ranks = baselines.choose(rule, found, list(maps), runs.stream(config.seed, "control ranks", config.ranks))
+    ranks = baselines.choose(
+        rule, found, list(maps), runs.stream(config.seed, "control ranks", config.ranks)
+    )
     method.check_ranks(ranks, maps)
     wrapped = baselines.lora(
         model,
@@ -149,7 +159,11 @@ def adapted(config: Any, run: Any, at: Setting, total: int) -> tuple[nn.Module, 
         config.bias,
     )
     back = baselines.ranks_read_back(wrapped)
-    run.gate("ranks-read-back", back == ranks, f"wanted {list(ranks.values())}, built {list(back.values())}")
+    run.gate(
+        "ranks-read-back",
+        back == ranks,
+        f"wanted {list(ranks.values())}, built {list(back.values())}",
+    )
     if config.ranks in ("permuted", "equal"):
         learned, mine = sorted(found["ranks"].values()), sorted(ranks.values())
         same = learned == mine if config.ranks == "permuted" else sum(learned) == sum(mine)
@@ -221,7 +235,9 @@ def keep_best(config: Any, run: Any) -> None:
 # --- predictions -----------------------------------------------------------------------------------------------------
 
 
-def scorer(config: Any, at: Setting, part: data.Part) -> Callable[[nn.Module], dict[str, np.ndarray]]:
+def scorer(
+    config: Any, at: Setting, part: data.Part
+) -> Callable[[nn.Module], dict[str, np.ndarray]]:
     """A function that turns a trained model into the predictions of `part` (rows of `evaluate.py`)."""
     part = part.rows(np.arange(official.scored_items(len(part), 16, config.drop_last_eval)))
     kind, tokenizer = at.task.kind, at.network.tokenizer
@@ -241,7 +257,8 @@ def scorer(config: Any, at: Setting, part: data.Part) -> Callable[[nn.Module], d
             chosen = np.arange(start, min(start + config.eval_batch, len(part)))
             if kind == "generation":
                 for text, i in zip(
-                    generate(model, tokenizer, [part.texts[i] for i in chosen], config, at.device), chosen
+                    generate(model, tokenizer, [part.texts[i] for i in chosen], config, at.device),
+                    chosen,
                 ):
                     row, length = evaluate.generation_row(text, part.labels[i])
                     prediction.append(row)
@@ -256,7 +273,9 @@ def scorer(config: Any, at: Setting, part: data.Part) -> Callable[[nn.Module], d
                     prediction.append((right, found))
                     label.append(there)
             else:
-                prediction += (logits.squeeze(-1) if kind == "regression" else logits.argmax(-1)).tolist()
+                prediction += (
+                    logits.squeeze(-1) if kind == "regression" else logits.argmax(-1)
+                ).tolist()
                 label += labels.tolist()
         model.train(training)
         found = {"id": part.ids, "label": np.array(label), "prediction": np.array(prediction)}
@@ -274,7 +293,9 @@ def generate(
     end = tokenizer.eos_token_id
     prompts = [[*tokenizer(meaning)["input_ids"], end] for meaning in meanings]
     longest = max(map(len, prompts))
-    ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(p)) + p for p in prompts], device=device)
+    ids = torch.tensor(
+        [[tokenizer.pad_token_id] * (longest - len(p)) + p for p in prompts], device=device
+    )
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     out = model.generate(
         input_ids=ids, attention_mask=mask, num_beams=config.beams, length_penalty=0.8, no_repeat_ngram_size=4,

@@ -36,11 +36,15 @@ def search(config: Any, run: Any) -> None:
     frozen_before = runs.state_sha256(frozen)
     batches = Batches(at.inner, config.search_batch, config.seed, "inner batches" + config.draw)
     outer_rows = at.held if config.select_on == "validation" else at.inner
-    held_batches = Batches(outer_rows, config.search_batch, config.seed, "outer batches" + config.draw)
+    held_batches = Batches(
+        outer_rows, config.search_batch, config.seed, "outer batches" + config.draw
+    )
     total = config.search_steps or math.ceil(config.search_epochs * batches.per_epoch)
     outer_lr = config.outer_lr or config.outer_travel / max(1, total - config.warmup_inner)
     inner = torch.optim.AdamW(w, lr=config.inner_lr, weight_decay=config.inner_weight_decay)
-    outer = torch.optim.Adam(beta, lr=outer_lr, betas=(0.5, 0.999), weight_decay=config.outer_weight_decay)
+    outer = torch.optim.Adam(
+        beta, lr=outer_lr, betas=(0.5, 0.999), weight_decay=config.outer_weight_decay
+    )
     estimate = estimator(config, inner)
     evaluations, check = 0, {}
     saved = run.resume()
@@ -68,7 +72,9 @@ def search(config: Any, run: Any) -> None:
             if step == 0 and config.self_check:
                 model.eval()  # attention kernels differ in how they draw dropout masks, not in what they compute
                 found = METHODS[config.hypergradient]
-                check = self_check(held_loss, train_loss, w, beta, config.inner_lr, found, tolerance=math.inf)
+                check = self_check(
+                    held_loss, train_loss, w, beta, config.inner_lr, found, tolerance=math.inf
+                )
                 model.train()
             sizes = {}
             if step < config.warmup_inner:
@@ -107,18 +113,26 @@ def search(config: Any, run: Any) -> None:
     values = list(found["ranks"].values())
     run.gate("ranks-in-range", all(1 <= r <= config.k for r in values), f"{values}, k = {config.k}")
     run.finish(
-        state=[*w, *beta], gradient_evaluations=evaluations, chosen_step=total, ranks=values, self_check=check
+        state=[*w, *beta],
+        gradient_evaluations=evaluations,
+        chosen_step=total,
+        ranks=values,
+        self_check=check,
     )
 
 
 def estimator(config: Any, inner: torch.optim.Optimizer) -> Callable[..., Any]:
     """The hypergradient of `method.search_step`: a method of shared/hypergrad.py, or the official code's habits."""
     if config.hypergradient not in METHODS:
-        raise runs.BadInput(f"hypergradient = '{config.hypergradient}' must be one of {', '.join(METHODS)}")
+        raise runs.BadInput(
+            f"hypergradient = '{config.hypergradient}' must be one of {', '.join(METHODS)}"
+        )
     habits = (config.implicit_coef, config.around, config.look_ahead, config.masks)
     if habits == ("eta", "theta", "sgd", "same"):
         chosen = METHODS[config.hypergradient]
-        return lambda outer, train, w, beta, eta: method.estimate(outer, train, w, beta, eta, chosen)
+        return lambda outer, train, w, beta, eta: method.estimate(
+            outer, train, w, beta, eta, chosen
+        )
     if config.hypergradient != "finite_difference":
         raise runs.BadInput(
             "implicit_coef, around, look_ahead and masks are habits of hypergradient = finite_difference"
@@ -151,7 +165,8 @@ def ranks_found(config: Any, layers: dict[str, method.SelectionLoRA]) -> dict[st
     """Content of ranks.json: the ranks by the chosen rule, by the two others, what they were read from, peft's patterns."""
     lam = config.threshold or None
     ranks = {
-        name: official.threshold(config.threshold_rule, layer.beta, lam) for name, layer in layers.items()
+        name: official.threshold(config.threshold_rule, layer.beta, lam)
+        for name, layer in layers.items()
     }
     return {
         "k": config.k, "lambda": lam or 1 / config.k, "c": config.c, "model": config.model, "task": config.task,
@@ -174,5 +189,7 @@ def plant(config: Any, run: Any) -> None:
     run.predictions(**arrays)
     metrics = evaluate.score({k: np.asarray(v) for k, v in arrays.items()})
     run.finish(
-        metrics=metrics, state=[torch.tensor(prediction)], gradient_evaluations=5 * config.search_steps
+        metrics=metrics,
+        state=[torch.tensor(prediction)],
+        gradient_evaluations=5 * config.search_steps,
     )

@@ -30,7 +30,9 @@ def prepare(config: Any, run: Any) -> Setting:
     device = runs.device(config)
     searching = config.kind == "search"
     with rehearsal.inputs(config.scale):
-        task = data.read(config.task, runs.stream(config.seed, "items"), config.per_class, config.train_items)
+        task = data.read(
+            config.task, runs.stream(config.seed, "items"), config.per_class, config.train_items
+        )
     inner, held = data.levels(task, config.level_split, runs.stream(config.seed, "levels"))
     ids = task.train.ids
     more = {} if task.validation is None else {"validation": task.validation.ids}
@@ -39,7 +41,9 @@ def prepare(config: Any, run: Any) -> Setting:
     attention = "eager" if searching and config.hypergradient == "exact" else "sdpa"
     head = runs.stream(config.seed, "head")
     with rehearsal.inputs(config.scale):
-        network = models.build(config.model, task.kind, task.outputs, head, config.upper_blocks, attention)
+        network = models.build(
+            config.model, task.kind, task.outputs, head, config.upper_blocks, attention
+        )
     pad_to = config.pad_to if searching else 0
     train = data.encode(task, task.train, network, config.max_length, config.upper_blocks, pad_to)
     network.model.to(device).train()

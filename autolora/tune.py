@@ -37,9 +37,16 @@ def trial(paper: protocol.Protocol, arm: str, seed: int, lr: float, search: Path
 
 def search(paper: protocol.Protocol, seed: int, lr: float) -> Path:
     """The search whose budget AdaLoRA gets, at the rate chosen for LoRA."""
-    chosen = paper.config("cpu", paper.node("cpu", "search", "documentation", seed)) | {"inner_lr": lr}
+    chosen = paper.config("cpu", paper.node("cpu", "search", "documentation", seed)) | {
+        "inner_lr": lr
+    }
     chosen["out"] = str(
-        protocol.runs_root(paper.root) / "autolora" / "tuning" / "search" / f"{lr:g}" / f"seed{seed}"
+        protocol.runs_root(paper.root)
+        / "autolora"
+        / "tuning"
+        / "search"
+        / f"{lr:g}"
+        / f"seed{seed}"
     )
     return train.run(train.Config(**chosen))
 
@@ -49,9 +56,13 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for arm, grid in GRIDS.items():
         needed = {
-            seed: search(paper, seed, found[0]["chosen"]) if arm == "adalora" else None for seed in SEEDS
+            seed: search(paper, seed, found[0]["chosen"]) if arm == "adalora" else None
+            for seed in SEEDS
         }
-        scores = {lr: [round(trial(paper, arm, seed, lr, needed[seed]), 4) for seed in SEEDS] for lr in grid}
+        scores = {
+            lr: [round(trial(paper, arm, seed, lr, needed[seed]), 4) for seed in SEEDS]
+            for lr in grid
+        }
         best = max(grid, key=lambda lr: sum(scores[lr]))
         found.append({"arm": arm, "trials": len(grid) * len(SEEDS), "grid": {"lr": list(grid)}, "seeds": list(SEEDS),
                       "scores": {f"{lr:g}": s for lr, s in scores.items()}, "chosen": best})  # fmt: skip

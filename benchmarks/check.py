@@ -33,7 +33,14 @@ from benchmarks.rules import DIGITS, tidy
 from shared import protocol
 from shared.protocol import BadInput, Protocol
 
-__all__ = ["check_paper", "check_scale", "differences", "main", "pack_predictions", "unpack_predictions"]
+__all__ = [
+    "check_paper",
+    "check_scale",
+    "differences",
+    "main",
+    "pack_predictions",
+    "unpack_predictions",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 SCALES = ("paper", "gpu", "cpu")
@@ -50,7 +57,11 @@ def same_number(recorded: Any, derived: Any) -> bool:
     """
     if recorded == tidy(derived):
         return True
-    if isinstance(recorded, bool) or not isinstance(recorded, int | float) or not isinstance(derived, float):
+    if (
+        isinstance(recorded, bool)
+        or not isinstance(recorded, int | float)
+        or not isinstance(derived, float)
+    ):
         return False
     if not math.isfinite(derived) or tidy(float(recorded)) != recorded or recorded == 0:
         return False
@@ -66,7 +77,9 @@ def differences(recorded: Any, derived: Any, place: str) -> list[str]:
         derived = derived.item()
     if isinstance(derived, Mapping) and isinstance(recorded, Mapping):
         found = [f"{place}: {key!r} is missing" for key in derived if key not in recorded]
-        found += [f"{place}: {key!r} does not belong there" for key in recorded if key not in derived]
+        found += [
+            f"{place}: {key!r} does not belong there" for key in recorded if key not in derived
+        ]
         for key in derived:
             if key in recorded:
                 found += differences(recorded[key], derived[key], f"{place}.{key}")
@@ -75,17 +88,25 @@ def differences(recorded: Any, derived: Any, place: str) -> list[str]:
         if len(derived) != len(recorded):
             return [f"{place}: {len(recorded)} recorded, {len(derived)} derived"]
         pairs = enumerate(zip(recorded, derived))
-        return [line for i, (r, d) in pairs for line in differences(r, d, f"{place}[{named(d, i)}]")]
+        return [
+            line for i, (r, d) in pairs for line in differences(r, d, f"{place}[{named(d, i)}]")
+        ]
     if same_number(recorded, derived):
         return []
     wrong, right = repr(recorded), repr(tidy(derived))
-    first = next((i for i, (a, b) in enumerate(zip(wrong, right)) if a != b), min(len(wrong), len(right)))
+    first = next(
+        (i for i, (a, b) in enumerate(zip(wrong, right)) if a != b), min(len(wrong), len(right))
+    )
     return [f"{place}: recorded {wrong}, derived {right} (character {first + 1})"]
 
 
 def named(item: Any, number: int) -> str:
     """An element of a list by its id or arm where it has one."""
-    return str(item.get("id") or item.get("arm") or number) if isinstance(item, Mapping) else str(number)
+    return (
+        str(item.get("id") or item.get("arm") or number)
+        if isinstance(item, Mapping)
+        else str(number)
+    )
 
 
 # ---------------------------------------------------------------- one result
@@ -128,7 +149,9 @@ def check_head(paper: Protocol, scale: str, result: Mapping[str, Any]) -> list[s
         "development_seeds": "0-99",
         "tuning": paper.document.get("tuning") or [],
     }
-    return [line for key, value in declared.items() for line in differences(result.get(key), value, key)]
+    return [
+        line for key, value in declared.items() for line in differences(result.get(key), value, key)
+    ]
 
 
 def check_costs(paper: Protocol, scale: str, result: Mapping[str, Any]) -> list[str]:
@@ -140,11 +163,15 @@ def check_costs(paper: Protocol, scale: str, result: Mapping[str, Any]) -> list[
         if run.get(key) is None or None in used:
             continue
         derived = run["gradient_evaluations"] + sum(used) if run["status"] == "finished" else 0
-        problems += differences(run[key], derived, f"{key} of {node.arm} on {node.task}, seed {node.seed}")
+        problems += differences(
+            run[key], derived, f"{key} of {node.arm} on {node.task}, seed {node.seed}"
+        )
     return problems
 
 
-def check_runs(paper: Protocol, scale: str, result: Mapping[str, Any], predictions: Predictions) -> list[str]:
+def check_runs(
+    paper: Protocol, scale: str, result: Mapping[str, Any], predictions: Predictions
+) -> list[str]:
     """Every declared run is there once, with predictions if it finished, and nothing else is."""
     nodes = {node.key: node for node in paper.nodes(scale)}
     problems, seen = [], {}
@@ -156,11 +183,15 @@ def check_runs(paper: Protocol, scale: str, result: Mapping[str, Any], predictio
         elif key not in nodes:
             problems.append(f"run {name} is not declared by the protocol")
         elif run["status"] not in ("finished", "diverged"):
-            problems.append(f"run {name} is {run['status']}; a recorded result has only runs that ended")
+            problems.append(
+                f"run {name} is {run['status']}; a recorded result has only runs that ended"
+            )
         elif run["status"] == "finished" and not nodes[key].stage and key not in predictions:
             problems.append(f"run {name} has no predictions")
         seen[key] = run
-    problems += [f"run {k[0]} on {k[1]}, seed {k[2]} is declared and missing" for k in nodes if k not in seen]
+    problems += [
+        f"run {k[0]} on {k[1]}, seed {k[2]} is declared and missing" for k in nodes if k not in seen
+    ]
     problems += [f"predictions of {k} belong to no run" for k in predictions if k not in seen]
     return problems
 
@@ -174,9 +205,13 @@ def check_numbers(
     for run in result["runs"]:
         key = (run["arm"], run["task"], run["seed"])
         if key in predictions:
-            fresh = {name: float(value) for name, value in evaluate.score(dict(predictions[key])).items()}
+            fresh = {
+                name: float(value) for name, value in evaluate.score(dict(predictions[key])).items()
+            }
             written = {name: run["metrics"].get(name) for name in fresh}
-            problems += differences(written, fresh, f"metrics of {key[0]} on {key[1]}, seed {key[2]}")
+            problems += differences(
+                written, fresh, f"metrics of {key[0]} on {key[1]}, seed {key[2]}"
+            )
     claims = load_claims(paper.directory / "claims.yaml")
     derived = verdicts.judge(
         claims=claims,
@@ -201,7 +236,9 @@ def check_numbers(
         elif held[gate["id"]]["statement"] != gate["statement"]:
             problems.append(f"gate {gate['id']}: its statement is not that of claims.yaml")
     declared = {gate["id"] for gate in derived["gates"]}
-    problems += [f"gate {name} is not declared in claims.yaml" for name in held if name not in declared]
+    problems += [
+        f"gate {name} is not declared in claims.yaml" for name in held if name not in declared
+    ]
     return problems
 
 
@@ -225,7 +262,9 @@ def check_scale(paper_dir: Path, scale: str) -> tuple[list[str], list[str]]:
     except (BadInput, AttributeError, KeyError, TypeError) as error:
         problems.append(f"cannot be derived again: {type(error).__name__}: {error}")
     notices = []
-    if result.get("code_sha256") != protocol.sha256_json(protocol.code_hashes(paper_dir / "train.py")):
+    if result.get("code_sha256") != protocol.sha256_json(
+        protocol.code_hashes(paper_dir / "train.py")
+    ):
         notices.append(f"STALE: recorded by older code (commit {str(result.get('commit'))[:10]})")
     if readme.checked(paper_dir, scale) == "results changed since":
         notices.append(
@@ -239,7 +278,9 @@ def check_tables(readme_path: Path, tables: Mapping[str, str]) -> list[str]:
     if not readme_path.exists():
         return [f"{readme_path.name} is missing"]
     names = readme.outdated(readme_path, dict(tables))
-    return [f"README.md: the generated table {name!r} is not what the results say" for name in names]
+    return [
+        f"README.md: the generated table {name!r} is not what the results say" for name in names
+    ]
 
 
 def check_paper(paper_dir: Path) -> tuple[list[str], list[str], list[str]]:
@@ -263,10 +304,21 @@ def rerun(paper_dir: Path, scale: str) -> list[str]:
     result = json.loads((paper_dir / "results" / f"{scale}.json").read_text(encoding="utf-8"))
     recorded = unpack_predictions(paper_dir / "results" / f"{scale}.predictions.npz")
     runs = [run for run in result["runs"] if (run["arm"], run["task"], run["seed"]) in recorded]
-    run = min(runs, key=lambda r: (r.get("gradient_evaluations_with_uses") or 0, r["arm"], r["seed"]))
+    run = min(
+        runs, key=lambda r: (r.get("gradient_evaluations_with_uses") or 0, r["arm"], r["seed"])
+    )
     name = f"{run['arm']} on {run['task']}, seed {run['seed']}"
     with tempfile.TemporaryDirectory() as folder:
-        words = ["--scale", scale, "--arm", run["arm"], "--task", run["task"], "--seed", str(run["seed"])]
+        words = [
+            "--scale",
+            scale,
+            "--arm",
+            run["arm"],
+            "--task",
+            run["task"],
+            "--seed",
+            str(run["seed"]),
+        ]
         command = [sys.executable, "-m", f"{paper_dir.name}.train", *words]
         done = subprocess.run(
             command,
@@ -276,13 +328,19 @@ def rerun(paper_dir: Path, scale: str) -> list[str]:
             text=True,
         )
         if done.returncode:
-            return [f"run {name} could not be repeated: {(done.stderr or done.stdout).strip()[-300:]}"]
-        directory = Path(folder) / paper_dir.name / scale / run["task"] / f"seed{run['seed']}" / run["arm"]
+            return [
+                f"run {name} could not be repeated: {(done.stderr or done.stdout).strip()[-300:]}"
+            ]
+        directory = (
+            Path(folder) / paper_dir.name / scale / run["task"] / f"seed{run['seed']}" / run["arm"]
+        )
         with np.load(directory / "predictions.npz", allow_pickle=False) as archive:
             again = {key: archive[key] for key in archive.files}
     before = recorded[run["arm"], run["task"], run["seed"]]
     moved = [key for key in again if key not in before or not agree(again[key], before[key])]
-    return [f"run {name} trained again gives other predictions: {', '.join(moved)}"] if moved else []
+    return (
+        [f"run {name} trained again gives other predictions: {', '.join(moved)}"] if moved else []
+    )
 
 
 def agree(again: np.ndarray, before: np.ndarray) -> bool:
@@ -299,7 +357,9 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paper", nargs="*", help="default: all with a recorded result")
-    parser.add_argument("--rerun", action="store_true", help="train one recorded run of each paper again")
+    parser.add_argument(
+        "--rerun", action="store_true", help="train one recorded run of each paper again"
+    )
     parser.add_argument("--stamp", action="store_true", help="note that the results passed")
     options = parser.parse_args(arguments)
     failed = False

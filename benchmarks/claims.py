@@ -15,9 +15,30 @@ CLAIM_KEYS = {
     *("id", "statement", "source", "kind", "role", "arms", "tasks", "metric", "unit", "direction"),
     *("threshold", "material", "controls", "items", "scales", "task_units"),
 }
-CLAIM_REQUIRED = ("id", "statement", "source", "kind", "role", "arms", "controls", "items", "scales")
+CLAIM_REQUIRED = (
+    "id",
+    "statement",
+    "source",
+    "kind",
+    "role",
+    "arms",
+    "controls",
+    "items",
+    "scales",
+)
 TARGET_KEYS = {
-    *("reported", "arm", "opponent", "task", "metric", "unit", "tolerance", "reason", "deviations", "scales"),
+    *(
+        "reported",
+        "arm",
+        "opponent",
+        "task",
+        "metric",
+        "unit",
+        "tolerance",
+        "reason",
+        "deviations",
+        "scales",
+    ),
     *("sd_over", "n_paper"),
 }
 ARM_KEYS = {
@@ -70,9 +91,13 @@ def load_claims(path: Path) -> dict[str, Any]:
     for name in {i for i in ids if ids.count(i) > 1}:
         raise BadInput(f"{path.name}: two claims have the id {name!r}; give each its own")
     for scale in SCALES:
-        primary = [c["id"] for c in claims["claims"] if c["role"] == "primary" and scale in c["scales"]]
+        primary = [
+            c["id"] for c in claims["claims"] if c["role"] == "primary" and scale in c["scales"]
+        ]
         if len(primary) > 3:
-            raise BadInput(f"{path.name}: {len(primary)} primary claims at {scale} ({primary}); at most 3")
+            raise BadInput(
+                f"{path.name}: {len(primary)} primary claims at {scale} ({primary}); at most 3"
+            )
     return claims
 
 
@@ -99,14 +124,18 @@ def check_claim(claim: Mapping[str, Any], where: str) -> None:
         raise BadInput(f"{where}: items is {claim['items']!r}; write test or 'none: why'")
     if not is_none(claim["controls"], f"{where}: controls"):
         if not isinstance(claim["controls"], list) or not claim["controls"]:
-            raise BadInput(f"{where}: controls is {claim['controls']!r}; write a list of arms or 'none: why'")
+            raise BadInput(
+                f"{where}: controls is {claim['controls']!r}; write a list of arms or 'none: why'"
+            )
         if claim["kind"] == "exact":
             raise BadInput(f"{where}: an exact comparison has no controls; write 'none: why'")
     if claim.get("unit") == "item" and claim["kind"] not in ("difference", "contrast"):
         raise BadInput(f"{where}: unit item needs kind difference or contrast, not {claim['kind']}")
 
 
-def check_names(claims: Mapping[str, Any], arms: Collection[str], tasks: Collection[str], where: str) -> None:
+def check_names(
+    claims: Mapping[str, Any], arms: Collection[str], tasks: Collection[str], where: str
+) -> None:
     """Refuses an arm or task that the protocol does not have: it would only ever read NOT RUN."""
     for claim in claims["claims"]:
         here = f"{where}: claim {claim['id']}"
@@ -124,7 +153,9 @@ def check_names(claims: Mapping[str, Any], arms: Collection[str], tasks: Collect
                 if task:
                     one_of(task, tasks, f"{here}: arms")
         listed = claim.get("tasks") or []
-        for task in [t for ts in listed.values() for t in ts] if isinstance(listed, Mapping) else listed:
+        for task in (
+            [t for ts in listed.values() for t in ts] if isinstance(listed, Mapping) else listed
+        ):
             one_of(task, tasks, f"{here}: tasks")
     for target in claims.get("targets") or []:
         here = f"{where}: target {target['reported']}"

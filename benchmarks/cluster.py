@@ -47,7 +47,9 @@ class Job:
 
     def __call__(self) -> tuple[str, str, float]:
         begun, asked = time.monotonic(), list[int]()
-        requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's; it may come only between two steps
+        requeue: Any = signal.getsignal(
+            signal.SIGUSR2
+        )  # submitit's; it may come only between two steps
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, lambda number, frame: asked.append(number))
         lacking = [
@@ -65,8 +67,12 @@ class Job:
         status, detail = attempt(module, self.settings)
         if status == "stopped":
             if signal.SIGTERM not in asked:
-                requeue(signal.SIGUSR2, None)  # keeps this job (`checkpoint`), requeues it and exits
-            sys.exit(128 + signal.SIGTERM)  # Slurm, who sent it, decides whether the job starts again
+                requeue(
+                    signal.SIGUSR2, None
+                )  # keeps this job (`checkpoint`), requeues it and exits
+            sys.exit(
+                128 + signal.SIGTERM
+            )  # Slurm, who sent it, decides whether the job starts again
         return status, detail, time.monotonic() - begun
 
     def checkpoint(self) -> Any:
@@ -88,7 +94,9 @@ class Options:
 
 def require() -> None:
     """BadInput unless Slurm's commands and submitit are there."""
-    if lacking := [c for c in ("sbatch", "srun", "squeue", "scancel", "scontrol") if not shutil.which(c)]:
+    if lacking := [
+        c for c in ("sbatch", "srun", "squeue", "scancel", "scontrol") if not shutil.which(c)
+    ]:
         raise BadInput(
             f"EXECUTOR=slurm needs Slurm's commands and {', '.join(lacking)} is not on PATH; "
             "start it on a login node of the cluster, or leave EXECUTOR out to run here"
@@ -104,7 +112,10 @@ def levels(nodes: Sequence[Node]) -> list[list[Node]]:
     height: dict[Key, int] = {}
     for node in nodes:  # uses come before users
         height[node.key] = 1 + max((height[u] for u in node.uses if u in height), default=-1)
-    return [[n for n in nodes if height[n.key] == h] for h in range(max(height.values(), default=-1) + 1)]
+    return [
+        [n for n in nodes if height[n.key] == h]
+        for h in range(max(height.values(), default=-1) + 1)
+    ]
 
 
 @dataclass
@@ -124,7 +135,9 @@ class Cluster:
         """Outcome of each of `nodes`. Ctrl-C and the deadline cancel the jobs, which checkpoint first."""
         self.stopping = False
         self.folder = (
-            protocol.runs_root(self.root) / ".slurm" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            protocol.runs_root(self.root)
+            / ".slurm"
+            / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         )
         os.environ["PYTHONPATH"] = os.pathsep.join(
             [str(self.root), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -148,7 +161,9 @@ class Cluster:
     def _executor(self, after: list[str]) -> Any:
         import submitit
 
-        executor = submitit.AutoExecutor(self.folder, cluster="slurm", slurm_max_num_timeout=REQUEUES)
+        executor = submitit.AutoExecutor(
+            self.folder, cluster="slurm", slurm_max_num_timeout=REQUEUES
+        )
         wanted = {
             "name": self.paper, "timeout_min": self.options.minutes, "nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1,
             "gpus_per_node": self.options.gpus or None, "slurm_partition": self.options.partition,
@@ -192,31 +207,41 @@ class Cluster:
                 if job.paths.result_pickle.exists():
                     outcome = _answer(job, tried)
                 else:
-                    missed[job_id] = missed[job_id] + 1 if queue is not None and job_id not in queue else 0
+                    missed[job_id] = (
+                        missed[job_id] + 1 if queue is not None and job_id not in queue else 0
+                    )
                     if missed[job_id] < (1 if self.stopping else GONE):
                         continue
                     outcome = (
                         Outcome("stopped", "cancelled", tried)
                         if self.stopping
                         else Outcome(
-                            "crashed", f"the job ended without an answer; see {job.paths.stderr}", tried
+                            "crashed",
+                            f"the job ended without an answer; see {job.paths.stderr}",
+                            tried,
                         )
                     )
                 del flying[job_id]
                 self.outcomes[node.key] = outcome
-                if outcome.status != "blocked" and (outcome.status != "crashed" or tried == ATTEMPTS):
+                if outcome.status != "blocked" and (
+                    outcome.status != "crashed" or tried == ATTEMPTS
+                ):
                     self.told(node, outcome)
             if queue is not None and flying and time.monotonic() - last >= 60:
                 last = time.monotonic()
                 states = Counter(queue[j] for j in flying if j in queue)
-                print("  queue: " + ", ".join(f"{n} {s}" for s, n in states.most_common()), flush=True)
+                print(
+                    "  queue: " + ", ".join(f"{n} {s}" for s, n in states.most_common()), flush=True
+                )
             if flying:
                 time.sleep(POLL)
 
 
 def _queue() -> dict[str, str] | None:
     """{job id: state and reason} of this user's jobs that have not ended; None if Slurm does not answer."""
-    found = subprocess.run(["squeue", "--me", "-h", "-r", "-o", "%i|%T (%r)"], capture_output=True, text=True)
+    found = subprocess.run(
+        ["squeue", "--me", "-h", "-r", "-o", "%i|%T (%r)"], capture_output=True, text=True
+    )
     if found.returncode:
         return None
     return dict(line.strip().split("|", 1) for line in found.stdout.splitlines() if "|" in line)

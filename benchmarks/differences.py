@@ -43,7 +43,11 @@ def inline(text: str) -> Markup:
 def section(text: str) -> str:
     """What stands in a README between its heading "Differences ..." and the next one; "" without such a heading."""
     heading = HEADING.search(text)
-    return re.split(r"^## ", text[heading.end() :], maxsplit=1, flags=re.MULTILINE)[0] if heading else ""
+    return (
+        re.split(r"^## ", text[heading.end() :], maxsplit=1, flags=re.MULTILINE)[0]
+        if heading
+        else ""
+    )
 
 
 def cells(line: str) -> list[str]:
@@ -83,7 +87,9 @@ def blocks(
     return found
 
 
-def effect(line: str, result: dict[str, Any] | None, declared: dict[str, Any], scale: str) -> list[str]:
+def effect(
+    line: str, result: dict[str, Any] | None, declared: dict[str, Any], scale: str
+) -> list[str]:
     """A line per task: mean difference over the seeds that both arms ran, and its 95 % t interval."""
     named = EFFECT.search(line)
     if not named:
@@ -98,8 +104,13 @@ def effect(line: str, result: dict[str, Any] | None, declared: dict[str, Any], s
         theirs = {seed: value for seed, value, _ in scores.get((task, base, other), [])}
         d = np.array([ours[seed] - theirs[seed] for seed in sorted(set(ours) & set(theirs))])
         if len(d):
-            mean, ends = readme.number(float(d.mean()), signed=True), readme.interval(rules.t_interval(d))
+            mean, ends = (
+                readme.number(float(d.mean()), signed=True),
+                readme.interval(rules.t_interval(d)),
+            )
             measure = metric if metric == base else f"{metric} − {base}"
             points = " points" if factor.get(metric) == 100 else ""
-            lines.append(f"{task}, {measure}: " + f"{mean}{points} ({ends}, n {len(d)})".replace("-", "−"))
+            lines.append(
+                f"{task}, {measure}: " + f"{mean}{points} ({ends}, n {len(d)})".replace("-", "−")
+            )
     return lines or [f"not run at scale {scale}"]

@@ -44,7 +44,8 @@ def answer(question: dict[str, str], claims: list[dict[str, Any]]) -> dict[str, 
         formula = readme.formula(claim, arm)
     verdict = verdict.removesuffix(readme.SCALED_DOWN).removesuffix(" for this model")
     named = {
-        o: ", ".join(c["arm"] for c in controls if c.get("outcome") == o) for o in ("OPEN", "NOT BEATEN")
+        o: ", ".join(c["arm"] for c in controls if c.get("outcome") == o)
+        for o in ("OPEN", "NOT BEATEN")
     }
     evidence = formula
     if judged.get("effect") is not None:
@@ -96,9 +97,15 @@ def replica(result: dict[str, Any]) -> dict[str, Any] | None:
     if not same:
         return None
     old = same[-1]
-    both = [c for c in result["claims"] if c.get("verdict") and (old["verdicts"] or {}).get(c["id"])]
+    both = [
+        c for c in result["claims"] if c.get("verdict") and (old["verdicts"] or {}).get(c["id"])
+    ]
     changed = [
-        {"claim": c, "then": old["verdicts"][c["id"]], "effect_then": (old.get("effects") or {}).get(c["id"])}
+        {
+            "claim": c,
+            "then": old["verdicts"][c["id"]],
+            "effect_then": (old.get("effects") or {}).get(c["id"]),
+        }
         for c in both
         if old["verdicts"][c["id"]] != c["verdict"]
     ]

@@ -53,7 +53,9 @@ def seeds_of(claim: dict[str, Any], data: dict[str, Any]) -> list[int]:
     """The seeds behind a claim's differences: tasks of one scale may have different numbers of them."""
     tasks = claim.get("tasks") or []
     arms = readme.sides(claim)
-    runs = [r for r in data.get("runs") or [] if r["arm"] in arms and (not tasks or r["task"] in tasks)]
+    runs = [
+        r for r in data.get("runs") or [] if r["arm"] in arms and (not tasks or r["task"] in tasks)
+    ]
     seeds = sorted({r["seed"] for r in runs})
     return seeds if len(seeds) == claim.get("n") else data.get("seeds") or []
 
@@ -78,11 +80,21 @@ def claim_picture(claim: dict[str, Any], data: dict[str, Any], key: str) -> plot
         material: float | None,
     ) -> plots.Row:
         d = [readme.number_or_none(v) for v in part.get("d") or []]
-        shown = d if len(d) <= 200 else []  # items as replicates: intervals say it, thousands of dots do not
+        shown = (
+            d if len(d) <= 200 else []
+        )  # items as replicates: intervals say it, thousands of dots do not
         effect = readme.number_or_none(part.get("effect"))
         flags = failed(names, len(shown))
         return plots.Row(
-            label, shown, effect, part.get("ci95"), part.get("item_ci95"), threshold, tone, flags, material
+            label,
+            shown,
+            effect,
+            part.get("ci95"),
+            part.get("item_ci95"),
+            threshold,
+            tone,
+            flags,
+            material,
         )
 
     tone = TONES.get(badge_of(claim.get("verdict") or "")[0], plots.NEUTRAL)
@@ -97,7 +109,14 @@ def claim_picture(claim: dict[str, Any], data: dict[str, Any], key: str) -> plot
         tone = TONES.get(badge_of(outcome)[0], plots.NEUTRAL)
         label = f"control {control.get('arm')}: {outcome}"
         rows.append(
-            row(label, control, [*sides[:1], control.get("arm", "")], 0.0, tone, claim.get("material", 1.0))
+            row(
+                label,
+                control,
+                [*sides[:1], control.get("arm", "")],
+                0.0,
+                tone,
+                claim.get("material", 1.0),
+            )
         )
     if not any(r.d or plots.finite(r.ci95) for r in rows):
         return None
@@ -121,7 +140,9 @@ def strip_pictures(data: dict[str, Any], declared: dict[str, Any], key: str) -> 
     found, pictures = readme.scores(data, declared), []
     factor = readme.factors_by_task(data)
     claims = data.get("claims") or []
-    methods = {arm for claim in claims if claim.get("role") != "exhibit" for arm in readme.sides(claim)[:1]}
+    methods = {
+        arm for claim in claims if claim.get("role") != "exhibit" for arm in readme.sides(claim)[:1]
+    }
     controls = {c.get("arm") for claim in claims for c in readme.controls_of(claim)}
     for task, metrics in readme.metrics_of(data).items():
         for metric in metrics:
@@ -130,7 +151,11 @@ def strip_pictures(data: dict[str, Any], declared: dict[str, Any], key: str) -> 
                 points = found.get((task, metric, arm), [])
                 if points:
                     tone = (
-                        plots.FOR if arm in methods else plots.AGAINST if arm in controls else plots.NEUTRAL
+                        plots.FOR
+                        if arm in methods
+                        else plots.AGAINST
+                        if arm in controls
+                        else plots.NEUTRAL
                     )
                     arms.append((arm, tone, [(value, diverged) for _, value, diverged in points]))
             if not arms:
@@ -140,7 +165,9 @@ def strip_pictures(data: dict[str, Any], declared: dict[str, Any], key: str) -> 
             alt = f"Scores of all arms on {task}, {metric}{unit}, a point per seed. Mean ± sd: {means}."
             caption = f"{task}: {metric}{unit}"
             key = f"{key}-strip-{task}-{metric}"
-            pictures.append(plots.picture(plots.strips(arms, f"{metric}{unit}"), caption, caption, alt, key))
+            pictures.append(
+                plots.picture(plots.strips(arms, f"{metric}{unit}"), caption, caption, alt, key)
+            )
     return pictures
 
 
@@ -165,7 +192,9 @@ def curve_pictures(
                     key not in ("step", "seconds", "time", "epoch")
                     and readme.number_or_none(value) is not None
                 ):
-                    own.setdefault(key, []).append((float(i) if step is None else step, float(value)))
+                    own.setdefault(key, []).append(
+                        (float(i) if step is None else step, float(value))
+                    )
         for key, curve in own.items():
             logged.setdefault(task, {}).setdefault(key, {}).setdefault(arm, []).append(curve)
     pictures = []
@@ -174,10 +203,13 @@ def curve_pictures(
         for key in by_runs[:at_most]:
             arms = {arm: keys[key][arm] for arm in readme.arms_of(data) if arm in keys[key]}
             ends = "; ".join(
-                f"{arm} {readme.number(sum(c[-1][1] for c in cs) / len(cs))}" for arm, cs in arms.items()
+                f"{arm} {readme.number(sum(c[-1][1] for c in cs) / len(cs))}"
+                for arm, cs in arms.items()
             )
             alt = f"{key} over steps on {task}, mean over seeds. Last values: {ends}."
-            caption = f"{task}: {key}, mean over {max(map(len, arms.values()))} seeds in bins of steps"
+            caption = (
+                f"{task}: {key}, mean over {max(map(len, arms.values()))} seeds in bins of steps"
+            )
             name = f"{key}-curve-{task}-{key}"
             pictures.append(plots.picture(plots.curves(arms, key), key, caption, alt, name))
     return pictures
@@ -204,7 +236,9 @@ def method_pictures(
                 spec.loader.exec_module(module)
             for name, caption, alt, figure in module.figures(data, run_dirs):
                 pictures.append(plots.picture(figure, name, caption, alt, f"{key}-own-{name}"))
-                pyplot.close(figure)  # the methods draw with pyplot, which keeps every figure until told
+                pyplot.close(
+                    figure
+                )  # the methods draw with pyplot, which keeps every figure until told
     except Exception as error:
         message = f"{directory.name}.figures failed: {type(error).__name__}: {error}"
         print(message, file=sys.stderr)

@@ -98,7 +98,12 @@ def to_svg(figure: Figure, alt: str, key: str) -> tuple[str, int]:
     salted: Any = {"svg.hashsalt": key, "svg.fonttype": "none"}
     with matplotlib.rc_context(salted):
         figure.savefig(
-            buffer, format="svg", bbox_inches="tight", pad_inches=0.03, metadata=empty, transparent=True
+            buffer,
+            format="svg",
+            bbox_inches="tight",
+            pad_inches=0.03,
+            metadata=empty,
+            transparent=True,
         )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -158,7 +163,14 @@ def forest(rows: Sequence[Row], unit: str) -> Figure:
             seen += [row.threshold, *finite(row.d), *finite(row.ci95), *finite(row.item_ci95)]
             text = readme.number(row.effect, signed=True).replace("-", "−")
             text = text if row.effect is not None else "no result"
-            axes.text(0, y + 0.4, row.label, transform=axes.get_yaxis_transform(), va="center", fontsize=8.5)
+            axes.text(
+                0,
+                y + 0.4,
+                row.label,
+                transform=axes.get_yaxis_transform(),
+                va="center",
+                fontsize=8.5,
+            )
             axes.text(
                 1,
                 y + 0.4,
@@ -169,7 +181,11 @@ def forest(rows: Sequence[Row], unit: str) -> Figure:
                 color=row.tone,
             )
             axes.plot(
-                [row.threshold] * 2, [y - 0.4, y + 0.22], color=INK, linewidth=1, linestyle=(0, (2, 1.5))
+                [row.threshold] * 2,
+                [y - 0.4, y + 0.22],
+                color=INK,
+                linewidth=1,
+                linestyle=(0, (2, 1.5)),
             )
             if row.material is not None:
                 seen.append(row.material)
@@ -212,7 +228,9 @@ def forest(rows: Sequence[Row], unit: str) -> Figure:
     return figure
 
 
-def bar(axes: Axes, interval: Sequence[float | None] | None, y: float, color: str, width: float) -> None:
+def bar(
+    axes: Axes, interval: Sequence[float | None] | None, y: float, color: str, width: float
+) -> None:
     ends = finite(interval)
     if len(ends) == 2:
         axes.plot(ends, [y, y], color=color, linewidth=width, solid_capstyle="butt")
@@ -236,9 +254,13 @@ def strips(arms: Sequence[tuple[str, str, Sequence[tuple[float, bool]]]], label:
                 if diverged and value < low - margin:
                     # A collapse to chance would squeeze all else into a corner: it stands at the edge with its value.
                     axes.plot(low - 2.4 * margin, y, "x", markersize=4.5, color=tone)
-                    axes.text(low - 1.9 * margin, y, f"{value:.3g}", va="center", fontsize=7.5, color=tone)
+                    axes.text(
+                        low - 1.9 * margin, y, f"{value:.3g}", va="center", fontsize=7.5, color=tone
+                    )
                 else:
-                    axes.plot(value, y, "x" if diverged else "o", markersize=3.8, color=tone, alpha=0.85)
+                    axes.plot(
+                        value, y, "x" if diverged else "o", markersize=3.8, color=tone, alpha=0.85
+                    )
             if points:
                 mean = sum(v for v, _ in points) / len(points)
                 axes.plot([mean, mean], [-i - 0.36, -i + 0.36], color=INK, linewidth=1.6)
@@ -273,7 +295,15 @@ def speed(works: Sequence[tuple[str, dict[str, float | None], Sequence[float | N
                 if (value := values.get(mark)) is not None:
                     size = 9 if shape == "|" else 4.2
                     label = mark if mark not in axes.get_legend_handles_labels()[1] else None
-                    axes.plot(value, -i, shape, color=colour, markersize=size, linestyle="none", label=label)
+                    axes.plot(
+                        value,
+                        -i,
+                        shape,
+                        color=colour,
+                        markersize=size,
+                        linestyle="none",
+                        label=label,
+                    )
         seen = [v for _, values, _ in works for v in values.values() if v is not None]
         ticks = [t for t in (0.5, 1, 2, 3, 5, 10, 20, 40) if min(seen) / 2 < t < max(seen) * 2]
         axes.set(xscale="log", xlabel="one step / one plain step", ylim=(-len(works) + 0.5, 0.7))
@@ -298,7 +328,9 @@ def curves(arms: dict[str, list[list[tuple[float, float]]]], label: str, bins: i
     with style():
         figure = Figure(figsize=(WIDTH, 2.5 + 0.15 * math.ceil(len(arms) / 3)))
         axes = figure.add_subplot()
-        last = max((step for seeds in arms.values() for curve in seeds for step, _ in curve), default=0.0)
+        last = max(
+            (step for seeds in arms.values() for curve in seeds for step, _ in curve), default=0.0
+        )
         width = max(last, 1.0) / bins
         for i, (arm, seeds) in enumerate(arms.items()):
             sums: dict[int, list[float]] = {}
@@ -309,12 +341,22 @@ def curves(arms: dict[str, list[list[tuple[float, float]]]], label: str, bins: i
             ys = [sum(sums[b]) / len(sums[b]) for b in sorted(sums)]
             few = "o" if len(xs) < 3 else None
             axes.plot(
-                xs, ys, color=CYCLE[i % 8], linestyle=DASHES[i // 8 % 3], marker=few, markersize=3, label=arm
+                xs,
+                ys,
+                color=CYCLE[i % 8],
+                linestyle=DASHES[i // 8 % 3],
+                marker=few,
+                markersize=3,
+                label=arm,
             )
         axes.grid(axis="y")
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         axes.legend(
-            loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=3, handlelength=1.8, columnspacing=1.0
+            loc="upper center",
+            bbox_to_anchor=(0.45, -0.2),
+            ncols=3,
+            handlelength=1.8,
+            columnspacing=1.0,
         )
     return figure

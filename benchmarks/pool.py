@@ -49,7 +49,9 @@ class _Worker:
     ready: bool = False
 
 
-def _serve(connection: Connection, stop: Any, root: str, paper: str, log: str, gpu: str | None) -> None:
+def _serve(
+    connection: Connection, stop: Any, root: str, paper: str, log: str, gpu: str | None
+) -> None:
     """The worker's process: receives settings, answers (status, detail)."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent decides; it sets `stop`
@@ -105,7 +107,9 @@ class Pool:
     config: Callable[[Node], dict[str, Any]]
     told: Callable[[Node, Outcome], None]
     gpus: Sequence[str] = ()
-    deadline: float | None = None  # time.monotonic() at which every run is asked to checkpoint and stop
+    deadline: float | None = (
+        None  # time.monotonic() at which every run is asked to checkpoint and stop
+    )
     workers: list[_Worker] = field(default_factory=list)
     outcomes: dict[Key, Outcome] = field(default_factory=dict)
 
@@ -124,11 +128,15 @@ class Pool:
                 if self.deadline and time.monotonic() > self.deadline:
                     self.stop.set()
                 self._hand_out(context, waiting, done, attempts)
-                if not any(w.key or not w.ready for w in self.workers) and not self._startable(waiting, done):
+                if not any(w.key or not w.ready for w in self.workers) and not self._startable(
+                    waiting, done
+                ):
                     break
                 self._listen(by_key, waiting, done, attempts)
             for key in waiting:
-                self.outcomes[key] = Outcome("stopped" if self.stop.is_set() else "blocked", "not started")
+                self.outcomes[key] = Outcome(
+                    "stopped" if self.stop.is_set() else "blocked", "not started"
+                )
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
@@ -160,7 +168,11 @@ class Pool:
         ready = sorted(
             self._startable(waiting, done), key=lambda n: not n.stage
         )  # stages first: others wait for them
-        while len(self.workers) < self.jobs and len(self.workers) < len(waiting) and not self.stop.is_set():
+        while (
+            len(self.workers) < self.jobs
+            and len(self.workers) < len(waiting)
+            and not self.stop.is_set()
+        ):
             self.workers.append(self._start(context, len(self.workers)))
         for worker in self.workers:
             if ready and worker.ready and worker.key is None:
@@ -182,7 +194,11 @@ class Pool:
         return _Worker(process, ours, number, log)
 
     def _listen(
-        self, by_key: dict[Key, Node], waiting: dict[Key, Node], done: set[Key], attempts: dict[Key, int]
+        self,
+        by_key: dict[Key, Node],
+        waiting: dict[Key, Node],
+        done: set[Key],
+        attempts: dict[Key, int],
     ) -> None:
         handles: dict[Any, _Worker] = {w.connection: w for w in self.workers}
         for handle in wait(list(handles), timeout=1.0):

@@ -38,17 +38,24 @@ def smallest(array: np.ndarray) -> np.ndarray:
         for width in (np.float16, np.float32):
             with np.errstate(over="ignore"):
                 smaller = array.astype(width)
-            if array.itemsize > smaller.itemsize and np.array_equal(smaller.astype(array.dtype), array, True):
+            if array.itemsize > smaller.itemsize and np.array_equal(
+                smaller.astype(array.dtype), array, True
+            ):
                 return smaller
     return array
 
 
 def rounded(
-    arrays: Mapping[str, np.ndarray], width: type, score: Callable[[dict[str, np.ndarray]], dict[str, float]]
+    arrays: Mapping[str, np.ndarray],
+    width: type,
+    score: Callable[[dict[str, np.ndarray]], dict[str, float]],
 ) -> dict[str, np.ndarray]:
     """Floats at this width where not one score of the run moves for it; else the arrays as they are."""
     with np.errstate(over="ignore"):
-        coarse = {k: v.astype(width).astype(v.dtype) if v.dtype.kind == "f" else v for k, v in arrays.items()}
+        coarse = {
+            k: v.astype(width).astype(v.dtype) if v.dtype.kind == "f" else v
+            for k, v in arrays.items()
+        }
     return coarse if score(coarse) == score(dict(arrays)) else dict(arrays)
 
 
@@ -60,7 +67,9 @@ def pack_predictions(
     """Writes `path` and returns its sha256. With `score`, floats are rounded where the file would be too large."""
     for key, arrays in predictions.items():
         for name, array in arrays.items():
-            constant = name.startswith("_") and array.nbytes <= 4 * 1000  # names of settings, never a text
+            constant = (
+                name.startswith("_") and array.nbytes <= 4 * 1000
+            )  # names of settings, never a text
             if array.dtype.kind not in "biuf" and not (
                 array.dtype.kind == "U" and (name == "id" or constant)
             ):
@@ -70,7 +79,9 @@ def pack_predictions(
     payload = encoded(predictions)
     for width in (np.float32, np.float16):
         if len(payload) > MOST_BYTES and score is not None:
-            payload = encoded({key: rounded(arrays, width, score) for key, arrays in predictions.items()})
+            payload = encoded(
+                {key: rounded(arrays, width, score) for key, arrays in predictions.items()}
+            )
     if len(payload) > MOST_BYTES:
         sizes = {name: 0 for arrays in predictions.values() for name in arrays}
         for arrays in predictions.values():
@@ -110,7 +121,9 @@ def encoded(predictions: Mapping[NodeKey, Mapping[str, np.ndarray]]) -> bytes:
     with zipfile.ZipFile(archive_bytes, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         names = ["index", *(f"a{number}" for number in range(len(contents)))]
         for name, content in zip(names, [buffer.getvalue(), *contents]):
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))  # no clock in the bytes
+            entry = zipfile.ZipInfo(
+                f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)
+            )  # no clock in the bytes
             entry.compress_type, entry.external_attr, entry.create_system = (
                 zipfile.ZIP_DEFLATED,
                 0o644 << 16,

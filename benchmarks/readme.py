@@ -83,7 +83,10 @@ def formula(claim: dict[str, Any], control: str = "") -> str:
         return f"{arms.get('name', 'statistic')}({', '.join(listed(arms.get('method')))})"
     if claim.get("kind") == "contrast" and arms.get("weights"):
         return " ".join(f"{w:+g} {arm}" for arm, w in arms["weights"].items())
-    method, opponent = ", ".join(listed(arms.get("method"))), ", ".join(listed(arms.get("opponent")))
+    method, opponent = (
+        ", ".join(listed(arms.get("method"))),
+        ", ".join(listed(arms.get("opponent"))),
+    )
     if claim.get("kind") == "spread":
         return f"spread of {opponent} - spread of {method}"
     if not opponent:
@@ -94,13 +97,21 @@ def formula(claim: dict[str, Any], control: str = "") -> str:
 def sides(claim: dict[str, Any]) -> list[str]:
     """The arms that a claim compares, without the task of `arm@task`; the method first."""
     arms = claim.get("arms") or {}
-    named = [*listed(arms.get("method")), *listed(arms.get("opponent")), *(arms.get("weights") or {})]
+    named = [
+        *listed(arms.get("method")),
+        *listed(arms.get("opponent")),
+        *(arms.get("weights") or {}),
+    ]
     return [str(name).split("@")[0] for name in named]
 
 
 def listed(value: Any) -> list[str]:
     return (
-        [] if value is None else [str(v) for v in value] if isinstance(value, list | tuple) else [str(value)]
+        []
+        if value is None
+        else [str(v) for v in value]
+        if isinstance(value, list | tuple)
+        else [str(value)]
     )
 
 
@@ -111,7 +122,11 @@ def number_or_none(value: Any) -> float | None:
 
 def controls_of(claim: dict[str, Any]) -> list[dict[str, Any]]:
     controls = claim.get("controls") or []
-    return [] if isinstance(controls, str) else [c if isinstance(c, dict) else {"arm": c} for c in controls]
+    return (
+        []
+        if isinstance(controls, str)
+        else [c if isinstance(c, dict) else {"arm": c} for c in controls]
+    )
 
 
 def unit_of(claim: dict[str, Any]) -> str:
@@ -151,7 +166,9 @@ def factors_by_task(result: dict[str, Any]) -> dict[tuple[str, str], float]:
 def factors(result: dict[str, Any]) -> dict[str, float]:
     """metric -> 100 where it is shown in points on some task, else 1."""
     by_task = factors_by_task(result)
-    return {name: max(f for (_, other), f in by_task.items() if other == name) for _, name in by_task}
+    return {
+        name: max(f for (_, other), f in by_task.items() if other == name) for _, name in by_task
+    }
 
 
 Scores = dict[tuple[str, str, str], list[tuple[int, float, bool]]]
@@ -164,7 +181,9 @@ def scores(result: dict[str, Any], claims: dict[str, Any]) -> Scores:
     """
     factor = factors_by_task(result)
     stages = {
-        r["arm"] for r in result.get("runs") or [] if r.get("status") == "finished" and not r.get("metrics")
+        r["arm"]
+        for r in result.get("runs") or []
+        if r.get("status") == "finished" and not r.get("metrics")
     }
     found: Scores = {}
     for run in sorted(result.get("runs") or [], key=lambda r: r.get("seed", 0)):
@@ -172,7 +191,11 @@ def scores(result: dict[str, Any], claims: dict[str, Any]) -> Scores:
         if diverged and not metrics and run["arm"] not in stages:
             metrics = ((claims.get("tasks") or {}).get(run["task"]) or {}).get("chance") or {}
         for name, value in metrics.items():
-            if (run["task"], name) in factor and isinstance(value, int | float) and math.isfinite(value):
+            if (
+                (run["task"], name) in factor
+                and isinstance(value, int | float)
+                and math.isfinite(value)
+            ):
                 point = (run["seed"], value * factor[run["task"], name], diverged)
                 found.setdefault((run["task"], name, run["arm"]), []).append(point)
     return found
@@ -198,7 +221,9 @@ def arms_of(result: dict[str, Any]) -> list[str]:
     order: list[str] = []
     for claim in result.get("claims") or []:
         order += sides(claim)
-        order += [control["arm"] for control in claim.get("controls") or [] if isinstance(control, dict)]
+        order += [
+            control["arm"] for control in claim.get("controls") or [] if isinstance(control, dict)
+        ]
     order += [run["arm"] for run in result.get("runs") or []]
     return list(dict.fromkeys(order))
 
@@ -216,12 +241,16 @@ def costs(result: dict[str, Any], protocol: dict[str, Any]) -> dict[str, dict[st
                 "gradient_evaluations_with_uses",
                 "peak_memory_mb",
             ):
-                known = [r[key] for r in runs if r.get(key) is not None and r.get("status") == "finished"]
+                known = [
+                    r[key] for r in runs if r.get(key) is not None and r.get("status") == "finished"
+                ]
                 own[arm][key] = statistics.fmean(known) if known else None
 
     def with_uses(arm: str, seen: frozenset[str]) -> set[str]:
         used = ((protocol.get("arms") or {}).get(arm) or {}).get("uses") or []
-        return {arm}.union(*(with_uses(u, seen | {arm}) for u in listed(used) if u not in seen and u != arm))
+        return {arm}.union(
+            *(with_uses(u, seen | {arm}) for u in listed(used) if u not in seen and u != arm)
+        )
 
     for arm, row in own.items():
         for key in ("seconds", "gradient_evaluations"):
@@ -248,7 +277,9 @@ def load_json(path: Path) -> Any:
 def load_yaml(path: Path) -> dict[str, Any]:
     """{} where there is no file. By libyaml where it is there: the largest file takes seconds without it."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return (yaml.load(path.read_text(encoding="utf-8"), Loader=loader) or {}) if path.exists() else {}
+    return (
+        (yaml.load(path.read_text(encoding="utf-8"), Loader=loader) or {}) if path.exists() else {}
+    )
 
 
 def recorded(paper_dir: Path) -> dict[str, dict[str, Any]]:
@@ -322,7 +353,10 @@ def controls_text(claim: dict[str, Any]) -> str:
     controls = claim.get("controls") or []
     if isinstance(controls, str):
         return cell(controls)
-    return "<br>".join(f"{cell(c.get('arm'))}: {c.get('outcome') or 'OPEN'}" for c in controls) or "none"
+    return (
+        "<br>".join(f"{cell(c.get('arm'))}: {c.get('outcome') or 'OPEN'}" for c in controls)
+        or "none"
+    )
 
 
 def claims_table(result: dict[str, Any], scale: str) -> str:
@@ -342,7 +376,9 @@ def claims_table(result: dict[str, Any], scale: str) -> str:
             number(claim.get("n")),
         ]
         rows.append([what, verdict, *values, controls_text(claim)])
-    return table(["claim", "verdict", "effect", "95 % interval", "n", "controls"], rows, right=(2, 3, 4))
+    return table(
+        ["claim", "verdict", "effect", "95 % interval", "n", "controls"], rows, right=(2, 3, 4)
+    )
 
 
 def results_table(result: dict[str, Any], protocol: dict[str, Any], claims: dict[str, Any]) -> str:
@@ -359,7 +395,8 @@ def results_table(result: dict[str, Any], protocol: dict[str, Any], claims: dict
             continue  # a stage: its cost is within the arms that use it
         size = [number(sizes[arm])] if any(sizes.values()) else []
         price = [
-            number(rounded(cost.get(arm, {}).get(f"{k}_in_all"))) for k in ("gradient_evaluations", "seconds")
+            number(rounded(cost.get(arm, {}).get(f"{k}_in_all")))
+            for k in ("gradient_evaluations", "seconds")
         ]
         rows.append([f"`{arm}`", *cells, *size, *price])
     return table(head, rows, right=range(1, len(head)))
@@ -398,7 +435,9 @@ def reported_table(paper_dir: Path, results: dict[str, dict[str, Any]]) -> str:
     ]
     tally = Counter(str(e.get("verdict") or "NOT RUN") for e in held)
     missing = sum(e.get("value", e.get("reported")) is None for e in entries or held)
-    words = ", ".join(f"{n} {verdict}" for verdict, n in sorted(tally.items())) or "none compared yet"
+    words = (
+        ", ".join(f"{n} {verdict}" for verdict, n in sorted(tally.items())) or "none compared yet"
+    )
     line = f"{len(entries) or len(held)} published values on file ({missing} without a value): {words}."
     if not targets:
         return line
@@ -413,9 +452,17 @@ def reported_table(paper_dir: Path, results: dict[str, dict[str, Any]]) -> str:
             interval(e.get("ci95")),
             number(e.get("tolerance")),
         ]
-        what = f"{cell(e.get('method', ''))}, {cell(e.get('task') or '')}, {cell(e.get('metric', ''))}"
+        what = (
+            f"{cell(e.get('method', ''))}, {cell(e.get('task') or '')}, {cell(e.get('metric', ''))}"
+        )
         rows.append(
-            [f"`{e['id']}`<br>{what}", cell(setting), theirs, *ours, str(e.get("verdict") or "NOT RUN")]
+            [
+                f"`{e['id']}`<br>{what}",
+                cell(setting),
+                theirs,
+                *ours,
+                str(e.get("verdict") or "NOT RUN"),
+            ]
         )
     head = ["entry", "table", "reported", "ours", "gap", "95 % interval", "tolerance", "verdict"]
     return line + "\n\n" + table(head, rows, right=(2, 3, 4, 5, 6))
@@ -451,7 +498,8 @@ def project_tables(root: Path) -> dict[str, str]:
         scale, result = next(iter(results.items()), (None, {}))
         primary = [c for c in result.get("claims") or [] if c.get("role") == "primary"]
         verdicts = [
-            f"{cell(c.get('statement') or c['id'])}: **{full_verdict(c, str(scale))}**" for c in primary
+            f"{cell(c.get('statement') or c['id'])}: **{full_verdict(c, str(scale))}**"
+            for c in primary
         ]
         run = ", ".join(f"`{s}` {day(r)}" for s, r in results.items()) or "not yet"
         row = [
@@ -461,16 +509,29 @@ def project_tables(root: Path) -> dict[str, str]:
         ]
         rows.append([*row, implemented(root / paper), run, checked(root / paper, scale)])
     head = ["paper", "scale", "primary claims", "implemented", "run", "checked"]
-    return {"verdicts": table(head, rows), "speed": speed.speed_table(root), "layouts": layouts_table()}
+    return {
+        "verdicts": table(head, rows),
+        "speed": speed.speed_table(root),
+        "layouts": layouts_table(),
+    }
 
 
 def layouts_table() -> str:
     """Block `layouts`: every folder of REPRO_DATA that a loader knows, out of `sources.LAYOUTS`."""
     rows = [
-        [f"`{x.folder}`", cell(x.what), cell(x.files), cell(x.source), cell(x.licence), f"`{x.fetch}`"]
+        [
+            f"`{x.folder}`",
+            cell(x.what),
+            cell(x.files),
+            cell(x.source),
+            cell(x.licence),
+            f"`{x.fetch}`",
+        ]
         for x in sources.LAYOUTS
     ]
-    return table(["folder of REPRO_DATA", "what", "files", "usual source", "licence", "to fetch"], rows)
+    return table(
+        ["folder of REPRO_DATA", "what", "files", "usual source", "licence", "to fetch"], rows
+    )
 
 
 def filled(text: str, tables: dict[str, str]) -> str:
@@ -521,7 +582,15 @@ def _tables(root: Path, papers: Sequence[str]) -> list[tuple[Path, dict[str, str
     ]
     answers = root / "docs" / "findings.md"
     return tables + (
-        [(answers, {"findings": findings.findings_table(root), "replicas": findings.replicas_table(root)})]
+        [
+            (
+                answers,
+                {
+                    "findings": findings.findings_table(root),
+                    "replicas": findings.replicas_table(root),
+                },
+            )
+        ]
         if answers.exists()
         else []
     )

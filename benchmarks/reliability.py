@@ -95,10 +95,25 @@ def run_tests(report: Path) -> list[str]:
     """All tests that an item names, slow ones too, on every core where pytest-xdist is there; returns the command."""
     files = sorted({name.split("::")[0] for _, tests in ITEMS.values() for name in tests})
     names = sorted(
-        {name.split("::")[1] for _, tests in ITEMS.values() for name in tests if name.split("::")[1]}
+        {
+            name.split("::")[1]
+            for _, tests in ITEMS.values()
+            for name in tests
+            if name.split("::")[1]
+        }
     )
-    whole = [name.split("::")[0] for _, tests in ITEMS.values() for name in tests if name.endswith("::")]
-    words = ["pytest", "-m", "not gpu", "-k", " or ".join([*names, *whole]), "-p", "no:cacheprovider"]
+    whole = [
+        name.split("::")[0] for _, tests in ITEMS.values() for name in tests if name.endswith("::")
+    ]
+    words = [
+        "pytest",
+        "-m",
+        "not gpu",
+        "-k",
+        " or ".join([*names, *whole]),
+        "-p",
+        "no:cacheprovider",
+    ]
     paths = [f"tests/{name}.py" for name in files]
     if importlib.util.find_spec("xdist"):
         words += ["-n", "auto", "--dist", "worksteal"]
@@ -117,7 +132,9 @@ def cases(report: Path) -> list[dict[str, Any]]:
             outcome = "xfailed"
         if outcome == "skipped":
             continue
-        figure = next((p.get("value", "") for p in case.iter("property") if p.get("name") == "figure"), "")
+        figure = next(
+            (p.get("value", "") for p in case.iter("property") if p.get("name") == "figure"), ""
+        )
         done, made = map(int, figure.split("/")) if re.fullmatch(r"\d+/\d+", figure) else (1, 1)
         if outcome != "passed":  # without a figure of its own the whole test failed
             done = done if figure and done < made else 0
@@ -147,7 +164,9 @@ def count(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "methods": len(asked - failed) if asked else None,
                 "methods_asked": len(asked) or None,
                 "seconds": round(sum(c["seconds"] for c in own), 1),
-                "not_held": [f"{c['name']}: {c['why'][:200]}" for c in own if c["outcome"] != "passed"],
+                "not_held": [
+                    f"{c['name']}: {c['why'][:200]}" for c in own if c["outcome"] != "passed"
+                ],
             }
         )
     return items
@@ -160,7 +179,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--record", action="store_true", help=f"keep the figures in {RESULT.relative_to(ROOT)}"
     )
-    parser.add_argument("--from", dest="source", type=Path, help="a pytest --junitxml file, instead of a run")
+    parser.add_argument(
+        "--from", dest="source", type=Path, help="a pytest --junitxml file, instead of a run"
+    )
     given = parser.parse_args(arguments)
     from shared import runs
 
@@ -169,7 +190,11 @@ def main(arguments: list[str] | None = None) -> int:
         command = ["pytest --junitxml, counted later"] if given.source else run_tests(report)
         items = count(cases(report))
     for entry in items:
-        methods = f"{entry['methods']} of {entry['methods_asked']} methods" if entry["methods_asked"] else ""
+        methods = (
+            f"{entry['methods']} of {entry['methods_asked']} methods"
+            if entry["methods_asked"]
+            else ""
+        )
         print(f"{entry['item']:>3}  {entry['figure']:>10}  {methods:<16}  {entry['promise']}")
         for line in entry["not_held"]:
             print(f"       not held: {line}")

@@ -128,7 +128,9 @@ class Paper:
     name: str
     root: Path
     runs: Path
-    results: list[Result] = field(default_factory=list)  # the one shown first, then the other scales
+    results: list[Result] = field(
+        default_factory=list
+    )  # the one shown first, then the other scales
 
     @property
     def directory(self) -> Path:
@@ -185,7 +187,11 @@ def why(claim: dict[str, Any]) -> str:
     reason = str(claim.get("reason") or "").rstrip(". ")
     if not reason and "ATTRI" in str(claim.get("verdict")):
         outcome = "NOT BEATEN" if "NOT ATTRIBUTED" in claim["verdict"] else "OPEN"
-        names = [str(c["arm"]) for c in readme.controls_of(claim) if (c.get("outcome") or "OPEN") == outcome]
+        names = [
+            str(c["arm"])
+            for c in readme.controls_of(claim)
+            if (c.get("outcome") or "OPEN") == outcome
+        ]
         one = len(names) == 1
         said = f"{'does' if one else 'do'} as well without the idea"
         if outcome == "OPEN":
@@ -207,7 +213,11 @@ def meaning(claim: dict[str, Any], paper: str) -> str:
 
 def conditions(claim: dict[str, Any]) -> list[dict[str, Any]]:
     """VERDICTS.md section 3, (a) to (c), both sides: what was required, what was found, whether it holds."""
-    if claim.get("kind") == "exact" or claim.get("role") == "exhibit" or claim.get("effect") is None:
+    if (
+        claim.get("kind") == "exact"
+        or claim.get("role") == "exhibit"
+        or claim.get("effect") is None
+    ):
         return []
     n, threshold = claim.get("n") or 0, float(claim.get("threshold") or 0)
     flip = max(0.025, 2.0**-n if n else 1.0)
@@ -262,7 +272,9 @@ def items_of(result: Result) -> dict[str, int]:
     """task -> test items of one run, from the predictions beside the result; {} where there are none."""
     path = result.path.with_suffix(".predictions.npz")
     found: dict[str, int] = {}
-    for (_, task, _), arrays in (predictions.unpack_predictions(path) if path.exists() else {}).items():
+    for (_, task, _), arrays in (
+        predictions.unpack_predictions(path) if path.exists() else {}
+    ).items():
         rows = [len(array) for name, array in arrays.items() if not name.startswith("_")]
         found[task] = max([found.get(task, 0), *rows])
     return found
@@ -289,14 +301,18 @@ def how(claim: dict[str, Any], result: Result, items: dict[str, int]) -> list[tu
         for task in tasks
     )
     replicates = (
-        "test items of one model" if claim.get("unit") == "item" else "seeds, tasks averaged within a seed"
+        "test items of one model"
+        if claim.get("unit") == "item"
+        else "seeds, tasks averaged within a seed"
     )
     seeds = readme.seeds_text(pictures.seeds_of(claim, result.data))
     rows = [("Rule", rule), ("Data", data or "no predictions are kept beside this result")]
     rows.append(
         (
             "Seeds",
-            f"{seeds}; the {n} replicates are {replicates}" if n else f"{seeds}; none gave a difference",
+            f"{seeds}; the {n} replicates are {replicates}"
+            if n
+            else f"{seeds}; none gave a difference",
         )
     )
     if n > 1 and kind != "exact":
@@ -310,7 +326,10 @@ def how(claim: dict[str, Any], result: Result, items: dict[str, int]) -> list[tu
     if controls:
         told = ", ".join(f"{c['arm']} {c.get('outcome') or 'OPEN'}" for c in controls)
         rows.append(
-            ("Controls", f"{told}. A control is beaten if method minus control passes the same tests.")
+            (
+                "Controls",
+                f"{told}. A control is beaten if method minus control passes the same tests.",
+            )
         )
     else:
         none = claim.get("controls")
@@ -319,7 +338,10 @@ def how(claim: dict[str, Any], result: Result, items: dict[str, int]) -> list[tu
 
 
 def claim_view(
-    claim: dict[str, Any], result: Result, declared: dict[str, dict[str, Any]], items: dict[str, int]
+    claim: dict[str, Any],
+    result: Result,
+    declared: dict[str, dict[str, Any]],
+    items: dict[str, int],
 ) -> dict[str, Any]:
     other = {c["id"]: c for c in (result.other or {}).get("claims") or []}.get(claim["id"])
     n = claim.get("n") or 0
@@ -346,7 +368,9 @@ def claim_view(
     }
 
 
-def reported_view(result: Result | None, directory: Path, declared: dict[str, Any]) -> dict[str, Any]:
+def reported_view(
+    result: Result | None, directory: Path, declared: dict[str, Any]
+) -> dict[str, Any]:
     """Every published value on file, grouped by the table it comes from, joined with what the result says of it."""
     on_file = readme.load_yaml(directory / "reported.yaml")
     entries = on_file.get("entries") or on_file.get("reported") or []
@@ -366,10 +390,18 @@ def reported_view(result: Result | None, directory: Path, declared: dict[str, An
             verdict = "NO PUBLISHED VALUE"  # nobody read it, or nobody can say where
         else:
             verdict = "CONTEXT" if not own else "NOT RUN" if target.get("arm") else "NO COUNTERPART"
-        row = {**entry, **ours, "reported": value, "sd": ours.get("sd", entry.get("std")), "verdict": verdict}
+        row = {
+            **entry,
+            **ours,
+            "reported": value,
+            "sd": ours.get("sd", entry.get("std")),
+            "verdict": verdict,
+        }
         if verdict.upper() == "NO COUNTERPART":
             row["reason"] = (
-                ours.get("tolerance_reason") or target.get("reason") or "no target names this number"
+                ours.get("tolerance_reason")
+                or target.get("reason")
+                or "no target names this number"
             )
         row["answered"] = ours.get("measured") is not None
         groups.setdefault(str(entry.get("table") or "no table named"), []).append(row)
@@ -410,11 +442,17 @@ def commands(paper: str, result: Result | None) -> list[tuple[str, str]]:
     if one:
         alone = f"python -m {paper}.train --scale {scale} --arm {one['arm']} --task {one['task']} --seed {one['seed']}"
         rows.append(
-            ("One run alone" + ("" if one.get("status") == "finished" else " (one that failed)"), alone)
+            (
+                "One run alone" + ("" if one.get("status") == "finished" else " (one that failed)"),
+                alone,
+            )
         )
         where = f"runs/{paper}/{scale}/{one['task']}/seed{one['seed']}/{one['arm']}"
         rows.append(
-            ("Its log; its scores again", f"less {where}/log.txt; python -m {paper}.evaluate {where}")
+            (
+                "Its log; its scores again",
+                f"less {where}/log.txt; python -m {paper}.evaluate {where}",
+            )
         )
     return [
         *rows,
@@ -430,7 +468,9 @@ def commands(paper: str, result: Result | None) -> list[tuple[str, str]]:
     ]
 
 
-def differences_of(paper: Paper, result: Result | None, declared: dict[str, Any]) -> list[dict[str, Any]]:
+def differences_of(
+    paper: Paper, result: Result | None, declared: dict[str, Any]
+) -> list[dict[str, Any]]:
     path = paper.directory / "README.md"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return differences.blocks(
@@ -489,7 +529,9 @@ def page(paper: Paper, result: Result | None) -> dict[str, Any]:
         "curves": pictures.curve_pictures(data, directories, result.key),
         "figures": own,
         "figures_problem": problem,
-        "trouble": [r for r in runs if r.get("status") != "finished" or (r.get("attempts") or 1) > 1],
+        "trouble": [
+            r for r in runs if r.get("status") != "finished" or (r.get("attempts") or 1) > 1
+        ],
         "costs": cost_rows(result, readme.load_yaml(paper.directory / "protocol.yaml")),
         "n_directories": len(directories),
     }
@@ -504,13 +546,18 @@ def overview(paper: Paper) -> dict[str, Any]:
     """One row of the matrix."""
     result = paper.lead
     claims = (result.data.get("claims") or []) if result else []
-    shown = [{**c, "verdict": readme.full_verdict(c, result.scale)} for c in claims] if result else []
+    shown = (
+        [{**c, "verdict": readme.full_verdict(c, result.scale)} for c in claims] if result else []
+    )
     place = {True: "", False: " (this machine)"}
     ran = [
-        f"{r.scale} {readme.day(r.data)}" + (" PREVIEW" if r.data.get("preview") else place[r.recorded])
+        f"{r.scale} {readme.day(r.data)}"
+        + (" PREVIEW" if r.data.get("preview") else place[r.recorded])
         for r in paper.results
     ]
-    reported = reported_view(result, paper.directory, readme.load_yaml(paper.directory / "claims.yaml"))
+    reported = reported_view(
+        result, paper.directory, readme.load_yaml(paper.directory / "claims.yaml")
+    )
     return {
         "paper": paper.name,
         "title": TITLES.get(paper.name, (paper.name, ""))[0],
@@ -540,7 +587,11 @@ def findings(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         found = []
         for row in rows:
             for claim in row["claims"]:
-                verdict = claim["verdict"].removesuffix(readme.SCALED_DOWN).removesuffix(" for this model")
+                verdict = (
+                    claim["verdict"]
+                    .removesuffix(readme.SCALED_DOWN)
+                    .removesuffix(" for this model")
+                )
                 if claim.get("role") != "exhibit" and verdict in words:
                     evidence = {
                         "formula": readme.formula(claim),
@@ -572,7 +623,13 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "verdict",
         "reason",
     )
-    spent = ("runs", "seconds", "seconds_in_all", "gradient_evaluations", "gradient_evaluations_in_all")
+    spent = (
+        "runs",
+        "seconds",
+        "seconds_in_all",
+        "gradient_evaluations",
+        "gradient_evaluations_in_all",
+    )
     papers = []
     for row in rows:
         result: Result | None = row["result"]
@@ -581,7 +638,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             {
                 **{k: c.get(k) for k in keep},
                 "compared": readme.formula(c),
-                "controls": {x.get("arm"): x.get("outcome") or "OPEN" for x in readme.controls_of(c)},
+                "controls": {
+                    x.get("arm"): x.get("outcome") or "OPEN" for x in readme.controls_of(c)
+                },
             }
             for c in row["claims"]
         ]
@@ -604,7 +663,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
                     )
                 },
                 "seeds": result.data.get("seeds") if result else None,
-                "arms": {arm: {k: cost.get(k) for k in spent} for arm, cost in row["costs"].items()},
+                "arms": {
+                    arm: {k: cost.get(k) for k in spent} for arm, cost in row["costs"].items()
+                },
                 "workers_busy": row.get("workers_busy"),
                 "claims": claims,
                 "reported": dict(row["reported"]),
@@ -659,7 +720,9 @@ def templates() -> jinja2.Environment:
         return text.replace("-", "−")
 
     environment.filters |= {
-        "number": lambda v: minus(readme.number(v if not isinstance(v, jinja2.Undefined) else None)),
+        "number": lambda v: minus(
+            readme.number(v if not isinstance(v, jinja2.Undefined) else None)
+        ),
         "signed": lambda v: minus(
             readme.number(v if not isinstance(v, jinja2.Undefined) else None, signed=True)
         ),
@@ -706,7 +769,9 @@ def speed(root: Path) -> dict[str, Any] | None:
     lacks: list[str] = []
     for paper, bound, ours, official_way in tables.works(result):
         verdict = tables.verdict(ours["ratio"], bound) if ours else "NOT RUN"
-        rows.append({"paper": paper, "bound": bound, "ours": ours, "same": official_way, "verdict": verdict})
+        rows.append(
+            {"paper": paper, "bound": bound, "ours": ours, "same": official_way, "verdict": verdict}
+        )
         if "lacks" in bound:
             lacks.append(f"{paper}: {bound['lacks']}")
         if ours:
@@ -718,13 +783,17 @@ def speed(root: Path) -> dict[str, Any] | None:
                 bound["floor"],
             )
             marks = dict(zip((name for name, *_ in plots.SPEED_MARKS), known, strict=True))
-            lines.append((f"{paper}: {bound['work']}", marks, [ours.get("lowest"), ours.get("highest")]))
+            lines.append(
+                (f"{paper}: {bound['work']}", marks, [ours.get("lowest"), ours.get("highest")])
+            )
     told = "; ".join(
         f"{name}, {', '.join(f'{k} {v:.2f}' for k, v in m.items() if v)}" for name, m, _ in lines
     )
     alt = f"Cost of one step of each method in plain steps: {told}."
     picture = (
-        plots.picture(plots.speed(lines), "speed", "Blue bar: the range of ours over rounds.", alt, "speed")
+        plots.picture(
+            plots.speed(lines), "speed", "Blue bar: the range of ours over rounds.", alt, "speed"
+        )
         if lines
         else None
     )
@@ -732,7 +801,9 @@ def speed(root: Path) -> dict[str, Any] | None:
     return {**result, "rows": rows, "picture": picture, "lacks": lacks, "commits": commits}
 
 
-def render(root: Path, papers: Sequence[str] = (), runs: Path | None = None, out: Path | None = None) -> Path:
+def render(
+    root: Path, papers: Sequence[str] = (), runs: Path | None = None, out: Path | None = None
+) -> Path:
     """Write the pages of `papers` (default: all), the overview, the findings and summary.json.
 
     Returns the page to open: the paper's, if one was asked for, else the overview. `root` is the checkout.
@@ -755,7 +826,9 @@ def render(root: Path, papers: Sequence[str] = (), runs: Path | None = None, out
     for row, paper in zip(rows, everything):
         row["workers_busy"] = workers_busy(paper, row["result"])
         row["linked"] = (out / row["page"]).exists()
-    replicas = [(row, found) for row in rows if row["result"] and (found := replica(row["result"].data))]
+    replicas = [
+        (row, found) for row in rows if row["result"] and (found := replica(row["result"].data))
+    ]
     write("findings.html", "findings.html", groups=findings(rows), rows=rows, replicas=replicas)
     write(
         "index.html",
@@ -774,7 +847,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.report", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("papers", nargs="*", metavar="paper", help=f"of {', '.join(PAPERS)}; none: all")
+    parser.add_argument(
+        "papers", nargs="*", metavar="paper", help=f"of {', '.join(PAPERS)}; none: all"
+    )
     parser.add_argument("--root", type=Path, default=Path("."), help="the checkout")
     parser.add_argument("--runs", type=Path, help="where runs are (default: runs/ in it)")
     parser.add_argument("--out", type=Path, help="where the pages go (default: report/ in it)")

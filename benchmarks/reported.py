@@ -64,15 +64,21 @@ def load(path: Path) -> dict[str, Any]:
             one_of(key, ENTRY_KEYS, here)
         for key in REQUIRED:
             if key not in entry or (entry[key] in (None, "") and key != "value"):
-                raise BadInput(f"{here}: {key!r} is missing; every number needs it (value may be null)")
+                raise BadInput(
+                    f"{here}: {key!r} is missing; every number needs it (value may be null)"
+                )
         one_of(entry["origin"], ORIGINS, f"{here}: origin")
         one_of(entry["confidence"], ("read", "derived"), f"{here}: confidence")
         for key in ("value", "std"):
             value = entry.get(key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float)
+            ):
                 raise BadInput(f"{here}: {key} is {value!r}; write a number or null")
         if entry.get("higher_is_better") not in (True, False, None):
-            raise BadInput(f"{here}: higher_is_better is {entry['higher_is_better']!r}; true, false or null")
+            raise BadInput(
+                f"{here}: higher_is_better is {entry['higher_is_better']!r}; true, false or null"
+            )
         if not isinstance(entry.get("setting") or {}, dict):
             raise BadInput(f"{here}: setting is {entry['setting']!r}; write a mapping")
         if entry["id"] in seen:
@@ -82,7 +88,9 @@ def load(path: Path) -> dict[str, Any]:
     return dict(document)
 
 
-def check_targets(targets: Sequence[Mapping[str, Any]], reported: Mapping[str, Any], where: str) -> None:
+def check_targets(
+    targets: Sequence[Mapping[str, Any]], reported: Mapping[str, Any], where: str
+) -> None:
     """Refuses a target whose id or pattern names no published number."""
     ids = [entry["id"] for entry in reported["entries"]]
     for target in targets:
@@ -117,7 +125,10 @@ def judge_reported(
 
 
 def reported_row(
-    entry: Mapping[str, Any], target: Mapping[str, Any] | None, nodes: Collection[NodeKey], scores: Scores
+    entry: Mapping[str, Any],
+    target: Mapping[str, Any] | None,
+    nodes: Collection[NodeKey],
+    scores: Scores,
 ) -> dict[str, Any]:
     """One reported number beside ours. A target without an arm says why nothing of ours answers it."""
     target = target or {"reason": "no target names this number"}
@@ -132,7 +143,9 @@ def reported_row(
         ours, rows_tested, selections = our_scores(target, unit, nodes, scores)
         published = setting.get("selection")
         if published and selections and selections != {published}:
-            deviations.append(f"selection: published {published}, ours {', '.join(sorted(selections))}")
+            deviations.append(
+                f"selection: published {published}, ours {', '.join(sorted(selections))}"
+            )
     tolerance, why = target.get("tolerance"), target["reason"]
     if tolerance is None and unit == "points" and rows_tested:
         tolerance = default_tolerance(rows_tested, entry.get("std"), sd_over, n_paper)
@@ -197,14 +210,17 @@ def our_scores(
     }
     ours = [mean[arms[0], s] - (mean[arms[1], s] if len(arms) > 1 else 0.0) for s in seeds]
     tested = min(
-        (item_count(scores.predictions[key]) for key in keys if key in scores.predictions), default=0
+        (item_count(scores.predictions[key]) for key in keys if key in scores.predictions),
+        default=0,
     )
     return ours, tested, {str(scores.runs[key].get("selection")) for key in keys} - {"None"}
 
 
 # ---------------------------------------------------------------- bringing other files to the schema
 
-FACTS: dict[str, dict[str, str]] = {  # what the files beside the specifications leave to their comments
+FACTS: dict[
+    str, dict[str, str]
+] = {  # what the files beside the specifications leave to their comments
     "autolora": {
         "note": "None of the paper's own scores could be read. What stands here: one list of learned ranks from the "
         "official README, and baseline scores of LoRA's authors and of users who ran LoRA again."
@@ -218,7 +234,9 @@ FACTS: dict[str, dict[str, str]] = {  # what the files beside the specifications
         "note": "Table main holds the paper's results; baseline_reference is MAE's own documentation; third_party are "
         "runs by others. Derived values are differences of read ones.",
     },
-    "ppo_nlu": {"note": "Only differences are published where we could read; no absolute score was found."},
+    "ppo_nlu": {
+        "note": "Only differences are published where we could read; no absolute score was found."
+    },
     "tapweight": {
         "arxiv": "2410.10006",
         "note": "None of the paper's own tables could be read. The entries are plain finetuning scores of others.",
@@ -242,7 +260,9 @@ def origin_of(paper: str, entry: Mapping[str, Any]) -> str:
     if "origin" in entry:
         return NEW_ORIGIN.get(entry["origin"], entry["origin"])
     if paper == "mlo_mae":
-        return {"main": "paper", "baseline_reference": "baseline_paper"}.get(entry["table"], "third_party")
+        return {"main": "paper", "baseline_reference": "baseline_paper"}.get(
+            entry["table"], "third_party"
+        )
     if paper == "dasgm":
         return "baseline_paper" if "README" in entry["table"] else "context"
     if entry.get("context"):
@@ -272,13 +292,21 @@ def converted(document: Mapping[str, Any], paper: str) -> dict[str, Any]:
         kept["source"] = kept["source"].replace(
             "shared/data/nasbench201.csv.gz", "NAS-Bench-201's table of all cells"
         )
-        entries.append({key: kept[key] for key in ENTRY_KEYS if kept.get(key) is not None or key == "value"})
+        entries.append(
+            {key: kept[key] for key in ENTRY_KEYS if kept.get(key) is not None or key == "value"}
+        )
     missing = [
         line if isinstance(line, str) else f"{line['table']}: {line['what']}"
         for line in document.get("not_found") or []
     ]
     arxiv = document.get("arxiv") or facts["arxiv"]
-    return {"paper": paper, "arxiv": arxiv, "note": facts["note"], "entries": entries, "not_found": missing}
+    return {
+        "paper": paper,
+        "arxiv": arxiv,
+        "note": facts["note"],
+        "entries": entries,
+        "not_found": missing,
+    }
 
 
 def flow(value: Any) -> str:
@@ -288,7 +316,9 @@ def flow(value: Any) -> str:
     if isinstance(value, float):
         return repr(value) if "e" not in repr(value) else f"{value:.20f}".rstrip("0")
     if isinstance(value, str):
-        harmless = value.replace(" ", "").replace("_", "").replace("-", "").isalnum() and value.isascii()
+        harmless = (
+            value.replace(" ", "").replace("_", "").replace("-", "").isalnum() and value.isascii()
+        )
         same = harmless and not value.startswith("-") and yaml.safe_load(value) == value
         return value if same else json.dumps(value, ensure_ascii=False)
     return json.dumps(value)
@@ -313,10 +343,16 @@ def written(document: Mapping[str, Any]) -> str:
         return f"&{anchors[text]} {text}"
 
     lines = [f"{key}: {flow(document[key])}" for key in ("paper",)]
-    lines += [f"arxiv: {json.dumps(document['arxiv'])}", f"note: {json.dumps(document['note'])}", "entries:"]
+    lines += [
+        f"arxiv: {json.dumps(document['arxiv'])}",
+        f"note: {json.dumps(document['note'])}",
+        "entries:",
+    ]
     for entry in document["entries"]:
         lines.append(
-            "  - {" + ", ".join(f"{key}: {shared(key, value)}" for key, value in entry.items()) + "}"
+            "  - {"
+            + ", ".join(f"{key}: {shared(key, value)}" for key, value in entry.items())
+            + "}"
         )
     lines += [
         "not_found:",

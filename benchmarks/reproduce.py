@@ -49,7 +49,9 @@ def cuda_devices() -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
     listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    return [str(i) for i, _ in enumerate(x for x in listing.stdout.splitlines() if x.startswith("GPU"))]
+    return [
+        str(i) for i, _ in enumerate(x for x in listing.stdout.splitlines() if x.startswith("GPU"))
+    ]
 
 
 def missing_inputs(paper: Protocol, scale: str) -> list[tuple[str, str]]:
@@ -57,7 +59,9 @@ def missing_inputs(paper: Protocol, scale: str) -> list[tuple[str, str]]:
     from shared import sources
 
     needs = paper.scale(scale).get("needs") or {}
-    wanted = [("model", m) for m in needs.get("models", [])] + [("data", d) for d in needs.get("data", [])]
+    wanted = [("model", m) for m in needs.get("models", [])] + [
+        ("data", d) for d in needs.get("data", [])
+    ]
     return [(kind, name) for kind, name in wanted if not sources.available(kind, name)]
 
 
@@ -69,7 +73,9 @@ def how_to_fetch(lacking: list[tuple[str, str]]) -> list[str]:
     for kind, name in lacking:
         by_command.setdefault(sources.fetch_command(kind, name), []).append(f"{kind} {name}")
     return [
-        line for command, names in by_command.items() for line in (f"  {', '.join(names)}", f"    {command}")
+        line
+        for command, names in by_command.items()
+        for line in (f"  {', '.join(names)}", f"    {command}")
     ]
 
 
@@ -145,7 +151,9 @@ def plan(name: str, options: argparse.Namespace) -> Plan:
     seconds_of(options.limit)
     only = [a for a in (options.only or "").split(",") if a]
     if options.only and not only:
-        raise BadInput(f"ONLY={options.only} names no arm; give arms separated by commas, or leave ONLY out")
+        raise BadInput(
+            f"ONLY={options.only} names no arm; give arms separated by commas, or leave ONLY out"
+        )
     body = paper.scale(scale)
     nodes = paper.nodes(scale, options.arms or "core", only, options.seeds)
     reasons = [f"{flag}" for flag, on in (("SEEDS", options.seeds), ("ONLY", only)) if on]
@@ -153,29 +161,49 @@ def plan(name: str, options: argparse.Namespace) -> Plan:
         reasons.append("ARMS=all")
     preview = " and ".join(reasons) + " given" if reasons else None
     gpus = cuda_devices() if scale != "rehearsal" else []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     jobs = options.jobs or (int(body.get("jobs", 1)) * len(gpus) if gpus else cores)
     if slurm:
         jobs = options.jobs or 256
-        slurm = replace(slurm, gpus=int(scale in {"gpu", "paper"}) if options.gpus is None else options.gpus)
+        slurm = replace(
+            slurm, gpus=int(scale in {"gpu", "paper"}) if options.gpus is None else options.gpus
+        )
     code = protocol.code_hashes(paper.directory / "train.py")
     left = [
-        n for n in nodes if protocol.stale(paper.run_directory(scale, n.key), paper.config(scale, n), code)
+        n
+        for n in nodes
+        if protocol.stale(paper.run_directory(scale, n.key), paper.config(scale, n), code)
     ]
     seconds = expected(paper, scale, nodes, left, jobs)
     return Plan(
-        paper, scale, why, nodes, left, preview, gpus, jobs, slurm, seconds, disk(paper, scale, nodes)
+        paper,
+        scale,
+        why,
+        nodes,
+        left,
+        preview,
+        gpus,
+        jobs,
+        slurm,
+        seconds,
+        disk(paper, scale, nodes),
     )
 
 
-def expected(paper: Protocol, scale: str, nodes: list[Node], left: list[Node], jobs: int) -> float | None:
+def expected(
+    paper: Protocol, scale: str, nodes: list[Node], left: list[Node], jobs: int
+) -> float | None:
     """Wall seconds of the runs that are left: as they were measured, else their share of what the whole scale takes."""
     measured = costs(paper, scale, nodes)
     if all(n.key in measured for n in left):
         own = [measured[n.key] for n in left]
         return max([sum(own) / jobs, *own], default=0.0)
     path = paper.directory / "results" / f"{scale}.json"
-    whole = json.loads(path.read_text()).get("seconds") if path.exists() else None  # a number: a rehearsal
+    whole = (
+        json.loads(path.read_text()).get("seconds") if path.exists() else None
+    )  # a number: a rehearsal
     if not isinstance(whole, int | float):
         hours = paper.scale(scale).get("hours")
         whole = None if hours is None else hours * 3600
@@ -221,7 +249,9 @@ def estimate(plans: dict[str, Plan | BadInput]) -> None:
     good = [p for p in plans.values() if isinstance(p, Plan)]
     runs, left = sum(len(p.nodes) for p in good), sum(len(p.left) for p in good)
     seconds, gigabytes = sum(p.seconds or 0.0 for p in good), sum(p.disk[0] for p in good)
-    say(f"{'all':<13} {'':<9} {runs:>5} {runs - left:>8} {_duration(seconds):>12} {gigabytes:>8.2f}")
+    say(
+        f"{'all':<13} {'':<9} {runs:>5} {runs - left:>8} {_duration(seconds):>12} {gigabytes:>8.2f}"
+    )
     end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))
     say(f"expected: {time_left(good)}; started now, it would end about {end}")
     say("")
@@ -325,7 +355,9 @@ class Told:
             if outcome.status == "finished"
             else None
         )
-        scores = ", ".join(f"{k} {v:.4g}" for k, v in list((record or {}).get("metrics", {}).items())[:3])
+        scores = ", ".join(
+            f"{k} {v:.4g}" for k, v in list((record or {}).get("metrics", {}).items())[:3]
+        )
         detail = scores or outcome.detail.strip().splitlines()[-1:] or ""
         if isinstance(detail, list):
             detail = detail[0]
@@ -357,7 +389,13 @@ def train(
             say(f"  made again: {node.arm} {node.task} seed {node.seed}: {reason}")
     left = [n for n in nodes if n.key not in standing]
     outcomes = {
-        k: Outcome(str((protocol.read_record(paper.run_directory(scale, k)) or {}).get("status", "finished")))
+        k: Outcome(
+            str(
+                (protocol.read_record(paper.run_directory(scale, k)) or {}).get(
+                    "status", "finished"
+                )
+            )
+        )
         for k in standing
     }
     if left:
@@ -377,7 +415,12 @@ def train(
             executor = Pool(ROOT, paper.paper, jobs, logs, settings, told, cuda_devices(), deadline)
         made = executor.run(left, {k for k, o in outcomes.items() if o.status == "finished"})
         outcomes.update(made)
-        _add_wall(logs, time.monotonic() - begun, sum(o.seconds for o in made.values()), min(jobs, len(left)))
+        _add_wall(
+            logs,
+            time.monotonic() - begun,
+            sum(o.seconds for o in made.values()),
+            min(jobs, len(left)),
+        )
     return outcomes
 
 
@@ -390,7 +433,9 @@ def _wall(folder: Path) -> dict[str, float]:
         return {k: float(v) for k, v in json.loads(path.read_text()).items()}
     except (ValueError, TypeError, AttributeError):
         path.unlink()
-        say(f"  {_short(path)} cannot be read and is deleted: the time of earlier calls is not counted")
+        say(
+            f"  {_short(path)} cannot be read and is deleted: the time of earlier calls is not counted"
+        )
         return {}
 
 
@@ -399,7 +444,9 @@ def _add_wall(folder: Path, wall: float, runs: float, workers: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     before = _wall(folder)
     added = {"wall": wall, "runs": runs, "offered": wall * workers}
-    (folder / "wall.json").write_text(json.dumps({k: before.get(k, 0.0) + v for k, v in added.items()}))
+    (folder / "wall.json").write_text(
+        json.dumps({k: before.get(k, 0.0) + v for k, v in added.items()})
+    )
     say(f"  workers busy {runs / (wall * workers):.0%}: {_duration(runs)} of runs in {_duration(wall)} x {workers} worker(s)")  # fmt: skip
 
 
@@ -456,7 +503,11 @@ def load_claims(paper: Protocol) -> dict[str, Any]:
 
 
 def assemble(
-    paper: Protocol, scale: str, nodes: list[Node], outcomes: dict[Key, Outcome], preview: str | None
+    paper: Protocol,
+    scale: str,
+    nodes: list[Node],
+    outcomes: dict[Key, Outcome],
+    preview: str | None,
 ) -> tuple[dict[str, Any], Path]:
     """Verdicts from runs: writes results.json and its compact predictions, returns them with the file's path."""
     from benchmarks import check, reported, rules, verdicts
@@ -472,7 +523,9 @@ def assemble(
     predictions_sha256 = check.pack_predictions(packed, arrays, evaluate.score)
     arrays = check.unpack_predictions(packed)  # what is committed is what is judged
     records = [r for _, _, r in found if r]
-    data = {k: v["sha256"] for r in records for k, v in (r["fingerprint"].get("data") or {}).items()}
+    data = {
+        k: v["sha256"] for r in records for k, v in (r["fingerprint"].get("data") or {}).items()
+    }
     wall = _wall(folder).get("wall", 0.0)
     judged = verdicts.judge(
         claims=load_claims(paper), scale=scale, nodes=nodes, runs=[e for _, e, _ in found], gates=[(n.key, r.get("gates", [])) for n, _, r in found],
@@ -509,7 +562,10 @@ def earlier(paper: Protocol, scale: str, predictions_sha256: str) -> list[dict[s
         return []
     old = json.loads(path.read_text())
     listed = list(old.get("earlier") or [])
-    if old.get("revision") != paper.revision() or old.get("predictions_sha256") != predictions_sha256:
+    if (
+        old.get("revision") != paper.revision()
+        or old.get("predictions_sha256") != predictions_sha256
+    ):
         claims_ = old.get("claims", [])
         listed.append({"commit": old.get("commit"), "created": old.get("created"), "revision": old.get("revision"),
                        "processor": (old.get("environment") or {}).get("processor"),
@@ -521,7 +577,9 @@ def show(paper: Protocol, scale: str, results: dict[str, Any]) -> None:
     """The verdicts on the terminal, beside the recorded ones."""
     path = paper.directory / "results" / f"{scale}.json"
     recorded = (
-        {c["id"]: c["verdict"] for c in json.loads(path.read_text())["claims"]} if path.exists() else {}
+        {c["id"]: c["verdict"] for c in json.loads(path.read_text())["claims"]}
+        if path.exists()
+        else {}
     )
     say("")
     if results["preview"]:
@@ -529,7 +587,9 @@ def show(paper: Protocol, scale: str, results: dict[str, Any]) -> None:
     width = max((len(claim["id"]) for claim in results["claims"]), default=0)
     for claim in results["claims"]:
         verdict, before = claim["verdict"] or "shown", recorded.get(claim["id"], "")
-        beside = "" if not before else "; as recorded" if before == verdict else f"; RECORDED: {before}"
+        beside = (
+            "" if not before else "; as recorded" if before == verdict else f"; RECORDED: {before}"
+        )
         effect = "" if claim.get("effect") is None else f"{claim['effect']:+.2f}"
         if effect and claim.get("ci95"):
             effect += f" ({claim['ci95'][0]:+.2f} to {claim['ci95'][1]:+.2f})"
@@ -554,7 +614,9 @@ def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, dict[str, A
         hours = (plan.seconds or 0.0) / 3600
         countdown(hours if plan.gpus else 0, float(plan.body.get("download_gb", 0)), options.scale)
         if lacking := missing_inputs(paper, scale):
-            say(f"NOT RUN: missing for scale {scale} (README, 'Data and models', has every layout):")
+            say(
+                f"NOT RUN: missing for scale {scale} (README, 'Data and models', has every layout):"
+            )
             for line in how_to_fetch(lacking):
                 say(line)
             return 2, None
@@ -562,7 +624,9 @@ def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, dict[str, A
     bad = {k: o for k, o in outcomes.items() if o.status not in {"finished", "diverged"}}
     for key, outcome in list(bad.items())[:5]:
         say(f"{' '.join(map(str, key))}: {outcome.status}: {outcome.detail.strip()}")
-        say(f"  alone: python -m {name}.train --scale {scale} --arm {key[0]} --task {key[1]} --seed {key[2]}")
+        say(
+            f"  alone: python -m {name}.train --scale {scale} --arm {key[0]} --task {key[1]} --seed {key[2]}"
+        )
     if any(o.status == "stopped" for o in bad.values()):
         say(
             f"stopped; what is finished is kept. Continue with: make reproduce-{name} SCALE={scale}"
@@ -570,7 +634,9 @@ def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, dict[str, A
         )
         return STOPPED, None
     if scale == "rehearsal":
-        return _rehearsal(paper, nodes, {k: o for k, o in outcomes.items() if o.status != "finished"})
+        return _rehearsal(
+            paper, nodes, {k: o for k, o in outcomes.items() if o.status != "finished"}
+        )
     results, path = assemble(paper, scale, nodes, outcomes, plan.preview)
     show(paper, scale, results)
     say(f"results: {_short(path)}")
@@ -586,7 +652,9 @@ def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, dict[str, A
 
 def slurm_options(options: argparse.Namespace) -> cluster.Options:
     minutes = int(-(-(seconds_of(options.time, "TIME") or 4 * 3600) // 60))
-    if minutes < 2:  # Slurm warns up to half a minute early: such a job would be asked to stop as it starts
+    if (
+        minutes < 2
+    ):  # Slurm warns up to half a minute early: such a job would be asked to stop as it starts
         raise BadInput(f"TIME={options.time}: a job needs at least 2m")
     return cluster.Options(minutes, 0, options.partition, options.account)
 
@@ -605,7 +673,9 @@ def _report(name: str) -> None:
     say(f"report:  {_short(report.render(ROOT, [name]))}")
 
 
-def _rehearsal(paper: Protocol, nodes: list[Node], bad: dict[Key, Outcome]) -> tuple[int, dict[str, Any]]:
+def _rehearsal(
+    paper: Protocol, nodes: list[Node], bad: dict[Key, Outcome]
+) -> tuple[int, dict[str, Any]]:
     """Every arm and task of the paper ran for a few steps: passed or not, never a verdict."""
     from shared import runs
 
@@ -638,7 +708,9 @@ def record(name: str, scale: str) -> int:
     folder = protocol.runs_root(ROOT) / name / scale
     source = folder / "results.json"
     if not source.exists():
-        raise BadInput(f"{_short(source)} does not exist: run make reproduce-{name} SCALE={scale} first")
+        raise BadInput(
+            f"{_short(source)} does not exist: run make reproduce-{name} SCALE={scale} first"
+        )
     result = json.loads(source.read_text())
     target = paper.directory / "results"
     target.mkdir(exist_ok=True)
@@ -653,9 +725,15 @@ def record(name: str, scale: str) -> int:
             ("protocol_sha256", paper.path),
         ):
             if result[part] != protocol.sha256_file(path):
-                raise BadInput(f"{path.name} changed since these runs; repeat make reproduce-{name}")
-        if result["code_sha256"] != protocol.sha256_json(protocol.code_hashes(paper.directory / "train.py")):
-            raise BadInput(f"the code changed since these runs; repeat make reproduce-{name} SCALE={scale}")
+                raise BadInput(
+                    f"{path.name} changed since these runs; repeat make reproduce-{name}"
+                )
+        if result["code_sha256"] != protocol.sha256_json(
+            protocol.code_hashes(paper.directory / "train.py")
+        ):
+            raise BadInput(
+                f"the code changed since these runs; repeat make reproduce-{name} SCALE={scale}"
+            )
         if any(r["status"] == "crashed" for r in result["runs"]):
             raise BadInput("a declared run did not end; repeat it first")
         shutil.copyfile(folder / "results.predictions.npz", target / f"{scale}.predictions.npz")
@@ -689,9 +767,12 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("paper", nargs="*", help=f"one of {', '.join(PAPERS)}; default: all that are built")
     parser.add_argument(
-        "--scale", help="cpu, gpu, paper or rehearsal; default: what this machine and its data allow"
+        "paper", nargs="*", help=f"one of {', '.join(PAPERS)}; default: all that are built"
+    )
+    parser.add_argument(
+        "--scale",
+        help="cpu, gpu, paper or rehearsal; default: what this machine and its data allow",
     )
     parser.add_argument("--seeds", type=at_least(1), help="fewer seeds (a preview)")
     parser.add_argument(
@@ -701,14 +782,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", help="these arms alone, separated by commas (a preview)")
     parser.add_argument(
-        "--arms", choices=["core", "all"], help="core: the arms of the claims; all: the other baselines too"
+        "--arms",
+        choices=["core", "all"],
+        help="core: the arms of the claims; all: the other baselines too",
     )
     parser.add_argument("--limit", help="checkpoint and stop after this time, e.g. 9m")
     parser.add_argument(
         "--executor", choices=["local", "slurm"], default="local", help="where runs are trained"
     )
     parser.add_argument(
-        "--time", help="slurm: time limit of a job, e.g. 90m; a run continues in the next (default 4h)"
+        "--time",
+        help="slurm: time limit of a job, e.g. 90m; a run continues in the next (default 4h)",
     )
     parser.add_argument(
         "--gpus", type=at_least(0), help="slurm: GPUs of a job; default: 1 at gpu and paper, else 0"
@@ -717,9 +801,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--account", help="slurm: account that is charged")
     parser.add_argument("--dry", action="store_true", help="print the plan and stop")
     parser.add_argument(
-        "--strict", action="store_true", help="exit 3 unless every primary claim is plainly supported"
+        "--strict",
+        action="store_true",
+        help="exit 3 unless every primary claim is plainly supported",
     )
-    parser.add_argument("--record", action="store_true", help="keep a finished result in the repository")
+    parser.add_argument(
+        "--record", action="store_true", help="keep a finished result in the repository"
+    )
     options = parser.parse_args(argv)
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
@@ -772,7 +860,11 @@ def reproduce_all(names: list[str], options: argparse.Namespace) -> dict[str, in
     results: dict[str, dict[str, Any] | None] = {}
     for i, (name, one) in enumerate(plans.items()):
         ahead = [p for p in list(plans.values())[i:] if isinstance(p, Plan)]
-        place = f"paper {i + 1} of {len(names)}, {time_left(ahead)} left over the whole: " if several else ""
+        place = (
+            f"paper {i + 1} of {len(names)}, {time_left(ahead)} left over the whole: "
+            if several
+            else ""
+        )
         statuses[name] = 2
         with refusals():
             if isinstance(one, BadInput):
@@ -804,7 +896,9 @@ MEANING = {
 
 
 def summary(
-    plans: dict[str, Plan | BadInput], statuses: dict[str, int], results: dict[str, dict[str, Any] | None]
+    plans: dict[str, Plan | BadInput],
+    statuses: dict[str, int],
+    results: dict[str, dict[str, Any] | None],
 ) -> None:
     """How each paper ended, its primary claims by verdict and the others as counts, gates, seconds, gradient evaluations."""
     ended: Counter[str] = Counter()
@@ -820,9 +914,13 @@ def summary(
         ended[how] += 1
         facts = [how]
         if claims:
-            facts.append(f"gates: {sum(g['passed'] for g in result['gates'])} of {len(result['gates'])} hold")
+            facts.append(
+                f"gates: {sum(g['passed'] for g in result['gates'])} of {len(result['gates'])} hold"
+            )
         if result:
-            wall = result["seconds"] if result["scale"] == "rehearsal" else result["seconds"]["wall"]
+            wall = (
+                result["seconds"] if result["scale"] == "rehearsal" else result["seconds"]["wall"]
+            )
             facts.append(f"{wall:.0f} s")
             seconds += wall
         if claims:
@@ -839,7 +937,11 @@ def summary(
             say(f"  secondary: {_counts(others)}")
     say(
         f"all: {_counts(ended)}; {_duration(seconds)}"
-        + (f"; {passes:,} gradient evaluations; primary claims: {_counts(verdicts)}" if verdicts else "")
+        + (
+            f"; {passes:,} gradient evaluations; primary claims: {_counts(verdicts)}"
+            if verdicts
+            else ""
+        )
     )
     report = ROOT / "report" / "index.html"
     if verdicts and report.exists():

@@ -62,7 +62,9 @@ def sign_flip(d: np.ndarray, t: float = 0.0) -> tuple[float, float]:
         sums = np.zeros(1)
         for value in x:
             sums = np.concatenate([sums + value, sums - value])
-        return float(np.mean(sums >= observed - tolerance)), float(np.mean(sums <= observed + tolerance))
+        return float(np.mean(sums >= observed - tolerance)), float(
+            np.mean(sums <= observed + tolerance)
+        )
     bits = np.random.PCG64(0)
     above = below = 1
     block = 1000
@@ -175,7 +177,9 @@ def claim_verdict(
         return "INCONCLUSIVE", "Holm"
     if not found[f"flip_{side}"] <= flip_limit(found["n"]):
         return "INCONCLUSIVE", "sign-flip"
-    if items and not (item_ci95 is not None and (item_ci95[0] > t if favours else item_ci95[1] < t)):
+    if items and not (
+        item_ci95 is not None and (item_ci95[0] > t if favours else item_ci95[1] < t)
+    ):
         return "INCONCLUSIVE", "items"
     return ("SUPPORTED" if favours else "CONTRADICTED"), ""
 
@@ -203,7 +207,9 @@ def attribute(word: str, outcomes: Sequence[str]) -> str:
     """What the controls add to a supported claim; other verdicts stay as they are."""
     if word != "SUPPORTED" or all(outcome == "BEATEN" for outcome in outcomes):
         return word
-    return "SUPPORTED, NOT ATTRIBUTED" if "NOT BEATEN" in outcomes else "SUPPORTED, ATTRIBUTION OPEN"
+    return (
+        "SUPPORTED, NOT ATTRIBUTED" if "NOT BEATEN" in outcomes else "SUPPORTED, ATTRIBUTION OPEN"
+    )
 
 
 def exact_verdict(d: Sequence[float], t: float) -> str:
@@ -212,10 +218,16 @@ def exact_verdict(d: Sequence[float], t: float) -> str:
     return "SUPPORTED" if reached else "CONTRADICTED"
 
 
-def default_tolerance(rows: int, sd: float | None, sd_over: str | None, n_paper: int | None) -> float:
+def default_tolerance(
+    rows: int, sd: float | None, sd_over: str | None, n_paper: int | None
+) -> float:
     """Of a percentage: 1.0 under 1,000 test rows, else 0.5; wider only for a published sd over seeds."""
     floor = 1.0 if rows < 1000 else 0.5
-    return max(floor, 2 * sd / math.sqrt(n_paper or 3)) if sd is not None and sd_over == "seeds" else floor
+    return (
+        max(floor, 2 * sd / math.sqrt(n_paper or 3))
+        if sd is not None and sd_over == "seeds"
+        else floor
+    )
 
 
 def reported_verdict(

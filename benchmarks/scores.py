@@ -49,7 +49,9 @@ def item_draws(ids: np.ndarray) -> Iterator[np.ndarray]:
 
 def rows_of(predictions: Arrays, index: np.ndarray) -> dict[str, np.ndarray]:
     """The predictions of these items; arrays whose name starts with '_' are not per item and stay whole."""
-    return {name: array if name.startswith("_") else array[index] for name, array in predictions.items()}
+    return {
+        name: array if name.startswith("_") else array[index] for name, array in predictions.items()
+    }
 
 
 def item_count(predictions: Arrays) -> int:
@@ -78,7 +80,12 @@ class Scores:
     ) -> None:
         self.runs = {(run["arm"], run["task"], int(run["seed"])): run for run in runs}
         self.predictions = predictions
-        self.score, self.statistics, self.item_values, self.chance = score, statistics, item_values, chance
+        self.score, self.statistics, self.item_values, self.chance = (
+            score,
+            statistics,
+            item_values,
+            chance,
+        )
         self._points: dict[NodeKey, dict[str, float]] = {}
         self._resampled: dict[tuple[NodeKey, str], np.ndarray] = {}
         self._statistics: dict[tuple[Any, ...], np.ndarray] = {}
@@ -96,7 +103,10 @@ class Scores:
         if key not in self._points:
             recorded = tidy(self.runs[key].get("metrics") or {})
             fresh = self.score(dict(self.predictions[key])) if key in self.predictions else {}
-            self._points[key] = {**recorded, **{name: float(value) for name, value in fresh.items()}}
+            self._points[key] = {
+                **recorded,
+                **{name: float(value) for name, value in fresh.items()},
+            }
         return self._points[key]
 
     def chance_of(self, key: NodeKey, metric: str) -> float:
@@ -117,11 +127,15 @@ class Scores:
             return False
         known = self.metrics(key)
         if metric not in known:
-            raise Missing(f"{key[0]} on {key[1]}, seed {key[2]}: no metric {metric!r} among {sorted(known)}")
+            raise Missing(
+                f"{key[0]} on {key[1]}, seed {key[2]}: no metric {metric!r} among {sorted(known)}"
+            )
         return not math.isfinite(known[metric])
 
     def value(self, key: NodeKey, metric: str) -> float:
-        return self.chance_of(key, metric) if self.diverged(key, metric) else self.metrics(key)[metric]
+        return (
+            self.chance_of(key, metric) if self.diverged(key, metric) else self.metrics(key)[metric]
+        )
 
     def with_resamples(self, key: NodeKey, metric: str) -> np.ndarray:
         """Shape (1 + RESAMPLES,): the score, then the scores on the drawn items. NaN where not computable."""
@@ -149,11 +163,15 @@ class Scores:
                 scores = self.score(rows_of(predictions, index))
                 table[:, b] = [scores[name] for name in names]
         for name, row in zip(names, table):
-            undefined = ~np.isfinite(row)  # say, a correlation on items of one class: no better than chance
+            undefined = ~np.isfinite(
+                row
+            )  # say, a correlation on items of one class: no better than chance
             if undefined.any() and (self.chance.get(key[1]) or {}).get(name) is not None:
                 row[undefined] = self.chance_of(key, name)
             self._resampled[key, name] = row
-        self._resampled.setdefault((key, metric), np.full(RESAMPLES, np.nan))  # a count: no items behind it
+        self._resampled.setdefault(
+            (key, metric), np.full(RESAMPLES, np.nan)
+        )  # a count: no items behind it
 
     def per_item(self, key: NodeKey, metric: str) -> np.ndarray:
         """Shape (items,): the metric item by item, for claims whose replicates are items."""
@@ -167,7 +185,9 @@ class Scores:
             values = np.asarray(offered[metric], dtype=np.float64)
         else:
             rows = range(item_count(predictions))
-            values = np.array([self.score(rows_of(predictions, np.array([i])))[metric] for i in rows])
+            values = np.array(
+                [self.score(rows_of(predictions, np.array([i])))[metric] for i in rows]
+            )
         self._same_mean(values, key, metric)
         return values
 
@@ -202,7 +222,9 @@ class Scores:
             elif items:
                 for block in item_draws(item_ids(self.predictions[first])):
                     for index in block:
-                        values.append(float(function({arm: rows_of(p, index) for arm, p in given.items()})))
+                        values.append(
+                            float(function({arm: rows_of(p, index) for arm, p in given.items()}))
+                        )
             self._statistics[cached] = np.array(values)
         return self._statistics[cached]
 

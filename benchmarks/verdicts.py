@@ -58,7 +58,9 @@ class Claim:
         self.material = float(spec.get("material", 1.0))
         self.sign = -1.0 if spec.get("direction", "higher") == "lower" else 1.0
         where = f"claim {spec['id']}"
-        self.controls: list[str] = [] if is_none(spec["controls"], where) else list(spec["controls"])
+        self.controls: list[str] = (
+            [] if is_none(spec["controls"], where) else list(spec["controls"])
+        )
         self.items = not (
             is_none(spec["items"], where) or self.kind in ("spread", "exact") or self.unit == "item"
         )
@@ -75,7 +77,10 @@ class Claim:
             return [(float(weight), *split_arm(text)) for text, weight in arms["weights"].items()]
         if self.kind == "statistic":
             method = arms["method"]
-            return [(1.0, *split_arm(text)) for text in ([method] if isinstance(method, str) else method)]
+            return [
+                (1.0, *split_arm(text))
+                for text in ([method] if isinstance(method, str) else method)
+            ]
         return [(1.0, *split_arm(arms["method"])), (-1.0, *split_arm(arms["opponent"]))]
 
     def _tasks(self, scale: str) -> list[str]:
@@ -100,7 +105,9 @@ class Claim:
 
     def keys(self, terms: Sequence[Term]) -> list[NodeKey]:
         cells = {(arm, task or cell) for cell in self.cells for _, arm, task in terms}
-        return [(arm, str(task), seed) for arm, task in sorted(cells, key=str) for seed in self.seeds]
+        return [
+            (arm, str(task), seed) for arm, task in sorted(cells, key=str) for seed in self.seeds
+        ]
 
     def require(self, terms: Sequence[Term]) -> None:
         if not self.seeds:
@@ -136,7 +143,9 @@ class Claim:
             values = [self.scores.value(key, str(self.metric)) for key in self.keys(self.terms)]
         return 100.0 if all(abs(value) <= 1.0 for value in values) else 1.0
 
-    def statistic_arms(self, cell: str | None, seed: int, control: str | None) -> dict[str, NodeKey]:
+    def statistic_arms(
+        self, cell: str | None, seed: int, control: str | None
+    ) -> dict[str, NodeKey]:
         """What the statistic's function is given; a control appears under the name of the first arm."""
         given: dict[str, NodeKey] = {}
         for place, (_, arm, task) in enumerate(self.terms):
@@ -189,7 +198,8 @@ class Claim:
             ]
             return scale * (np.array(own) - np.array(other))
         columns = [
-            np.array([self._score((arm, str(task or cell), s)) for s in self.seeds]) for _, arm, task in terms
+            np.array([self._score((arm, str(task or cell), s)) for s in self.seeds])
+            for _, arm, task in terms
         ]
         if self.kind == "spread":
             return abs(scale) * spread_differences(columns[0], columns[1])
@@ -209,7 +219,9 @@ class Claim:
         terms = self.terms if control is None else self.control_terms(control)
         self.require([*self.terms, *terms])
         if len(self.cells) != 1:
-            raise BadInput(f"claim {self.spec['id']}: unit item needs exactly one task, found {self.tasks}")
+            raise BadInput(
+                f"claim {self.spec['id']}: unit item needs exactly one task, found {self.tasks}"
+            )
         if not self.scores.same_items(self.keys(terms)):
             raise Missing("its arms were scored on different items")
         cell = self.cells[0]
@@ -244,7 +256,9 @@ class Claim:
         for key in self.keys(terms):
             chance = (self.scores.chance.get(key[1]) or {}).get(str(self.metric))
             if chance is not None:
-                better = self.sign * (self.scores.value(key, str(self.metric)) - float(chance)) > TIE
+                better = (
+                    self.sign * (self.scores.value(key, str(self.metric)) - float(chance)) > TIE
+                )
                 counts[key[0]] = counts.get(key[0], 0) + (not better)
         return counts
 
@@ -367,7 +381,13 @@ def judge_claims(
             "direction": claim.spec.get("direction", "higher"),
         }
         row |= {"threshold": claim.t, "material": claim.material, "n": 0, "d": [], "d_by_task": {}}
-        row |= {"wins_ties_losses": [0, 0, 0], "diverged": {}, "at_chance": {}, "controls": [], "reason": ""}
+        row |= {
+            "wins_ties_losses": [0, 0, 0],
+            "diverged": {},
+            "at_chance": {},
+            "controls": [],
+            "reason": "",
+        }
         try:
             row |= claim.numbers()
         except Missing as missing:
@@ -387,7 +407,9 @@ def judge_claims(
             continue
         if row["verdict"] is None:
             row["verdict"], row["reason"] = conclude(claim, row)
-        row["verdict"] += " for this model" if claim.unit == "item" and row["verdict"] != "NOT RUN" else ""
+        row["verdict"] += (
+            " for this model" if claim.unit == "item" and row["verdict"] != "NOT RUN" else ""
+        )
         row["verdict"] += " (scaled down)" if scale in SCALED_DOWN else ""
     return rows
 
@@ -437,7 +459,9 @@ def judge_gates(
     for name, seen in recorded.items():
         failed = [(key, detail) for key, passed, detail in seen if not passed]
         if failed:
-            shown = "; ".join(f"{key[0]} on {key[1]}, seed {key[2]}: {detail}" for key, detail in failed[:3])
+            shown = "; ".join(
+                f"{key[0]} on {key[1]}, seed {key[2]}: {detail}" for key, detail in failed[:3]
+            )
             detail = f"failed {len(failed)} of {len(seen)} times: {shown}"
         elif name not in finished:
             detail = UNRECORDED
@@ -445,7 +469,12 @@ def judge_gates(
             detail = f"held {len(seen)} times" + (f", e.g. {seen[0][2]}" if seen[0][2] else "")
         passed = not failed and name in finished
         gates.append(
-            {"id": name, "statement": statements.get(name, name), "passed": passed, "detail": detail}
+            {
+                "id": name,
+                "statement": statements.get(name, name),
+                "passed": passed,
+                "detail": detail,
+            }
         )
     return [*gates, states_differ(nodes, scores), items_shared(nodes, scores)]
 
@@ -488,10 +517,17 @@ def items_shared(nodes: Collection[NodeKey], scores: Scores) -> dict[str, Any]:
                     f"{key[1]}: test items of {key[0]}, seed {key[2]} differ from {first[0]}, {first[2]}"
                 )
     detail = (
-        "; ".join(problems[:3]) if problems else f"{len(split)} splits and {len(tested)} test sets compared"
+        "; ".join(problems[:3])
+        if problems
+        else f"{len(split)} splits and {len(tested)} test sets compared"
     )
     statement = "arms of a seed share split and test items"
-    return {"id": BUILT_IN_GATES[1], "statement": statement, "passed": not problems, "detail": detail}
+    return {
+        "id": BUILT_IN_GATES[1],
+        "statement": statement,
+        "passed": not problems,
+        "detail": detail,
+    }
 
 
 def judge(
@@ -515,7 +551,10 @@ def judge(
     of the paper's evaluate.py.
     """
     scored = {node.key for node in nodes if not node.stage}
-    chance = {task: (value or {}).get("chance") or {} for task, value in (claims.get("tasks") or {}).items()}
+    chance = {
+        task: (value or {}).get("chance") or {}
+        for task, value in (claims.get("tasks") or {}).items()
+    }
     scores = Scores(runs, predictions, score, statistics or {}, item_values, chance)
     entries, targets = (reported or {}).get("entries") or [], claims.get("targets") or []
     return {

@@ -24,7 +24,9 @@ def strong(pixels: Tensor, stream: torch.Generator, photographs: bool) -> Tensor
     images = cifar.random_crop(pixels.float(), stream, max(1, h // 8))
     if photographs:
         images = cifar.random_flip(images, stream)
-    gain, offset, colour = (0.8 * torch.rand(3, n, 1, 1, 1, generator=stream) - 0.4).to(images.device)
+    gain, offset, colour = (0.8 * torch.rand(3, n, 1, 1, 1, generator=stream) - 0.4).to(
+        images.device
+    )
     mean = images.mean((1, 2, 3), keepdim=True)
     images = (images - mean) * (1 + gain) + mean + 128 * offset
     if c == 3:

@@ -28,7 +28,9 @@ OPERATIONS = (
     "dil_conv_5x5",
 )
 NODES = 4
-EDGES = [(i, 2 + j) for j in range(NODES) for i in range(2 + j)]  # 14 rows of alpha: (source, target)
+EDGES = [
+    (i, 2 + j) for j in range(NODES) for i in range(2 + j)
+]  # 14 rows of alpha: (source, target)
 
 Kept = list[list[list[str]]]  # [normal, reduce][edge] -> its operations
 
@@ -89,7 +91,9 @@ def _edge_weights(beta: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def derive(A: Sequence[Tensor], kept: Kept | None = None, most_skips: int | None = None) -> Genotype:
+def derive(
+    A: Sequence[Tensor], kept: Kept | None = None, most_skips: int | None = None
+) -> Genotype:
     """The discrete cells. most_skips (P-DARTS): while the normal cell has more skips, its weakest one is struck off."""
     kept = kept or everything()
     tables = [t.clone() for t in weights_of(A, kept)]
@@ -111,7 +115,9 @@ def _parse(table: Tensor, names: Sequence[Sequence[str]]) -> tuple[tuple[str, in
         options = []
         for row, (source, target) in enumerate(EDGES):
             if target == 2 + node:
-                best = max((w, -c) for c, w in enumerate(table[row].tolist()) if names[row][c] != "none")
+                best = max(
+                    (w, -c) for c, w in enumerate(table[row].tolist()) if names[row][c] != "none"
+                )
                 options.append((best[0], -source, names[row][-best[1]]))
         for _, minus_source, op in sorted(options, reverse=True)[:2]:
             chosen.append((op, -minus_source))
@@ -172,7 +178,9 @@ class FactorizedReduce(nn.Module):
         return self.norm(torch.cat([self.a(x), self.b(F.pad(x[:, :, 1:, 1:], (0, 1, 0, 1)))], 1))
 
 
-def operation(name: str, channels: int, stride: int, affine: bool, skip_dropout: float = 0.0) -> nn.Module:
+def operation(
+    name: str, channels: int, stride: int, affine: bool, skip_dropout: float = 0.0
+) -> nn.Module:
     """In the relaxed network (affine=False) batch norm follows a pooling, so that it competes on equal scale."""
     if name == "skip_connect":
         skip = nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
@@ -196,15 +204,23 @@ def operation(name: str, channels: int, stride: int, affine: bool, skip_dropout:
 class MixedOperation(nn.Module):
     """sum_o w_o o(x); `partial` k > 1 (PC-DARTS): on the first 1/k of the channels, the rest bypasses, then a shuffle."""
 
-    def __init__(self, names: Sequence[str], channels: int, stride: int, partial: int, skip_dropout: float):
+    def __init__(
+        self, names: Sequence[str], channels: int, stride: int, partial: int, skip_dropout: float
+    ):
         super().__init__()
         self.names, self.partial, self.stride = list(names), partial, stride
         self.ops = nn.ModuleDict(
-            {n: operation(n, channels // partial, stride, False, skip_dropout) for n in names if n != "none"}
+            {
+                n: operation(n, channels // partial, stride, False, skip_dropout)
+                for n in names
+                if n != "none"
+            }
         )
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        head, rest = (x, None) if self.partial == 1 else x.tensor_split([x.shape[1] // self.partial], 1)
+        head, rest = (
+            (x, None) if self.partial == 1 else x.tensor_split([x.shape[1] // self.partial], 1)
+        )
         terms = [weights[c] * self.ops[n](head) for c, n in enumerate(self.names) if n != "none"]
         out = torch.stack(terms).sum(0) if len(terms) > 1 else terms[0] if terms else None
         if out is None:  # an edge that kept nothing but `none`
@@ -213,7 +229,9 @@ class MixedOperation(nn.Module):
             return out
         out = torch.cat([out, F.max_pool2d(rest, 2) if self.stride == 2 else rest], 1)
         n, c, h, w = out.shape
-        return out.view(n, self.partial, c // self.partial, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return (
+            out.view(n, self.partial, c // self.partial, h, w).transpose(1, 2).reshape(n, c, h, w)
+        )
 
 
 # --- the relaxed network ---------------------------------------------------------------------------------------------
@@ -287,7 +305,9 @@ class RelaxedNetwork(nn.Module):
             reduce = layer in reductions(layers)
             channels = 2 * channels if reduce else channels
             cells.append(
-                RelaxedCell(kept[int(reduce)], (c0, c1, channels), reduce, before, partial, skip_dropout)
+                RelaxedCell(
+                    kept[int(reduce)], (c0, c1, channels), reduce, before, partial, skip_dropout
+                )
             )
             before, c0, c1 = reduce, c1, NODES * channels
         self.cells = nn.ModuleList(cells)
@@ -307,7 +327,9 @@ def initial(kept: Kept, partial: int, generator: torch.Generator) -> list[Tensor
     """A ~ 1e-3 N(0, 1)."""
     A = [1e-3 * torch.randn(len(EDGES), len(names[0]), generator=generator) for names in kept]
     return A + (
-        [1e-3 * torch.randn(len(EDGES), generator=generator) for _ in range(2)] if partial > 1 else []
+        [1e-3 * torch.randn(len(EDGES), generator=generator) for _ in range(2)]
+        if partial > 1
+        else []
     )
 
 
@@ -318,7 +340,9 @@ def random_genotype(generator: torch.Generator) -> Genotype:
         pairs = []
         for node in range(NODES):
             for source in sorted(torch.randperm(2 + node, generator=generator)[:2].tolist()):
-                pairs.append((OPERATIONS[1 + int(torch.randint(7, (1,), generator=generator))], source))
+                pairs.append(
+                    (OPERATIONS[1 + int(torch.randint(7, (1,), generator=generator))], source)
+                )
         cells.append(tuple(pairs))
     return Genotype(*cells)
 
@@ -334,13 +358,19 @@ def drop_path(x: Tensor, p: float) -> Tensor:
 
 class DerivedCell(nn.Module):
     def __init__(
-        self, pairs: Sequence[tuple[str, int]], cs: tuple[int, int, int], reduce: bool, reduce_before: bool
+        self,
+        pairs: Sequence[tuple[str, int]],
+        cs: tuple[int, int, int],
+        reduce: bool,
+        reduce_before: bool,
     ):
         super().__init__()
         self.sources = [source for _, source in pairs]
         self.pre0 = preprocess(cs[0], cs[2], reduce_before, True)
         self.pre1 = preprocess(cs[1], cs[2], False, True)
-        self.ops = nn.ModuleList(operation(op, cs[2], 2 if reduce and s < 2 else 1, True) for op, s in pairs)
+        self.ops = nn.ModuleList(
+            operation(op, cs[2], 2 if reduce and s < 2 else 1, True) for op, s in pairs
+        )
 
     def forward(self, s0: Tensor, s1: Tensor, p: float) -> Tensor:
         states = [self.pre0(s0), self.pre1(s1)]
@@ -379,7 +409,10 @@ class DerivedNetwork(nn.Module):
             self.stem1 = nn.Sequential(nn.ReLU(), *conv_bn(channels, channels, 3, 2, True))
             c0 = c1 = channels
         else:
-            self.stem0, self.stem1 = nn.Sequential(*conv_bn(3, 3 * channels, 3, 1, True)), nn.Identity()
+            self.stem0, self.stem1 = (
+                nn.Sequential(*conv_bn(3, 3 * channels, 3, 1, True)),
+                nn.Identity(),
+            )
             c0 = c1 = 3 * channels
         before, cells = imagenet, []
         self.auxiliary_at = 2 * layers // 3 if auxiliary else -1
@@ -389,7 +422,10 @@ class DerivedNetwork(nn.Module):
             channels = 2 * channels if reduce else channels
             cells.append(
                 DerivedCell(
-                    genotype.reduce if reduce else genotype.normal, (c0, c1, channels), reduce, before
+                    genotype.reduce if reduce else genotype.normal,
+                    (c0, c1, channels),
+                    reduce,
+                    before,
                 )
             )
             before, c0, c1 = reduce, c1, NODES * channels

@@ -102,8 +102,13 @@ def load(
         pixels, labels = bundled.digits()
         order = torch.randperm(len(labels), generator=runs.stream(0, "digits test"))
         ids = torch.arange(len(labels))
-        whole = Images(ids, torch.from_numpy(pixels).view(-1, 1, 8, 8) * 255, torch.from_numpy(labels))
-        test, rest = whole[order[:DIGITS_TEST].sort().values], whole[order[DIGITS_TEST:].sort().values]
+        whole = Images(
+            ids, torch.from_numpy(pixels).view(-1, 1, 8, 8) * 255, torch.from_numpy(labels)
+        )
+        test, rest = (
+            whole[order[:DIGITS_TEST].sort().values],
+            whole[order[DIGITS_TEST:].sort().values],
+        )
         classes = 10
     else:
         parts = cifar.load(name)
@@ -131,7 +136,9 @@ def gan_images(problem: Problem, which: str) -> Images:
     if which == "trainval":
         a, b = problem.train, problem.validation
         return Images(
-            torch.cat([a.ids, b.ids]), torch.cat([a.pixels, b.pixels]), torch.cat([a.labels, b.labels])
+            torch.cat([a.ids, b.ids]),
+            torch.cat([a.pixels, b.pixels]),
+            torch.cat([a.labels, b.labels]),
         )
     raise runs.BadInput(
         f"gan_data {which!r}: the generator learns from train (or trainval, as extra information), never from test images"
@@ -193,9 +200,13 @@ def nasbench_table(path: Path | None = None) -> Table:
             if row["arch"] in cells:
                 raise ValueError("the cell was there before")
         except (KeyError, ValueError) as error:
-            raise ValueError(f"{found} row {number + 1}: {error}. Remedy: make the table again") from error
+            raise ValueError(
+                f"{found} row {number + 1}: {error}. Remedy: make the table again"
+            ) from error
         cells[row["arch"]] = number
-    return Table(cells, {k: np.array([float(r[c]) for r in rows]) / 100 for k, c in NASBENCH_COLUMNS.items()})
+    return Table(
+        cells, {k: np.array([float(r[c]) for r in rows]) / 100 for k, c in NASBENCH_COLUMNS.items()}
+    )
 
 
 def digits_rows(path: Path = DIGITS_TABLE) -> dict[tuple[str, int], np.ndarray]:
@@ -205,9 +216,9 @@ def digits_rows(path: Path = DIGITS_TABLE) -> dict[tuple[str, int], np.ndarray]:
     found = {}
     with open(path, newline="") as file:
         for row in csv.DictReader(line for line in file if not line.startswith("#")):
-            bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["correct"]), np.uint8))[:DIGITS_TEST].astype(
-                bool
-            )
+            bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["correct"]), np.uint8))[
+                :DIGITS_TEST
+            ].astype(bool)
             if abs(bits.mean() - float(row["accuracy"])) > 1e-6:
                 raise ValueError(
                     f"{path}: {row['cell']} seed {row['seed']}: accuracy and bits disagree; make the table again"
@@ -246,7 +257,11 @@ class ImageNet:
 
     def __init__(self, folder: Path | None = None, size: int = 224):
         found = folder or sources.find_data("imagenet")
-        if not isinstance(found, Path) or not (found / "train").is_dir() or not (found / "val").is_dir():
+        if (
+            not isinstance(found, Path)
+            or not (found / "train").is_dir()
+            or not (found / "val").is_dir()
+        ):
             raise sources.MissingInput(
                 f"imagenet: {found} has no folders train/ and val/ with a folder per class in each; "
                 "remedy: unpack the images there (the hub's parquet files are not read here)"
@@ -267,9 +282,13 @@ class ImageNet:
         sources.note("imagenet listing", hashlib.sha256(listing.encode()).hexdigest())
         self.pool = ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1))
 
-    def batch(self, part: str, rows: Tensor, stream: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def batch(
+        self, part: str, rows: Tensor, stream: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
         """(n, 3, size, size) normalised and labels; with a stream: random resized crop, flip, colour; else the centre."""
-        draws = torch.rand(len(rows), 8, generator=stream).tolist() if stream else [None] * len(rows)
+        draws = (
+            torch.rand(len(rows), 8, generator=stream).tolist() if stream else [None] * len(rows)
+        )
         files = [self.parts[part][r] for r in rows.tolist()]
         images = torch.stack(list(self.pool.map(self._read, [f for f, _ in files], draws)))
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
@@ -281,7 +300,9 @@ class ImageNet:
         try:
             image = Image.open(path).convert("RGB")
         except OSError as error:
-            raise ValueError(f"{path}: not a readable image ({error}). Remedy: fetch it again") from error
+            raise ValueError(
+                f"{path}: not a readable image ({error}). Remedy: fetch it again"
+            ) from error
         w, h = image.size
         if draw is None:
             scale = self.size / 0.875 / min(w, h)
@@ -295,7 +316,9 @@ class ImageNet:
             cw, ch = min(w, round((target * ratio) ** 0.5)), min(h, round((target / ratio) ** 0.5))
             x, y = left * (w - cw), top * (h - ch)
             image = image.resize(
-                (self.size, self.size), Image.Resampling.BILINEAR, (x, y, x + max(cw, 1), y + max(ch, 1))
+                (self.size, self.size),
+                Image.Resampling.BILINEAR,
+                (x, y, x + max(cw, 1), y + max(ch, 1)),
             )
             for kind, c, width in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), colours, (0.4, 0.4, 0.4)):  # fmt: skip
                 image = kind(image).enhance(1 + width * (2 * c - 1))
@@ -316,14 +339,19 @@ def made_up(wanted: bool, n: int) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         for name in ("cifar10", "cifar100"):
             cifar.write_sample(
-                Path(folder), name, max(2 * n, cifar.CLASSES[name] * 2), runs.stream(0, "rehearsal", name)
+                Path(folder),
+                name,
+                max(2 * n, cifar.CLASSES[name] * 2),
+                runs.stream(0, "rehearsal", name),
             )
         write_imagenet(Path(folder) / "imagenet", runs.stream(0, "rehearsal", "imagenet"))
         with sources.pointed_at(REPRO_DATA=folder):
             yield
 
 
-def write_imagenet(folder: Path, stream: torch.Generator, classes: int = 3, per_class: int = 2) -> Path:
+def write_imagenet(
+    folder: Path, stream: torch.Generator, classes: int = 3, per_class: int = 2
+) -> Path:
     """Noise as JPEG files in the layout of the source."""
     from PIL import Image
 
@@ -332,7 +360,9 @@ def write_imagenet(folder: Path, stream: torch.Generator, classes: int = 3, per_
             place = folder / part / f"n{k:08d}"
             place.mkdir(parents=True, exist_ok=True)
             for i in range(per_class):
-                pixels = torch.randint(256, (40, 48, 3), generator=stream, dtype=torch.uint8).numpy()
+                pixels = torch.randint(
+                    256, (40, 48, 3), generator=stream, dtype=torch.uint8
+                ).numpy()
                 buffer = io.BytesIO()
                 Image.fromarray(pixels).save(buffer, format="JPEG")
                 (place / f"{part}_{k}_{i}.JPEG").write_bytes(buffer.getvalue())

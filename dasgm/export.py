@@ -23,7 +23,9 @@ def build(description: dict[str, Any]) -> nn.Module:
         return darts_space.DerivedNetwork(
             darts_space.Genotype.from_json(json.dumps(description)), **description["network"]
         )
-    raise ValueError(f"genotype.json: space is {description.get('space')!r}, expected nasbench or darts")
+    raise ValueError(
+        f"genotype.json: space is {description.get('space')!r}, expected nasbench or darts"
+    )
 
 
 def load(directory: str | Path) -> nn.Module:
@@ -34,7 +36,9 @@ def load(directory: str | Path) -> nn.Module:
     return network
 
 
-def write(directory: Path, description: dict[str, Any], trained: nn.Module | None, about: str) -> None:
+def write(
+    directory: Path, description: dict[str, Any], trained: nn.Module | None, about: str
+) -> None:
     directory.mkdir(exist_ok=True)
     (directory / "genotype.json").write_text(json.dumps(description, indent=1) + "\n")
     if trained is not None:

@@ -66,7 +66,9 @@ def accuracies(results: dict) -> Figure | None:
     if not scores:
         return None
     # a row is as high as the tallest stack of seeds with equal accuracy
-    most = max(values.count(v) for arms in scores.values() for values in arms.values() for v in values)
+    most = max(
+        values.count(v) for arms in scores.values() for values in arms.values() for v in values
+    )
     rows = max(len([a for a in arms if a != "random"]) for arms in scores.values())
     height = 0.9 + rows * max(0.3, 0.035 * most)
     figure, axes = plt.subplots(1, len(scores), figsize=(4.6 * len(scores), height), squeeze=False)
@@ -75,13 +77,22 @@ def accuracies(results: dict) -> Figure | None:
         for row, arm in enumerate(shown):
             values = np.sort(arms[arm])
             # seeds that found the same cell would hide behind one dot; their stack stays within 0.8 of the row
-            place = [(values[:k] == v).sum() - ((values == v).sum() - 1) / 2 for k, v in enumerate(values)]
+            place = [
+                (values[:k] == v).sum() - ((values == v).sum() - 1) / 2
+                for k, v in enumerate(values)
+            ]
             colour = "C0" if arm == "joint" else "0.55"
-            axis.plot(values, row + 0.8 / max(most, 5) * np.array(place), "o", markersize=3, color=colour)
+            axis.plot(
+                values, row + 0.8 / max(most, 5) * np.array(place), "o", markersize=3, color=colour
+            )
             axis.plot(np.median(values), row, "|", color="k", markersize=14)
         if "random" in arms:
             axis.axvline(
-                np.mean(arms["random"]), color="C3", linestyle="--", linewidth=1, label="mean of random cells"
+                np.mean(arms["random"]),
+                color="C3",
+                linestyle="--",
+                linewidth=1,
+                label="mean of random cells",
             )
             axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1 + 0.25 / height))
         axis.set_yticks(range(len(shown)), shown, fontsize=8)
@@ -131,7 +142,9 @@ def draw_cell(axis: Any, cell: str) -> None:
             "shrinkB": 8,
         }
         axis.annotate("", xy=(j, 0), xytext=(i, 0), arrowprops=style)
-        axis.text((i + j) / 2, 0.12 - bend * (j - i) / 2, SHORT[op], ha="center", fontsize=7, color="k")
+        axis.text(
+            (i + j) / 2, 0.12 - bend * (j - i) / 2, SHORT[op], ha="center", fontsize=7, color="k"
+        )
     axis.plot(range(nodes), [0] * nodes, "o", color="w", markeredgecolor="k", markersize=13)
     for node in range(nodes):
         axis.text(node, 0, str(node), ha="center", va="center", fontsize=8)
@@ -154,22 +167,38 @@ def softmax_over_time(run_dirs: dict) -> Figure | None:
     edge_count = len(by_arm[rows[0]][0]["softmax"][0])
     nodes = int((1 + (1 + 8 * edge_count) ** 0.5) / 2)
     figure, axes = plt.subplots(
-        len(rows), edge_count, figsize=(1.9 * edge_count, 1.9 * len(rows)), squeeze=False, sharey=True
+        len(rows),
+        edge_count,
+        figsize=(1.9 * edge_count, 1.9 * len(rows)),
+        squeeze=False,
+        sharey=True,
     )
     for axis_row, arm in zip(axes, rows):
-        weights = np.array([line["softmax"][0] for line in by_arm[arm]])  # (epochs, edges, operations)
+        weights = np.array(
+            [line["softmax"][0] for line in by_arm[arm]]
+        )  # (epochs, edges, operations)
         for edge, (axis, (i, j)) in enumerate(zip(axis_row, nasbench.edges(nodes))):
             for o, name in enumerate(nasbench.OPERATIONS):
                 axis.plot(
-                    range(1, len(weights) + 1), weights[:, edge, o], color=COLOURS[name], label=SHORT[name]
+                    range(1, len(weights) + 1),
+                    weights[:, edge, o],
+                    color=COLOURS[name],
+                    label=SHORT[name],
                 )
             axis.set_title(f"{arm}: {i} to {j}", fontsize=8)
     axes[-1, 0].set_xlabel("epoch", fontsize=8)
     figure.tight_layout()
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5)
+    figure.legend(
+        handles, labels, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5
+    )
     caption = "Weights of the operations on each edge while searching, first seed. A lead of `skip` on all edges is the collapse of DARTS."
-    return "softmax", caption, "Softmax of the architecture per edge over epochs for joint and darts", figure
+    return (
+        "softmax",
+        caption,
+        "Softmax of the architecture per edge over epochs for joint and darts",
+        figure,
+    )
 
 
 def skips_over_time(run_dirs: dict) -> Figure | None:
@@ -188,7 +217,9 @@ def skips_over_time(run_dirs: dict) -> Figure | None:
         for axis, key in zip(axes, ("skips", "entropy")):
             mean = np.mean([[line[key] for line in run[:length]] for run in lines[arm]], axis=0)
             axis.plot(range(1, length + 1), mean, label=arm)
-    for axis, name in zip(axes, ("skips in the derived cell", "entropy of softmax(A), 1 = undecided")):
+    for axis, name in zip(
+        axes, ("skips in the derived cell", "entropy of softmax(A), 1 = undecided")
+    ):
         axis.set_xlabel("epoch", fontsize=8)
         axis.set_title(name, fontsize=9)
     axes[0].legend(fontsize=7)
@@ -203,7 +234,11 @@ def images(run_dirs: dict) -> Figure | None:
     fidelities, first = {}, None
     for (arm, task, seed), directory in sorted(run_dirs.items(), key=lambda item: item[0][2]):
         place = Path(directory)
-        if arm == "generator" and (place / "record.json").exists() and (place / "samples.npz").exists():
+        if (
+            arm == "generator"
+            and (place / "record.json").exists()
+            and (place / "samples.npz").exists()
+        ):
             record = json.loads((place / "record.json").read_text())
             fidelities[seed] = record["validation"].get("fidelity", float("nan"))
             first = first or (task, seed, place)
@@ -213,9 +248,13 @@ def images(run_dirs: dict) -> Figure | None:
         pixels, label = archive["pixels"], archive["label"]
     classes = sorted(set(label.tolist()))
     each = int((label == classes[0]).sum())
-    figure, axes = plt.subplots(len(classes), each, figsize=(0.42 * each, 0.42 * len(classes)), squeeze=False)
+    figure, axes = plt.subplots(
+        len(classes), each, figsize=(0.42 * each, 0.42 * len(classes)), squeeze=False
+    )
     for axis, image in zip(axes.flat, pixels):
-        axis.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+        axis.imshow(
+            image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255
+        )
         axis.axis("off")
     scores = ", ".join(f"{100 * v:.0f}" for v in fidelities.values())
     caption = (

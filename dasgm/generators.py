@@ -34,7 +34,11 @@ class MLPGenerator(nn.Module):
         layers: list[nn.Module] = []
         for a in (dz + classes, width):
             # Batch statistics keep images of different labels apart; without them this network draws one image for all.
-            layers += [nn.Linear(a, width), nn.BatchNorm1d(width, track_running_stats=False), nn.ReLU()]
+            layers += [
+                nn.Linear(a, width),
+                nn.BatchNorm1d(width, track_running_stats=False),
+                nn.ReLU(),
+            ]
         self.net = nn.Sequential(*layers, nn.Linear(width, size))
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
@@ -111,7 +115,12 @@ class ResidualDiscriminator(nn.Module):
         def conv(a: int, b: int, k: int) -> nn.Module:
             return spectral_norm(nn.Conv2d(a, b, k, padding=k // 2))
 
-        sizes = [(shape[0], width, True), (width, width, True), (width, width, False), (width, width, False)]
+        sizes = [
+            (shape[0], width, True),
+            (width, width, True),
+            (width, width, False),
+            (width, width, False),
+        ]
         self.down = [d for *_, d in sizes]
         self.c1 = nn.ModuleList(conv(a, b, 3) for a, b, _ in sizes)
         self.c2 = nn.ModuleList(conv(b, b, 3) for _, b, _ in sizes)
@@ -229,7 +238,11 @@ class GAN:
         mix = torch.rand(len(real), 1, 1, 1, generator=stream).to(real.device)
         between = (mix * real + (1 - mix) * fake).requires_grad_()
         slope = torch.autograd.grad(self.H(between, y).sum(), between, create_graph=True)[0]
-        return on_fake.mean() - on_real.mean() + 10 * (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        return (
+            on_fake.mean()
+            - on_real.mean()
+            + 10 * (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        )
 
     def step(self, real: Tensor, y: Tensor, weakness: Any = None) -> dict[str, float]:
         """One step of phi (five with `dcgan`), one of theta on V_G, minus eta R if `weakness(fake, y) -> eta R` is given."""
@@ -240,7 +253,9 @@ class GAN:
             with torch.no_grad():
                 fake = self.G(z, y_fake)
             seen = shifted(torch.cat([real, fake]), stream, flip=self.kind != "mlp")
-            loss_D = self.discriminator_loss(seen[: len(real)], y, seen[len(real) :], y_fake, stream)
+            loss_D = self.discriminator_loss(
+                seen[: len(real)], y, seen[len(real) :], y_fake, stream
+            )
             self.optD.zero_grad(set_to_none=True)
             loss_D.backward()
             self.optD.step()

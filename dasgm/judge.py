@@ -63,7 +63,9 @@ def begin_retraining(
     network = export.build(
         derived(config, problem, parse(cell), imagenet.classes if imagenet else problem.classes)
     )
-    return Retraining(network, recipe(config), None if imagenet else problem, imagenet, config.seed, device)
+    return Retraining(
+        network, recipe(config), None if imagenet else problem, imagenet, config.seed, device
+    )
 
 
 def retraining_steps(config: Any, problem: data.Problem) -> int:
@@ -92,4 +94,9 @@ def looked_up(
     # thirds of three trainings, summed over the draws, are whole numbers: stored as such
     trials = len({seed for _, seed in data.digits_rows()}) * len(cells)
     correct = np.rint(table.correct[numbers].sum(0) * trials / len(cells)).astype(np.int64)
-    return {"id": problem.test.ids.numpy(), "correct": correct, "_trials": np.array(trials), **found}
+    return {
+        "id": problem.test.ids.numpy(),
+        "correct": correct,
+        "_trials": np.array(trials),
+        **found,
+    }

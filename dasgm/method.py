@@ -27,7 +27,10 @@ from shared.vectors import Vector
 
 Loss = Callable[[], Tensor]
 TWO_SIDED = FiniteDifference()
-ESTIMATORS: dict[str, Callable[[], Method]] = {"finite_difference": FiniteDifference, "exact": OneStep}
+ESTIMATORS: dict[str, Callable[[], Method]] = {
+    "finite_difference": FiniteDifference,
+    "exact": OneStep,
+}
 
 
 # --- losses ------------------------------------------------------------------------------------------------------
@@ -77,14 +80,20 @@ class _Drift(torch.autograd.Function):
         pull = list(torch._foreach_mul(list(ctx.saved_tensors), weight_decay))
         known = [i for i, m in enumerate(momentum) if m is not None]
         if mu and known:
-            moved = torch._foreach_add([pull[i] for i in known], [momentum[i] for i in known], alpha=mu)
+            moved = torch._foreach_add(
+                [pull[i] for i in known], [momentum[i] for i in known], alpha=mu
+            )
             for i, x in zip(known, moved):
                 pull[i] = x
         return None, None, None, *torch._foreach_mul(pull, g)
 
 
 def look_ahead_loss(
-    L_tr: Loss, W: Sequence[Tensor], momentum: Sequence[Tensor | None], mu: float, weight_decay: float
+    L_tr: Loss,
+    W: Sequence[Tensor],
+    momentum: Sequence[Tensor | None],
+    mu: float,
+    weight_decay: float,
 ) -> Loss:
     """L_tr, with the gradient g_W + weight_decay W + mu m that SGD's step follows in its place.
 
@@ -151,7 +160,9 @@ def nested_gradient(
     return chain(F_, [Level(L_tr, W, xi_W, method), Level(J, theta, xi_theta, method)], A)
 
 
-def weight_step(loss: Tensor, W: Sequence[Tensor], optimiser: torch.optim.Optimizer, clip: float) -> None:
+def weight_step(
+    loss: Tensor, W: Sequence[Tensor], optimiser: torch.optim.Optimizer, clip: float
+) -> None:
     """One SGD step on W; A takes no part in it: neither in the gradient, nor in the norm that is clipped."""
     for p, g in zip(W, torch.autograd.grad(loss, list(W))):
         p.grad = g
@@ -161,7 +172,9 @@ def weight_step(loss: Tensor, W: Sequence[Tensor], optimiser: torch.optim.Optimi
     optimiser.zero_grad(set_to_none=True)
 
 
-def architecture_step(gradient: Vector, A: Sequence[Tensor], optimiser: torch.optim.Optimizer) -> None:
+def architecture_step(
+    gradient: Vector, A: Sequence[Tensor], optimiser: torch.optim.Optimizer
+) -> None:
     """One Adam step on A."""
     for a, g in zip(A, gradient):
         a.grad = g
@@ -192,11 +205,13 @@ class ClassWeights:
         y = y.cpu()
         counts = torch.bincount(y, minlength=self.classes)
         # sorted within a class, so that the order of the batch cannot show in the last digit
-        means = torch.stack([losses[y == c].sort().values.sum() for c in range(self.classes)]) / counts.clamp(
-            min=1
-        )
+        means = torch.stack(
+            [losses[y == c].sort().values.sum() for c in range(self.classes)]
+        ) / counts.clamp(min=1)
         new = torch.where(
-            self.running.isnan(), means.float(), self.decay * self.running + (1 - self.decay) * means.float()
+            self.running.isnan(),
+            means.float(),
+            self.decay * self.running + (1 - self.decay) * means.float(),
         )
         self.running = torch.where(counts > 0, new, self.running)
 
@@ -221,5 +236,7 @@ def entropy(A: Sequence[Tensor]) -> float:
     """Mean entropy of the relaxed choices over log(number of choices): 1 undecided, 0 decided."""
     p = [F.softmax(a.detach(), -1) for a in A]
     return float(
-        torch.cat([-(q * q.clamp(min=1e-12).log()).sum(-1) / math.log(q.shape[-1]) for q in p]).mean()
+        torch.cat(
+            [-(q * q.clamp(min=1e-12).log()).sum(-1) / math.log(q.shape[-1]) for q in p]
+        ).mean()
     )

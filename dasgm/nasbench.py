@@ -77,7 +77,9 @@ def skips(cell: str) -> int:
 # --- networks ---------------------------------------------------------------------------------------------------
 
 
-def relu_conv_bn(c_in: int, c_out: int, kernel: int, stride: int, affine: bool, track: bool) -> nn.Sequential:
+def relu_conv_bn(
+    c_in: int, c_out: int, kernel: int, stride: int, affine: bool, track: bool
+) -> nn.Sequential:
     return nn.Sequential(
         nn.ReLU(),
         nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False),
@@ -171,7 +173,9 @@ class Network(nn.Module):
     ):
         super().__init__()
         choices = (
-            [OPERATIONS] * len(edges(nodes)) if cell is None else [(name,) for name in from_string(cell)]
+            [OPERATIONS] * len(edges(nodes))
+            if cell is None
+            else [(name,) for name in from_string(cell)]
         )
         if len(choices) != len(edges(nodes)):
             raise ValueError(
@@ -188,7 +192,9 @@ class Network(nn.Module):
         for stage in range(stages):
             if stage:
                 make = (
-                    Residual if reduction == "residual" else lambda a, b, *bn: relu_conv_bn(a, b, 3, 2, *bn)
+                    Residual
+                    if reduction == "residual"
+                    else lambda a, b, *bn: relu_conv_bn(a, b, 3, 2, *bn)
                 )
                 blocks.append(make(channels, 2 * channels, affine, track))
                 channels *= 2

@@ -44,20 +44,28 @@ class Retraining:
         if problem is not None:
             a, b = problem.train, problem.validation
             self.images = Images(
-                torch.cat([a.ids, b.ids]), torch.cat([a.pixels, b.pixels]), torch.cat([a.labels, b.labels])
+                torch.cat([a.ids, b.ids]),
+                torch.cat([a.pixels, b.pixels]),
+                torch.cat([a.labels, b.labels]),
             )
         self.rows = len(self.images) if problem is not None else len(imagenet.parts["train"])  # type: ignore[union-attr]
         self.per_epoch = max(1, self.rows // recipe.batch)
         self.steps = recipe.epochs * self.per_epoch
         self.W = list(network.parameters())
         self.optimiser = torch.optim.SGD(
-            self.W, recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+            self.W,
+            recipe.lr,
+            momentum=0.9,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
         )
 
     def rate(self, t: int) -> float:
         """Learning rate of step t, constant within an epoch."""
         epoch, r = t // self.per_epoch, self.recipe
-        return r.lr * (r.decay**epoch if r.decay else 0.5 * (1 + math.cos(math.pi * epoch / r.epochs)))
+        return r.lr * (
+            r.decay**epoch if r.decay else 0.5 * (1 + math.cos(math.pi * epoch / r.epochs))
+        )
 
     def _batch(self, t: int) -> tuple[Tensor, Tensor]:
         rows = processes.mine(batch(self.rows, self.recipe.batch, t, self.seed, "retrain batches"))
@@ -79,7 +87,9 @@ class Retraining:
             group["lr"] = self.rate(t)
         self.network.train()
         if hasattr(self.network, "drop_path"):
-            self.network.drop_path = self.recipe.drop_path * (t // self.per_epoch) / self.recipe.epochs
+            self.network.drop_path = (
+                self.recipe.drop_path * (t // self.per_epoch) / self.recipe.epochs
+            )
         runs.seed_global(self.seed, "drop path", t)
         out = self.network(x)
         logits, extra = out if isinstance(out, tuple) else (out, None)
@@ -100,14 +110,19 @@ class Retraining:
         """id, label, prediction of every test item; ImageNet: also top5, whether the label is among the best five."""
         self.network.eval()
         found: dict[str, list[Tensor]] = {"label": [], "prediction": [], "top5": []}
-        count = len(self.problem.test) if self.problem is not None else len(self.imagenet.parts["val"])  # type: ignore[union-attr]
+        count = (
+            len(self.problem.test) if self.problem is not None else len(self.imagenet.parts["val"])
+        )  # type: ignore[union-attr]
         for rows in torch.arange(count).split(256):
             if self.imagenet is not None:
                 x, y = self.imagenet.batch("val", rows, None)
             else:
                 assert self.problem is not None
                 rows = rows.to(self.device)
-                x, y = self.problem.normalise(self.problem.test.pixels[rows]), self.problem.test.labels[rows]
+                x, y = (
+                    self.problem.normalise(self.problem.test.pixels[rows]),
+                    self.problem.test.labels[rows],
+                )
             logits = self.network(x.to(self.device)).cpu()
             found["label"].append(y.cpu())
             found["prediction"].append(logits.argmax(1))

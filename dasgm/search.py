@@ -23,7 +23,12 @@ from shared.processes import alone, mine, own
 from . import baselines, darts_space, generators, method, nasbench
 from .data import Images, Problem, batch, gan_images
 
-GENERATED = ("static", "joint", "weighted", "adversarial")  # variants whose level 3 sees generated images
+GENERATED = (
+    "static",
+    "joint",
+    "weighted",
+    "adversarial",
+)  # variants whose level 3 sees generated images
 VARIANTS = ("darts", *GENERATED, "train_as_val", "aug_val", "random", "generator")
 
 
@@ -41,14 +46,21 @@ class Stage:
 class Search:
     """State of a search; `step(t)` is one pass of the loop above, `cell()` what is derived from A."""
 
-    def __init__(self, config: Any, problem: Problem, device: torch.device, gan: generators.GAN | None):
+    def __init__(
+        self, config: Any, problem: Problem, device: torch.device, gan: generators.GAN | None
+    ):
         self.config, self.problem, self.device, self.gan = config, problem, device, gan
         self.seed = config.seed
         self.stages = stages_of(config)
         self.per_epoch = max(1, len(problem.train) // config.batch)
         self.steps = self.per_epoch * sum(s.epochs for s in self.stages)
         self.kept = darts_space.everything()
-        self.counts = {"weight_steps": 0, "architecture_steps": 0, "gan_steps": 0, "gradient_evaluations": 0}
+        self.counts = {
+            "weight_steps": 0,
+            "architecture_steps": 0,
+            "gan_steps": 0,
+            "gradient_evaluations": 0,
+        }
         self.history: list[dict[str, Any]] = []
         self.facts: dict[str, float] = {}
         self.omega = method.ClassWeights(problem.classes)
@@ -76,7 +88,12 @@ class Search:
             A = nasbench.initial(c.nodes, stream)
         else:
             self.net = darts_space.RelaxedNetwork(
-                c.channels, stage.layers, self.problem.classes, self.kept, c.partial, stage.skip_dropout
+                c.channels,
+                stage.layers,
+                self.problem.classes,
+                self.kept,
+                c.partial,
+                stage.skip_dropout,
             )
             A = darts_space.initial(self.kept, c.partial, stream)
         self.net.to(self.device)
@@ -85,7 +102,9 @@ class Search:
         self.opt_W = torch.optim.SGD(
             self.W, c.lr, momentum=c.momentum, weight_decay=c.weight_decay, nesterov=c.nesterov
         )
-        self.opt_A = torch.optim.Adam(self.A, c.arch_lr, betas=(0.5, 0.999), weight_decay=c.arch_weight_decay)
+        self.opt_A = torch.optim.Adam(
+            self.A, c.arch_lr, betas=(0.5, 0.999), weight_decay=c.arch_weight_decay
+        )
 
     def place(self, t: int) -> tuple[int, int]:
         """Step -> (stage, epoch within the stage)."""
@@ -160,7 +179,9 @@ class Search:
         c, gan = self.config, self.gan
         assert gan is not None
         images = self.generator_images
-        rows = mine(batch(len(images), c.gan_batch, gan.steps, self.seed, "gan batches")).to(self.device)
+        rows = mine(batch(len(images), c.gan_batch, gan.steps, self.seed, "gan batches")).to(
+            self.device
+        )
         stream = runs.stream(self.seed, "gan view", gan.steps, *own())
 
         def hunted(fake: Tensor, y: Tensor) -> Tensor:
@@ -200,11 +221,15 @@ class Search:
         F_ = noted(method.architecture_loss(lam, synthesized, real))
         xi = self.rate(t) if c.order == 2 else 0.0
         inner = (
-            method.look_ahead_loss(L_tr, self.W, self.momentum(), c.momentum, c.weight_decay) if xi else L_tr
+            method.look_ahead_loss(L_tr, self.W, self.momentum(), c.momentum, c.weight_decay)
+            if xi
+            else L_tr
         )
         estimator = method.ESTIMATORS[c.estimator]()
         if xi and J is not None:
-            found = method.nested_gradient(F_, inner, J, self.W, theta, self.A, xi, c.gan_lr, estimator)
+            found = method.nested_gradient(
+                F_, inner, J, self.W, theta, self.A, xi, c.gan_lr, estimator
+            )
             self.counts["gradient_evaluations"] += found.gradient_evaluations
             return values[0], found.grads
         gradient = method.architecture_gradient(F_, inner, self.W, self.A, xi, estimator)
@@ -212,14 +237,19 @@ class Search:
         self.counts["gradient_evaluations"] += passes if xi else 1
         return values[0], gradient
 
-    def synthesized(self, t: int) -> tuple[Callable[[], Tensor], Callable[[], Tensor] | None, list[Tensor]]:
+    def synthesized(
+        self, t: int
+    ) -> tuple[Callable[[], Tensor], Callable[[], Tensor] | None, list[Tensor]]:
         """L_syn of this step as a closure; with eta > 0 also the generator's J and theta, through which F then reaches."""
         c, gan = self.config, self.gan
         assert gan is not None
         omega = None
         if c.variant == "weighted":
             source = self.problem.validation if c.omega_from == "validation" else self.problem.train
-            with torch.no_grad(), alone():  # all processes see the whole batch: omega is not a gradient
+            with (
+                torch.no_grad(),
+                alone(),
+            ):  # all processes see the whole batch: omega is not a gradient
                 xo, yo = self.real(source, t, "omega batches")
                 self.omega.update(self.net(xo, self.A), yo)
             omega = self.omega.omega.to(self.device)
@@ -252,13 +282,18 @@ class Search:
         if self.config.variant != "aug_val":
             return self.real(self.problem.validation, t, "validation batches")
         images = self.problem.train
-        rows = mine(batch(len(images), self.config.batch, t, self.seed, "augmented batches")).to(self.device)
+        rows = mine(batch(len(images), self.config.batch, t, self.seed, "augmented batches")).to(
+            self.device
+        )
         stream = runs.stream(self.seed, "strong", t, *own())
         pixels = baselines.strong(images.pixels[rows], stream, self.problem.photographs)
         return self.problem.normalise(pixels), images.labels[rows]
 
     def momentum(self) -> list[Tensor | None]:
-        return [self.opt_W.state[p].get("momentum_buffer") if p in self.opt_W.state else None for p in self.W]
+        return [
+            self.opt_W.state[p].get("momentum_buffer") if p in self.opt_W.state else None
+            for p in self.W
+        ]
 
     # -- what comes out
 
@@ -299,7 +334,8 @@ class Search:
         v = self.problem.validation
         parts = torch.arange(len(v), device=self.device).split(256)
         right = [
-            self.net(self.problem.normalise(v.pixels[r]), self.A).argmax(1) == v.labels[r] for r in parts
+            self.net(self.problem.normalise(v.pixels[r]), self.A).argmax(1) == v.labels[r]
+            for r in parts
         ]
         return float(torch.cat(right).float().mean())
 
@@ -343,9 +379,12 @@ def stages_of(config: Any) -> list[Stage]:
     """DARTS and PC-DARTS: one stage. P-DARTS: three, deeper each time, with fewer operations and more dropout on skips."""
     if config.base != "pdarts":
         return [Stage(config.layers, config.epochs, config.warmup, 8, 0.0)]
-    plan = zip(config.pdarts_layers, config.pdarts_operations, config.pdarts_skip_dropout, strict=True)
+    plan = zip(
+        config.pdarts_layers, config.pdarts_operations, config.pdarts_skip_dropout, strict=True
+    )
     return [
-        Stage(layers, config.epochs, config.warmup, operations, drop) for layers, operations, drop in plan
+        Stage(layers, config.epochs, config.warmup, operations, drop)
+        for layers, operations, drop in plan
     ]
 
 

@@ -187,7 +187,9 @@ def run(config: Config) -> Path:
         device = runs.device(config)
         with data.made_up(config.scale == "rehearsal", config.n):
             problem = data.load(config.data, config.seed, config.split, config.n, device)
-            run.splits(train=problem.train.ids, validation=problem.validation.ids, test=problem.test.ids)
+            run.splits(
+                train=problem.train.ids, validation=problem.validation.ids, test=problem.test.ids
+            )
             if config.variant == "generator":
                 warmstart.train_generator(config, run, problem, device)
             else:
@@ -228,7 +230,9 @@ def find_cell(config: Config, run: runs.Run, problem: data.Problem, device: torc
         }
 
     cell: Any = judge.parse(saved["cell"]) if saved and saved["cell"] else None
-    total = searching + (judge.retraining_steps(config, problem) if config.judge == "retrain" else 0)
+    total = searching + (
+        judge.retraining_steps(config, problem) if config.judge == "retrain" else 0
+    )
     quarter = max(1, search.per_epoch * (config.epochs // 4)) if search else 1
     for step in run.steps(start, total, state):
         if search and step < searching:
@@ -277,7 +281,10 @@ def conclude(config: Config, run: runs.Run, problem: data.Problem, search: Searc
             search.facts.get("levels_apart") == 1.0,
             "each of the first updates moved its own variables alone",
         )
-        expected = sum(s.epochs for s in search.stages), sum(s.epochs - s.warmup for s in search.stages)
+        expected = (
+            sum(s.epochs for s in search.stages),
+            sum(s.epochs - s.warmup for s in search.stages),
+        )
         made = search.counts["weight_steps"], search.counts["architecture_steps"]
         run.gate(
             "budget",
@@ -318,7 +325,8 @@ def conclude(config: Config, run: runs.Run, problem: data.Problem, search: Searc
         metrics=evaluate.score(found),
         validation=validation,
         state=state,
-        gradient_evaluations=counts.get("gradient_evaluations", 0) + (retraining.steps if retraining else 0),
+        gradient_evaluations=counts.get("gradient_evaluations", 0)
+        + (retraining.steps if retraining else 0),
         selection="last",
         chosen_step=search.steps if search else 0,
         exports=["export"],

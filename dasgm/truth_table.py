@@ -26,10 +26,25 @@ from .retrain import Recipe, train_fully
 
 # specification 9.1: 900 images, 12 epochs, batch 64, SGD 0.1 cosine, Nesterov; weight decay of NAS-Bench-201
 RECIPE = Recipe(
-    epochs=12, batch=64, lr=0.1, nesterov=True, weight_decay=5e-4, cutout=0, auxiliary=0.0, drop_path=0.0
+    epochs=12,
+    batch=64,
+    lr=0.1,
+    nesterov=True,
+    weight_decay=5e-4,
+    cutout=0,
+    auxiliary=0.0,
+    drop_path=0.0,
 )
 SEEDS = 3
-DIGITS = {"channels": 8, "N": 1, "stages": 2, "nodes": 3, "classes": 10, "c_in": 1, "reduction": "conv"}
+DIGITS = {
+    "channels": 8,
+    "N": 1,
+    "stages": 2,
+    "nodes": 3,
+    "classes": 10,
+    "c_in": 1,
+    "reduction": "conv",
+}
 HEAD = ["cell", "seed", "accuracy", "correct"]
 
 
@@ -48,7 +63,9 @@ def write(path: Path, rows: dict[tuple[str, int], np.ndarray], epochs: int) -> N
     table = csv.writer(text, lineterminator="\n")
     table.writerow(HEAD)
     order = {cell: i for i, cell in enumerate(nasbench.all_cells(3))}
-    for (cell, seed), bits in sorted(rows.items(), key=lambda item: (item[0][1], order[item[0][0]])):
+    for (cell, seed), bits in sorted(
+        rows.items(), key=lambda item: (item[0][1], order[item[0][0]])
+    ):
         table.writerow([cell, seed, f"{bits.mean():.6f}", np.packbits(bits).tobytes().hex()])
     runs.write_bytes(path, text.getvalue().encode())
 
@@ -72,7 +89,9 @@ def main() -> None:
         if (c, s) not in rows
     ]
     print(f"{len(rows)} trainings there, {len(todo)} to do", flush=True)
-    problem = load("digits", seed=0)  # the split does not matter: a derived cell is trained on both halves
+    problem = load(
+        "digits", seed=0
+    )  # the split does not matter: a derived cell is trained on both halves
     begun = time.process_time()
     for done, (cell, seed) in enumerate(todo, start=1):
         rows[cell, seed] = train_cell(cell, seed, problem, recipe)

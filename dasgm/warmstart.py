@@ -25,7 +25,9 @@ def new_gan(config: Any, problem: data.Problem, device: torch.device) -> generat
     )
 
 
-def train_generator(config: Any, run: runs.Run, problem: data.Problem, device: torch.device) -> None:
+def train_generator(
+    config: Any, run: runs.Run, problem: data.Problem, device: torch.device
+) -> None:
     images = data.gan_images(problem, config.gan_data)
     gan = new_gan(config, problem, device)
     saved = run.resume()
@@ -34,9 +36,9 @@ def train_generator(config: Any, run: runs.Run, problem: data.Problem, device: t
     for step in run.steps(
         saved["step"] if saved else 0, config.gan_steps, lambda: {"gan": gan.state()}, "generator"
     ):
-        rows = mine(data.batch(len(images), config.gan_batch, gan.steps, config.seed, "gan batches")).to(
-            device
-        )
+        rows = mine(
+            data.batch(len(images), config.gan_batch, gan.steps, config.seed, "gan batches")
+        ).to(device)
         losses = gan.step(problem.signed(images.pixels[rows]), images.labels[rows])
         run.finite(losses["loss_G"], level="generator", step=step, batch=rows.cpu())
         if step % 50 == 0:
@@ -47,7 +49,8 @@ def train_generator(config: Any, run: runs.Run, problem: data.Problem, device: t
     v = problem.validation
     with torch.no_grad():
         right = (
-            torch.cat([reference(problem.normalise(p)).argmax(1) for p in v.pixels.split(500)]) == v.labels
+            torch.cat([reference(problem.normalise(p)).argmax(1) for p in v.pixels.split(500)])
+            == v.labels
         )
     warning = (
         generators.fidelity_gate(value, problem.classes)
@@ -62,9 +65,12 @@ def train_generator(config: Any, run: runs.Run, problem: data.Problem, device: t
         f"{value:.3f} of 2,000 images",
     )
     inside = set(images.ids.tolist()) <= set(problem.train.ids.tolist())
-    run.gate("generator-data", inside or config.gan_data == "trainval", f"{len(images)} images of D_tr")
+    run.gate(
+        "generator-data", inside or config.gan_data == "trainval", f"{len(images)} images of D_tr"
+    )
     runs.write_bytes(
-        run.directory / "generator.pt", runs.pack({"gan": gan.state(), "reference": reference.state_dict()})
+        run.directory / "generator.pt",
+        runs.pack({"gan": gan.state(), "reference": reference.state_dict()}),
     )
     write_samples(run, problem, gan)
     run.finish(
@@ -80,7 +86,9 @@ def train_reference(config: Any, problem: data.Problem, device: torch.device) ->
     net = generators.reference_classifier(problem.shape[0], problem.classes).to(device)
     optimiser = torch.optim.Adam(net.parameters(), 2e-3)
     for t in range(config.reference_steps):
-        rows = data.batch(len(problem.train), config.batch, t, config.seed, "reference batches").to(device)
+        rows = data.batch(len(problem.train), config.batch, t, config.seed, "reference batches").to(
+            device
+        )
         x = problem.view(problem.train.pixels[rows], runs.stream(config.seed, "reference view", t))
         optimiser.zero_grad(set_to_none=True)
         torch.nn.functional.cross_entropy(net(x), problem.train.labels[rows]).backward()
@@ -89,7 +97,12 @@ def train_reference(config: Any, problem: data.Problem, device: torch.device) ->
 
 
 def label_fidelity(
-    config: Any, problem: data.Problem, gan: generators.GAN, reference: torch.nn.Module, name: str, n: int
+    config: Any,
+    problem: data.Problem,
+    gan: generators.GAN,
+    reference: torch.nn.Module,
+    name: str,
+    n: int,
 ) -> float:
     def view(images: torch.Tensor) -> torch.Tensor:
         return problem.normalise((images + 1) * 127.5)

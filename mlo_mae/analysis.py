@@ -61,7 +61,9 @@ def descent_trial(p: Pretraining, cycle: int, at: Point, g: Vector, start: float
     for masks in (None, held):
         for direction in (g, random):
             p.restore(p.before)
-            vectors.add_(p.parameters("T"), direction, -c.descent_step / max(vectors.norm(direction), 1e-30))
+            vectors.add_(
+                p.parameters("T"), direction, -c.descent_step / max(vectors.norm(direction), 1e-30)
+            )
             for k in range(c.k1):
                 p.level1(cycle * c.k1 + k, held=masks[k] if masks else None)
             for k in range(cycle * c.k2, (cycle + 1) * c.k2):
@@ -90,7 +92,10 @@ def planted(p: Pretraining, problem: Problem) -> dict[str, np.ndarray]:
         y = problem.train.labels
         at = Point(x, x, rank(s, p.K), x2, y[problem.inner], xv, y[problem.outer])
         v = validation_direction(p.nets, at, p.config.head_path, p.config.lr_head)
-        mask = rank(random_scores(len(x), E.N, runs.stream(p.config.seed, "planted masks")).to(x.device), p.K)
+        mask = rank(
+            random_scores(len(x), E.N, runs.stream(p.config.seed, "planted masks")).to(x.device),
+            p.K,
+        )
         found["a"] = alignment(p.nets, x, mask, v, p.config.radius)
         m = mask.m
     rows = {}
@@ -98,7 +103,9 @@ def planted(p: Pretraining, problem: Problem) -> dict[str, np.ndarray]:
         used = m if name == "a" else torch.ones_like(value)
         for side, where in (("digit", inside), ("other", ~inside)):
             chosen = used * where
-            rows[f"{name}_{side}"] = ((value * chosen).sum(1) / chosen.sum(1).clamp(min=1)).cpu().numpy()
+            rows[f"{name}_{side}"] = (
+                ((value * chosen).sum(1) / chosen.sum(1).clamp(min=1)).cpu().numpy()
+            )
     return rows
 
 
@@ -136,7 +143,9 @@ def softmax_regression(
 ) -> list[Tensor]:
     """Predicted classes of `tests` by logistic regression on standardised features: the linear probe."""
     train, *tests = standardised(train, *tests)
-    W = torch.zeros(train.shape[1] + 1, classes, dtype=train.dtype, device=train.device, requires_grad=True)
+    W = torch.zeros(
+        train.shape[1] + 1, classes, dtype=train.dtype, device=train.device, requires_grad=True
+    )
     optimizer = torch.optim.LBFGS([W], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:

@@ -73,7 +73,8 @@ class Images:
         x = cifar.normalise(x, self.name)
         if recipe.std:
             was, now = (
-                torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (cifar.STD[self.name], recipe.std)
+                torch.tensor(v, device=x.device).view(1, 3, 1, 1)
+                for v in (cifar.STD[self.name], recipe.std)
             )
             x = x * (was / now)
         return cifar.cutout(x, generator, recipe.cutout) if recipe.cutout else x
@@ -82,7 +83,9 @@ class Images:
 class Files:
     """Image files, read when a batch asks for them, by as many threads as the machine has cores."""
 
-    def __init__(self, name: str, size: int, files: Sequence[Any], labels: Tensor, first_id: int = 0):
+    def __init__(
+        self, name: str, size: int, files: Sequence[Any], labels: Tensor, first_id: int = 0
+    ):
         self.name, self.size, self.files, self.labels = name, size, files, labels
         self.ids = np.arange(first_id, first_id + len(labels))
         self.device = torch.device("cpu")
@@ -101,9 +104,13 @@ class Files:
         draws: list[Tensor | None] = [None] * len(rows)
         if recipe.train:
             draws = list(torch.rand(len(rows), 5, generator=generator))
-        arrays = list(self._threads.map(lambda job: self._read(*job, recipe), zip(rows.tolist(), draws)))
+        arrays = list(
+            self._threads.map(lambda job: self._read(*job, recipe), zip(rows.tolist(), draws))
+        )
         x = torch.from_numpy(np.stack(arrays)).to(self.device).permute(0, 3, 1, 2).float() / 255
-        mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (FILE_MEAN, FILE_STD))
+        mean, std = (
+            torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (FILE_MEAN, FILE_STD)
+        )
         x = (x - mean) / std
         return erase(x, recipe.erasing, generator) if recipe.erasing else x
 
@@ -112,12 +119,18 @@ class Files:
 
         source = self.files[row]
         try:
-            image = (Image.open(source) if isinstance(source, Path) else source["image"]).convert("RGB")
+            image = (Image.open(source) if isinstance(source, Path) else source["image"]).convert(
+                "RGB"
+            )
         except OSError as error:
             raise BadInput(
                 f"{self.name} row {row} ({source}): not a readable image; fetch it again"
             ) from error
-        box = resized_crop(image.size, draw) if draw is not None else centre_crop(image.size, self.size)
+        box = (
+            resized_crop(image.size, draw)
+            if draw is not None
+            else centre_crop(image.size, self.size)
+        )
         image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
         if draw is not None and draw[4] < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -196,7 +209,8 @@ def load(config: Any, device: torch.device) -> Problem:
     elif name in cifar.CLASSES:
         parts = cifar.load(name)
         train, test = (
-            Images(name, part.ids, part.images, part.labels) for part in (parts["train"], parts["test"])
+            Images(name, part.ids, part.images, part.labels)
+            for part in (parts["train"], parts["test"])
         )
         classes, channels, size = cifar.CLASSES[name], 3, 32
     else:
@@ -214,7 +228,16 @@ def load(config: Any, device: torch.device) -> Problem:
         )
     pretrain = inner if config.pretrain_on == "inner" else np.arange(len(train))
     return Problem(
-        name, classes, channels, size, train.to(device), test.to(device), inner, outer, pretrain, quadrant
+        name,
+        classes,
+        channels,
+        size,
+        train.to(device),
+        test.to(device),
+        inner,
+        outer,
+        pretrain,
+        quadrant,
     )
 
 
@@ -231,7 +254,10 @@ def digits(planted: bool) -> tuple[Images, Images, np.ndarray | None]:
     share = TEST_DIGITS / len(labels)
     test, train = glue.level_split(labels, [share, 1 - share], runs.stream(0, "test digits"))
     name = "planted" if planted else "digits"
-    parts = [Images(name, torch.from_numpy(r), pixels[r], torch.from_numpy(labels[r])) for r in (train, test)]
+    parts = [
+        Images(name, torch.from_numpy(r), pixels[r], torch.from_numpy(labels[r]))
+        for r in (train, test)
+    ]
     return parts[0], parts[1], None if quadrant is None else quadrant[test]
 
 
@@ -246,7 +272,9 @@ def plant(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, np.ndarra
     for place in range(4):
         other = (torch.arange(n) + torch.randint(1, n, (n,), generator=generator)) % n
         order = torch.rand(n, 64, generator=generator).argsort(1)
-        quarters.append(torch.where((quadrant == place)[:, None], flat, flat[other].gather(1, order)))
+        quarters.append(
+            torch.where((quadrant == place)[:, None], flat, flat[other].gather(1, order))
+        )
     four = torch.stack(quarters, 1).reshape(n, 2, 2, 8, 8)  # (n, row, column, 8, 8)
     return four.permute(0, 1, 3, 2, 4).reshape(n, 1, 16, 16).contiguous(), quadrant.numpy()
 
@@ -271,7 +299,9 @@ def folder(name: str, size: int) -> tuple[Files, Files, int]:
         return Files(name, size, *train), Files(name, size, *test, first_id=len(train[0])), classes
     tables = [_table(name, found, part) for part in ("train", "validation")]
     labels = [torch.tensor(t["label"]) for t in tables]
-    train, test = (Files(name, size, t, y, k) for t, y, k in zip(tables, labels, (0, len(labels[0]))))
+    train, test = (
+        Files(name, size, t, y, k) for t, y, k in zip(tables, labels, (0, len(labels[0])))
+    )
     return train, test, int(labels[0].max()) + 1
 
 
@@ -299,7 +329,9 @@ def _folder_parts(name: str, root: Path) -> dict[str, Any]:
             )
         # names and sizes stand for the content: hashing 140 GB would take longer than many a run
         listing = "\n".join(f"{p.parent.name}/{p.name} {p.stat().st_size}" for p in files)
-        sources.note(f"{name}/{part} (names and sizes)", protocol.sha256_json(listing), f"REPRO_DATA/{name}")
+        sources.note(
+            f"{name}/{part} (names and sizes)", protocol.sha256_json(listing), f"REPRO_DATA/{name}"
+        )
         parts[part] = (files, torch.tensor([number[p.parent.name] for p in files]))
     return parts
 
@@ -312,10 +344,14 @@ def _table(name: str, found: Path | Hub, part: str) -> Any:
 
     shards = sorted(found.glob(f"**/{part}*.parquet"))
     if not shards:
-        raise MissingInput(f"{name}: {found} has no {part}*.parquet\n  remedy:  fetch the data set again")
+        raise MissingInput(
+            f"{name}: {found} has no {part}*.parquet\n  remedy:  fetch the data set again"
+        )
     for shard in shards:
         sources.note(f"{name}/{shard.name}", shard)
-    return datasets.Dataset.from_parquet([str(s) for s in shards]).cast_column("image", datasets.Image())
+    return datasets.Dataset.from_parquet([str(s) for s in shards]).cast_column(
+        "image", datasets.Image()
+    )
 
 
 # --- rehearsal ------------------------------------------------------------------------------------------------------
@@ -333,5 +369,9 @@ def write_sample(root: Path, name: str, n: int) -> None:
         for label in range(4):
             (root / name / part / f"n{label:04d}").mkdir(parents=True, exist_ok=True)
             for k in range(max(2, n // 4)):
-                pixels = torch.randint(256, (40, 36 + 4 * label, 3), generator=stream, dtype=torch.uint8)
-                Image.fromarray(pixels.numpy()).save(root / name / part / f"n{label:04d}" / f"{k}.JPEG")
+                pixels = torch.randint(
+                    256, (40, 36 + 4 * label, 3), generator=stream, dtype=torch.uint8
+                )
+                Image.fromarray(pixels.numpy()).save(
+                    root / name / part / f"n{label:04d}" / f"{k}.JPEG"
+                )

@@ -31,10 +31,14 @@ def item_values(predictions: Arrays) -> dict[str, np.ndarray]:
     label = predictions["label"]
     names = {"accuracy": "prediction", "probe": "probe", "pixels": "pixels"}
     names |= {
-        f"accuracy_{n.removeprefix('prediction_')}": n for n in predictions if n.startswith("prediction_")
+        f"accuracy_{n.removeprefix('prediction_')}": n
+        for n in predictions
+        if n.startswith("prediction_")
     }
     return {
-        metric: (predictions[n] == label).astype(float) for metric, n in names.items() if n in predictions
+        metric: (predictions[n] == label).astype(float)
+        for metric, n in names.items()
+        if n in predictions
     }
 
 
@@ -96,7 +100,9 @@ def main(directory: str) -> None:
         arrays = {k: archive[k] for k in archive.files}
     found = score(arrays)
     if "_descent" in arrays:
-        found |= {name: STATISTICS[name]({"run": arrays}) for name in ("descent", "descent_masks_held")}
+        found |= {
+            name: STATISTICS[name]({"run": arrays}) for name in ("descent", "descent_masks_held")
+        }
     if "masked_digit" in arrays:
         found |= {
             n: f({"run": arrays})

@@ -26,7 +26,10 @@ def expected_shapes(E: Encoder) -> dict[str, tuple[int, ...]]:
             ("mlp.fc1", 4 * d, d),
             ("mlp.fc2", d, 4 * d),
         ):
-            shapes[f"blocks.{i}.{name}.weight"], shapes[f"blocks.{i}.{name}.bias"] = (out, into), (out,)
+            shapes[f"blocks.{i}.{name}.weight"], shapes[f"blocks.{i}.{name}.bias"] = (
+                (out, into),
+                (out,),
+            )
         for name in ("norm1", "norm2"):
             shapes[f"blocks.{i}.{name}.weight"] = shapes[f"blocks.{i}.{name}.bias"] = (d,)
     return shapes

@@ -75,7 +75,9 @@ def masks_over_training(masks: dict[str, np.ndarray], seed: int, task: str) -> E
 
     images, steps = masks["images"], masks["steps"]
     rows = min(4, len(images))
-    figure, axes = plt.subplots(rows, len(steps) + 2, figsize=(4.4, 0.62 * rows + 0.3), squeeze=False)
+    figure, axes = plt.subplots(
+        rows, len(steps) + 2, figsize=(4.4, 0.62 * rows + 0.3), squeeze=False
+    )
     for axis in axes.flat:
         axis.set_xticks([]), axis.set_yticks([])
     for r in range(rows):
@@ -85,7 +87,13 @@ def masks_over_training(masks: dict[str, np.ndarray], seed: int, task: str) -> E
             hidden = blow_up(masks["masks"][c, r].astype(float), size)
             axis = axes[r, c + 1]
             axis.imshow(visible_image(images[r]), cmap="gray")
-            axis.imshow(np.ma.masked_where(hidden == 0, hidden), cmap="cividis", vmin=0, vmax=1.3, alpha=0.85)
+            axis.imshow(
+                np.ma.masked_where(hidden == 0, hidden),
+                cmap="cividis",
+                vmin=0,
+                vmax=1.3,
+                alpha=0.85,
+            )
             if r == 0:
                 axis.set_title(f"{step}", fontsize=7)
         axes[r, -1].imshow(blow_up(masks["scores"][-1, r], size), cmap="cividis")
@@ -133,7 +141,12 @@ def by_position(run_dirs: Runs, task: str) -> Entry | None:
         f"{task}: how often each position is masked, over test images, mean over seeds; 0.75 everywhere would be random. "
         "sd: spread between positions within a seed. Values near 0 and 1 mean one mask for all images."
     )
-    return f"positions-{task}", caption, f"Heat maps of masking frequency by position on {task}.", figure
+    return (
+        f"positions-{task}",
+        caption,
+        f"Heat maps of masking frequency by position on {task}.",
+        figure,
+    )
 
 
 def curves(run_dirs: Runs, task: str, x: str) -> Entry | None:
@@ -157,7 +170,9 @@ def curves(run_dirs: Runs, task: str, x: str) -> Entry | None:
         mean = np.mean([points[:length] for points in found[arm]], 0)
         axis.plot(mean[:, 0], mean[:, 1], marker="o", markersize=3, label=arm)
     axis.set_xlabel(
-        "level-1 steps" if x == "step" else "CPU seconds of this run's process (they vary with the machine)"
+        "level-1 steps"
+        if x == "step"
+        else "CPU seconds of this run's process (they vary with the machine)"
     )
     axis.set_ylabel("accuracy on D_val, %")
     axis.legend(ncols=2)
@@ -198,4 +213,9 @@ def mechanism(results: dict) -> Entry | None:
         "The mechanism, a dot per seed. Descent: share of trials in which a step of T along -g_T lowers the validation loss more "
         "than a random step, minus 1/2. The others: digit patches minus distractor patches on the planted task."
     )
-    return "mechanism", caption, "Dots per seed for the statistics of the mechanism, against zero.", figure
+    return (
+        "mechanism",
+        caption,
+        "Dots per seed for the statistics of the mechanism, against zero.",
+        figure,
+    )

@@ -51,7 +51,11 @@ class Finetuning:
         self.C = Head(c.width, problem.classes, c.dropout).to(device)
         for k, block in enumerate(E.blocks):
             block.drop_path = c.drop_path * k / max(1, len(E.blocks) - 1)
-        std = official.FINETUNE_STD if "finetune_std" in c.official and problem.name == "cifar10" else ()
+        std = (
+            official.FINETUNE_STD
+            if "finetune_std" in c.official and problem.name == "cifar10"
+            else ()
+        )
         self.recipe = Recipe(True, c.cutout, c.erasing, c.randaug, std)
         self.shown = Recipe(False, std=std)
         self.optimizer = torch.optim.AdamW(
@@ -69,7 +73,9 @@ class Finetuning:
         for name, p in [*self.E.named_parameters(), *(("head", p) for p in self.C.parameters())]:
             layer = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else depth + 1
             layer = 0 if name.startswith(("patch_embed", "cls_token", "pos_embed")) else layer
-            groups.setdefault((layer, p.dim() > 1 and name not in ("pos_embed", "cls_token")), []).append(p)
+            groups.setdefault(
+                (layer, p.dim() > 1 and name not in ("pos_embed", "cls_token")), []
+            ).append(p)
         return [
             {
                 "params": ps,
@@ -122,7 +128,11 @@ class Finetuning:
         return torch.cat(found)
 
     def state(self) -> dict[str, Any]:
-        return {"E": self.E.state_dict(), "C": self.C.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {
+            "E": self.E.state_dict(),
+            "C": self.C.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
 
     def load(self, saved: dict[str, Any]) -> None:
         self.E.load_state_dict(saved["E"])

@@ -19,7 +19,9 @@ def patchify(x: Tensor, p: int) -> Tensor:
     """(B, C, H, W) -> (B, N, C p p)."""
     B, C, H, W = x.shape
     if H % p or W % p:
-        raise ValueError(f"images of {H} x {W} pixels do not divide into patches of {p}; choose a divisor")
+        raise ValueError(
+            f"images of {H} x {W} pixels do not divide into patches of {p}; choose a divisor"
+        )
     x = x.reshape(B, C, H // p, p, W // p, p).permute(0, 2, 4, 1, 3, 5)
     return x.reshape(B, (H // p) * (W // p), C * p * p)
 
@@ -108,7 +110,9 @@ class Encoder(nn.Module):
         self.p, self.width, self.channels, self.N = p, width, channels, (size // p) ** 2
         self.patch_embed = PatchEmbed(channels, p, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(sincos_positions(width, size // p))  # trained, as in the official code
+        self.pos_embed = nn.Parameter(
+            sincos_positions(width, size // p)
+        )  # trained, as in the official code
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
@@ -150,7 +154,9 @@ class Decoder(nn.Module):
         z = self.embed(tokens)
         B, N = restore.shape
         masked = self.mask_token.to(z.dtype).expand(B, N + 1 - z.shape[1], -1)
-        patches = torch.cat([z[:, 1:], masked], 1).gather(1, restore[..., None].expand(-1, -1, z.shape[-1]))
+        patches = torch.cat([z[:, 1:], masked], 1).gather(
+            1, restore[..., None].expand(-1, -1, z.shape[-1])
+        )
         z = torch.cat([z[:, :1], patches], 1) + self.pos_embed
         for block in self.blocks:
             z = block(z)
@@ -195,5 +201,7 @@ def patch_errors(
     E: Callable[[Tensor, Tensor], Tensor], D: Decoder, x: Tensor, keep: Tensor, restore: Tensor, normalise: bool, p: int
 ) -> Tensor:  # fmt: skip
     """l (B, N): mean squared error of every patch of side p, reconstructed from the visible ones alone."""
-    error = D(E(x, keep), restore).to(x.dtype) - targets(x, p, normalise)  # x is never half precision
+    error = D(E(x, keep), restore).to(x.dtype) - targets(
+        x, p, normalise
+    )  # x is never half precision
     return error.square().mean(-1)

@@ -18,7 +18,11 @@ class MaskNet(nn.Module):
     def __init__(self, N: int, width: int, hidden: int):
         super().__init__()
         self.net = nn.Sequential(
-            nn.Flatten(), nn.Linear(N * width, hidden), nn.ReLU(), nn.Linear(hidden, N), nn.Sigmoid()
+            nn.Flatten(),
+            nn.Linear(N * width, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, N),
+            nn.Sigmoid(),
         )
 
     def forward(self, e: Tensor) -> Tensor:

@@ -174,9 +174,15 @@ def jvp(nets: Networks, at: Point, head_path: str, lr_head: float, radius: float
 def generic(method: hypergrad.Method) -> Callable[..., Vector]:
     """The same gradient from shared/hypergrad.py, which knows nothing of the closed form: level by level, from the top."""
 
-    def estimate(nets: Networks, at: Point, head_path: str, lr_head: float, radius: float) -> Vector:
+    def estimate(
+        nets: Networks, at: Point, head_path: str, lr_head: float, radius: float
+    ) -> Vector:
         E, C, T = (list(n.parameters()) for n in (nets.E, nets.C, nets.T))
-        how = hypergrad.FiniteDifference(radius) if isinstance(method, hypergrad.FiniteDifference) else method
+        how = (
+            hypergrad.FiniteDifference(radius)
+            if isinstance(method, hypergrad.FiniteDifference)
+            else method
+        )
 
         def level1() -> Tensor:
             w = weights(nets.T(at.e), at.mask.m, nets.normalise_scores)

@@ -33,7 +33,9 @@ def check_accidents(names: tuple[str, ...]) -> None:
             raise BadInput(f"official: {name!r} is unknown; choose from {', '.join(ACCIDENTS)}")
 
 
-def hypergradient(nets: Networks, at: Point, head_path: str, lr_head: float, radius: float) -> Vector:
+def hypergradient(
+    nets: Networks, at: Point, head_path: str, lr_head: float, radius: float
+) -> Vector:
     """Rows 7 and 8: the head's dropout is on and draws anew in each evaluation; T and the masks are evaluated again on the
     perturbed embedding. The two paths (T <- E and T <- E <- C) are walked apart: four reconstructions with gradient."""
     E, C = list(nets.E.parameters()), list(nets.C.parameters())
@@ -41,7 +43,9 @@ def hypergradient(nets: Networks, at: Point, head_path: str, lr_head: float, rad
     training = nets.C.training
     nets.C.train()
     try:
-        flat = nets.reduce(list(grad(nets.head_loss(nets.E.features(at.xv, nets.pool), at.yv), E + C)))
+        flat = nets.reduce(
+            list(grad(nets.head_loss(nets.E.features(at.xv, nets.pool), at.yv), E + C))
+        )
         paths = [(flat[: len(E)], -1.0)]
         if head_path != "none":
             rate = lr_head if head_path == "unrolled" else 1.0

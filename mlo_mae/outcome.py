@@ -31,13 +31,17 @@ def finish(config: Config, run: runs.Run, problem: data.Problem, work: Pretraini
             analysis.features(nets.E, part, r, config.pool)
             for part, r in ((problem.train, everything), (problem.test, test))
         ]
-        rows["probe"] = analysis.softmax_regression(f[0], y, [f[1]], problem.classes)[0].cpu().numpy()
+        rows["probe"] = (
+            analysis.softmax_regression(f[0], y, [f[1]], problem.classes)[0].cpu().numpy()
+        )
     if config.pixels:
         flat = [
             part.batch(r, data.SHOWN).flatten(1)
             for part, r in ((problem.train, everything), (problem.test, test))
         ]
-        rows["pixels"] = analysis.softmax_regression(flat[0], y, [flat[1]], problem.classes)[0].cpu().numpy()
+        rows["pixels"] = (
+            analysis.softmax_regression(flat[0], y, [flat[1]], problem.classes)[0].cpu().numpy()
+        )
     if problem.quadrant is not None and nets.T is not None:
         rows |= analysis.planted(work, problem)
     if work.descent:
@@ -84,7 +88,9 @@ def write_masks(run: runs.Run, problem: data.Problem, work: Pretraining) -> None
 
 def record_gates(config: Config, run: runs.Run, problem: data.Problem, work: Pretraining) -> None:
     overlap = np.intersect1d(problem.inner, problem.outer).size
-    level1 = set(problem.pretrain.tolist()) <= set(problem.inner.tolist()) or config.pretrain_on == "all"
+    level1 = (
+        set(problem.pretrain.tolist()) <= set(problem.inner.tolist()) or config.pretrain_on == "all"
+    )
     run.gate("roles", overlap == 0 and level1,
              f"D_tr {len(problem.inner)}, D_val {len(problem.outer)}, test {len(problem.test)}: disjoint; "
              f"level 1 sees {config.pretrain_on}")  # fmt: skip

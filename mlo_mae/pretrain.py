@@ -24,7 +24,13 @@ from .method import ESTIMATORS, Networks, Point, weighted_loss, weights
 
 METHODS = {**ESTIMATORS, "official": official.hypergradient}
 # backward passes of one level 3: (without, with) the path through the head
-EVALUATIONS = {"fd_forward": (2, 3), "jvp": (2, 3), "fd_darts": (3, 5), "exact": (4, 7), "official": (3, 7)}
+EVALUATIONS = {
+    "fd_forward": (2, 3),
+    "jvp": (2, 3),
+    "fd_darts": (3, 5),
+    "exact": (4, 7),
+    "official": (3, 7),
+}
 SHOW = 6  # test images whose masks are kept for the figures
 
 
@@ -39,7 +45,9 @@ class Rows:
     def __call__(self, k: int) -> np.ndarray:
         epoch, place = divmod(k, self.per_epoch)
         if epoch != self.epoch:
-            order = torch.randperm(len(self.rows), generator=runs.stream(self.seed, self.name, epoch))
+            order = torch.randperm(
+                len(self.rows), generator=runs.stream(self.seed, self.name, epoch)
+            )
             self.epoch, self.order = epoch, self.rows[order.numpy()]
         return self.order[place * self.size : (place + 1) * self.size]
 
@@ -62,7 +70,12 @@ class Pretraining:
         c, seed = config, config.seed
         E = Encoder(problem.size, problem.channels, c.patch, c.width, c.depth, c.heads)
         D = Decoder(
-            E.N, c.width, c.decoder_width, c.decoder_depth, c.decoder_heads, problem.channels * c.patch**2
+            E.N,
+            c.width,
+            c.decoder_width,
+            c.decoder_depth,
+            c.decoder_heads,
+            problem.channels * c.patch**2,
         )
         initialise(E, runs.stream(seed, "encoder"))
         initialise(D, runs.stream(seed, "decoder"))
@@ -70,7 +83,11 @@ class Pretraining:
         scored = c.mask == "learned" or c.weight == "scores" or c.hypergrad != "none"
         T = mask_network(c.T_arch, E.N, c.width, c.T_hidden) if scored else None
         runs.seed_global(seed, "head")
-        C = Head(c.width, problem.classes, c.dropout) if c.hypergrad != "none" or c.joint_weight else None
+        C = (
+            Head(c.width, problem.classes, c.dropout)
+            if c.hypergrad != "none" or c.joint_weight
+            else None
+        )
         self.nets = Networks(E, D, T, C, c.norm_pix, c.pool, c.normalise_scores, averaged)
         self.parts: dict[str, nn.Module] = {
             k: n.to(device) for k, n in zip("EDTC", (E, D, T, C)) if n is not None
@@ -78,10 +95,16 @@ class Pretraining:
         self.K = visible(E.N, c.mask_ratio)
         self.theta = [*E.parameters(), *D.parameters()]
         decayed = [
-            p for n in (E, D) for name, p in n.named_parameters() if p.dim() > 1 and "pos_embed" not in name
+            p
+            for n in (E, D)
+            for name, p in n.named_parameters()
+            if p.dim() > 1 and "pos_embed" not in name
         ]
         rest = [p for p in self.theta if not any(p is q for q in decayed)]
-        groups = [{"params": decayed, "weight_decay": c.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        groups = [
+            {"params": decayed, "weight_decay": c.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ]
         self.optimizers = {"E": self._adamw(groups, c.lr)}
         if T is not None and c.hypergrad != "none":
             self.optimizers["T"] = self._adamw(T.parameters(), c.lr_mask)
@@ -94,16 +117,22 @@ class Pretraining:
         self.memory = Memory()
         self.masks_shown: list[dict[str, Any]] = []
         self.descent: list[list[float]] = []
-        self.before: dict[str, Any] | None = None  # state at the start of a cycle that will be replayed
+        self.before: dict[str, Any] | None = (
+            None  # state at the start of a cycle that will be replayed
+        )
         self.replayed: list[Mask] = []
         self.scores: Tensor | None = None
         self.trials = (
-            analysis.trial_cycles(c.steps // c.k1, c.descent_trials) if c.hypergrad != "none" else set()
+            analysis.trial_cycles(c.steps // c.k1, c.descent_trials)
+            if c.hypergrad != "none"
+            else set()
         )
 
     def _adamw(self, parameters: Any, lr: float) -> torch.optim.AdamW:
         c = self.config
-        return torch.optim.AdamW(parameters, lr, betas=(0.9, c.beta2), weight_decay=c.outer_decay, fused=True)
+        return torch.optim.AdamW(
+            parameters, lr, betas=(0.9, c.beta2), weight_decay=c.outer_decay, fused=True
+        )
 
     # ---------------------------------------------------------------------------------------------------- one step
     def step(self, i: int) -> dict[str, float]:
@@ -148,7 +177,9 @@ class Pretraining:
                 s = nets.T(nets.E.embed(x))
         mask = held or self.mask(s, len(x), i)
         w: Tensor | float = (
-            weights(s, mask.m, c.normalise_scores) if s is not None and c.weight == "scores" else 1.0
+            weights(s, mask.m, c.normalise_scores)
+            if s is not None and c.weight == "scores"
+            else 1.0
         )
         seen: list[Tensor] = []
 
@@ -212,20 +243,30 @@ class Pretraining:
         c, nets = self.config, self.nets
         at = self.point(cycle)
         with torch.no_grad():
-            loss = nets.head_loss(nets.E.features(at.xv, c.pool), at.yv) if cycle in self.trials else None
+            loss = (
+                nets.head_loss(nets.E.features(at.xv, c.pool), at.yv)
+                if cycle in self.trials
+                else None
+            )
         last = c.steps // c.k1 - 1
         if c.self_checks and cycle in (0, last):
             before = {k: vectors.clone(list(n.parameters())) for k, n in self.parts.items()}
-            for name, value in analysis.compare_with_exact(METHODS[c.hypergrad], nets, at, c).items():
+            for name, value in analysis.compare_with_exact(
+                METHODS[c.hypergrad], nets, at, c
+            ).items():
                 self.facts[f"{name}_{'first' if cycle == 0 else 'last'}"] = value
         g = averaged(
-            METHODS[c.hypergrad](nets, at, c.head_path, self.rate("C", (cycle + 1) * c.k2 - 1), c.radius)
+            METHODS[c.hypergrad](
+                nets, at, c.head_path, self.rate("C", (cycle + 1) * c.k2 - 1), c.radius
+            )
         )
         size = vectors.norm(g)
         self.run.finite(size, "level 3", cycle, self.problem.train.ids[self.rows["level3"](cycle)])
         if c.self_checks and cycle in (0, last):
             same = all(
-                torch.equal(p, q) for k, n in self.parts.items() for p, q in zip(n.parameters(), before[k])
+                torch.equal(p, q)
+                for k, n in self.parts.items()
+                for p, q in zip(n.parameters(), before[k])
             )
             self.facts["restored"] = min(self.facts["restored"], float(same))
         if cycle in self.trials:
@@ -292,7 +333,8 @@ class Pretraining:
         """Copies of all networks and optimisers."""
         return {
             "parts": {
-                k: {n: t.detach().clone() for n, t in p.state_dict().items()} for k, p in self.parts.items()
+                k: {n: t.detach().clone() for n, t in p.state_dict().items()}
+                for k, p in self.parts.items()
             },
             "optimizers": {k: copy.deepcopy(o.state_dict()) for k, o in self.optimizers.items()},
         }

@@ -150,10 +150,14 @@ def check(config: Config) -> None:
     """Refuse settings that cannot be meant, before anything is loaded."""
     for name, valid in CHOICES.items():
         if getattr(config, name) not in valid:
-            raise BadInput(f"{name} {getattr(config, name)!r} is unknown; it is one of {', '.join(valid)}")
+            raise BadInput(
+                f"{name} {getattr(config, name)!r} is unknown; it is one of {', '.join(valid)}"
+            )
     official.check_accidents(config.official)
     if config.hypergrad != "none" and config.joint_weight:
-        raise BadInput("joint_weight trains the encoder on labels; it goes with hypergrad none only")
+        raise BadInput(
+            "joint_weight trains the encoder on labels; it goes with hypergrad none only"
+        )
     if config.hypergrad != "none" and config.mask == "random" and config.weight == "one":
         raise BadInput(
             "a masking network that neither masks nor weighs has gradient zero; set mask or weight"
@@ -168,7 +172,9 @@ def check(config: Config) -> None:
     if not 0 < config.val_share < 1:
         raise BadInput(f"val_share {config.val_share} must lie between 0 and 1")
     if not config.finetune_labels:
-        raise BadInput("finetune_labels is empty; the first entry gives the score, 0 means all labels")
+        raise BadInput(
+            "finetune_labels is empty; the first entry gives the score, 0 means all labels"
+        )
 
 
 def run(config: Config) -> Path:
@@ -180,7 +186,9 @@ def run(config: Config) -> Path:
         with rehearsal.inputs(config.scale):
             problem = data.load(config, device)
         images = problem.train
-        run.splits(inner=images.ids[problem.inner], outer=images.ids[problem.outer], test=problem.test.ids)
+        run.splits(
+            inner=images.ids[problem.inner], outer=images.ids[problem.outer], test=problem.test.ids
+        )
         work = Pretraining(config, run, problem, device)
         if config.uses:
             load_encoder(work.nets.E, config)
@@ -202,7 +210,9 @@ def run(config: Config) -> Path:
                     tunings[-1].load(state)
 
         def save() -> dict[str, Any]:
-            states = [t.state() if t is tunings[-1] else {} for t in tunings]  # only the last one goes on
+            states = [
+                t.state() if t is tunings[-1] else {} for t in tunings
+            ]  # only the last one goes on
             return {"pretraining": work.state(), "tunings": states, "found": found}
 
         lengths = plan(config, problem)
@@ -217,7 +227,9 @@ def run(config: Config) -> Path:
                     work.show(step, problem.test.batch(np.arange(SHOW), data.SHOWN))
                 facts = work.step(step)
                 if step % every == 0 or step + 1 in curve or step + 1 == config.steps:
-                    more = work.watch() if step % (25 * every) == 0 or step + 1 == config.steps else {}
+                    more = (
+                        work.watch() if step % (25 * every) == 0 or step + 1 == config.steps else {}
+                    )
                     if step + 1 in curve:
                         seconds = time.process_time() - begun
                         more |= {"curve": curve_point(work, problem), "cpu_seconds": round(seconds, 2),

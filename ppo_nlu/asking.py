@@ -35,8 +35,14 @@ class Asker:
         self.config, self.policy, self.tokenizer, self.task = config, policy, tokenizer, task
         self.cache = not isinstance(models.base_of(policy.lm), models.PrefixLM)
         labels = [x.label for x in items.train]
-        pick = baselines.examples if config.few == "balanced" else lambda ys, k, _: official.first_rows(ys, k)
-        chosen = pick(labels, config.shots, runs.stream(config.seed, "shots")) if config.shots else []
+        pick = (
+            baselines.examples
+            if config.few == "balanced"
+            else lambda ys, k, _: official.first_rows(ys, k)
+        )
+        chosen = (
+            pick(labels, config.shots, runs.stream(config.seed, "shots")) if config.shots else []
+        )
         self.shown = [(items.train[i].fields, items.train[i].label) for i in chosen]
         keep = range(len(items.train))
         self.encoded: dict[int, tuple[list[int], list[int]]] = {}
@@ -133,7 +139,9 @@ class Asker:
         guess = runs.stream(self.config.seed, "guess", name)
 
         def read(texts):
-            judged = [self.judge(t, x.label, self.config.test_parser, guess) for t, x in zip(texts, items)]
+            judged = [
+                self.judge(t, x.label, self.config.test_parser, guess) for t, x in zip(texts, items)
+            ]
             answers = np.array([evaluate.UNREADABLE if a is None else a for a, _ in judged])
             return answers, np.array([r for _, r in judged], dtype=np.float32)
 

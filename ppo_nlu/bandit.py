@@ -49,9 +49,13 @@ def solve(kind: str, seed: int, updates: int = 200, batch: int = 32) -> float:
         return torch.where(answers.ids[:, 1] - PROMPTS == asked, 1.0, -1.0)
 
     for _ in range(updates):
-        asked = torch.randint(0, PROMPTS, (batch // group,), generator=generator).repeat_interleave(group)
+        asked = torch.randint(0, PROMPTS, (batch // group,), generator=generator).repeat_interleave(
+            group
+        )
         uniforms = torch.rand(batch, 2, generator=generator)
-        answers = rollout(policy, tokenizer, asked[:, None].tolist(), 2, uniforms, stop=None, cache=False)
+        answers = rollout(
+            policy, tokenizer, asked[:, None].tolist(), 2, uniforms, stop=None, cache=False
+        )
         if kind == "ppo":
             _, beta = update(policy, optimizer, answers, score(answers), beta, hyper)
         else:

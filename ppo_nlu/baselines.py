@@ -29,7 +29,9 @@ def examples(labels: Sequence[float], shots: int, generator: torch.Generator) ->
 # --- supervised -------------------------------------------------------------------------------------------------------
 
 
-def sft_loss(policy: Policy, prompts: Sequence[list[int]], targets: Sequence[list[int]], pad: int) -> Tensor:
+def sft_loss(
+    policy: Policy, prompts: Sequence[list[int]], targets: Sequence[list[int]], pad: int
+) -> Tensor:
     """-log pi of the answer tokens, mean over the answer tokens of the batch; the prompt is never a target."""
     device = next(policy.parameters()).device
     ids, mask = left_pad(prompts, pad, device)
@@ -124,7 +126,9 @@ def trl_train(
     trainer.train()
     keep = ("reward", "kl", "entropy", "loss")
     return [
-        {k: v for k, v in line.items() if k in keep} for line in trainer.state.log_history if "reward" in line
+        {k: v for k, v in line.items() if k in keep}
+        for line in trainer.state.log_history
+        if "reward" in line
     ]
 
 

@@ -47,7 +47,9 @@ def classify(config: runs.RunConfig, run: runs.Run) -> None:
         run.log(step=step, loss=float(loss.detach()))
     encoder.eval()
     with torch.no_grad():
-        out = torch.cat([logits(items.test[i : i + 64]).float().cpu() for i in range(0, len(items.test), 64)])
+        out = torch.cat(
+            [logits(items.test[i : i + 64]).float().cpu() for i in range(0, len(items.test), 64)]
+        )
     answer = (out[:, 0] if task.number else out.argmax(1)).numpy().astype(np.float32)
     label = np.array([x.label for x in items.test], dtype=np.float32)
     paid = np.array(

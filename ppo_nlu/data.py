@@ -33,7 +33,9 @@ class Data:
     train: list[Item]
     validation: list[Item]
     test: list[Item]
-    start: list[Item] = field(default_factory=list)  # what the starting policy of a run was made from
+    start: list[Item] = field(
+        default_factory=list
+    )  # what the starting policy of a run was made from
 
 
 def load(
@@ -96,7 +98,8 @@ def flipped(task: Task, items: list[Item], share: float, generator: torch.Genera
     other = torch.randint(1, len(task.words), (len(items),), generator=generator).tolist()
     n = len(task.words)
     return [
-        replace(x, label=(int(x.label) + o) % n) if h else x for x, h, o in zip(items, hit.tolist(), other)
+        replace(x, label=(int(x.label) + o) % n) if h else x
+        for x, h, o in zip(items, hit.tolist(), other)
     ]
 
 
@@ -137,7 +140,12 @@ def half_knowing(
         u, v, w = torch.rand(3, generator=generator).tolist()
         if u < malformed:
             both = " ".join(task.words[:2]) or "2 3"
-            broken = [f" Maybe {CLOSE}", f" Both {CLOSE}", f" {task.word(item.label)}", f" {both} {CLOSE}"]
+            broken = [
+                f" Maybe {CLOSE}",
+                f" Both {CLOSE}",
+                f" {task.word(item.label)}",
+                f" {both} {CLOSE}",
+            ]
             texts.append(broken[int(v * len(broken))])
         elif v < right:
             texts.append(prompts.target(task, item.label))
@@ -178,12 +186,18 @@ _RENAMED = {
 }  # fmt: skip
 
 
-def benchmark(name: str, generator: torch.Generator, sample: bool = False, start: bool = True) -> Data:
+def benchmark(
+    name: str, generator: torch.Generator, sample: bool = False, start: bool = True
+) -> Data:
     """Training file -> start, validation and training items; the development set is the test set (labels of the
     benchmarks' own test sets are not public).  `sample`: made-up rows in the task's own layout."""
     from shared import glue, runs
 
-    parts = ("train", "validation", "validation_mismatched") if name == "mnli" else ("train", "validation")
+    parts = (
+        ("train", "validation", "validation_mismatched")
+        if name == "mnli"
+        else ("train", "validation")
+    )
     with made_up(name) if sample else contextlib.nullcontext():
         found = glue.load(name, parts)
     task = prompts.task(name)

@@ -47,7 +47,9 @@ def score(predictions: dict[str, np.ndarray]) -> dict[str, float]:
 def answer_entropy(sampled: np.ndarray) -> float:
     """Mean entropy (nats) of an item's own sampled answers: 0 when sampling and greedy decoding agree."""
     k = sampled.shape[1]
-    equal = (sampled[:, :, None] == sampled[:, None, :]).sum(2) / k  # share of the answer that column j gave
+    equal = (sampled[:, :, None] == sampled[:, None, :]).sum(
+        2
+    ) / k  # share of the answer that column j gave
     return float(-np.log(equal).mean())
 
 
@@ -96,7 +98,8 @@ def record(y, a, group, value) -> float:
 
 
 METRICS: dict[str, Callable[..., float]] = {
-    m.__name__: m for m in (accuracy, accuracy_f1, accuracy_macro_f1, matthews, correlation, multirc, record)
+    m.__name__: m
+    for m in (accuracy, accuracy_f1, accuracy_macro_f1, matthews, correlation, multirc, record)
 }
 
 
@@ -108,7 +111,9 @@ def decoder_confound(arms: dict[str, dict[str, np.ndarray]]) -> float:
 
     Above 0: judging by sampled answers, as the official code does, favours A over B more than greedy decoding."""
     (a, b) = (score(p) for p in list(arms.values())[:2])
-    return (a["accuracy_sampled"] - b["accuracy_sampled"]) - (a["accuracy_greedy"] - b["accuracy_greedy"])
+    return (a["accuracy_sampled"] - b["accuracy_sampled"]) - (
+        a["accuracy_greedy"] - b["accuracy_greedy"]
+    )
 
 
 STATISTICS: dict[str, Callable[[dict[str, dict[str, np.ndarray]]], float]] = {
@@ -118,7 +123,9 @@ STATISTICS: dict[str, Callable[[dict[str, dict[str, np.ndarray]]], float]] = {
 
 def main() -> None:
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "predictions.npz").exists():
-        sys.exit("usage: python -m ppo_nlu.evaluate DIR   (DIR: a finished run with predictions.npz)")
+        sys.exit(
+            "usage: python -m ppo_nlu.evaluate DIR   (DIR: a finished run with predictions.npz)"
+        )
     with np.load(Path(sys.argv[1]) / "predictions.npz", allow_pickle=False) as archive:
         for name, value in score({k: archive[k] for k in archive.files}).items():
             print(f"{name:20s} {value:.4f}")

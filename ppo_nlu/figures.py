@@ -18,7 +18,9 @@ RATES = {"sft_lr_9e6": 9e-6, "sft_lr_1e4": 1e-4, "sft_lr_3e4": 3e-4, "sft_lr_3e3
 
 def figures(results: dict, run_dirs: dict) -> list:
     """[(name, caption, alt text, matplotlib figure)]."""
-    finished = [r for r in results.get("runs", []) if r.get("status") == "finished" and r.get("metrics")]
+    finished = [
+        r for r in results.get("runs", []) if r.get("status") == "finished" and r.get("metrics")
+    ]
     made = [both_decoders(finished), over_time(run_dirs), rate_curve(finished), confusion(run_dirs)]
     return [figure for figure in made if figure]
 
@@ -34,13 +36,17 @@ def both_decoders(finished: list[dict]):
     tasks = list(dict.fromkeys(r["task"] for r in finished))
     if not tasks:
         return None
-    fig, axes = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.4), squeeze=False, sharey=True)
+    fig, axes = plt.subplots(
+        1, len(tasks), figsize=(4.2 * len(tasks), 3.4), squeeze=False, sharey=True
+    )
     for ax, task in zip(axes[0], tasks):
         arms = [a for a in NAMES if any(r["arm"] == a and r["task"] == task for r in finished)]
         for shift, (metric, colour) in enumerate([("score_greedy", "C0"), ("score_sampled", "C1")]):
             for x, arm in enumerate(arms):
                 values = [
-                    100 * r["metrics"][metric] for r in finished if r["arm"] == arm and r["task"] == task
+                    100 * r["metrics"][metric]
+                    for r in finished
+                    if r["arm"] == arm and r["task"] == task
                 ]
                 at = x + 0.16 * (2 * shift - 1)
                 ax.plot([at] * len(values), values, ".", color=colour, alpha=0.5)
@@ -106,7 +112,9 @@ def rate_curve(finished: list[dict]):
     known = {**RATES, "sft": 1e-3}
     found = {
         known[a]: [
-            100 * r["metrics"]["score_greedy"] for r in finished if r["arm"] == a and r["task"] == "digits"
+            100 * r["metrics"]["score_greedy"]
+            for r in finished
+            if r["arm"] == a and r["task"] == "digits"
         ]
         for a in known
     }
@@ -139,7 +147,9 @@ def confusion(run_dirs: dict):
             classes = np.unique(label)
             if len(classes) <= 10:
                 columns = [*classes, -1000.0]
-                tables[arm] = np.array([[np.mean(answer[label == y] == a) for a in columns] for y in classes])
+                tables[arm] = np.array(
+                    [[np.mean(answer[label == y] == a) for a in columns] for y in classes]
+                )
     if not tables:
         return None
     fig, axes = plt.subplots(1, len(tables), figsize=(2.4 * len(tables), 2.6), squeeze=False)

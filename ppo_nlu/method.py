@@ -52,13 +52,17 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x * mask).sum() / mask.sum()
 
 
-def token_rewards(log_old: Tensor, log_ref: Tensor, scores: Tensor, mask: Tensor, beta: float) -> Tensor:
+def token_rewards(
+    log_old: Tensor, log_ref: Tensor, scores: Tensor, mask: Tensor, beta: float
+) -> Tensor:
     """r_t = -beta k_t + 1[t = n] R.   log_old, log_ref, mask: (B, T); scores: (B,) -> (B, T), zero after the answer.
 
     k_t is a one-sample estimate of the KL divergence and may be negative; its mean is not.
     """
     r = -beta * (log_old - log_ref) * mask
-    last = mask.sum(1).long() - 1  # column of a_n, the last REAL token: the end-of-text or closing-tag token
+    last = (
+        mask.sum(1).long() - 1
+    )  # column of a_n, the last REAL token: the end-of-text or closing-tag token
     r[torch.arange(len(r), device=r.device), last] += scores
     return r
 
@@ -125,7 +129,9 @@ class Policy(nn.Module):
         self.adapter = hasattr(lm, "disable_adapter")
         base = lm.get_base_model() if self.adapter else lm
         self.accepts = set(inspect.signature(base.forward).parameters)
-        self.value = nn.Linear(base.config.hidden_size, 1, device=next(lm.parameters()).device)  # stays fp32
+        self.value = nn.Linear(
+            base.config.hidden_size, 1, device=next(lm.parameters()).device
+        )  # stays fp32
         # a list hides the copy from .parameters(): it is not part of what trains, moves or is saved
         self.frozen = [] if self.adapter else [copy.deepcopy(lm).eval().requires_grad_(False)]
 
@@ -159,7 +165,11 @@ class Policy(nn.Module):
         )  # never in half precision
         log_pi = log_p.gather(-1, ids[:, -T:, None]).squeeze(-1)
         h = out.hidden_states[-1][:, -T - 1 : -1]
-        return log_pi, self.value(h.to(self.value.weight.dtype)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+        return (
+            log_pi,
+            self.value(h.to(self.value.weight.dtype)).squeeze(-1),
+            -(log_p.exp() * log_p).sum(-1),
+        )
 
 
 # --- the outside world ----------------------------------------------------------------------------------------------
@@ -226,14 +236,18 @@ def rollout(
     lengths = torch.zeros(B, dtype=torch.long, device=device)
     past, new = None, ids
     for t in range(max_new):
-        out = policy.call(policy.lm, new if cache else ids, mask, 1, past_key_values=past, use_cache=cache)
+        out = policy.call(
+            policy.lm, new if cache else ids, mask, 1, past_key_values=past, use_cache=cache
+        )
         past = out.past_key_values if cache else None
         logits = out.logits[:, -1].float()
         if uniforms is None:
             token = logits.argmax(-1)
         else:
             cdf = (logits / temperature).softmax(-1).cumsum(-1)
-            u = uniforms[:, t : t + 1].to(device) * cdf[:, -1:]  # rounding: the sum may be a little below 1
+            u = (
+                uniforms[:, t : t + 1].to(device) * cdf[:, -1:]
+            )  # rounding: the sum may be a little below 1
             token = torch.searchsorted(cdf, u, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
         token = torch.where(open_, token, tokenizer.pad_token_id)
         ids = torch.cat([ids, token[:, None]], 1)
@@ -245,7 +259,9 @@ def rollout(
         ):  # found in the text: the tag may span tokens, and where they divide depends on what is before
             tails = tokenizer.batch_decode(ids[:, max(P, P + t - 15) :])
             open_ = open_ & torch.tensor([stop not in tail for tail in tails], device=device)
-        if all_sum(open_.sum()) == 0:  # sharded models run in step: a process waits for the others' answers
+        if (
+            all_sum(open_.sum()) == 0
+        ):  # sharded models run in step: a process waits for the others' answers
             break
         new = token[:, None]
     T = int(lengths.max())
@@ -273,13 +289,17 @@ def update(
         )
     if not bool(torch.isfinite(scores).all()):
         bad = int((~torch.isfinite(scores)).nonzero()[0])
-        raise FloatingPointError(f"reward of answer {bad} is {float(scores[bad])} for {batch.texts[bad]!r}")
+        raise FloatingPointError(
+            f"reward of answer {bad} is {float(scores[bad])} for {batch.texts[bad]!r}"
+        )
     quiet(policy)
     world = processes.world()
     B, T, mask = len(batch), batch.T, batch.answer_mask()
     tokens = all_sum(mask.sum())
     log_old, V_old, log_ref, entropy = (torch.zeros(B, T, device=mask.device) for _ in range(4))
-    single = hyper.minibatch == B  # then the first training pass, before any step, IS the old policy's pass
+    single = (
+        hyper.minibatch == B
+    )  # then the first training pass, before any step, IS the old policy's pass
     for rows, ids, m, t in batch.minibatches(hyper.minibatch):
         with torch.no_grad():
             log_ref[rows, :t] = policy(ids, m, t, reference=True)[0]

@@ -17,7 +17,9 @@ def digits_tokenizer():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    plain = Tokenizer(models.WordLevel({w: i for i, w in enumerate(DIGIT_WORDS)}, unk_token="[pad]"))
+    plain = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(DIGIT_WORDS)}, unk_token="[pad]")
+    )
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="[pad]", eos_token="[end]")
 
@@ -79,12 +81,19 @@ class PrefixLM(nn.Module):
         )
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, logits_to_keep: int = 0, **_
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        logits_to_keep: int = 0,
+        **_,
     ):
         """Like a causal model of transformers: `.logits` of the last columns, `.hidden_states[-1]` of all."""
         L = input_ids.shape[1]
         column = torch.arange(L, device=input_ids.device)
-        prompt = column <= torch.where(input_ids == self.open_id, column, -1).amax(1, keepdim=True)  # (B, L)
+        prompt = column <= torch.where(input_ids == self.open_id, column, -1).amax(
+            1, keepdim=True
+        )  # (B, L)
         sees = (column[:, None] >= column) | prompt[:, None, :]  # (B, L, L)
         sees = sees & attention_mask[:, None, :].bool() | torch.eye(
             L, dtype=torch.bool, device=input_ids.device
@@ -119,7 +128,12 @@ def add_lora(lm: nn.Module, rank: int, alpha: int, rslora: bool, bias: str, targ
         warnings.warn(f"lora_bias={bias!r} trains biases of the base model, and switching the adapter off does not bring "
                       "them back: the KL is then measured against a moving reference (D13); use 'none'", stacklevel=2)  # fmt: skip
     settings = LoraConfig(
-        r=rank, lora_alpha=alpha, use_rslora=rslora, lora_dropout=0.0, bias=bias, target_modules=names
+        r=rank,
+        lora_alpha=alpha,
+        use_rslora=rslora,
+        lora_dropout=0.0,
+        bias=bias,
+        target_modules=names,
     )
     return get_peft_model(lm, settings)
 
@@ -142,7 +156,9 @@ def load(source: str | Path, dtype: torch.dtype = torch.float32):
 
 def check_pad(tokenizer) -> None:
     if tokenizer.pad_token_id is None:
-        raise ValueError("the tokenizer has no padding token; set tokenizer.pad_token = tokenizer.eos_token")
+        raise ValueError(
+            "the tokenizer has no padding token; set tokenizer.pad_token = tokenizer.eos_token"
+        )
 
 
 def encode(tokenizer, prompt: str, target: str | None = None) -> tuple[list[int], list[int]]:
@@ -151,7 +167,9 @@ def encode(tokenizer, prompt: str, target: str | None = None) -> tuple[list[int]
 
     def ids(text: str) -> list[int]:
         found = list(tokenizer(text)["input_ids"])
-        while found and found[-1] in end:  # some tokenizers close every text; the answer has not begun yet
+        while (
+            found and found[-1] in end
+        ):  # some tokenizers close every text; the answer has not begun yet
             found.pop()
         return found
 
@@ -171,7 +189,9 @@ def save(lm: nn.Module, tokenizer, folder: Path) -> None:
     logging.disable_progress_bar()
     if isinstance(lm, PrefixLM):
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in lm.state_dict().items()}, folder / "prefix.safetensors")
+        save_file(
+            {k: v.contiguous() for k, v in lm.state_dict().items()}, folder / "prefix.safetensors"
+        )
     else:
         lm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -33,7 +33,9 @@ def _contained(task: Task, content: str) -> float | None:
     if task.name == "record":
         return 1 if re.search("[Yy]es", content) else 0 if re.search("[Nn]o", content) else None
     either = len(task.words) == 3  # entailment names count in both spellings
-    hits = [i for i, w in enumerate(_keys(task)) if w in content or (either and w.lower() in content)]
+    hits = [
+        i for i, w in enumerate(_keys(task)) if w in content or (either and w.lower() in content)
+    ]
     return hits[0] if len(hits) == 1 else None
 
 

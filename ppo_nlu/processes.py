@@ -27,7 +27,9 @@ def shard(policy: nn.Module) -> bool:
         raise BadInput(
             "configs/fsdp2.yaml divides frozen weights and this run has none: give --lora-rank, or launch with configs/ddp.yaml"
         )
-    blocks = set(models.base_of(policy.lm)._no_split_modules)  # what transformers keeps on one device
+    blocks = set(
+        models.base_of(policy.lm)._no_split_modules
+    )  # what transformers keeps on one device
     for module in policy.lm.modules():
         if type(module).__name__ in blocks:
             fully_shard(module, ignored_params=trained)

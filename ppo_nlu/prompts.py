@@ -41,7 +41,11 @@ class Task:
         """The label as the index of its word (or the number itself); refuses what is not in the answer set."""
         if self.number:
             return float(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(self.words):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not 0 <= value < len(self.words)
+        ):
             raise ValueError(
                 f"{self.name}: label {value!r} is not one of 0..{len(self.words) - 1} ({', '.join(self.words)})"
             )
@@ -51,7 +55,10 @@ class Task:
         return f"{label:.1f}" if self.number else self.words[int(label)]
 
 
-NO_YES, YES_NO = ("No", "Yes"), ("Yes", "No")  # labels come in the benchmarks' order: entailment is 0
+NO_YES, YES_NO = (
+    ("No", "Yes"),
+    ("Yes", "No"),
+)  # labels come in the benchmarks' order: entailment is 0
 NLI = ("Entailment", "Neutral", "Contradiction")
 _PAIR = (("sentence1", "Sentence 1"), ("sentence2", "Sentence 2"))
 _NLI_FIELDS = (("premise", "Premise"), ("hypothesis", "Hypothesis"))
@@ -98,7 +105,9 @@ def instance(task: Task, fields: Mapping[str, str]) -> str:
     """The fields of one example as text.  Values go in as they are: braces, quotes and newlines are just text."""
     missing = [key for key, _ in task.fields if key not in fields]
     if missing:
-        raise ValueError(f"{task.name}: the example lacks {', '.join(missing)} (it has {', '.join(fields)})")
+        raise ValueError(
+            f"{task.name}: the example lacks {', '.join(missing)} (it has {', '.join(fields)})"
+        )
     if task.plain:
         return " ".join(str(fields[key]) for key, _ in task.fields)
     return "\n".join(f"{name}: {fields[key]}" for key, name in task.fields)
@@ -112,14 +121,22 @@ def prompt(
     if task.plain:
         shown = "".join(f"{text} {OPEN} {word} {CLOSE} " for text, word in solved)
         return f"{shown}{instance(task, fields)} {OPEN}"
-    choices = "a number from 0 to 5" if task.number else "only " + " or ".join(f'"{w}"' for w in task.words)
+    choices = (
+        "a number from 0 to 5"
+        if task.number
+        else "only " + " or ".join(f'"{w}"' for w in task.words)
+    )
     form = f"{OPEN} ({choices}) {CLOSE}" + (
         " <Analysis> (a short reason) </Analysis>" if task.analysis else ""
     )
     role = (
-        task.role.replace("{question}", str(fields.get("question", ""))) if task.name == "copa" else task.role
+        task.role.replace("{question}", str(fields.get("question", "")))
+        if task.name == "copa"
+        else task.role
     )
-    shown = "".join(f"[Prompt: {text}\nAssistant:\n{OPEN} {word} {CLOSE}]\n" for text, word in solved)
+    shown = "".join(
+        f"[Prompt: {text}\nAssistant:\n{OPEN} {word} {CLOSE}]\n" for text, word in solved
+    )
     return f"System_prompt: {role}\nAnswer in this form: {form}\n{shown}Prompt: {instance(task, fields)}\nAssistant:\n{OPEN}"
 
 
@@ -140,7 +157,9 @@ def parse(task: Task, text: str) -> float | None:
     return words.index(content) if content in words else None
 
 
-def reward(task: Task, text: str, answer: float | None, label: float, invalid: float = -3.0) -> float:
+def reward(
+    task: Task, text: str, answer: float | None, label: float, invalid: float = -3.0
+) -> float:
     """+1 correct, -1 wrong, -3 unreadable; STS-B 2.5 - |p - y|, unreadable -2.5.   `answer` = parse(task, text)."""
     if task.number:
         return -2.5 if answer is None else 2.5 - abs(answer - label)

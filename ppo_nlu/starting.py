@@ -40,7 +40,8 @@ def base_model(config: runs.RunConfig, run: runs.Run):
     if config.model.startswith("tiny-"):
         items = load_data(config, run)
         texts = [
-            prompts.prompt(items.task, x.fields) + prompts.target(items.task, x.label) for x in items.train
+            prompts.prompt(items.task, x.fields) + prompts.target(items.task, x.label)
+            for x in items.train
         ]
         tokenizer = models.trained_tokenizer(texts, config.vocabulary)
         return models.tiny(config.model.removeprefix("tiny-"), len(tokenizer)), tokenizer
@@ -51,7 +52,8 @@ def base_model(config: runs.RunConfig, run: runs.Run):
 def starting_policy(config: runs.RunConfig, run: runs.Run):
     """(model, tokenizer) of the starting stage, whose weights must be those it recorded; a used SFT adapter is merged in."""
     start = next(
-        (Path(folder) for name, folder in config.uses.items() if name in ("start", "text_start")), None
+        (Path(folder) for name, folder in config.uses.items() if name in ("start", "text_start")),
+        None,
     )
     if start and (start / "model").exists():
         lm, tokenizer = models.restore(start / "model", getattr(torch, config.precision))
@@ -92,12 +94,19 @@ def load_data(config: runs.RunConfig, run: runs.Run) -> data.Data:
 
     if config.mixture:
         least = 30_000 if is_hub(config.model) else 0
-        items = data.mixed([one(name) for name in config.mixture], runs.stream(seed, "mixture"), least)
+        items = data.mixed(
+            [one(name) for name in config.mixture], runs.stream(seed, "mixture"), least
+        )
     else:
         items = one(config.task)
     some = config.test_limit or None
     items = replace(items, test=items.test[:some], validation=items.validation[:some])
-    parts = {"train": items.train, "validation": items.validation, "test": items.test, "start": items.start}
+    parts = {
+        "train": items.train,
+        "validation": items.validation,
+        "test": items.test,
+        "start": items.start,
+    }
     run.splits(**{name: sorted({x.id for x in part}) for name, part in parts.items() if part})
     return items
 
@@ -110,7 +119,9 @@ def make_base(config: runs.RunConfig, run: runs.Run) -> None:
     device, L = runs.device(config), config.context
     rewards = [bandit.solve("ppo", seed) for seed in (0, 1, 2)]
     run.gate(
-        "bandit", min(rewards) > 0.9, f"mean reward after 200 batches, seeds 0, 1, 2: {rewards}; best is 1"
+        "bandit",
+        min(rewards) > 0.9,
+        f"mean reward after 200 batches, seeds 0, 1, 2: {rewards}; best is 1",
     )
     if config.model != "decoder":
         run.finish(state=[torch.tensor(rewards)])
@@ -119,14 +130,18 @@ def make_base(config: runs.RunConfig, run: runs.Run) -> None:
 
     texts = bundled.english()
     tokenizer = models.trained_tokenizer(texts[:4000], config.vocabulary)
-    ids = torch.tensor([t for text in texts for t in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
+    ids = torch.tensor(
+        [t for text in texts for t in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+    )
     rows = ids[: len(ids) // L * L].view(-1, L)
     runs.seed_global(config.seed, "model")
     lm = models.llama(
         len(tokenizer), config.width, config.layers, config.width // 64 or 1, 4 * config.width, 2048
     ).to(device)
     optimizer = torch.optim.AdamW(lm.parameters(), lr=config.lr, weight_decay=0.1)
-    order = schedule_of_rows(len(rows), config.batch, config.steps, runs.stream(config.seed, "text"))
+    order = schedule_of_rows(
+        len(rows), config.batch, config.steps, runs.stream(config.seed, "text")
+    )
     saved = run.resume()
     if saved:
         lm.load_state_dict(saved["model"])
@@ -174,7 +189,9 @@ def make_start(config: runs.RunConfig, run: runs.Run) -> None:
         policy = Policy(lm)  # only its forward pass is used
         policy.frozen.clear()
         optimizer = torch.optim.AdamW(lm.parameters(), lr=config.lr)
-        order = schedule_of_rows(len(told), config.batch, config.steps, runs.stream(config.seed, "start"))
+        order = schedule_of_rows(
+            len(told), config.batch, config.steps, runs.stream(config.seed, "start")
+        )
         shown = runs.stream(config.seed, "shown")
         saved = run.resume()
         if saved:
@@ -194,7 +211,9 @@ def make_start(config: runs.RunConfig, run: runs.Run) -> None:
                 k = config.shots if step % 2 else 0
                 others = torch.randint(len(told), (k,), generator=shown).tolist()
                 text = prompts.prompt(
-                    tasks[i], items.start[i].fields, [examples[j] for j in others if tasks[j] is tasks[i]]
+                    tasks[i],
+                    items.start[i].fields,
+                    [examples[j] for j in others if tasks[j] is tasks[i]],
                 )
                 pairs.append(models.encode(tokenizer, text, told[i]))
             loss = baselines.sft_loss(policy, *map(list, zip(*pairs)), tokenizer.pad_token_id)

@@ -31,9 +31,9 @@ from shared.processes import mine
 
 @dataclass(frozen=True)
 class Config(runs.RunConfig):
-    method: Literal["ppo", "sft", "prompt", "reinforce", "grpo", "rloo", "classifier", "start", "base"] = (
-        "ppo"
-    )
+    method: Literal[
+        "ppo", "sft", "prompt", "reinforce", "grpo", "rloo", "classifier", "start", "base"
+    ] = "ppo"
     # how the arm learns; "prompt" does not; "base" and "start" make what the others use
     stage: bool = False
     # stop after training: other arms build on it
@@ -194,7 +194,9 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
         budget["examples"] += config.steps * config.batch
     if steps:
         optimizer = make_optimizer(config, trained)
-        order = schedule_of_rows(len(asker.items.train), config.batch, steps, runs.stream(seed, "batches"))
+        order = schedule_of_rows(
+            len(asker.items.train), config.batch, steps, runs.stream(seed, "batches")
+        )
         saved = run.resume()
         if saved:
             load_trained(policy, optimizer, saved)
@@ -202,7 +204,11 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
             run.gates[:] = saved["gates"]
 
         def save() -> dict:
-            return trained_state(policy, optimizer) | {"beta": beta, "budget": budget, "gates": run.gates}
+            return trained_state(policy, optimizer) | {
+                "beta": beta,
+                "budget": budget,
+                "gates": run.gates,
+            }
 
         asker.check_identity(run)
         for step in run.steps(saved["step"] if saved else 0, steps, save):
@@ -229,12 +235,21 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
     exports = export(config, policy, tokenizer, run) if steps else []
     state = trained if steps else weights(lm)
     if config.stage:  # others build on it; it has no score of its own
-        run.finish(state=state, gradient_evaluations=budget["gradient_steps"], exports=exports, budget=budget)
+        run.finish(
+            state=state,
+            gradient_evaluations=budget["gradient_steps"],
+            exports=exports,
+            budget=budget,
+        )
         return
     validation = (
-        evaluate.score(asker.answer_all(items.validation, "validation", 1)) if items.validation else {}
+        evaluate.score(asker.answer_all(items.validation, "validation", 1))
+        if items.validation
+        else {}
     )
-    answers = asker.answer_all(items.test, "test", config.samples, write=run.directory / "answers.jsonl")
+    answers = asker.answer_all(
+        items.test, "test", config.samples, write=run.directory / "answers.jsonl"
+    )
     run.predictions(**answers)
     run.finish(metrics=evaluate.score(answers), validation=validation, state=state,
                gradient_evaluations=budget["gradient_steps"], selection="last", chosen_step=steps, exports=exports, budget=budget,
@@ -245,18 +260,25 @@ def supervised_step(config, policy, optimizer, asker, rows, step, run, budget) -
     """`gradient_steps` steps of -log pi(answer) on one batch."""
     pairs = [asker.pair(i) for i in rows]
     world = processes.world()
-    method.quiet(policy)  # dropout is 0 in the adapter; a base network with dropout keeps it off, as in PPO
+    method.quiet(
+        policy
+    )  # dropout is 0 in the adapter; a base network with dropout keeps it off, as in PPO
     for _ in range(config.gradient_steps):
         loss = 0.0
         optimizer.zero_grad(set_to_none=True)
-        answer_tokens = torch.tensor(float(sum(len(a) for _, a in pairs)), device=policy.value.weight.device)
+        answer_tokens = torch.tensor(
+            float(sum(len(a) for _, a in pairs)), device=policy.value.weight.device
+        )
         total = float(all_sum(answer_tokens))
         for part in range(
             0, len(pairs), config.minibatch
         ):  # one token mean over the batch, whatever the minibatch
             some = pairs[part : part + config.minibatch]
             share_of = sum(len(a) for _, a in some) / total
-            one = baselines.sft_loss(policy, *map(list, zip(*some)), asker.tokenizer.pad_token_id) * share_of
+            one = (
+                baselines.sft_loss(policy, *map(list, zip(*some)), asker.tokenizer.pad_token_id)
+                * share_of
+            )
             run.finite(one.detach(), "sft", step, [asker.items.train[i].id for i in rows])
             (one * world).backward()
             loss += float(one.detach())
@@ -273,27 +295,44 @@ def rewarded_step(
     asked = [i for i in rows for _ in range(config.responses)]
     max_new = config.max_new or official.answer_length(runs.stream(config.seed, "length", step))
     draws = torch.rand(
-        config.batch * config.responses, max_new, generator=runs.stream(config.seed, "answers", step)
+        config.batch * config.responses,
+        max_new,
+        generator=runs.stream(config.seed, "answers", step),
     )
     own = mine(draws.view(config.batch, config.responses, max_new)).reshape(-1, max_new)
     with memory_remedy("sampling answers", "lower --max-prompt or --batch"):
         batch = rollout(policy, asker.tokenizer, [asker.pair(i)[0] for i in asked], max_new, own,
                         prompts.CLOSE if config.stop_at_tag else None, config.temperature, asker.cache)  # fmt: skip
-    judged = [asker.judge(text, asker.paid_label(i), config.parser) for text, i in zip(batch.texts, asked)]
+    judged = [
+        asker.judge(text, asker.paid_label(i), config.parser) for text, i in zip(batch.texts, asked)
+    ]
     scores = torch.tensor([r for _, r in judged], dtype=torch.float32, device=batch.ids.device)
     run.finite(scores, "reward", step, [asker.items.train[i].id for i in asked])
     tokens = int(batch.mask.sum())
     if config.method == "reinforce":
-        log = baselines.group_update(policy, optimizer, batch, scores, "reinforce", config.responses, beta)
+        log = baselines.group_update(
+            policy, optimizer, batch, scores, "reinforce", config.responses, beta
+        )
         count(budget, 3 * tokens, tokens, 1)
     else:
         log, beta = asker.update(
-            optimizer, batch, scores, beta, replace(hyper, minibatch=min(hyper.minibatch, len(batch)))
+            optimizer,
+            batch,
+            scores,
+            beta,
+            replace(hyper, minibatch=min(hyper.minibatch, len(batch))),
         )
         if step == 0:
-            exact = max(abs(log["ratio_first"] - 1), log["clip_fraction_first"], log["kl_old_new_first"])
+            exact = max(
+                abs(log["ratio_first"] - 1), log["clip_fraction_first"], log["kl_old_new_first"]
+            )
             run.gate("ratio-one", exact < (1e-5 if config.precision == "float32" else 5e-2), f"ratio, clip fraction, KL(old, new) before the first step: off by {exact:.1e}")  # fmt: skip
-        count(budget, (2 + config.inner_epochs) * tokens, config.inner_epochs * tokens, config.inner_epochs)
+        count(
+            budget,
+            (2 + config.inner_epochs) * tokens,
+            config.inner_epochs * tokens,
+            config.inner_epochs,
+        )
     run.finite(log["policy_loss"], "policy", step, [asker.items.train[i].id for i in rows])
     return log | {"invalid": float(np.mean([a is None for a, _ in judged]))}, beta
 

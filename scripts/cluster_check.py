@@ -79,12 +79,13 @@ def install(work: Path) -> None:
     except ImportError:
         site = work / "site"
         subprocess.run(
-            [sys.executable, "-m", "pip", "install", "-q", "--target", str(site), "submitit"], check=True
+            [sys.executable, "-m", "pip", "install", "-q", "--target", str(site), "submitit"],
+            check=True,
         )
         sys.path.append(str(site))
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]).strip(
-            os.pathsep
-        )
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            [str(site), os.environ.get("PYTHONPATH", "")]
+        ).strip(os.pathsep)
 
 
 def free_port() -> int:
@@ -204,7 +205,9 @@ def disturbed(root: Path) -> list[tuple[str, bool, str]]:
     log = root.parent / "slurm.log"
     words = command("--seeds", "2", "--jobs", "4", "--executor", "slurm", "--time", "30m")
     with open(log, "w") as stream:
-        process = subprocess.Popen(words, cwd=root, env=env, stdout=stream, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            words, cwd=root, env=env, stdout=stream, stderr=subprocess.STDOUT
+        )
     rows = []
     high = ["sbatch", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2"]
     acts: list[tuple[str, Callable[[], list[str]]]] = [
@@ -283,7 +286,9 @@ def crash(root: Path) -> list[tuple[str, bool, str]]:
     result = json.loads((root / "runs/toy/cpu/preview.json").read_text())
     found = {(r["task"], r["seed"]): (r["status"], r["attempts"]) for r in result["runs"]}
     expected = {
-        (t, s): ("crashed", 2) if s == 100 else ("finished", 1) for t in ("line", "plane") for s in (100, 101)
+        (t, s): ("crashed", 2) if s == 100 else ("finished", 1)
+        for t in ("line", "plane")
+        for s in (100, 101)
     }
     return [("a job that dies is given twice and recorded as crashed; the others finish; exit status 1",
              found == expected and done.returncode == 1, f"exit {done.returncode}; {found}")]  # fmt: skip
@@ -292,7 +297,16 @@ def crash(root: Path) -> list[tuple[str, bool, str]]:
 def real_paper(root: Path) -> list[tuple[str, bool, str]]:
     """Some runs of a real paper's rehearsal, by Slurm and by the local workers."""
     paper, arm = "ts_watermark", "kgw"
-    words = [sys.executable, "-m", "benchmarks.reproduce", paper, "--scale", "rehearsal", "--only", arm]
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks.reproduce",
+        paper,
+        "--scale",
+        "rehearsal",
+        "--only",
+        arm,
+    ]
     root.mkdir()
     for name, more in (("local", []), ("slurm", ["--executor", "slurm", "--time", "30m"])):
         env = {**os.environ, "REPRO_RUNS": str(root / name / "runs")}

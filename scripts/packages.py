@@ -17,7 +17,9 @@ NEEDED = {
 }
 
 if sys.version_info < (3, 11):  # noqa: UP036  (this file is what tells an older Python so)
-    sys.exit(f"error: Python {sys.version.split()[0]}; this project needs 3.11 or newer: give PYTHON=...")
+    sys.exit(
+        f"error: Python {sys.version.split()[0]}; this project needs 3.11 or newer: give PYTHON=..."
+    )
 differ, missing = [], []
 for line in Path("requirements.txt").read_text().splitlines():
     if "==" in line and not line.startswith("#"):

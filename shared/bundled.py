@@ -127,7 +127,9 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     """Images (1797, 64) float32 in [0, 1] and labels (1797,) int64, in scikit-learn's order."""
     from sklearn import datasets
 
-    sources.note("sklearn digits", Path(datasets.__file__).parent / "data" / "digits.csv.gz", "bundled")
+    sources.note(
+        "sklearn digits", Path(datasets.__file__).parent / "data" / "digits.csv.gz", "bundled"
+    )
     data = datasets.load_digits()
     return (data.data / 16.0).astype(np.float32), data.target.astype(np.int64)
 
@@ -239,7 +241,9 @@ def _split_items() -> dict[str, Split]:
     ids = np.arange(len(kept), dtype=np.int64)
     labels = np.array([label for _, _, label in kept], dtype=np.int64)
     # which items are held out depends on their text alone: the order of a hash is as good as random, for all seeds
-    order = np.argsort([hashlib.sha256(key.encode()).hexdigest() for key, _, _ in kept], kind="stable")
+    order = np.argsort(
+        [hashlib.sha256(key.encode()).hexdigest() for key, _, _ in kept], kind="stable"
+    )
     rows: dict[str, list[int]] = {"test": [], "validation": [], "pool": []}
     for label in range(len(SUBPACKAGES)):
         members = order[labels[order] == label].tolist()
@@ -292,7 +296,9 @@ def _tell_once(message: str) -> None:
 
 @functools.cache
 def _load_corpus() -> tuple[list[tuple[str, str]], str]:
-    versions = "-".join(f"{name}{importlib.metadata.version(package)}" for name, package in PACKAGES.items())
+    versions = "-".join(
+        f"{name}{importlib.metadata.version(package)}" for name, package in PACKAGES.items()
+    )
     functions = [inspect.getsource(function) for function in (_harvest, _docstrings, _prose, _near)]
     rules = (functions, _BUILT.pattern, _SECTION.pattern, sorted(_SKIPPED_FOLDERS), _MIN_CHARACTERS)
     key = ("documentation corpus", versions, rules)
@@ -302,7 +308,10 @@ def _load_corpus() -> tuple[list[tuple[str, str]], str]:
 
 def _harvest() -> list[tuple[str, str]]:
     """Prose of all docstrings of PACKAGES: one text per near-duplicate key, in order of file and line."""
-    print("reading the documentation corpus from the installed packages (about 35 s, once)", flush=True)
+    print(
+        "reading the documentation corpus from the installed packages (about 35 s, once)",
+        flush=True,
+    )
     corpus: dict[str, tuple[str, str]] = {}
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
@@ -338,7 +347,9 @@ def _docstrings(source: str) -> list[str]:
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             found.append(ast.get_docstring(node) or "")
         # expressions hold no docstrings: walking statements alone is several times faster
-        inside = [n for n in ast.iter_child_nodes(node) if isinstance(n, (ast.stmt, ast.excepthandler))]
+        inside = [
+            n for n in ast.iter_child_nodes(node) if isinstance(n, (ast.stmt, ast.excepthandler))
+        ]
         waiting += reversed(inside)
     return [text for text in found if text]
 

@@ -74,7 +74,9 @@ def load(name: str = "cifar10", folder: str = "") -> dict[str, Images]:
 
 def levels(data: Images, fractions: Sequence[float], stream: torch.Generator) -> list[Images]:
     """Disjoint, stratified levels of a multi-level problem (see `glue.level_split`)."""
-    return [data[torch.from_numpy(rows)] for rows in level_split(data.labels.numpy(), fractions, stream)]
+    return [
+        data[torch.from_numpy(rows)] for rows in level_split(data.labels.numpy(), fractions, stream)
+    ]
 
 
 Part = tuple[Tensor, Tensor]
@@ -93,7 +95,11 @@ def _decode(
 
     compressed = train[0].suffix == ".parquet"
     key = ("cifar", name, shas)
-    parts = runs.cached(key, lambda: [read(train), read(test)]) if compressed else [read(train), read(test)]
+    parts = (
+        runs.cached(key, lambda: [read(train), read(test)])
+        if compressed
+        else [read(train), read(test)]
+    )
     return {part: (images, labels) for part, (images, labels) in zip(("train", "test"), parts)}
 
 
@@ -120,7 +126,9 @@ def _files(name: str, part: str, folder: Path) -> list[Path]:
             there = [root / n for n in names if (root / n).is_file()]
             if there and len(there) < len(names):
                 missing = ", ".join(n for n in names if not (root / n).is_file())
-                raise MissingInput(f"{name}: {root} lacks {missing}\n  remedy:  unpack the archive again")
+                raise MissingInput(
+                    f"{name}: {root} lacks {missing}\n  remedy:  unpack the archive again"
+                )
             if there:
                 return there
     there_now = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
@@ -153,7 +161,10 @@ def _from_rows(name: str, rows: list[dict[str, Any]], where: str) -> Part:
     """Rows of the hub's layout: `img` {bytes} (PNG or JPEG) and the label column."""
     from PIL import Image
 
-    images, labels = np.empty((len(rows), 3, 32, 32), dtype=np.uint8), np.empty(len(rows), dtype=np.int64)
+    images, labels = (
+        np.empty((len(rows), 3, 32, 32), dtype=np.uint8),
+        np.empty(len(rows), dtype=np.int64),
+    )
     for number, row in enumerate(rows):
         image = row.get("img", row.get("image"))
         if image is None or _LABEL[name] not in row:
@@ -167,7 +178,9 @@ def _from_rows(name: str, rows: list[dict[str, Any]], where: str) -> Part:
                 f"{where} row {number}: not a readable image ({error}). Remedy: fetch it again"
             ) from error
         if pixels.shape != (32, 32, 3):
-            raise ValueError(f"{where} row {number}: image of {pixels.shape[:2]} pixels, expected 32 x 32")
+            raise ValueError(
+                f"{where} row {number}: image of {pixels.shape[:2]} pixels, expected 32 x 32"
+            )
         images[number], labels[number] = pixels.transpose(2, 0, 1), row[_LABEL[name]]
     return _checked(name, images, labels, where)
 
@@ -191,10 +204,14 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         plain = {("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype")}
-        if (module, name) in plain or (module.endswith("core.multiarray") and name == "_reconstruct"):
+        if (module, name) in plain or (
+            module.endswith("core.multiarray") and name == "_reconstruct"
+        ):
             # old pickles name numpy.core, which moved
             return super().find_class(module.replace("numpy.core.", "numpy._core."), name)
-        raise pickle.UnpicklingError(f"refuses to load {module}.{name}: CIFAR's files hold arrays only")
+        raise pickle.UnpicklingError(
+            f"refuses to load {module}.{name}: CIFAR's files hold arrays only"
+        )
 
 
 def _read_python(name: str, path: Path) -> Part:
@@ -207,13 +224,17 @@ def _read_python(name: str, path: Path) -> Part:
             np.asarray(batch[key]),
         )
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a batch of {name} ({error}). Remedy: fetch it again") from error
+        raise ValueError(
+            f"{path}: not a batch of {name} ({error}). Remedy: fetch it again"
+        ) from error
     return _checked(name, images, labels.astype(np.int64), str(path))
 
 
 def _checked(name: str, images: np.ndarray, labels: np.ndarray, where: str) -> Part:
     if len(images) == 0 or len(images) != len(labels):
-        raise ValueError(f"{where}: {len(images)} images and {len(labels)} labels. Remedy: fetch it again")
+        raise ValueError(
+            f"{where}: {len(images)} images and {len(labels)} labels. Remedy: fetch it again"
+        )
     wrong = np.flatnonzero((labels < 0) | (labels >= CLASSES[name]))
     if len(wrong):
         raise ValueError(
@@ -262,14 +283,20 @@ def cutout(images: Tensor, generator: torch.Generator, length: int = 16) -> Tens
 
 
 def augment(
-    images: Tensor, generator: torch.Generator, name: str = "cifar10", padding: int = 4, cut: int = 0
+    images: Tensor,
+    generator: torch.Generator,
+    name: str = "cifar10",
+    padding: int = 4,
+    cut: int = 0,
 ) -> Tensor:
     """Crop, flip, normalise and, if `cut` > 0, cutout: uint8 (n, 3, 32, 32) -> float32 of that shape."""
     images = normalise(random_flip(random_crop(images, generator, padding), generator), name)
     return cutout(images, generator, cut) if cut else images
 
 
-def _draw(below: int, shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+def _draw(
+    below: int, shape: tuple[int, ...], generator: torch.Generator, device: torch.device
+) -> Tensor:
     return torch.randint(below, shape, generator=generator, device=generator.device).to(device)
 
 
@@ -284,12 +311,18 @@ def sample(name: str, n: int, stream: torch.Generator) -> Images:
     return Images(torch.arange(n), images, labels)
 
 
-def write_sample(root: Path, name: str, n: int, stream: torch.Generator, layout: str = "parquet") -> Path:
+def write_sample(
+    root: Path, name: str, n: int, stream: torch.Generator, layout: str = "parquet"
+) -> Path:
     """Write made-up train and test parts of `n` images each below `root`, a folder for REPRO_DATA, in a layout of
     the source (`parquet`, `python`, `binary`) -> the folder of the data set."""
     folder = Path(root) / name
     folder.mkdir(parents=True, exist_ok=True)
-    write: dict[str, Callable] = {"parquet": _write_parquet, "python": _write_python, "binary": _write_binary}
+    write: dict[str, Callable] = {
+        "parquet": _write_parquet,
+        "python": _write_python,
+        "binary": _write_binary,
+    }
     if layout not in write:
         raise ValueError(f"unknown layout '{layout}'; choose one of: {', '.join(write)}")
     for part in ("train", "test"):
@@ -318,7 +351,8 @@ def _batches(name: str, part: str, data: Images) -> list[tuple[str, Images]]:
     if part == "test":
         return [("test_batch", data)]
     return [
-        (f"data_batch_{i + 1}", data[rows]) for i, rows in enumerate(torch.arange(len(data)).tensor_split(5))
+        (f"data_batch_{i + 1}", data[rows])
+        for i, rows in enumerate(torch.arange(len(data)).tensor_split(5))
     ]
 
 

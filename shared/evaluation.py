@@ -42,7 +42,9 @@ class Call:
 
     def __enter__(self) -> Call:
         with ExitStack() as stack:
-            self.snapshot = stack.enter_context(vectors.Snapshot(self.moved, [*self.theta, *self.lam]))
+            self.snapshot = stack.enter_context(
+                vectors.Snapshot(self.moved, [*self.theta, *self.lam])
+            )
             stack.enter_context(_precision(self.theta[0].device, self.method))
             stack.enter_context(torch.enable_grad())
             self._exits = stack.pop_all()
@@ -69,7 +71,9 @@ class Call:
         for i, loss in enumerate(micro):
             out = loss()
             if not isinstance(out, Tensor) or out.numel() != 1:
-                raise ValueError(f"a loss must return a tensor with one element, got {_describe(out)}")
+                raise ValueError(
+                    f"a loss must return a tensor with one element, got {_describe(out)}"
+                )
             value = out.item()
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -78,7 +82,9 @@ class Call:
             self.value += value / len(micro)
             yield out if len(micro) == 1 else out / len(micro)
 
-    def gradient(self, losses: Losses, inputs: Vector, create_graph: bool = False) -> list[Tensor | None]:
+    def gradient(
+        self, losses: Losses, inputs: Vector, create_graph: bool = False
+    ) -> list[Tensor | None]:
         """d loss / d inputs, this process's share; None where the loss does not reach."""
         total: list[Tensor | None] = [None] * len(inputs)
         for loss in self.evaluations(losses):
@@ -145,13 +151,17 @@ def edges(g: Partial) -> list[Any]:
     return [None if x is None or not x.requires_grad else get_gradient_edge(x) for x in g]
 
 
-def pull(graph: Sequence[Any], inputs: Vector, d: Vector, retain_graph: bool = False) -> list[Tensor | None]:
+def pull(
+    graph: Sequence[Any], inputs: Vector, d: Vector, retain_graph: bool = False
+) -> list[Tensor | None]:
     """d/d inputs of < g, d > for a gradient g, given by its `edges`."""
     pairs = [(edge, x) for edge, x in zip(graph, d) if edge is not None]
     if not pairs:  # the gradient is a constant
         return [None] * len(inputs)
     heads, directions = zip(*pairs)
-    return list(torch.autograd.grad(heads, inputs, directions, retain_graph=retain_graph, allow_unused=True))
+    return list(
+        torch.autograd.grad(heads, inputs, directions, retain_graph=retain_graph, allow_unused=True)
+    )
 
 
 def freeze(theta: Vector) -> None:
@@ -164,7 +174,9 @@ def freeze(theta: Vector) -> None:
 def _precision(device: torch.device, method: Any) -> Iterator[None]:
     """Autocast off (or on, to probe_dtype) and TF32 off: a difference quotient divides rounding by a small number."""
     wants = getattr(method, "probe_dtype", None)
-    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn] if device.type == "cuda" else []
+    backends: list[Any] = (
+        [torch.backends.cuda.matmul, torch.backends.cudnn] if device.type == "cuda" else []
+    )
     before = [b.fp32_precision for b in backends]
 
     def refuse_autocast(_module: object, _inputs: object) -> None:
@@ -193,7 +205,10 @@ _NOT_TWICE = ("derivative for aten::", "Trying to use forward AD with", "once_di
 
 
 def checked(
-    theta: Sequence[Tensor], lam: Sequence[Tensor], lr: Rate | None, names: tuple[str, str] = ("theta", "lam")
+    theta: Sequence[Tensor],
+    lam: Sequence[Tensor],
+    lr: Rate | None,
+    names: tuple[str, str] = ("theta", "lam"),
 ) -> tuple[Vector, Vector, Any]:
     """theta without its frozen tensors, lam, and lr as a float or a list beside theta; or what is wrong with them."""
     for name, tensors in zip(names, (theta, lam)):
@@ -214,14 +229,18 @@ def checked(
             f"nothing to differentiate: {len(theta)} trainable tensors in {names[0]}, {len(lam)} tensors in {names[1]}"
         )
     if not all(p.is_leaf for p in theta):
-        raise ValueError(f"{names[0]} holds the result of a computation: pass the parameter itself (a leaf)")
+        raise ValueError(
+            f"{names[0]} holds the result of a computation: pass the parameter itself (a leaf)"
+        )
     for i, p in enumerate(lam):
         if not p.requires_grad:
             raise ValueError(
                 f"{names[1]}[{i}] does not require grad: call requires_grad_() before the losses use it"
             )
     # A tensor in two places would be moved and differentiated at once.
-    spans = sorted((p.data_ptr(), p.numel() * p.element_size()) for p in [*theta, *lam] if p.numel())
+    spans = sorted(
+        (p.data_ptr(), p.numel() * p.element_size()) for p in [*theta, *lam] if p.numel()
+    )
     if any(a + size > b for (a, size), (b, _) in pairwise(spans)):
         raise ValueError(
             f"{names[0]} and {names[1]} overlap, or hold a tensor twice: each tensor belongs to one level, once"
@@ -230,4 +249,8 @@ def checked(
 
 
 def _describe(x: Any) -> str:
-    return f"{type(x).__name__} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+    return (
+        f"{type(x).__name__} of shape {tuple(x.shape)}"
+        if isinstance(x, Tensor)
+        else type(x).__name__
+    )

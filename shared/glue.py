@@ -76,7 +76,9 @@ def spec(task: str) -> Spec:
 # --- loading -------------------------------------------------------------------------------------------------
 
 
-def load(task: str, parts: Sequence[str] = ("train", "validation"), folder: str = "") -> dict[str, Split]:
+def load(
+    task: str, parts: Sequence[str] = ("train", "validation"), folder: str = ""
+) -> dict[str, Split]:
     """Parts of a task: `train`, `validation` (MNLI: also `validation_mismatched`), `test`. ids are row numbers.
 
     The test parts of GLUE and SuperGLUE have no labels: theirs are -1 (nan for regression). `folder` replaces the
@@ -133,7 +135,9 @@ def _files(task: str, part: str, folder: Path) -> list[Path]:
         if path.exists():
             return [path]
     name = _hub_part(task, part)
-    shards = sorted(p for p in folder.glob("*.parquet") if re.fullmatch(rf"{name}(-\d+-of-\d+)?", p.stem))
+    shards = sorted(
+        p for p in folder.glob("*.parquet") if re.fullmatch(rf"{name}(-\d+-of-\d+)?", p.stem)
+    )
     return shards or sorted((folder / name).glob("*.arrow"))
 
 
@@ -189,7 +193,9 @@ def _json_rows(path: Path, task: str) -> Rows:
             try:
                 flat = list(_flatten(row, task))
             except (KeyError, TypeError) as error:
-                raise ValueError(f"{path} row {number}: no {error} where {task} should have it") from error
+                raise ValueError(
+                    f"{path} row {number}: no {error} where {task} should have it"
+                ) from error
             yield from ((number, one) for one in flat)
 
 
@@ -204,10 +210,17 @@ def _flatten(row: dict[str, Any], task: str) -> Iterator[dict[str, Any]]:
                 }  # fmt: skip
     elif task == "record" and "qas" in row:
         text = row["passage"]["text"]
-        entities = list(dict.fromkeys(text[e["start"] : e["end"] + 1] for e in row["passage"]["entities"]))
+        entities = list(
+            dict.fromkeys(text[e["start"] : e["end"] + 1] for e in row["passage"]["entities"])
+        )
         for question in row["qas"]:
             answers = [answer["text"] for answer in question.get("answers", [])]
-            yield {"passage": text, "query": question["query"], "entities": entities, "answers": answers}
+            yield {
+                "passage": text,
+                "query": question["query"],
+                "entities": entities,
+                "answers": answers,
+            }
     elif task == "wsc" and "target" in row:
         yield {**row, **row["target"]}
     else:
@@ -215,7 +228,11 @@ def _flatten(row: dict[str, Any], task: str) -> Iterator[dict[str, Any]]:
 
 
 def _split(
-    task: str, rows: Iterable[tuple[int, dict[str, Any]]], columns: tuple[str, ...], part: str, where: str
+    task: str,
+    rows: Iterable[tuple[int, dict[str, Any]]],
+    columns: tuple[str, ...],
+    part: str,
+    where: str,
 ) -> Split:
     """Checked rows -> Split. Errors name the file and the row."""
     if task == "record":
@@ -233,7 +250,9 @@ def _split(
                 f"{at}: no column {', '.join(map(repr, missing))}; columns: {', '.join(map(str, row))}. "
                 f"Remedy: {task} needs the columns of {s.hub_id}, config {s.config}"
             )
-        text = tuple(str(row[name] if row[name] is not None else "").strip() for name in columns[:-1])
+        text = tuple(
+            str(row[name] if row[name] is not None else "").strip() for name in columns[:-1]
+        )
         if not all(text):
             if task == "qqp":
                 continue  # two questions of QQP are empty
@@ -250,7 +269,9 @@ def _split(
             groups.append(question_numbers.setdefault(question, len(question_numbers)))
             values.append(float(row.get("value", math.nan)))
     if not texts:
-        raise ValueError(f"{where}: no rows. Remedy: the file of part '{part}' is empty; fetch it again")
+        raise ValueError(
+            f"{where}: no rows. Remedy: the file of part '{part}' is empty; fetch it again"
+        )
     return Split(
         np.arange(len(texts), dtype=np.int64),
         texts,
@@ -289,7 +310,9 @@ def _label(s: Spec, value: Any, part: str, at: str) -> float:
         if part == "test" and number == -1:
             return math.nan
         if not 0 <= number <= 5:
-            raise ValueError(f"{at}: score {value!r} is not a number from 0 to 5. Are columns swapped?")
+            raise ValueError(
+                f"{at}: score {value!r} is not a number from 0 to 5. Are columns swapped?"
+            )
         return number
     name = str(value).strip()
     if name in s.labels:
@@ -331,7 +354,9 @@ def matthews(label: np.ndarray, prediction: np.ndarray) -> float:
     table = np.bincount(codes[:n] * k + codes[n:], minlength=k * k).reshape(k, k).astype(np.float64)
     true, predicted = table.sum(1), table.sum(0)
     spread = (n * n - true @ true) * (n * n - predicted @ predicted)
-    return float((n * np.trace(table) - true @ predicted) / math.sqrt(spread)) if spread > 0 else 0.0
+    return (
+        float((n * np.trace(table) - true @ predicted) / math.sqrt(spread)) if spread > 0 else 0.0
+    )
 
 
 def pearson(label: np.ndarray, prediction: np.ndarray) -> float:
@@ -413,7 +438,9 @@ def token_f1(prediction: str, answer: str) -> float:
 # --- level splits --------------------------------------------------------------------------------------------
 
 
-def level_split(labels: np.ndarray, fractions: Sequence[float], stream: torch.Generator) -> list[np.ndarray]:
+def level_split(
+    labels: np.ndarray, fractions: Sequence[float], stream: torch.Generator
+) -> list[np.ndarray]:
     """Rows (sorted, int64) of each level of a multi-level problem: disjoint, stratified, drawn by `stream`.
 
     `fractions` sum to at most 1. Real-valued labels (regression) are stratified by ten quantile bins. Rows are dealt
@@ -468,7 +495,10 @@ def sample(task: str, n: int, stream: torch.Generator) -> Split:
     def sentence() -> str:
         length = int(torch.randint(5, 12, (), generator=stream))
         return (
-            " ".join(words[i] for i in torch.randint(len(words), (length,), generator=stream).tolist()) + " ."
+            " ".join(
+                words[i] for i in torch.randint(len(words), (length,), generator=stream).tolist()
+            )
+            + " ."
         )
 
     texts = [tuple(sentence() for _ in s.hub[:-1]) for _ in range(n)]
@@ -476,7 +506,9 @@ def sample(task: str, n: int, stream: torch.Generator) -> Split:
         labels = np.arange(n) % len(s.labels)
     else:
         labels = np.round(torch.rand(n, generator=stream, dtype=torch.float64).numpy() * 5, 3)
-    return Split(np.arange(n, dtype=np.int64), texts, labels.astype(np.int64 if s.labels else np.float64))
+    return Split(
+        np.arange(n, dtype=np.int64), texts, labels.astype(np.int64 if s.labels else np.float64)
+    )
 
 
 def write_sample(root: Path, task: str, n: int, stream: torch.Generator) -> Path:
@@ -513,10 +545,16 @@ def _sample_json(task: str, s: Spec, i: int, split: Split) -> dict[str, Any]:
     text, label = split.texts[i], int(split.labels[i])
     if task == "multirc":
         # two answers to each question, one right and one wrong
-        answers = [{"text": text[2], "label": 1, "idx": 0}, {"text": "nobody", "label": 0, "idx": 1}]
+        answers = [
+            {"text": text[2], "label": 1, "idx": 0},
+            {"text": "nobody", "label": 0, "idx": 1},
+        ]
         return {
             "idx": i,
-            "passage": {"text": text[0], "questions": [{"question": text[1], "idx": i, "answers": answers}]},
+            "passage": {
+                "text": text[0],
+                "questions": [{"question": text[1], "idx": i, "answers": answers}],
+            },
         }
     if task == "record":
         first, second = text[0].split()[:2]
@@ -528,7 +566,9 @@ def _sample_json(task: str, s: Spec, i: int, split: Split) -> dict[str, Any]:
         return {"idx": i, "passage": {"text": text[0], "entities": entities},
                 "qas": [{"query": text[1] + " @placeholder", "answers": answers, "idx": i}]}  # fmt: skip
     row: dict[str, Any] = dict(zip(s.hub[:-1], text)) | {"idx": i}
-    row["label"] = {"copa": label}.get(task, bool(label) if s.labels == _FALSE_TRUE else s.labels[label])
+    row["label"] = {"copa": label}.get(
+        task, bool(label) if s.labels == _FALSE_TRUE else s.labels[label]
+    )
     if task == "wsc":
         row["target"] = {
             "span1_text": row.pop("span1_text"),

@@ -106,7 +106,15 @@ class ConjugateGradient:
 
 
 STILL = (FirstOrder, Neumann, ConjugateGradient)  # theta is never moved: no look-ahead, no probes
-Method = FirstOrder | FiniteDifference | OneStep | ForwardOverReverse | Neumann | ConjugateGradient | Unrolled
+Method = (
+    FirstOrder
+    | FiniteDifference
+    | OneStep
+    | ForwardOverReverse
+    | Neumann
+    | ConjugateGradient
+    | Unrolled
+)
 
 
 # ------------------------------------------------------------------------------------------------------- the functions
@@ -117,7 +125,9 @@ class Hypergradient:
     grads: Vector
     direct: Vector
     implicit: Vector
-    gradient_evaluations: int  # backward passes of losses: gradients, Hessian-vector and mixed products
+    gradient_evaluations: (
+        int  # backward passes of losses: gradients, Hessian-vector and mixed products
+    )
     outer_loss: float  # where its gradient was taken; this process's share
     stepped: Vector | None = None  # theta', only if asked for
 
@@ -217,7 +227,10 @@ def through_level_partial(
 
 
 def stepped(
-    inner_loss: Losses, theta: Sequence[Tensor], lr: Rate | None, method: Method = FiniteDifference()
+    inner_loss: Losses,
+    theta: Sequence[Tensor],
+    lr: Rate | None,
+    method: Method = FiniteDifference(),
 ) -> tuple[Vector, int]:
     """theta' of one level as new tensors (theta stays), and the number of gradient evaluations.
 
@@ -242,11 +255,15 @@ def stepped(
 class _Tape:
     """What the way there leaves for the way back."""
 
-    graph: Partial | None = None  # OneStep: where this process's share of the inner gradient was computed
+    graph: Partial | None = (
+        None  # OneStep: where this process's share of the inner gradient was computed
+    )
     steps: list[Step] = field(default_factory=list)  # Unrolled
 
 
-def _advance(call: Call, method: Method, inner_loss: Losses, lr: Any, keep_graph: bool = False) -> _Tape:
+def _advance(
+    call: Call, method: Method, inner_loss: Losses, lr: Any, keep_graph: bool = False
+) -> _Tape:
     """theta <- theta', in place."""
     if isinstance(method, Unrolled):
         return _Tape(steps=unroll(call, method, inner_loss, lr))
@@ -263,10 +280,14 @@ def _advance(call: Call, method: Method, inner_loss: Losses, lr: Any, keep_graph
     return _Tape(edges(share) if keep_graph else None)
 
 
-def _pull_back(call: Call, method: Method, tape: _Tape, inner_loss: Losses, v: Vector, lr: Any) -> Partial:
+def _pull_back(
+    call: Call, method: Method, tape: _Tape, inner_loss: Losses, v: Vector, lr: Any
+) -> Partial:
     """(d theta' / d lam)^T v at call.base; None for a lam that the level does not reach. Leaves theta anywhere."""
     # A number lr is left out of the direction d and multiplied in at the end: no second copy of v.
-    factor, d = (lr, v) if isinstance(lr, float) else (1.0, v if lr is None else vectors.scaled(v, lr))
+    factor, d = (
+        (lr, v) if isinstance(lr, float) else (1.0, v if lr is None else vectors.scaled(v, lr))
+    )
     size = check_finite("outer gradient for theta", d)
     if isinstance(method, FirstOrder):
         return [None] * len(call.lam)
@@ -281,7 +302,10 @@ def _pull_back(call: Call, method: Method, tape: _Tape, inner_loss: Losses, v: V
         call.check_reached("theta", g)
         graph = edges(g)
         del g
-        product, factor = call.pull(inner_loss, call.lam, _inverse(call, method, graph, v, lr), graph), 1.0
+        product, factor = (
+            call.pull(inner_loss, call.lam, _inverse(call, method, graph, v, lr), graph),
+            1.0,
+        )
     elif isinstance(method, ForwardOverReverse):
         product = _forward_over_reverse(call, inner_loss, d)
     else:
@@ -290,7 +314,9 @@ def _pull_back(call: Call, method: Method, tape: _Tape, inner_loss: Losses, v: V
 
 
 # -------------------------------------------------------------------------------------------- the mixed product M^T d
-def _difference(call: Call, method: FiniteDifference, loss: Losses, d: Vector, size: float) -> Partial:
+def _difference(
+    call: Call, method: FiniteDifference, loss: Losses, d: Vector, size: float
+) -> Partial:
     eps = vectors.probe_step(d, _radius(method, d), size)
     if eps == 0.0:  # M^T 0 = 0, and no step would be long enough to see anything
         return [torch.zeros_like(x) for x in call.lam]
@@ -299,7 +325,10 @@ def _difference(call: Call, method: FiniteDifference, loss: Losses, d: Vector, s
     plus_probe = call.gradient(loss, call.lam)
     vectors.shift_(call.theta, call.base, d, -eps)
     minus_probe = call.gradient(loss, call.lam)
-    return [None if a is None or b is None else (a - b) / (2 * eps) for a, b in zip(plus_probe, minus_probe)]
+    return [
+        None if a is None or b is None else (a - b) / (2 * eps)
+        for a, b in zip(plus_probe, minus_probe)
+    ]
 
 
 def _radius(method: FiniteDifference, d: Sequence[Tensor]) -> float:
@@ -322,12 +351,15 @@ def _forward_over_reverse(call: Call, loss: Losses, d: Vector) -> Partial:
         tangents = [None if x is None else forward_ad.unpack_dual(x).tangent for x in g]
         constant = [None if x is None else torch.zeros_like(x) for x in call.lam]
         return [
-            None if x is None else c if t is None else t.detach() for x, t, c in zip(g, tangents, constant)
+            None if x is None else c if t is None else t.detach()
+            for x, t, c in zip(g, tangents, constant)
         ]
 
 
 # ------------------------------------------------------------------------------------------------- the inverse Hessian
-def _inverse(call: Call, method: Neumann | ConjugateGradient, graph: Partial, v: Vector, lr: Any) -> Vector:
+def _inverse(
+    call: Call, method: Neumann | ConjugateGradient, graph: Partial, v: Vector, lr: Any
+) -> Vector:
     """An approximation of H^-1 v (Neumann with rates D: of (D H)^-1 D v)."""
 
     def hessian(x: Vector) -> Vector:
@@ -429,7 +461,10 @@ def self_check(
             quotient = mine if difference is chosen else other
             radius = _radius(difference, [p for p in theta if p.requires_grad])
             wider = hypergrad(*inputs, replace(difference, radius=4 * radius), **conventions)
-            if vectors.relative_error(wider.implicit, quotient.implicit) > found["relative_error"] / 2:
+            if (
+                vectors.relative_error(wider.implicit, quotient.implicit)
+                > found["relative_error"] / 2
+            ):
                 return found
         raise ValueError(
             f"{found['method']} and {found['reference']} differ by {found['relative_error']:.2g} of the implicit term (limit "

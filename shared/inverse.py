@@ -21,7 +21,11 @@ def neumann(hessian: Callable[[Vector], Vector], v: Vector, k: int, rate: Rate) 
 
 
 def conjugate_gradient(
-    hessian: Callable[[Vector], Vector], v: Vector, k: int, damping: float = 0.0, reorthogonalise: bool = True
+    hessian: Callable[[Vector], Vector],
+    v: Vector,
+    k: int,
+    damping: float = 0.0,
+    reorthogonalise: bool = True,
 ) -> Vector:
     """x with (H + damping) x = v after k products with H (Hestenes and Stiefel 1952), from x = 0."""
     x, r, p = vectors.zeros_like(v), vectors.clone(v), vectors.clone(v)

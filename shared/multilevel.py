@@ -50,7 +50,9 @@ def chain(
     rule of Betty ("darts") at the present point. Every tensor, buffer and random state is put back. Raises as `hypergrad`.
     """
     if not levels:
-        raise ValueError("chain needs at least one level; without one the gradient is that of the outer loss")
+        raise ValueError(
+            "chain needs at least one level; without one the gradient is that of the outer loss"
+        )
     if around not in ("theta", "stepped"):
         raise ValueError(f"around={around!r}: the choices are 'theta' and 'stepped'")
     thetas = [[p for p in level.theta if p.requires_grad] for level in levels]
@@ -72,7 +74,9 @@ def chain(
                 count += n
         g = call.gradient(outer_loss, [*call.theta, *lam])
         value, gradients, direct = call.value, iter(call.averaged(g)), g[len(call.theta) :]
-        flow = [[next(gradients) for _ in theta] for theta in thetas]  # what reaches theta_i' from above
+        flow = [
+            [next(gradients) for _ in theta] for theta in thetas
+        ]  # what reaches theta_i' from above
         into_lam: list[Tensor | None] = [None] * len(lam)
         for i in reversed(range(len(levels))):
             if around == "theta":
@@ -83,7 +87,9 @@ def chain(
             wrt = [p for theta in thetas[:i] for p in theta] + list(lam)
             call.snapshot.rewind()
             lr = rates[i] if lr_factor else 1.0
-            product, n = through_level_partial(levels[i].loss, thetas[i], wrt, v, lr, levels[i].method)
+            product, n = through_level_partial(
+                levels[i].loss, thetas[i], wrt, v, lr, levels[i].method
+            )
             count += n
             back = iter(product)
             for j in range(i):

@@ -43,7 +43,9 @@ def world() -> int:
 
 def several() -> bool:
     """Whether more than one process shares this run."""
-    return not _alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return (
+        not _alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    )
 
 
 @contextlib.contextmanager
@@ -124,7 +126,9 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     whole = [p for p in parameters if p.requires_grad and not hasattr(p, "device_mesh")]
     if not whole:
         return
-    reached = torch.tensor([p.grad is not None for p in whole], dtype=torch.int32, device=_meeting())
+    reached = torch.tensor(
+        [p.grad is not None for p in whole], dtype=torch.int32, device=_meeting()
+    )
     dist.all_reduce(reached)
     of_dtype: dict[torch.dtype, list[Tensor]] = {}
     for p, n in zip(whole, reached.tolist()):

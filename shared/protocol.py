@@ -26,11 +26,30 @@ import yaml
 
 SCALES = ("cpu", "gpu", "paper", "rehearsal")
 BLOCK = 100  # verdict seeds of revision r begin at 100 (r + 1); seeds below 100 serve development
-PLACE = {"out", "uses", "device"}  # fields of Config that say where, not what: outside the fingerprint
+PLACE = {
+    "out",
+    "uses",
+    "device",
+}  # fields of Config that say where, not what: outside the fingerprint
 
 _TOP = {"paper", "defaults", "scales", "arms", "tiny", "tuning", "note"}
-_SCALE = {"tasks", "seeds", "core", "set", "jobs", "needs", "hours", "download_gb", "disk_gb", "like", "note"}
-_TASK = {"seeds", "core"}  # of a task, beside settings; `core: false`: run with ARMS=all (or ONLY=) alone
+_SCALE = {
+    "tasks",
+    "seeds",
+    "core",
+    "set",
+    "jobs",
+    "needs",
+    "hours",
+    "download_gb",
+    "disk_gb",
+    "like",
+    "note",
+}
+_TASK = {
+    "seeds",
+    "core",
+}  # of a task, beside settings; `core: false`: run with ARMS=all (or ONLY=) alone
 _ARM = {"stage", "uses", "over", "set", "scales", "tasks", "at", "note"}
 
 
@@ -90,7 +109,11 @@ class Field:
 def _fields_of(node: ast.ClassDef) -> list[Field]:
     found = []
     for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None:
+        if (
+            isinstance(item, ast.AnnAssign)
+            and isinstance(item.target, ast.Name)
+            and item.value is not None
+        ):
             try:
                 default = ast.literal_eval(item.value)
             except ValueError:  # field(default_factory=dict | list | tuple)
@@ -106,7 +129,9 @@ def config_fields(train_py: Path) -> dict[str, Field]:
             f"{train_py} does not exist: '{train_py.parent.name}' is not a paper of this repository"
         )
     own = [
-        n for n in ast.parse(train_py.read_text()).body if isinstance(n, ast.ClassDef) and n.name == "Config"
+        n
+        for n in ast.parse(train_py.read_text()).body
+        if isinstance(n, ast.ClassDef) and n.name == "Config"
     ]
     if not own:
         raise BadInput(f"{train_py}: no class Config")
@@ -134,15 +159,23 @@ def _check_type(name: str, value: Any, annotation: str, where: str) -> Any:
         if annotation.startswith("Literal["):
             choices = ast.literal_eval("(" + annotation[len("Literal[") : -1] + ",)")
             if value not in choices:
-                raise BadInput(f"{where}: {name} = {value!r} is not one of {', '.join(map(str, choices))}")
+                raise BadInput(
+                    f"{where}: {name} = {value!r} is not one of {', '.join(map(str, choices))}"
+                )
         return tuple(value) if isinstance(value, list) else value
     if isinstance(value, str) and "float" in parts and "str" not in parts:
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML reads 1e-4 as text
     allowed = tuple(t for p in parts for t in _SIMPLE[p])
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-        raise BadInput(f"{where}: {name} = {value!r} is {type(value).__name__}, expected {annotation}")
-    return float(value) if "float" in parts and "int" not in parts and isinstance(value, int) else value
+        raise BadInput(
+            f"{where}: {name} = {value!r} is {type(value).__name__}, expected {annotation}"
+        )
+    return (
+        float(value)
+        if "float" in parts and "int" not in parts and isinstance(value, int)
+        else value
+    )
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------
@@ -187,7 +220,9 @@ class Protocol:
         where = f"{self.paper}/protocol.yaml"
         _check_keys(self.document, _TOP, where)
         if self.document.get("paper") != self.paper:
-            raise BadInput(f"{where}: paper is '{self.document.get('paper')}', expected '{self.paper}'")
+            raise BadInput(
+                f"{where}: paper is '{self.document.get('paper')}', expected '{self.paper}'"
+            )
         self._check_settings(self.document.get("defaults"), f"{where}: defaults")
         self.arms: dict[str, dict[str, Any]] = {
             k: v or {} for k, v in (self.document.get("arms") or {}).items()
@@ -226,7 +261,8 @@ class Protocol:
             values, set(self.fields) - {"scale", "arm", "task", "seed", "out", "uses"}, where
         )
         return self.check_numbers(
-            {k: _check_type(k, v, self.fields[k].annotation, where) for k, v in values.items()}, where
+            {k: _check_type(k, v, self.fields[k].annotation, where) for k, v in values.items()},
+            where,
         )
 
     def check_numbers(self, values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -245,7 +281,11 @@ class Protocol:
     @staticmethod
     def _tasks(body: dict[str, Any]) -> dict[str, dict[str, Any]]:
         tasks = body.get("tasks") or {}
-        return {t: {} for t in tasks} if isinstance(tasks, list) else {t: v or {} for t, v in tasks.items()}
+        return (
+            {t: {} for t in tasks}
+            if isinstance(tasks, list)
+            else {t: v or {} for t, v in tasks.items()}
+        )
 
     def scale(self, name: str) -> dict[str, Any]:
         """The scale's description; `like: paper` supplies what is not given."""
@@ -309,11 +349,16 @@ class Protocol:
         else:
             for step, name in enumerate(self._chain(scale)):
                 body = (self.document["scales"])[name]
-                of_task = {k: v for k, v in self._tasks(body).get(task, {}).items() if k not in _TASK}
+                of_task = {
+                    k: v for k, v in self._tasks(body).get(task, {}).items() if k not in _TASK
+                }
                 at = (self.arm(arm).get("at") or {}).get(name) or {}
                 layers += [body.get("set"), of_task]
                 layers += [self.arm(arm).get("set")] if step == 0 else []
-                layers += [{k: v for k, v in at.items() if k != "tasks"}, (at.get("tasks") or {}).get(task)]
+                layers += [
+                    {k: v for k, v in at.items() if k != "tasks"},
+                    (at.get("tasks") or {}).get(task),
+                ]
         merged: dict[str, Any] = {}
         for layer in layers:
             merged.update(self._check_settings(layer, f"{self.paper}/protocol.yaml"))
@@ -346,7 +391,11 @@ class Protocol:
         return [a for a in names if self.at_scale(a, scale) and not self.arm(a).get("stage")]
 
     def nodes(
-        self, scale: str, arms: str = "core", only: list[str] | None = None, seeds: int | None = None
+        self,
+        scale: str,
+        arms: str = "core",
+        only: list[str] | None = None,
+        seeds: int | None = None,
     ) -> list[Node]:
         """All runs of a scale, stages before their users, seed by seed."""
         names = self.selected(scale, arms)
@@ -364,7 +413,9 @@ class Protocol:
                 found[node.key] = node
 
         per_task = {
-            t: self.seeds(scale, t)[:seeds] if only or arms != "core" or values.get("core", True) else []
+            t: self.seeds(scale, t)[:seeds]
+            if only or arms != "core" or values.get("core", True)
+            else []
             for t, values in self._tasks(self.scale(scale)).items()
         }
         for seed in sorted({seed for seeds_ in per_task.values() for seed in seeds_}):
@@ -434,7 +485,9 @@ def code_files(train_py: Path) -> list[str]:
             if isinstance(node, ast.Import):
                 names = [a.name for a in node.names]
             elif isinstance(node, ast.ImportFrom):
-                module = f"{package}.{node.module or ''}".strip(".") if node.level else node.module or ""
+                module = (
+                    f"{package}.{node.module or ''}".strip(".") if node.level else node.module or ""
+                )
                 names = [module] + [f"{module}.{a.name}" for a in node.names]
             for name in names:
                 parts = name.split(".")
@@ -449,14 +502,25 @@ def code_hashes(train_py: Path) -> dict[str, str]:
     return {name: sha256_file(root / name) for name in code_files(train_py)}
 
 
-VOLATILE = {"created", "commit", "environment", "seconds", "cpu_seconds", "peak_memory_mb", "config"}
+VOLATILE = {
+    "created",
+    "commit",
+    "environment",
+    "seconds",
+    "cpu_seconds",
+    "peak_memory_mb",
+    "config",
+}
 
 
 def record_sha256(record: dict[str, Any]) -> str:
     """Hash of what a run found; times, memory, machine and places are left out, so that equal runs have equal hashes."""
     found = {k: v for k, v in record.items() if k not in VOLATILE}
     seen = record.get("fingerprint") or {}
-    found["fingerprint"] = {**seen, "data": {k: v["sha256"] for k, v in (seen.get("data") or {}).items()}}
+    found["fingerprint"] = {
+        **seen,
+        "data": {k: v["sha256"] for k, v in (seen.get("data") or {}).items()},
+    }
     return sha256_json(found)
 
 
@@ -473,13 +537,21 @@ def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str 
     """Why the run in `directory` must be made (again); None if its record stands. `code`: `code_hashes(train.py)`."""
     record = read_record(directory)
     if record is None:
-        return "no record" if not (directory / "record.json").exists() else "record.json cannot be read"
+        return (
+            "no record"
+            if not (directory / "record.json").exists()
+            else "record.json cannot be read"
+        )
     if any(record.get(k) != config[k] for k in ("arm", "task", "seed")):
         return "record.json is that of another run"
     print_of = record.get("fingerprint") or {}
     if print_of.get("config") != config_sha256(config):
         old = record.get("config") or {}
-        moved = [k for k in config if k not in PLACE and sha256_json(old.get(k)) != sha256_json(config[k])]
+        moved = [
+            k
+            for k in config
+            if k not in PLACE and sha256_json(old.get(k)) != sha256_json(config[k])
+        ]
         return f"settings changed: {', '.join(f'{k} {old.get(k)!r} -> {config[k]!r}' for k in moved) or 'fields'}"
     if print_of.get("code") != code:
         old_code = print_of.get("code") or {}

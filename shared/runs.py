@@ -235,7 +235,16 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             return None
 
-    names = ["torch", "transformers", "peft", "numpy", "scipy", "scikit-learn", "safetensors", "tokenizers"]
+    names = [
+        "torch",
+        "transformers",
+        "peft",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "safetensors",
+        "tokenizers",
+    ]
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -262,7 +271,9 @@ def commit(root: Path) -> str | None:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+        return git("rev-parse", "HEAD") + (
+            "+changes" if git("status", "--porcelain", "-uno") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -272,7 +283,9 @@ def _peak_memory_mb(reset: bool = False) -> float:
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
-        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+        line = next(
+            x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")
+        )
         host = int(line.split()[1]) / 1024
     except (OSError, StopIteration):
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -280,7 +293,8 @@ def _peak_memory_mb(reset: bool = False) -> float:
         if reset:
             torch.cuda.reset_peak_memory_stats()
         return max(
-            host if not torch.cuda.is_initialized() else 0.0, torch.cuda.max_memory_allocated() / 2**20
+            host if not torch.cuda.is_initialized() else 0.0,
+            torch.cuda.max_memory_allocated() / 2**20,
         )
     return host
 
@@ -329,7 +343,9 @@ class Run:
         self.code = protocol.code_hashes(self.train_py)
         self.finished = False
         self.gates: list[dict[str, Any]] = []
-        self.read: dict[str, dict[str, str]] = {}  # what the loaders of shared/ note while the run is open
+        self.read: dict[
+            str, dict[str, str]
+        ] = {}  # what the loaders of shared/ note while the run is open
         self._data: dict[str, dict[str, Any]] = {}
         self._spent = {"seconds": 0.0, "cpu_seconds": 0.0}
         self._hashes: dict[str, str | None] = {"split_sha256": None, "predictions_sha256": None}
@@ -348,7 +364,9 @@ class Run:
         if reason is None:
             self.finished = True
             if not _worker:
-                print(f"{self.name}: finished before; {self.directory}/record.json holds", flush=True)
+                print(
+                    f"{self.name}: finished before; {self.directory}/record.json holds", flush=True
+                )
             return
         begun = {"config": self.fields, "code": self.code, "uses": self._used_hashes()}
         old = None
@@ -368,7 +386,11 @@ class Run:
             for item in present:
                 shutil.rmtree(item) if item.is_dir() else item.unlink()
             if present:
-                why = "settings or code changed since it was interrupted" if reason == "no record" else reason
+                why = (
+                    "settings or code changed since it was interrupted"
+                    if reason == "no record"
+                    else reason
+                )
                 self.say(f"{self.name}: made again, {why}")
         write_json(self.directory / "config.json", begun)
         _peak_memory_mb(reset=True)
@@ -405,7 +427,9 @@ class Run:
         """Stop at once if a loss or vector is not finite, naming level, step and batch."""
         ok = torch.isfinite(value).all() if isinstance(value, torch.Tensor) else np.isfinite(value)
         if not ok:
-            raise Diverged(level, step, batch, float(torch.as_tensor(value).detach().double().sum()))
+            raise Diverged(
+                level, step, batch, float(torch.as_tensor(value).detach().double().sum())
+            )
 
     # -- data
 
@@ -426,7 +450,9 @@ class Run:
                 raise BadInput(f"{self.name}: the part '{name}' of the data is empty")
             for item in ids.tolist():
                 if seen.setdefault(item, name) != name:
-                    raise BadInput(f"{self.name}: item {item!r} is both in '{seen[item]}' and in '{name}'")
+                    raise BadInput(
+                        f"{self.name}: item {item!r} is both in '{seen[item]}' and in '{name}'"
+                    )
         save_arrays(self.directory / "splits.npz", arrays)
         self._written["splits"] = {k: protocol.sha256_json(v.tolist()) for k, v in arrays.items()}
         self._hashes["split_sha256"] = protocol.sha256_json(self._written["splits"])
@@ -468,13 +494,18 @@ class Run:
         if processes.rank():
             return
         directory = self.directory / "checkpoint"
-        write_bytes(directory / f"step-{step:09d}.pt", pack({**state, "step": step, "_spent": self._time()}))
+        write_bytes(
+            directory / f"step-{step:09d}.pt", pack({**state, "step": step, "_spent": self._time()})
+        )
         for old in sorted(directory.glob("step-*.pt"))[:-2]:
             old.unlink()
 
     def _time(self) -> dict[str, float]:
         wall, cpu = time.time() - self._clock[0], time.process_time() - self._clock[1]
-        return {"seconds": self._spent["seconds"] + wall, "cpu_seconds": self._spent["cpu_seconds"] + cpu}
+        return {
+            "seconds": self._spent["seconds"] + wall,
+            "cpu_seconds": self._spent["cpu_seconds"] + cpu,
+        }
 
     def steps(
         self, start: int, total: int, save: Callable[[], dict[str, Any]], name: str = "steps"
@@ -500,7 +531,9 @@ class Run:
                     advance(done)
                 elif now - last_line >= 10 or done == total:
                     left = (now - begun) / (done - start) * (total - done)
-                    self.say(f"{name}: {done}/{total}" + (f", {left:.0f} s left" if done < total else ""))
+                    self.say(
+                        f"{name}: {done}/{total}" + (f", {left:.0f} s left" if done < total else "")
+                    )
                     last_line = now
 
     # -- the end
@@ -618,7 +651,13 @@ def _bar(name: str, start_at: int, total: int) -> Iterator[Callable[[int], None]
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -639,7 +678,9 @@ def _option(argv: list[str], name: str) -> str | None:
     return None
 
 
-def command_line(config_class: type, run: Callable[[Any], Path], doc: str | None, file: str) -> None:
+def command_line(
+    config_class: type, run: Callable[[Any], Path], doc: str | None, file: str
+) -> None:
     """`python -m <paper>.train`: choose a run of the protocol, change what you like, train it (and what it uses)."""
     argv = sys.argv[1:]
     if int(os.environ.get("RANK", "0")):  # one of several processes, which say the same
@@ -663,11 +704,15 @@ def command_line(config_class: type, run: Callable[[Any], Path], doc: str | None
             raise BadInput(f"--seed {seed}: expected a whole number of at least 0")
         node = paper.node(scale, arm, task, int(seed))
         chosen = paper.config(scale, node)
-        chosen["uses"] = {k[0]: _option(argv, f"uses.{k[0]}") or chosen["uses"][k[0]] for k in node.uses}
+        chosen["uses"] = {
+            k[0]: _option(argv, f"uses.{k[0]}") or chosen["uses"][k[0]] for k in node.uses
+        }
         import tyro
 
         prog = f"python -m {paper.paper}.train"
-        config = tyro.cli(config_class, prog=prog, default=config_class(**chosen), args=argv, description=doc)
+        config = tyro.cli(
+            config_class, prog=prog, default=config_class(**chosen), args=argv, description=doc
+        )
         paper.check_numbers({f: getattr(config, f) for f in paper.fields}, "command line")
         _stop_on_signals()
         for key in node.uses:

@@ -160,7 +160,11 @@ def note(name: str, path_or_sha: Path | str, origin: str = "") -> str:
 
 
 def _place(path: Path) -> str:
-    roots = {"REPRO_DATA": _root("REPRO_DATA"), "REPRO_MODELS": _root("REPRO_MODELS"), "cache": _hub_cache()}
+    roots = {
+        "REPRO_DATA": _root("REPRO_DATA"),
+        "REPRO_MODELS": _root("REPRO_MODELS"),
+        "cache": _hub_cache(),
+    }
     for name, root in roots.items():
         if root and path.is_relative_to(root):
             return f"{name}/{path.relative_to(root).as_posix()}"
@@ -201,8 +205,12 @@ def load_hub(hub: Hub, folder: str, part: str) -> Any:
 
     try:
         data = datasets.load_dataset(hub.id, hub.config, split=part)
-    except Exception as error:  # connection, missing repository, gated terms: all mean "not to be had here"
-        raise MissingInput(_data_remedy(folder, hub) + f"\n  the hub's answer: {str(error)[:300]}") from error
+    except (
+        Exception
+    ) as error:  # connection, missing repository, gated terms: all mean "not to be had here"
+        raise MissingInput(
+            _data_remedy(folder, hub) + f"\n  the hub's answer: {str(error)[:300]}"
+        ) from error
     note(f"{hub.id}/{hub.config or ''}/{part}", getattr(data, "_fingerprint", ""), f"hub:{hub.id}")
     return data
 
@@ -218,7 +226,10 @@ def fetch_command(kind: str, name: str) -> str:
 def _data_remedy(folder: str, hub: Hub | None) -> str:
     root = os.environ.get("REPRO_DATA", "")
     where = f"not in REPRO_DATA={root}" if root else "REPRO_DATA is not set"
-    lines = [f"data '{folder}' are missing: {where}" + (", and the hub is off or has no copy" if hub else "")]
+    lines = [
+        f"data '{folder}' are missing: {where}"
+        + (", and the hub is off or has no copy" if hub else "")
+    ]
     if layout := layout_of(folder):
         lines += [
             f"  what:    {layout.what}",
@@ -228,7 +239,9 @@ def _data_remedy(folder: str, hub: Hub | None) -> str:
         ]
     else:
         known = ", ".join(layout.folder for layout in LAYOUTS)
-        lines.append(f"  remedy:  put it at $REPRO_DATA/{folder}; folders with a known layout: {known}")
+        lines.append(
+            f"  remedy:  put it at $REPRO_DATA/{folder}; folders with a known layout: {known}"
+        )
     if hub and offline():
         lines.append("  or:      unset HF_HUB_OFFLINE, so that it is fetched from the hub")
     return "\n".join(lines)
@@ -258,7 +271,9 @@ def _root(variable: str) -> Path | None:
     """The folder an environment variable names; one that is set but does not exist is an error, not a miss."""
     value = os.environ.get(variable, "")
     if value and not Path(value).expanduser().is_dir():
-        raise MissingInput(f"{variable}={value} is not a folder\n  remedy:  correct or unset {variable}")
+        raise MissingInput(
+            f"{variable}={value} is not a folder\n  remedy:  correct or unset {variable}"
+        )
     return Path(value).expanduser().resolve() if value else None
 
 
@@ -304,10 +319,14 @@ def find_model(name: str) -> tuple[str, str]:
 
     try:
         fetched = huggingface_hub.snapshot_download(
-            name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"], ignore_patterns=["*/*"]
+            name,
+            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+            ignore_patterns=["*/*"],
         )
     except Exception as error:
-        raise MissingInput(_model_remedy(name) + f"\n  the hub's answer: {str(error)[:300]}") from error
+        raise MissingInput(
+            _model_remedy(name) + f"\n  the hub's answer: {str(error)[:300]}"
+        ) from error
     return _checked_model(name, Path(fetched), "hub")
 
 
@@ -348,7 +367,8 @@ def _model_remedy(name: str) -> str:
 def offline() -> bool:
     """True if the environment forbids the network (read each time, so that a test can change it)."""
     return any(
-        os.environ.get(name, "").lower() not in _OFF for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+        os.environ.get(name, "").lower() not in _OFF
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     )
 
 
@@ -362,7 +382,9 @@ def _hub_cache() -> Path:
 def _cached_model(name: str) -> Path | None:
     """Newest complete snapshot of a model in the hub's cache."""
     snapshots = (_hub_cache() / ("models--" + name.replace("/", "--")) / "snapshots").glob("*")
-    complete = [s for s in snapshots if (s / "config.json").exists() and any(s.glob("*.safetensors"))]
+    complete = [
+        s for s in snapshots if (s / "config.json").exists() and any(s.glob("*.safetensors"))
+    ]
     return max(complete, key=lambda s: s.stat().st_mtime) if complete else None
 
 
@@ -385,7 +407,10 @@ def available(kind: str, name: str, hub_timeout: float = 3) -> str:
         raise ValueError(f"kind '{kind}' is not one of: model, data")
     layout = layout_of(name) if kind == "data" else None
     folders = {name, layout.folder} if layout and name == layout.source else {name}
-    if any(_below(_root("REPRO_MODELS" if kind == "model" else "REPRO_DATA"), folder) for folder in folders):
+    if any(
+        _below(_root("REPRO_MODELS" if kind == "model" else "REPRO_DATA"), folder)
+        for folder in folders
+    ):
         return "folder"
     hub_id = layout.source if layout else name
     if not re.fullmatch(r"[\w-]+/[\w.-]+", hub_id):
@@ -395,7 +420,9 @@ def available(kind: str, name: str, hub_timeout: float = 3) -> str:
     return "hub" if not offline() and _answers(kind, hub_id, hub_timeout) else ""
 
 
-_silent_hub: set[str] = set()  # an endpoint that once did not answer is not asked again by this process
+_silent_hub: set[str] = (
+    set()
+)  # an endpoint that once did not answer is not asked again by this process
 
 
 def _answers(kind: str, hub_id: str, timeout: float) -> bool:
@@ -404,7 +431,9 @@ def _answers(kind: str, hub_id: str, timeout: float) -> bool:
         return False
     try:
         url = f"{endpoint}/api/{'models' if kind == 'model' else 'datasets'}/{hub_id}"
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, method="HEAD"), timeout=timeout
+        ) as answer:
             return answer.status == 200
     except urllib.error.HTTPError:
         return False

@@ -111,7 +111,13 @@ def unroll(call: Call, method: Unrolled, inner_loss: Losses, lr: Any) -> list[St
         before = call.base if t == 0 else vectors.clone(call.theta)
         g = call.vector(share, call.theta)
         steps.append(
-            Step(loss, before, g if update.needs_gradient else None, edges(share) if keep else None, states)
+            Step(
+                loss,
+                before,
+                g if update.needs_gradient else None,
+                edges(share) if keep else None,
+                states,
+            )
         )
         del share
         after = []

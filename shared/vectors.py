@@ -105,7 +105,9 @@ def adam_rates(optimizer: torch.optim.Optimizer, theta: Sequence[Tensor]) -> Vec
     return rates
 
 
-def shift_(theta: Sequence[Tensor], base: Sequence[Tensor], d: Sequence[Tensor], alpha: float) -> None:
+def shift_(
+    theta: Sequence[Tensor], base: Sequence[Tensor], d: Sequence[Tensor], alpha: float
+) -> None:
     """theta <- base + alpha d, in place and unseen by autograd."""
     if theta[0].is_cuda:  # few launches; on a CPU one pass over the memory is faster than two
         copy_(theta, base)
@@ -158,7 +160,9 @@ class Snapshot:
         self.values = clone(self.theta)
         self._flags = [(p, p.grad, p.requires_grad) for p in self.tensors if p.is_leaf]
         for p, _, _ in self._flags:
-            p.grad = None  # a closure that calls backward() fills a throw-away .grad, not the caller's
+            p.grad = (
+                None  # a closure that calls backward() fills a throw-away .grad, not the caller's
+            )
         self._devices = sorted({p.device.index for p in self.tensors if p.is_cuda})
         self._random = torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in self._devices]
         self._buffers: dict[nn.Module, dict[str, tuple[Tensor | None, Tensor | None]]] = {}
@@ -187,5 +191,6 @@ class Snapshot:
     def _remember_buffers(self, module: nn.Module, _inputs: object) -> None:
         if module._buffers and module not in self._buffers:
             self._buffers[module] = {
-                name: (b, None if b is None else b.detach().clone()) for name, b in module._buffers.items()
+                name: (b, None if b is None else b.detach().clone())
+                for name, b in module._buffers.items()
             }

@@ -33,7 +33,9 @@ def fixed_weights(rule: str, names: Sequence[str], seed: int, uses: dict[str, st
             raise protocol.unknown(name, names, "weights: one:")
         return torch.eye(K)[list(names).index(name)]
     if rule == "random":
-        exponential = -torch.rand(K, generator=runs.stream(seed, "random weights"), dtype=torch.float64).log()
+        exponential = -torch.rand(
+            K, generator=runs.stream(seed, "random weights"), dtype=torch.float64
+        ).log()
         return (exponential / exponential.sum()).float()
     if rule == "learned":
         return read_weights(uses, "tapweight", names)
@@ -44,9 +46,13 @@ def fixed_weights(rule: str, names: Sequence[str], seed: int, uses: dict[str, st
             if a.startswith("grid-")
         }
         if not scores:
-            raise runs.BadInput("weights = best chooses among the grid-... runs it uses; none is listed")
+            raise runs.BadInput(
+                "weights = best chooses among the grid-... runs it uses; none is listed"
+            )
         return read_weights(uses, max(scores, key=lambda arm: scores[arm]), names)
-    raise runs.BadInput(f"weights '{rule}' is unknown; it is uniform, random, learned, best or one:NAME")
+    raise runs.BadInput(
+        f"weights '{rule}' is unknown; it is uniform, random, learned, best or one:NAME"
+    )
 
 
 def read_weights(uses: dict[str, str], arm: str, names: Sequence[str]) -> Tensor:
@@ -56,7 +62,9 @@ def read_weights(uses: dict[str, str], arm: str, names: Sequence[str]) -> Tensor
         )
     found = json.loads((Path(uses[arm]) / "weights.json").read_text())
     if found["names"] != list(names):
-        raise runs.BadInput(f"{uses[arm]}/weights.json weighs {found['names']}, this task has {list(names)}")
+        raise runs.BadInput(
+            f"{uses[arm]}/weights.json weighs {found['names']}, this task has {list(names)}"
+        )
     return torch.tensor(found["weights"])
 
 
@@ -97,7 +105,9 @@ class TwoLevels(Levels):
             facts.validation = float(validation)
             used = level_one[-1] if self.whole else level_one[-1][-1:]
             facts.found = method.alignment(used, self.theta_e, v, K, self.mode, self.radius)
-            method.level_three_step(self.optimizers[2], self.alpha, facts.found, self.normalise, self.entropy)
+            method.level_three_step(
+                self.optimizers[2], self.alpha, facts.found, self.normalise, self.entropy
+            )
         return facts
 
 
@@ -108,7 +118,10 @@ def plain_cycle(
     autocast: method.Precision = contextlib.nullcontext,
 ) -> Facts:
     """Continued pretraining under fixed weights: Level I alone."""
-    values = [method.level_one_step(optimizer, micro_batches, lam, autocast) for micro_batches in level_one]
+    values = [
+        method.level_one_step(optimizer, micro_batches, lam, autocast)
+        for micro_batches in level_one
+    ]
     return Facts(torch.stack(values).mean(0), float("nan"))
 
 

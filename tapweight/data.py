@@ -44,7 +44,11 @@ class Task:
     @property
     def unlabelled(self) -> tuple[np.ndarray, list[str]]:
         """(item id of each text, texts) of D_u."""
-        pairs = [(i, t) for i, text in zip(self.labelled.ids, self.labelled.texts) for t in _sentences(text)]
+        pairs = [
+            (i, t)
+            for i, text in zip(self.labelled.ids, self.labelled.texts)
+            for t in _sentences(text)
+        ]
         return np.array([i for i, _ in pairs]), [t for _, t in pairs]
 
 
@@ -57,7 +61,9 @@ def read(name: str, seed: int, per_class: int, share: float, train_items: int = 
 
     train_items: keep so many of the training file's items, drawn by the seed; 0 for all. GLUE's dev sets are the test sets."""
     if not 0 < share < 1:
-        raise runs.BadInput(f"level_split = {share} must lie in (0, 1): D_tr's share of the labelled items")
+        raise runs.BadInput(
+            f"level_split = {share} must lie in (0, 1): D_tr's share of the labelled items"
+        )
     stream = runs.stream(seed, "items")
     own: np.ndarray | None = None
     held = None
@@ -71,13 +77,17 @@ def read(name: str, seed: int, per_class: int, share: float, train_items: int = 
     else:
         raise runs.BadInput(f"unknown task '{name}'; one of: {', '.join(TASKS)}, or a molecule set")
     if len(labelled) == 0 or len(test) == 0:
-        raise runs.BadInput(f"task '{name}' has {len(labelled)} labelled and {len(test)} test items")
+        raise runs.BadInput(
+            f"task '{name}' has {len(labelled)} labelled and {len(test)} test items"
+        )
     if train_items and train_items < len(labelled) and name != "documentation":
         kept = torch.randperm(len(labelled), generator=stream)[:train_items].sort().values.numpy()
         labelled = rows(labelled, kept)
         own = None if own is None else np.flatnonzero(np.isin(kept, own))
     if own is None or len(own) == 0:
-        inner, outer = glue.level_split(labelled.labels, (share, 1 - share), runs.stream(seed, "levels"))
+        inner, outer = glue.level_split(
+            labelled.labels, (share, 1 - share), runs.stream(seed, "levels")
+        )
     else:
         inner, outer = np.setdiff1d(np.arange(len(labelled)), own), own
     return Task(name, METRIC.get(name, "accuracy"), outputs, labelled, inner, outer, test, held)
@@ -104,7 +114,11 @@ def _glue(name: str) -> tuple[Split, Split, int]:
     everything = join([found[p] for p in parts])
     n = len(found["train"])
     order = np.arange(len(everything))
-    return rows(everything, order[:n]), rows(everything, order[n:]), len(glue.spec(name).labels) or 1
+    return (
+        rows(everything, order[:n]),
+        rows(everything, order[n:]),
+        len(glue.spec(name).labels) or 1,
+    )
 
 
 def _tap(name: str) -> tuple[Split, np.ndarray | None, Split, int]:

@@ -60,7 +60,9 @@ def auc(label: np.ndarray, prediction: np.ndarray) -> float:
         positive = int((y == 1).sum())
         if 0 < positive < len(y):
             rank_sum = _ranks(s)[y == 1].sum()
-            values.append((rank_sum - positive * (positive + 1) / 2) / (positive * (len(y) - positive)))
+            values.append(
+                (rank_sum - positive * (positive + 1) / 2) / (positive * (len(y) - positive))
+            )
     return float(np.mean(values)) if values else float("nan")
 
 

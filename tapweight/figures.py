@@ -101,7 +101,12 @@ def simplex(tasks: dict[str, dict[int, dict[str, Any]]]) -> Figure | None:
     for i, (task, seeds) in enumerate(three.items()):
         for j, run in enumerate(seeds.values()):
             path = run["weights"] @ corners
-            axis.plot(*path.T, color=COLOURS[i % len(COLOURS)], linewidth=0.8, label=task if j == 0 else None)
+            axis.plot(
+                *path.T,
+                color=COLOURS[i % len(COLOURS)],
+                linewidth=0.8,
+                label=task if j == 0 else None,
+            )
             axis.plot(*path[-1], marker="o", markersize=4, color=COLOURS[i % len(COLOURS)])
         ends = np.array([run["weights"][-1] for run in seeds.values()])
         spread.append(f"{task} {np.sqrt(((ends - ends.mean(0)) ** 2).sum(1).mean()):.3f}")
@@ -134,11 +139,15 @@ def cosine_matrix(tasks: dict[str, dict[int, dict[str, Any]]]) -> Figure | None:
         for i in range(len(names)):
             for j in range(len(names)):
                 ink = "white" if abs(mean[i, j]) > 0.7 else "black"
-                axis.text(j, i, f"{mean[i, j]:.2f}", ha="center", va="center", fontsize=7, color=ink)
+                axis.text(
+                    j, i, f"{mean[i, j]:.2f}", ha="center", va="center", fontsize=7, color=ink
+                )
         axis.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=7)
         axis.set_yticks(range(len(names)), names, fontsize=7)
         axis.set_title(task)
-        texts.append(f"{task}: " + ", ".join(f"{n} {mean[-1, k]:.3f}" for k, n in enumerate(names[:-1])))
+        texts.append(
+            f"{task}: " + ", ".join(f"{n} {mean[-1, k]:.3f}" for k, n in enumerate(names[:-1]))
+        )
     figure.tight_layout()
     caption = (
         "Cosines of the encoder gradients with each other, and (last row) with the validation gradient of the finetuned "
@@ -177,15 +186,21 @@ def final_weights(results: dict[str, Any]) -> Figure | None:
             )
     if not found:
         return None
-    figure, axes = plt.subplots(1, len(found), figsize=(2.8 * len(found), 2.6), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(
+        1, len(found), figsize=(2.8 * len(found), 2.6), squeeze=False, sharey=True
+    )
     for axis, (task, rows) in zip(axes[0], found.items()):
         values = np.array(rows)
         for k in range(values.shape[1]):
             shift = np.linspace(-0.15, 0.15, len(values))
-            axis.plot(k + 1 + shift, values[:, k], "o", markersize=3, color=COLOURS[k % len(COLOURS)])
+            axis.plot(
+                k + 1 + shift, values[:, k], "o", markersize=3, color=COLOURS[k % len(COLOURS)]
+            )
         axis.axhline(1 / values.shape[1], color="black", linewidth=0.5, linestyle=":")
         names = objective_names(task, values.shape[1])
-        axis.set_xticks(range(1, len(names) + 1), names, rotation=30, ha="right", rotation_mode="anchor")
+        axis.set_xticks(
+            range(1, len(names) + 1), names, rotation=30, ha="right", rotation_mode="anchor"
+        )
         axis.set_xlabel("objective")
         axis.set_title(task)
     axes[0][0].set_ylabel("final weight")
@@ -193,7 +208,10 @@ def final_weights(results: dict[str, Any]) -> Figure | None:
     alt = (
         "Dot plot. Means: "
         + "; ".join(
-            f"{t}: " + ", ".join(f"{n} {w:.2f}" for n, w in zip(objective_names(t, len(v[0])), np.mean(v, 0)))
+            f"{t}: "
+            + ", ".join(
+                f"{n} {w:.2f}" for n, w in zip(objective_names(t, len(v[0])), np.mean(v, 0))
+            )
             for t, v in found.items()
         )
         + "."
@@ -223,7 +241,11 @@ def molecule_views(run_dirs: RunDirs) -> Figure | None:
     pictures = np.stack([chemistry.drawing(s, 222) for s in rehearsal.TEXTBOOK[3:7]])
     x = torch.as_tensor(pictures).permute(0, 3, 1, 2).float()
     order = objectives.permutations(4)[1:5]
-    rows = [x, objectives.shuffle_tiles(x, order), objectives.erase(x, 40, runs.stream(0, "figure"))]
+    rows = [
+        x,
+        objectives.shuffle_tiles(x, order),
+        objectives.erase(x, 40, runs.stream(0, "figure")),
+    ]
     figure, axes = plt.subplots(3, 4, figsize=(7, 5.4))
     for i, (row, name) in enumerate(zip(rows, ("drawing (MG3C)", "jigsaw (JPP)", "hole (MCL)"))):
         for axis, picture in zip(axes[i], row):

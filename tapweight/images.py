@@ -64,7 +64,11 @@ class Images:
         with rehearsal.inputs(config.scale):
             self.chemistry = rehearsal.chemistry(config.scale, say)
             self.set = molecules.read(config.task, self.chemistry, say)
-            others = [molecules.read(n, self.chemistry, lambda _: None) for n in config.union] if full else []
+            others = (
+                [molecules.read(n, self.chemistry, lambda _: None) for n in config.union]
+                if full
+                else []
+            )
         found = self.set
         self.kind, self.outputs = found.kind, found.labels.shape[1]
         self.metric = "auc" if found.kind == "classification" else "rmse"
@@ -80,7 +84,9 @@ class Images:
         self.pictures = molecules.drawings(found.smiles, self.size, self.chemistry).to(device)
         labels = torch.as_tensor(found.labels)
         known = labels[np.concatenate([self.inner, self.validation])]
-        self.mean, self.sd = (known.mean(0), known.std(0)) if self.kind == "regression" else (0.0, 1.0)
+        self.mean, self.sd = (
+            (known.mean(0), known.std(0)) if self.kind == "regression" else (0.0, 1.0)
+        )
         self.labels = ((labels - self.mean) / self.sd).to(device)
         runs.seed_global(0, "resnet", config.width)
         self.encoder: nn.Module = ResNet18(config.width).to(device)
@@ -123,9 +129,13 @@ class Images:
         classes = objectives.jigsaw_labels(
             len(rows), JIGSAWS + 1, runs.stream(self.seed, "jigsaw", step, micro, *own())
         )
-        square = F.interpolate(x, size=self.size - self.size % 3, mode="bilinear", align_corners=False)
+        square = F.interpolate(
+            x, size=self.size - self.size % 3, mode="bilinear", align_corners=False
+        )
         puzzle = objectives.shuffle_tiles(square, self.permutations[classes])
-        losses.append(F.cross_entropy(heads["JPP"](encoder(puzzle)).float(), classes.to(self.device)))
+        losses.append(
+            F.cross_entropy(heads["JPP"](encoder(puzzle)).float(), classes.to(self.device))
+        )
         hole = max(1, round(16 * self.size / 224))
         holed = objectives.erase(x, hole, runs.stream(self.seed, "hole", step, micro, *own()))
         losses.append(objectives.mask_contrast(features, encoder(holed)))
@@ -141,7 +151,9 @@ class Images:
         if part != "validation":
             pictures = self._augmented(pictures)
         out = head(encoder(self.normalise(pictures))).float()
-        return (masked_bce if self.kind == "classification" else squared_error)(out, self.labels[rows])
+        return (masked_bce if self.kind == "classification" else squared_error)(
+            out, self.labels[rows]
+        )
 
     @property
     def _labelled(self) -> np.ndarray:
@@ -153,7 +165,9 @@ class Images:
         angle = 2 * torch.pi * torch.rand(len(x))
         flip = torch.where(torch.rand(len(x)) < 0.5, -1.0, 1.0)
         c, s, zero = angle.cos(), angle.sin(), torch.zeros(len(x))
-        turn = torch.stack([torch.stack([c * flip, -s, zero], 1), torch.stack([s * flip, c, zero], 1)], 1)
+        turn = torch.stack(
+            [torch.stack([c * flip, -s, zero], 1), torch.stack([s * flip, c, zero], 1)], 1
+        )
         grid = F.affine_grid(turn.to(x.device), list(x.shape), align_corners=False)
         return F.grid_sample(x, grid, align_corners=False) + 255
 

@@ -36,7 +36,9 @@ class Whole(nn.Module):
     def forward(self, inputs: dict[str, Tensor], at: Tensor | None = None) -> Tensor:
         hidden = self.model(**inputs).last_hidden_state
         return (
-            hidden[:, 0] if at is None else hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))
+            hidden[:, 0]
+            if at is None
+            else hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))
         )
 
     def embedding(self) -> Tensor:
@@ -60,7 +62,9 @@ class TopBlocks(nn.Module):
         self.blocks = nn.ModuleList(blocks[-n:])
         self.heads = encoder.config.num_attention_heads
         # a constant here, for the embeddings lie below the cached states
-        self.register_buffer("frequent", encoder.get_input_embeddings().weight.detach()[vocabulary].clone())
+        self.register_buffer(
+            "frequent", encoder.get_input_embeddings().weight.detach()[vocabulary].clone()
+        )
 
     def forward(self, inputs: dict[str, Tensor], at: Tensor | None = None) -> Tensor:
         hidden, mask = inputs["hidden"], inputs["attention_mask"].bool()
@@ -104,9 +108,7 @@ def load_model(name: str) -> tuple[Any, Any]:
         model = AutoModel.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     if getattr(model, "pooler", None) is not None:
-        model.pooler = (
-            None  # the raw first-token state is used; a pooler would be an encoder parameter without gradient
-        )
+        model.pooler = None  # the raw first-token state is used; a pooler would be an encoder parameter without gradient
     return model, tokenizer
 
 
@@ -118,7 +120,11 @@ class MLMHead(nn.Module):
 
     def __init__(self, d: int, V: int):
         super().__init__()
-        self.dense, self.norm, self.bias = nn.Linear(d, d), nn.LayerNorm(d), nn.Parameter(torch.zeros(V))
+        self.dense, self.norm, self.bias = (
+            nn.Linear(d, d),
+            nn.LayerNorm(d),
+            nn.Parameter(torch.zeros(V)),
+        )
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
         return self.norm(F.gelu(self.dense(states))) @ embedding.T + self.bias
@@ -154,7 +160,10 @@ class Encoded:
         mask = self.columns["attention_mask"][rows]
         longest = int(mask.sum(1).max())
         found = {name: t[rows][:, :longest] for name, t in self.columns.items()}
-        return {name: (t.long() if t.dtype == torch.int32 else t).to(device) for name, t in found.items()}
+        return {
+            name: (t.long() if t.dtype == torch.int32 else t).to(device)
+            for name, t in found.items()
+        }
 
 
 class Language:
@@ -165,7 +174,11 @@ class Language:
     def __init__(self, config: Any, device: torch.device, full: bool):
         """full: also what pretraining needs (D_u and its masked copies)."""
         self.seed, self.device, self.max_length = config.seed, device, config.max_length
-        self.rate, self.temperature, self.eval_batch = config.mask_rate, config.temperature, config.eval_batch
+        self.rate, self.temperature, self.eval_batch = (
+            config.mask_rate,
+            config.temperature,
+            config.eval_batch,
+        )
         with rehearsal.inputs(config.scale):
             self.task = data.read(
                 config.task, config.seed, config.per_class, config.level_split, config.train_items
@@ -176,7 +189,11 @@ class Language:
         self.metric, self.outputs = self.task.metric, self.task.outputs
         task = self.task
         ids = task.labelled.ids
-        self.items = {"train": ids[task.inner], "validation": ids[task.validation], "test": task.test.ids}
+        self.items = {
+            "train": ids[task.inner],
+            "validation": ids[task.validation],
+            "test": task.test.ids,
+        }
         if task.held is not None:
             self.items["held"] = task.held.ids
         self.u_ids, self.u_texts = task.unlabelled
@@ -188,16 +205,23 @@ class Language:
         self.below = copy.copy(model).eval() if config.top_blocks else None
         self.depth = len(model.encoder.layer) - config.top_blocks if config.top_blocks else 0
         self.encoder = (
-            TopBlocks(model, config.top_blocks, self.vocabulary) if config.top_blocks else Whole(model)
+            TopBlocks(model, config.top_blocks, self.vocabulary)
+            if config.top_blocks
+            else Whole(model)
         )
         self.encoder = self.encoder.to(device)
         d, self.dropout = model.config.hidden_size, float(model.config.hidden_dropout_prob)
         self.d = d
         V = len(self.encoder.embedding())
         column = torch.full((len(self.tokenizer),), objectives.IGNORED)
-        column[self.vocabulary] = torch.arange(len(self.vocabulary)) if config.top_blocks else self.vocabulary
+        column[self.vocabulary] = (
+            torch.arange(len(self.vocabulary)) if config.top_blocks else self.vocabulary
+        )
         self.column = column
-        self.parts = {"labelled": self._encode(task.labelled.texts), "test": self._encode(task.test.texts)}
+        self.parts = {
+            "labelled": self._encode(task.labelled.texts),
+            "test": self._encode(task.test.texts),
+        }
         if task.held is not None and config.score_held:
             self.parts["held"] = self._encode(task.held.texts)
         labels = torch.as_tensor(task.labelled.labels)
@@ -243,7 +267,11 @@ class Language:
     def _show(self) -> None:
         """D_u as it is, in halves, and (for cached states) in `COPIES` masked copies drawn once."""
         tokens = self.tokenizer(
-            self.u_texts, truncation=True, max_length=self.max_length, padding="longest", return_tensors="pt"
+            self.u_texts,
+            truncation=True,
+            max_length=self.max_length,
+            padding="longest",
+            return_tensors="pt",
         )
         tokens.pop("token_type_ids", None)
         self.ids, attention = tokens["input_ids"].int(), tokens["attention_mask"].int()
@@ -269,7 +297,9 @@ class Language:
         right = objectives.order_labels(len(self.u_texts), runs.stream(self.seed, "order")).tolist()
         made, labels = [], []
         room = self.max_length - 3
-        texts = t(self.u_texts, add_special_tokens=False, truncation=True, max_length=room)["input_ids"]
+        texts = t(self.u_texts, add_special_tokens=False, truncation=True, max_length=room)[
+            "input_ids"
+        ]
         for text, label in zip(texts, right):
             cut = objectives.halves(text, room)
             a, b = cut or ([], [])
@@ -277,8 +307,12 @@ class Language:
             made.append([bos, *first, eos, *second, eos])
             labels.append(label if cut else objectives.IGNORED)
         longest = max(map(len, made))
-        ids = torch.tensor([m + [t.pad_token_id] * (longest - len(m)) for m in made], dtype=torch.int32)
-        mask = torch.tensor([[1] * len(m) + [0] * (longest - len(m)) for m in made], dtype=torch.int32)
+        ids = torch.tensor(
+            [m + [t.pad_token_id] * (longest - len(m)) for m in made], dtype=torch.int32
+        )
+        mask = torch.tensor(
+            [[1] * len(m) + [0] * (longest - len(m)) for m in made], dtype=torch.int32
+        )
         self.order = torch.tensor(labels)
         return self._finish({"input_ids": ids, "attention_mask": mask})
 
@@ -302,21 +336,31 @@ class Language:
                 inputs["input_ids"] = altered[:, :longest].long().to(self.device)
                 found.append((inputs, at.to(self.device), targets.to(self.device)))
             return found
-        chosen = torch.randperm(len(self.copies), generator=runs.stream(self.seed, "copies", step, micro))[:2]
+        chosen = torch.randperm(
+            len(self.copies), generator=runs.stream(self.seed, "copies", step, micro)
+        )[:2]
         found = []
         for k in chosen.tolist():
             made, at, targets = self.copies[k]
             found.append(
-                (made.batch(rows, self.device), at[rows].to(self.device), targets[rows].to(self.device))
+                (
+                    made.batch(rows, self.device),
+                    at[rows].to(self.device),
+                    targets[rows].to(self.device),
+                )
             )
         return found
 
     # -- losses
 
-    def losses(self, encoder: Any, heads: nn.ModuleDict, rows: Tensor, step: int, micro: int) -> list[Tensor]:
+    def losses(
+        self, encoder: Any, heads: nn.ModuleDict, rows: Tensor, step: int, micro: int
+    ) -> list[Tensor]:
         """[CL, MLM, SOP] on these texts of D_u. Masks are a function of seed, step and micro-batch, dropout is torch's."""
         plain = self.plain.batch(rows, self.device)
-        twice = {name: torch.cat([t, t]) for name, t in plain.items()}  # one pass, two dropout masks
+        twice = {
+            name: torch.cat([t, t]) for name, t in plain.items()
+        }  # one pass, two dropout masks
         a, b = heads["CL"](encoder(twice)).chunk(2)
         losses = [objectives.contrastive(a, b, self.temperature)]
         states, targets = [], []
@@ -330,7 +374,8 @@ class Language:
         losses.append(objectives.masked_lm(logits, torch.cat(targets)))
         losses.append(
             objectives.order(
-                heads["SOP"](encoder(self.halves.batch(rows, self.device))), self.order[rows].to(self.device)
+                heads["SOP"](encoder(self.halves.batch(rows, self.device))),
+                self.order[rows].to(self.device),
             )
         )
         return losses
@@ -340,7 +385,12 @@ class Language:
         return draw(two_layers(self.d, self.outputs, self.dropout), *names).to(self.device)
 
     def task_loss(
-        self, encoder: nn.Module, head: nn.Module, part: str, rows: Tensor, squared_error: Any = squared_error
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        part: str,
+        rows: Tensor,
+        squared_error: Any = squared_error,
     ) -> Tensor:
         """part: train (D_tr), validation (D_val), labelled (both); rows: places within it; squared_error: see official.py."""
         task = self.task
@@ -368,7 +418,11 @@ class Language:
             ]
         )
         guess = out.squeeze(-1) if self.kind == "regression" else out.argmax(1)
-        return {"id": split.ids[which.numpy()], "label": split.labels[which.numpy()], "prediction": guess}
+        return {
+            "id": split.ids[which.numpy()],
+            "label": split.labels[which.numpy()],
+            "prediction": guess,
+        }
 
     # -- export
 
@@ -378,14 +432,17 @@ class Language:
 
         if isinstance(encoder, TopBlocks):
             model = self.below
-            for i, block in enumerate(encoder.blocks):  # the lower blocks are those of the checkpoint
+            for i, block in enumerate(
+                encoder.blocks
+            ):  # the lower blocks are those of the checkpoint
                 model.encoder.layer[self.depth + i] = block
         else:
             model = encoder.model
         model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
         save_file(
-            {k: v.contiguous().cpu() for k, v in head.state_dict().items()}, directory / "head.safetensors"
+            {k: v.contiguous().cpu() for k, v in head.state_dict().items()},
+            directory / "head.safetensors",
         )
 
 
@@ -424,7 +481,8 @@ def vocabulary(tokenizer: Any, size: int) -> Tensor:
         return counts
 
     counts = runs.cached(
-        ("tapweight word pieces", len(tokenizer), bundled.other_corpus() or bundled.CORPUS_SHA256), count
+        ("tapweight word pieces", len(tokenizer), bundled.other_corpus() or bundled.CORPUS_SHA256),
+        count,
     )
     counts[list(special)] = -1
     return counts.argsort(descending=True, stable=True)[:size].sort().values

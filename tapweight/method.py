@@ -83,7 +83,9 @@ def matched(phi: nn.Module, theta: nn.Module) -> tuple[Vector, Vector]:
     b = {name: p for name, p in theta.named_parameters() if p.requires_grad}
     for name in [*a, *b]:
         if name not in a or name not in b:
-            raise ValueError(f"the proximal term pairs encoders: '{name}' is a parameter of only one of them")
+            raise ValueError(
+                f"the proximal term pairs encoders: '{name}' is a parameter of only one of them"
+            )
         if a[name].shape != b[name].shape:
             raise ValueError(
                 f"the proximal term pairs encoders: '{name}' is {tuple(a[name].shape)} in phi and "
@@ -100,10 +102,14 @@ class SquaredDistance:
 
     def __post_init__(self) -> None:
         if not self.gamma >= 0:
-            raise ValueError(f"gamma = {self.gamma}: the strength of the proximal term is 0 or more")
+            raise ValueError(
+                f"gamma = {self.gamma}: the strength of the proximal term is 0 or more"
+            )
 
     def value(self, phi: Vector, theta: Vector) -> Tensor:
-        return self.gamma * sum((p - t.detach()).square().sum() for p, t in zip(phi, theta, strict=True))
+        return self.gamma * sum(
+            (p - t.detach()).square().sum() for p, t in zip(phi, theta, strict=True)
+        )
 
     def gradient(self, phi: Vector, theta: Vector) -> Vector:
         """d / d phi = 2 gamma (phi - theta), in closed form."""
@@ -128,7 +134,12 @@ class Alignment:
 
 
 def alignment(
-    batches: Sequence[Losses], theta: Vector, u: Vector, K: int, mode: str, radius: float | None = None
+    batches: Sequence[Losses],
+    theta: Vector,
+    u: Vector,
+    K: int,
+    mode: str,
+    radius: float | None = None,
 ) -> Alignment:
     """h_k = -< u, grad_theta L_k >: (*) with u = 2 gamma v, what Level II hands down to theta.
 
@@ -174,7 +185,9 @@ def _gradients(batches: Sequence[Losses], theta: Vector, u: Vector) -> Alignment
             values = losses()
             g = g or [vectors.zeros_like(theta) for _ in values]
             for k, loss in enumerate(values):
-                if loss.requires_grad:  # not where nothing was masked, say: then the objective is constant
+                if (
+                    loss.requires_grad
+                ):  # not where nothing was masked, say: then the objective is constant
                     more = torch.autograd.grad(
                         loss, theta, retain_graph=k + 1 < len(values), allow_unused=True
                     )
@@ -182,7 +195,9 @@ def _gradients(batches: Sequence[Losses], theta: Vector, u: Vector) -> Alignment
                     if reached:
                         torch._foreach_add_(*map(list, zip(*reached)), alpha=1 / len(batches))
     everything, K = [*map(averaged, g), u], len(g)
-    gram = torch.tensor([[vectors.dot(a, b) for b in everything] for a in everything], dtype=torch.float64)
+    gram = torch.tensor(
+        [[vectors.dot(a, b) for b in everything] for a in everything], dtype=torch.float64
+    )
     size = gram.diagonal().sqrt()
     cosines = torch.nan_to_num(gram / torch.outer(size, size))
     return Alignment(
@@ -241,7 +256,10 @@ def level_two_step(
 
 def validation_gradient(validation_loss: Loss, phi: Vector) -> tuple[Vector, Tensor]:
     """v = grad_phi L_task(phi, w; B_val), and the loss. Buffers and random state are left as they were."""
-    with vectors.Snapshot(phi[:1], phi[1:]), torch.enable_grad():  # phi does not move: no copy of all of it
+    with (
+        vectors.Snapshot(phi[:1], phi[1:]),
+        torch.enable_grad(),
+    ):  # phi does not move: no copy of all of it
         loss = validation_loss()
         v = torch.autograd.grad(loss, phi, allow_unused=True)
     v = [torch.zeros_like(p) if x is None else x for x, p in zip(v, phi)]
@@ -249,7 +267,11 @@ def validation_gradient(validation_loss: Loss, phi: Vector) -> tuple[Vector, Ten
 
 
 def level_three_step(
-    optimizer: torch.optim.Optimizer, alpha: Tensor, found: Alignment, normalise: str, entropy: float = 0.0
+    optimizer: torch.optim.Optimizer,
+    alpha: Tensor,
+    found: Alignment,
+    normalise: str,
+    entropy: float = 0.0,
 ) -> None:
     """alpha <- OptIII(alpha, J^T h). normalise: 'none', or 'cosine' for cosines in place of h (needs mode exact-dot).
 
@@ -326,7 +348,9 @@ class Levels:
             if learn:
                 facts.found = alignment(used, self.theta_e, u, K, self.mode, self.radius)
                 facts.found = self.more(facts.found, self, used)
-                level_three_step(self.optimizers[2], self.alpha, facts.found, self.normalise, self.entropy)
+                level_three_step(
+                    self.optimizers[2], self.alpha, facts.found, self.normalise, self.entropy
+                )
             clock.append(time.perf_counter())
             if watch:
                 facts.exact = alignment(used, self.theta_e, u, K, "exact-dot")

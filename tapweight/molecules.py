@@ -68,13 +68,17 @@ def rdkit() -> Chemistry:
 
     def canonical(smiles: str) -> str | None:
         molecule = Chem.MolFromSmiles(smiles)
-        return None if molecule is None or molecule.GetNumAtoms() == 0 else Chem.MolToSmiles(molecule)
+        return (
+            None if molecule is None or molecule.GetNumAtoms() == 0 else Chem.MolToSmiles(molecule)
+        )
 
     def scaffold(smiles: str) -> str:
         return str(MurckoScaffold.MurckoScaffoldSmiles(smiles=smiles, includeChirality=True))
 
     def drawing(smiles: str, size: int) -> np.ndarray:
-        return np.asarray(Draw.MolToImage(Chem.MolFromSmiles(smiles), size=(size, size)).convert("RGB"))
+        return np.asarray(
+            Draw.MolToImage(Chem.MolFromSmiles(smiles), size=(size, size)).convert("RGB")
+        )
 
     def fingerprint(smiles: str) -> np.ndarray:
         return np.array(list(MACCSkeys.GenMACCSKeys(Chem.MolFromSmiles(smiles))), dtype=np.float32)
@@ -152,7 +156,9 @@ def _number(text: str, path: Path, row: int) -> float:
 # ------------------------------------------------------------------------------------------------ splits, clusters
 
 
-def scaffold_split(scaffolds: Sequence[str], shares: tuple[float, float] = (0.8, 0.9)) -> list[np.ndarray]:
+def scaffold_split(
+    scaffolds: Sequence[str], shares: tuple[float, float] = (0.8, 0.9)
+) -> list[np.ndarray]:
     """[train, validation, test] rows. Groups of equal scaffold, large ones first (then by their first row, descending),
     go to train while they fit into 80 %, else to validation while both fit into 90 %, else to test. Nothing is random."""
     groups: dict[str, list[int]] = defaultdict(list)

@@ -55,9 +55,9 @@ def mask_tokens(
 def masked_lm(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy over the places with a target; 0, not NaN, where there is none. logits: (N, V), targets: (N,)"""
     count = (targets != IGNORED).sum()
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum") / count.clamp(
-        min=1
-    )
+    return F.cross_entropy(
+        logits.float(), targets, ignore_index=IGNORED, reduction="sum"
+    ) / count.clamp(min=1)
 
 
 def halves(tokens: Sequence[int], longest: int) -> tuple[list[int], list[int]] | None:
@@ -103,7 +103,9 @@ def permutations(count: int, tiles: int = 9, seed: int = 0, pool: int = 2000) ->
     return torch.stack(chosen)
 
 
-def jigsaw_labels(n: int, classes: int, generator: torch.Generator, in_order: float = 0.8) -> Tensor:
+def jigsaw_labels(
+    n: int, classes: int, generator: torch.Generator, in_order: float = 0.8
+) -> Tensor:
     """Class 0 (identity) with probability 0.8, else one of all classes (0 among them) drawn evenly. (n,)"""
     drawn = torch.randint(classes, (n,), generator=generator)
     return torch.where(torch.rand(n, generator=generator) < in_order, 0, drawn)
@@ -113,9 +115,15 @@ def shuffle_tiles(images: Tensor, order_: Tensor, side: int = 3) -> Tensor:
     """Tile i of the result is tile order_[i] of the image. images: (B, C, H, H), H divisible by side; order_: (B, side^2)"""
     B, C, H, _ = images.shape
     if H % side:
-        raise ValueError(f"images of {H} pixels do not divide into {side} x {side} tiles; resize them first")
+        raise ValueError(
+            f"images of {H} pixels do not divide into {side} x {side} tiles; resize them first"
+        )
     h = H // side
-    tiles = images.reshape(B, C, side, h, side, h).permute(0, 2, 4, 1, 3, 5).reshape(B, side * side, C, h, h)
+    tiles = (
+        images.reshape(B, C, side, h, side, h)
+        .permute(0, 2, 4, 1, 3, 5)
+        .reshape(B, side * side, C, h, h)
+    )
     tiles = tiles[torch.arange(B, device=images.device)[:, None], order_.to(images.device)]
     return tiles.reshape(B, side, side, C, h, h).permute(0, 3, 1, 4, 2, 5).reshape(B, C, H, H)
 
@@ -136,4 +144,6 @@ def mask_contrast(whole: Tensor, holed: Tensor) -> Tensor:
     """Mean Euclidean distance of two encodings of each picture, (B, d) each; constant features are its trivial optimum."""
     # the smallest float keeps the root differentiable where both are equal
     squares = (whole - holed).square().sum(1)
-    return torch.where(squares > 0, squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt(), 0.0).mean()
+    return torch.where(
+        squares > 0, squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt(), 0.0
+    ).mean()

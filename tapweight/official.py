@@ -45,7 +45,9 @@ class AbsoluteDistance(method.SquaredDistance):
 
     def gradient(self, phi: Vector, theta: Vector) -> Vector:
         off = vectors.minus(phi, theta)
-        return [self._share(phi) * (2 * x if i in self.squared else x.sign()) for i, x in enumerate(off)]
+        return [
+            self._share(phi) * (2 * x if i in self.squared else x.sign()) for i, x in enumerate(off)
+        ]
 
     def pull_back(self, v: Vector, phi: Vector, theta: Vector) -> Vector:
         eps = vectors.probe_step(v)
@@ -77,7 +79,9 @@ def broadcast_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Row 10: (B, 1) against (B) becomes B x B: every prediction is drawn to the batch's mean."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return F.mse_loss(prediction.reshape(-1, 1), target.reshape(1, -1).expand(len(prediction), -1))
+        return F.mse_loss(
+            prediction.reshape(-1, 1), target.reshape(1, -1).expand(len(prediction), -1)
+        )
 
 
 def zero_mask_contrast(losses: Sequence[Tensor]) -> list[Tensor]:

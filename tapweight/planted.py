@@ -49,7 +49,11 @@ class Planted:
         self.test, rest = fixed[used:].sort().values, fixed[:used]
         rest = rest[torch.randperm(used, generator=runs.stream(seed, "split"))]
         self.tr, self.val, self.u = rest.split([LABELLED, VALIDATION, UNLABELLED])
-        self.items = {"train": self.tr.numpy(), "validation": self.val.numpy(), "unlabelled": self.u.numpy()}
+        self.items = {
+            "train": self.tr.numpy(),
+            "validation": self.val.numpy(),
+            "unlabelled": self.u.numpy(),
+        }
         self.items["test"] = self.test.numpy()
         g = runs.stream(seed, "labels")
         n = len(self.y)
@@ -57,7 +61,8 @@ class Planted:
             torch.rand(n, generator=g) < 0.5, torch.randint(10, (n,), generator=g), self.y.cpu()
         )
         self.targets = [
-            t.to(device) for t in (noisy, (self.y.cpu() + 1) % 10, torch.randint(10, (n,), generator=g))
+            t.to(device)
+            for t in (noisy, (self.y.cpu() + 1) % 10, torch.randint(10, (n,), generator=g))
         ]
         runs.seed_global(seed, "encoder")
         self.encoder = Encoder().to(device)
@@ -77,7 +82,9 @@ class Planted:
         items = self.u[rows]
         x = self.x[items]
         kept = (
-            torch.rand(x.shape, generator=runs.stream(self.seed, "pixels", step, micro, *own())).to(x.device)
+            torch.rand(x.shape, generator=runs.stream(self.seed, "pixels", step, micro, *own())).to(
+                x.device
+            )
             < 0.5
         )
         reconstruction = 20 * F.mse_loss(heads["decoder"](encoder(x * kept)), x)
@@ -88,9 +95,11 @@ class Planted:
         return nn.Identity()  # the readout is fixed and shared
 
     def task_loss(self, encoder: nn.Module, head: nn.Module, part: str, rows: Tensor) -> Tensor:
-        items = {"train": self.tr, "validation": self.val, "labelled": torch.cat([self.tr, self.val])}[part][
-            rows
-        ]
+        items = {
+            "train": self.tr,
+            "validation": self.val,
+            "labelled": torch.cat([self.tr, self.val]),
+        }[part][rows]
         return F.cross_entropy(head(encoder(self.x[items])) @ self.readout, self.y[items])
 
     @torch.no_grad()

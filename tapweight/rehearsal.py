@@ -77,12 +77,25 @@ def write_models(root: Path, files: list[Path]) -> None:
     from transformers import DebertaV2Config, DebertaV2Model, RobertaConfig, RobertaModel
 
     tokenizer = words([path.read_text("utf-8") for path in files if path.is_file()])
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    common = {"vocab_size": len(tokenizer), "max_position_embeddings": 130, "pad_token_id": 1, **small}
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    common = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 130,
+        "pad_token_id": 1,
+        **small,
+    }
     runs.seed_global(0, "rehearsal models")
     relative = {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0,
                 "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False}  # fmt: skip
-    made = (RobertaModel(RobertaConfig(**common)), DebertaV2Model(DebertaV2Config(**common, **relative)))
+    made = (
+        RobertaModel(RobertaConfig(**common)),
+        DebertaV2Model(DebertaV2Config(**common, **relative)),
+    )
     for name, model in zip(MODELS, made):
         model.to(torch.float32).save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
@@ -99,9 +112,12 @@ def words(texts: list[str]) -> Any:
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+        texts,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet),
     )
-    core.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    core.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), add_prefix_space=False
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>", pad_token="<pad>",
         unk_token="<unk>", mask_token="<mask>", model_input_names=["input_ids", "attention_mask"],
@@ -128,12 +144,16 @@ def made_up() -> molecules.Chemistry:
     """Pictures, scaffolds and fingerprints that depend on the SMILES's characters alone, and mean nothing."""
 
     def noise(smiles: str) -> np.random.Generator:
-        return np.random.default_rng(int.from_bytes(hashlib.sha256(smiles.encode()).digest()[:8], "little"))
+        return np.random.default_rng(
+            int.from_bytes(hashlib.sha256(smiles.encode()).digest()[:8], "little")
+        )
 
     return molecules.Chemistry(
         "made up",
         canonical=lambda smiles: smiles if " " not in smiles else None,
         scaffold=lambda smiles: hashlib.sha256(smiles.encode()).hexdigest()[:1],
-        drawing=lambda smiles, size: noise(smiles).integers(0, 256, (size, size, 3), dtype=np.uint8),
+        drawing=lambda smiles, size: noise(smiles).integers(
+            0, 256, (size, size, 3), dtype=np.uint8
+        ),
         fingerprint=lambda smiles: noise(smiles).integers(0, 2, 167).astype(np.float32),
     )

@@ -51,7 +51,9 @@ class Quadratic:
     def phi_star(self, theta: Tensor) -> Tensor:
         """(B + 2 gamma I)^-1 (B t + 2 gamma theta), (d,)"""
         I = torch.eye(len(self.t), dtype=self.t.dtype)  # noqa: E741
-        return torch.linalg.solve(self.B + 2 * self.gamma * I, self.B @ self.t + 2 * self.gamma * theta)
+        return torch.linalg.solve(
+            self.B + 2 * self.gamma * I, self.B @ self.t + 2 * self.gamma * theta
+        )
 
     def outer(self, lam: Tensor) -> Tensor:
         """The validation loss as a function of lam alone, through both closed forms."""
@@ -86,7 +88,10 @@ def exact_implicit(problem: Quadratic, lam: Tensor) -> Tensor:
         lambda: problem.level_three(phi),
         [
             multilevel.Level(
-                lambda: lam @ torch.stack(problem.level_one(theta)), [theta], None, ConjugateGradient(d)
+                lambda: lam @ torch.stack(problem.level_one(theta)),
+                [theta],
+                None,
+                ConjugateGradient(d),
             ),
             multilevel.Level(level_two, [phi], None, ConjugateGradient(d)),
         ],
@@ -131,7 +136,9 @@ def run(
         torch.optim.SGD(phi.parameters(), lr=lr),
         torch.optim.Adam([alpha], lr=lr_alpha),
     ]
-    levels = method.Levels(theta, phi, alpha, optimizers, method.SquaredDistance(problem.gamma), mode)
+    levels = method.Levels(
+        theta, phi, alpha, optimizers, method.SquaredDistance(problem.gamma), mode
+    )
     for t in range(steps):
         levels.cycle(
             [[lambda: problem.level_one(theta.x)]],

@@ -23,7 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from shared import processes, protocol, runs, vectors
-from tapweight import baselines, data, evaluate, images, language, method, molecules, official, planted
+from tapweight import (
+    baselines,
+    data,
+    evaluate,
+    images,
+    language,
+    method,
+    molecules,
+    official,
+    planted,
+)
 
 
 @dataclass(frozen=True)
@@ -155,7 +165,9 @@ class Domain(Protocol):
 
     @property
     def sizes(self) -> tuple[int, int, int]: ...  # of D_u, D_tr, D_val
-    def losses(self, encoder: Any, heads: Any, rows: Tensor, step: int, micro: int) -> list[Tensor]: ...
+    def losses(
+        self, encoder: Any, heads: Any, rows: Tensor, step: int, micro: int
+    ) -> list[Tensor]: ...
     def head(self, *names: object) -> nn.Module: ...
     def task_loss(self, encoder: nn.Module, head: nn.Module, part: str, rows: Tensor) -> Tensor: ...
     def predict(self, encoder: nn.Module, head: nn.Module, part: str) -> dict[str, Any]: ...
@@ -179,9 +191,13 @@ def check(config: Config) -> None:
     """Refuse settings that cannot be meant, before anything is loaded."""
     for name, valid in CHOICES.items():
         if getattr(config, name) not in valid:
-            raise runs.BadInput(f"{name} = '{getattr(config, name)}' must be one of {', '.join(valid)}")
+            raise runs.BadInput(
+                f"{name} = '{getattr(config, name)}' must be one of {', '.join(valid)}"
+            )
     if config.gamma < 0:
-        raise runs.BadInput(f"gamma = {config.gamma}: the strength of the proximal term is 0 or more")
+        raise runs.BadInput(
+            f"gamma = {config.gamma}: the strength of the proximal term is 0 or more"
+        )
     if config.normalise == "cosine" and config.mode != "exact-dot":
         raise runs.BadInput(
             f"normalise = cosine needs |g_k|, which mode '{config.mode}' does not compute; use exact-dot"
@@ -256,14 +272,20 @@ class Pretraining:
         K = len(domain.names)
         encoder, heads = domain.encoder, domain.heads
         if config.pretrain == "base":
-            trained = [*heads.parameters()] + ([*encoder.parameters()] if config.base_trains == "all" else [])
+            trained = [*heads.parameters()] + (
+                [*encoder.parameters()] if config.base_trains == "all" else []
+            )
             encoder.requires_grad_(config.base_trains == "all")
             self.optimizers = [baselines.optimizer("adam", trained, config.base_lr, 0.0)]
             self.lam = torch.full((K,), 1.0 / K)
         elif config.pretrain == "fixed":
             theta = [*encoder.parameters(), *heads.parameters()]
-            self.optimizers = [baselines.optimizer(config.optimizer, theta, config.lr_I, config.weight_decay)]
-            self.lam = baselines.fixed_weights(config.weights, domain.names, config.seed, config.uses)
+            self.optimizers = [
+                baselines.optimizer(config.optimizer, theta, config.lr_I, config.weight_decay)
+            ]
+            self.lam = baselines.fixed_weights(
+                config.weights, domain.names, config.seed, config.uses
+            )
         else:
             self._three_levels(K)
 
@@ -301,7 +323,9 @@ class Pretraining:
             self.levels.more = official.direct_path
 
     def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16")
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"
+        )
 
     def objectives(self, t: int, micro: int) -> method.Losses:
         """The K losses of micro-batch `micro` of Level I step t: the same masks and dropout whenever it is evaluated."""
@@ -349,7 +373,10 @@ class Pretraining:
         else:
             self.phi.train()
             self.w.train()
-            two = [self.task("train", self.labelled, t * config.steps_II + i) for i in range(config.steps_II)]
+            two = [
+                self.task("train", self.labelled, t * config.steps_II + i)
+                for i in range(config.steps_II)
+            ]
             learn = t >= math.ceil(config.warmup_III * self.total)
             watch = bool(config.watch) and t % config.watch == config.watch - 1
             facts = self.levels.cycle(one, two, self.task("validation", self.held, t), learn, watch)
@@ -363,13 +390,22 @@ class Pretraining:
         self._log(t, facts)
 
     def _log(self, t: int, facts: method.Facts) -> None:
-        values: dict[str, Any] = {"step": t, "phase": "pretrain", "losses": facts.losses, "weights": self.lam}
+        values: dict[str, Any] = {
+            "step": t,
+            "phase": "pretrain",
+            "losses": facts.losses,
+            "weights": self.lam,
+        }
         if self.learned:
             values |= {"train": facts.train, "validation": facts.validation}
         if facts.found is not None:
             values["h"] = facts.found.h
         if facts.exact is not None:
-            values |= {"exact_h": facts.exact.h, "cosines": facts.exact.gram, "norms": facts.exact.norms}
+            values |= {
+                "exact_h": facts.exact.h,
+                "cosines": facts.exact.gram,
+                "norms": facts.exact.norms,
+            }
             if facts.found is not None:
                 both = [facts.found.h.double()], [facts.exact.h.double()]
                 values["agreement"] = vectors.cosine(*both)
@@ -386,7 +422,11 @@ class Pretraining:
         if self.config.pretrain != "none":
             found["heads"] = self.domain.heads.state_dict()
         if self.learned:
-            found |= {"phi": self.phi.state_dict(), "w": self.w.state_dict(), "alpha": self.levels.alpha}
+            found |= {
+                "phi": self.phi.state_dict(),
+                "w": self.w.state_dict(),
+                "alpha": self.levels.alpha,
+            }
         return found
 
     def load(self, saved: dict[str, Any]) -> None:
@@ -394,7 +434,9 @@ class Pretraining:
         if self.config.pretrain != "none":
             self.domain.heads.load_state_dict(saved["heads"])
             self.lam = saved["lam"]
-        for optimizer, state in zip(getattr(self, "optimizers", []), saved["optimizers"], strict=True):
+        for optimizer, state in zip(
+            getattr(self, "optimizers", []), saved["optimizers"], strict=True
+        ):
             optimizer.load_state_dict(state)
         if self.learned:
             self.phi.load_state_dict(saved["phi"])
@@ -415,13 +457,25 @@ def _copy(module: nn.Module) -> nn.Module:
 class Finetuning:
     """A fresh head on the encoder, AdamW, linear schedule; the same head, batches and dropout for all arms of a seed."""
 
-    def __init__(self, config: Config, run: runs.Run, domain: Domain, device: torch.device, offset: int):
+    def __init__(
+        self, config: Config, run: runs.Run, domain: Domain, device: torch.device, offset: int
+    ):
         """offset: steps of the first phase, before these."""
-        self.config, self.run, self.domain, self.device, self.offset = config, run, domain, device, offset
+        self.config, self.run, self.domain, self.device, self.offset = (
+            config,
+            run,
+            domain,
+            device,
+            offset,
+        )
         _, n_tr, n_val = domain_sizes(domain)
-        self.part, n = ("train", n_tr) if config.finetune_on == "train" else ("labelled", n_tr + n_val)
+        self.part, n = (
+            ("train", n_tr) if config.finetune_on == "train" else ("labelled", n_tr + n_val)
+        )
         self.batches = Batches(n, config.finetune_batch, config.seed, "finetune")
-        self.total = config.finetune_steps or max(1, round(config.finetune_epochs * self.batches.per_epoch))
+        self.total = config.finetune_steps or max(
+            1, round(config.finetune_epochs * self.batches.per_epoch)
+        )
         self.head = domain.head(config.seed, "head", "finetune")
         self.optimizer: torch.optim.Optimizer | None = None
 
@@ -437,11 +491,15 @@ class Finetuning:
         assert self.optimizer is not None
         domain.encoder.train()
         self.head.train()
-        method.set_rates([self.optimizer], [baselines.schedule("linear", t, self.total, config.warmup)])
+        method.set_rates(
+            [self.optimizer], [baselines.schedule("linear", t, self.total, config.warmup)]
+        )
         rows = self.batches(t)
         runs.seed_global(config.seed, "dropout", "finetune", t)
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+        with torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"
+        ):
             loss = domain.task_loss(domain.encoder, self.head, self.part, rows)
         self.run.finite(loss, "finetuning", t, rows)
         loss.backward()
@@ -520,12 +578,16 @@ def finish_base(run: runs.Run, domain: Domain, first: Pretraining) -> Path:
     encoder = domain.encoder.state_dict() if first.config.base_trains == "all" else {}
     heads = domain.heads.state_dict()
     cpu = lambda state: {k: v.detach().cpu() for k, v in state.items()}  # noqa: E731
-    runs.write_bytes(run.directory / "base.pt", runs.pack({"encoder": cpu(encoder), "heads": cpu(heads)}))
+    runs.write_bytes(
+        run.directory / "base.pt", runs.pack({"encoder": cpu(encoder), "heads": cpu(heads)})
+    )
     run.finish(state=[*encoder.values(), *heads.values()], gradient_evaluations=first.evaluations)
     return run.directory
 
 
-def predictions(config: Config, domain: Domain, found: dict[str, Any], lam: Tensor | None) -> dict[str, Any]:
+def predictions(
+    config: Config, domain: Domain, found: dict[str, Any], lam: Tensor | None
+) -> dict[str, Any]:
     """Rows of predictions.npz; names with `_` are not per item."""
     more: dict[str, Any] = {"_kind": np.int64(evaluate.KINDS.index(domain.metric))}
     if lam is not None:
@@ -535,7 +597,9 @@ def predictions(config: Config, domain: Domain, found: dict[str, Any], lam: Tens
     return {k: np.asarray(v) for k, v in found.items()} | more
 
 
-def finish(config: Config, run: runs.Run, domain: Domain, first: Pretraining, second: Finetuning) -> None:
+def finish(
+    config: Config, run: runs.Run, domain: Domain, first: Pretraining, second: Finetuning
+) -> None:
     """Predictions, gates, record, export."""
     lam = first.lam if config.pretrain != "none" else None
     domain.encoder.eval()
@@ -547,13 +611,17 @@ def finish(config: Config, run: runs.Run, domain: Domain, first: Pretraining, se
         held = predictions(config, domain, domain.predict(domain.encoder, second.head, part), None)
         validation = evaluate.score(held)
     if lam is not None:
-        runs.write_json(run.directory / "weights.json", {"names": domain.names, "weights": lam.tolist()})
+        runs.write_json(
+            run.directory / "weights.json", {"names": domain.names, "weights": lam.tolist()}
+        )
     if first.learned:
         # in float32 a softmax below 1e-45 reads 0
         on = bool((lam >= 0).all()) and abs(float(lam.double().sum()) - 1) < 1e-5  # type: ignore[union-attr]
         run.gate("weights-on-simplex", on, f"weights {[round(x, 4) for x in lam.tolist()]}")  # type: ignore[union-attr]
         if config.watch and config.pretrain == "tapweight":
-            detail = f"smallest cosine with the exact gradient of the weights {first.worst_cosine:.6f}"
+            detail = (
+                f"smallest cosine with the exact gradient of the weights {first.worst_cosine:.6f}"
+            )
             run.gate("gradient-of-weights", first.worst_cosine > 0.99, detail)
     if config.task == "planted" and config.pretrain == "tapweight" and config.seed % 100 == 0:
         quadratic(run, config.seed)
@@ -585,7 +653,11 @@ def finish(config: Config, run: runs.Run, domain: Domain, first: Pretraining, se
 
 def searched(config: Config) -> int:
     """Gradient evaluations of the runs that this one learned its weights from; the base is common to all arms."""
-    used = [protocol.read_record(Path(d)) or {} for arm, d in config.uses.items() if not arm.endswith("base")]
+    used = [
+        protocol.read_record(Path(d)) or {}
+        for arm, d in config.uses.items()
+        if not arm.endswith("base")
+    ]
     return sum(int(record["gradient_evaluations"]) for record in used)
 
 

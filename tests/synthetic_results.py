@@ -251,7 +251,9 @@ def runs(rng: random.Random) -> list[dict]:
                         "reason": "loss is nan at step 12 (lower level)" if diverged else "",
                         "seconds": 7.5 + rng.random(),
                         "gradient_evaluations": 500 if arm == "search" else 150,
-                        "gradient_evaluations_with_uses": 650 if arm in ("autolora", "permuted") else 150,
+                        "gradient_evaluations_with_uses": 650
+                        if arm in ("autolora", "permuted")
+                        else 150,
                         "peak_memory_mb": 640.0,
                         "record_sha256": digest("record", arm, task, seed),
                         "predictions_sha256": digest("predictions", arm, task, seed),
@@ -336,7 +338,8 @@ def result(paper: str = "autolora", scale: str = "cpu") -> dict:
         },
         "data": {"bundled/documentation": digest("docs"), "glue/rte/train.tsv": digest("rte")},
         "splits": {
-            task: {part: digest(task, part) for part in ("train", "validation", "test")} for task in TASKS
+            task: {part: digest(task, part) for part in ("train", "validation", "test")}
+            for task in TASKS
         },
         "seeds": SEEDS,
         "development_seeds": "0-99",
@@ -404,7 +407,13 @@ def tree(root: Path) -> Path:
     write(root / "autolora/results/cpu.json", result())
     write(
         root / "autolora/results/rehearsal.json",
-        {"created": "2025-11-19T08:00:00Z", "commit": "ab" * 20, "passed": True, "runs": 96, "seconds": 140},
+        {
+            "created": "2025-11-19T08:00:00Z",
+            "commit": "ab" * 20,
+            "passed": True,
+            "runs": 96,
+            "seconds": 140,
+        },
     )
     stamp_checked(root / "autolora", "cpu")
     mine = result()
@@ -436,7 +445,9 @@ def tree(root: Path) -> Path:
         yaml.safe_dump(
             {
                 "tasks": {"digits": {"chance": {"accuracy": 0.1}}},
-                "claims": [{"id": "steadier", "source": "paper, Figure 3", "items": "none: a spread"}],
+                "claims": [
+                    {"id": "steadier", "source": "paper, Figure 3", "items": "none: a spread"}
+                ],
             }
         )
     )

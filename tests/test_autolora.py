@@ -118,7 +118,9 @@ def test_1_peft_layer_with_alpha_folded_into_b_is_the_same_layer():
     from peft import LoraConfig, get_peft_model
 
     made = layer(dtype=torch.float32)
-    wrapped = get_peft_model(nn.Sequential(made.base), LoraConfig(r=4, lora_alpha=16, target_modules=["0"]))
+    wrapped = get_peft_model(
+        nn.Sequential(made.base), LoraConfig(r=4, lora_alpha=16, target_modules=["0"])
+    )
     (peft_layer,) = baselines.lora_layers(wrapped).values()
     with torch.no_grad():
         peft_layer.lora_A["default"].weight.copy_(made.A)
@@ -155,13 +157,17 @@ def test_gpt2_projection_splits_into_query_key_value_and_computes_the_same():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=30, n_positions=16, n_embd=16, n_layer=2, n_head=2)).eval()
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=30, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+    ).eval()
     ids = torch.randint(30, (2, 7))
     before = model(ids).logits
     models.split_fused(model)
     assert torch.allclose(model(ids).logits, before, atol=1e-6)
     names = list(method.adapted_maps(model))
-    assert names == [f"transformer.h.{i}.attn.c_attn.{m}" for i in (0, 1) for m in ("query", "value")]
+    assert names == [
+        f"transformer.h.{i}.attn.c_attn.{m}" for i in (0, 1) for m in ("query", "value")
+    ]
 
 
 # --- 4 to 8: one step --------------------------------------------------------------------------------------------------
@@ -193,7 +199,8 @@ def through_the_step(made, inner, outer, eta):
 def test_4_hypergradient_agrees_with_autograd_and_with_differences(eta):
     made = layer()
     batches = [
-        (torch.randn(20, 6, dtype=torch.float64), torch.randn(20, 5, dtype=torch.float64)) for _ in range(2)
+        (torch.randn(20, 6, dtype=torch.float64), torch.randn(20, 5, dtype=torch.float64))
+        for _ in range(2)
     ]
     inner, outer = (lambda b=b: F.mse_loss(made(b[0]), b[1]) for b in batches)
     value = through_the_step(made, *batches, eta)
@@ -223,7 +230,9 @@ def test_5_without_the_factor_eta_the_vector_is_wrong_and_selectable():
 def test_5_official_estimator_with_no_habit_is_the_default_one():
     _, w, beta, inner, outer, eta = toy()
     mine = official.estimator(radius=1e-4)(outer, inner, w, beta, eta)
-    assert torch.allclose(mine.grads[0], method.estimate(outer, inner, w, beta, eta).grads[0], rtol=1e-7)
+    assert torch.allclose(
+        mine.grads[0], method.estimate(outer, inner, w, beta, eta).grads[0], rtol=1e-7
+    )
     assert mine.gradient_evaluations == 4
 
 
@@ -234,7 +243,9 @@ def test_5_each_official_habit_changes_the_vector_and_leaves_the_weights():
     before = [p.clone() for p in w]
     for habit in ({"around": "stepped"}, {"look_ahead": "adam"}, {"masks": "independent"}):
         torch.manual_seed(0)
-        other = official.estimator(**habit, optimiser=adam, radius=1e-4)(outer, inner, w, beta, eta).grads[0]
+        other = official.estimator(**habit, optimiser=adam, radius=1e-4)(
+            outer, inner, w, beta, eta
+        ).grads[0]
         assert not torch.allclose(other, plain, rtol=1e-3), habit
     assert all(torch.equal(p, b) for p, b in zip(w, before)) and not adam.state
     with pytest.raises(ValueError, match="masks"):
@@ -263,7 +274,8 @@ def test_7_both_perturbed_evaluations_see_the_same_masks():
     torch.manual_seed(5)
     assert torch.equal(once, method.estimate(outer, inner, w, beta, eta).grads[0])
     spread = {
-        m: torch.stack([implicit(m, s) for s in range(20)]).std(0).norm() for m in ("same", "independent")
+        m: torch.stack([implicit(m, s) for s in range(20)]).std(0).norm()
+        for m in ("same", "independent")
     }
     assert spread["independent"] > 10 * spread["same"]
 
@@ -319,13 +331,15 @@ def test_9_inner_and_outer_variables_are_exactly_adapters_head_and_logits():
 def test_9_a_language_model_has_no_head_and_trains_adapters_alone():
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=30, n_positions=16, n_embd=16, n_layer=2, n_head=2))
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=30, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+    )
     models.split_fused(model)
     layers = method.attach(model, 2, "", lambda name: stream("A", name))
     w, beta = method.variables(model)
-    assert {id(p) for p in w} == {id(p) for made in layers.values() for p in (made.A, made.B)} and len(
-        beta
-    ) == 4
+    assert {id(p) for p in w} == {
+        id(p) for made in layers.values() for p in (made.A, made.B)
+    } and len(beta) == 4
 
 
 @pytest.mark.parametrize("name", ["cola", "stsb", "bionlp2004", "e2e"])
@@ -345,7 +359,9 @@ def test_9_levels_split_the_training_set_and_nothing_else(name):
 
 
 def test_10_counts_by_hand():
-    assert method.count(torch.full((8,), 1 / 8)) == 8  # the tie rule; `undecided` tells it from a learned 8
+    assert (
+        method.count(torch.full((8,), 1 / 8)) == 8
+    )  # the tie rule; `undecided` tells it from a learned 8
     assert method.count(torch.softmax(torch.zeros(7), 0)) == 7
     assert method.count(torch.tensor([1.0, 0, 0, 0])) == 1
     assert method.count(torch.tensor([0.4, 0.3, 0.2, 0.1])) == 2
@@ -396,7 +412,11 @@ def test_rank_rules_count_what_is_there():
 
 
 def test_12_readme_ranks_cost_135168_parameters_on_roberta_base_shapes():
-    names = [f"roberta.encoder.layer.{i}.attention.self.{m}" for i in range(12) for m in ("query", "value")]
+    names = [
+        f"roberta.encoder.layer.{i}.attention.self.{m}"
+        for i in range(12)
+        for m in ("query", "value")
+    ]
     maps = {name: nn.Linear(768, 768, device="meta") for name in names}
     ranks = official.ranks_from_list(README_RANKS, names)
     assert method.adapter_parameters(ranks, maps) == 135_168
@@ -415,9 +435,13 @@ def test_12_rebuilt_model_has_the_ranks_and_scales_map_by_map(scale):
         != ranks["bert.encoder.layer.11.attention.self.query"]
     )
     for name, made in baselines.lora_layers(wrapped).items():
-        assert made.scaling["default"] == pytest.approx(16 / ranks[name] if scale == "per_rank" else 2.0)
+        assert made.scaling["default"] == pytest.approx(
+            16 / ranks[name] if scale == "per_rank" else 2.0
+        )
         assert not made.lora_B["default"].weight.any()
-    trained = sum(p.numel() for n, p in wrapped.named_parameters() if p.requires_grad and "lora_" in n)
+    trained = sum(
+        p.numel() for n, p in wrapped.named_parameters() if p.requires_grad and "lora_" in n
+    )
     assert trained == sum(r * 32 for r in ranks.values())
 
 
@@ -460,7 +484,8 @@ def test_13_controls_keep_the_budget():
     same = dict.fromkeys(names, 3)
     assert baselines.permuted(same, stream("p")) == same
     assert (
-        sum(baselines.equal_budget(ranks).values()) == 88 and max(baselines.equal_budget(ranks).values()) == 4
+        sum(baselines.equal_budget(ranks).values()) == 88
+        and max(baselines.equal_budget(ranks).values()) == 4
     )
     assert set(baselines.nearest_budget(ranks).values()) == {4}
     beta = {name: (0.3 * torch.randn(8, generator=stream(name))).tolist() for name in names}
@@ -489,16 +514,22 @@ def test_adalora_reaches_the_total_and_resumes_its_allocator():
     optimiser = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-2)
     ids, labels = torch.randint(50, (4, 6)), torch.tensor([0, 1, 2, 0])
     for step in range(20):
-        loss = F.cross_entropy(wrapped(input_ids=ids).logits, labels) + 0.5 * baselines.orthogonality(wrapped)
+        loss = F.cross_entropy(
+            wrapped(input_ids=ids).logits, labels
+        ) + 0.5 * baselines.orthogonality(wrapped)
         loss.backward()
         optimiser.step()
         wrapped.base_model.update_and_allocate(step + 1)
         optimiser.zero_grad()
         if step == 10:
-            baselines.restore_allocator(wrapped, baselines.allocator_state(wrapped), torch.device("cpu"))
+            baselines.restore_allocator(
+                wrapped, baselines.allocator_state(wrapped), torch.device("cpu")
+            )
     assert sum(baselines.adalora_ranks(wrapped).values()) == 31
     wrapped.eval()
-    penalised = wrapped.base_model(input_ids=ids, labels=labels).loss  # peft adds it to a model's own loss
+    penalised = wrapped.base_model(
+        input_ids=ids, labels=labels
+    ).loss  # peft adds it to a model's own loss
     bare = F.cross_entropy(wrapped(input_ids=ids).logits, labels)
     assert torch.allclose(penalised, bare + 0.5 * baselines.orthogonality(wrapped), atol=1e-5)
 
@@ -522,10 +553,15 @@ def of(directory):
 def test_14_two_searches_with_one_seed_agree_and_cost_five_evaluations_a_step(tmp_path):
     first, second = (rehearse("search", "cola", tmp_path / name) for name in "ab")
     assert (first / "ranks.json").read_bytes() == (second / "ranks.json").read_bytes()
-    assert of(first)["gradient_evaluations"] == 5 * 4 and all(g["passed"] for g in of(first)["gates"])
+    assert of(first)["gradient_evaluations"] == 5 * 4 and all(
+        g["passed"] for g in of(first)["gates"]
+    )
     assert of(rehearse("search_first", "cola", tmp_path / "a"))["gradient_evaluations"] == 2 * 4
     again = of(rehearse("search_again", "cola", tmp_path / "a"))
-    assert again["splits"] == of(first)["splits"] and again["state_sha256"] != of(first)["state_sha256"]
+    assert (
+        again["splits"] == of(first)["splits"]
+        and again["state_sha256"] != of(first)["state_sha256"]
+    )
     other = of(rehearse("search", "cola", tmp_path / "a", seed=1))
     assert other["state_sha256"] != of(first)["state_sha256"]
 
@@ -535,7 +571,13 @@ def test_14_arms_of_a_seed_share_data_head_and_cost_is_counted(tmp_path):
     assert of(learned)["splits"] == of(permuted)["splits"]
     assert of(learned)["gradient_evaluations_with_uses"] == 6 + 20 == of(learned)["metrics"]["cost"]
     metrics = of(learned)["metrics"]
-    assert {"accuracy", "accuracy_matched", "accuracy_mismatched", "parameters", "rank_total"} <= set(metrics)
+    assert {
+        "accuracy",
+        "accuracy_matched",
+        "accuracy_mismatched",
+        "parameters",
+        "rank_total",
+    } <= set(metrics)
     assert metrics == pytest.approx(evaluate.score(evaluate.read(learned)))
     assert (learned / "export" / "adapter_model.safetensors").exists()
 
@@ -557,7 +599,9 @@ def test_exported_adapter_loads_into_the_base_model(tmp_path):
 
     directory = rehearse("autolora", "rte", tmp_path)
     with rehearsal.inputs("rehearsal"):
-        network = models.build("FacebookAI/roberta-base", "classification", 2, runs.stream(9, "other head"))
+        network = models.build(
+            "FacebookAI/roberta-base", "classification", 2, runs.stream(9, "other head")
+        )
     loaded = PeftModel.from_pretrained(network.model, directory / "export").eval()
     predictions = evaluate.read(directory)
     with rehearsal.inputs("rehearsal"):
@@ -582,7 +626,10 @@ def test_a_stopped_run_continues_bit_for_bit(arm, tmp_path):
         rehearse(arm, "cola", path)
     runs.be_worker(lambda: False)
     continued = of(rehearse(arm, "cola", path))
-    assert continued["state_sha256"] == whole["state_sha256"] and continued["metrics"] == whole["metrics"]
+    assert (
+        continued["state_sha256"] == whole["state_sha256"]
+        and continued["metrics"] == whole["metrics"]
+    )
 
 
 def test_15_bad_input_is_refused(tmp_path):
@@ -616,7 +663,9 @@ def test_15_nan_stops_the_search_at_its_step_and_level(tmp_path, monkeypatch):
 
 def test_15_a_zero_outer_gradient_skips_the_implicit_term():
     made, w, beta, inner, _, eta = toy()
-    h = method.estimate(lambda: 0.0 * made(torch.ones(1, 6, dtype=torch.float64)).sum(), inner, w, beta, eta)
+    h = method.estimate(
+        lambda: 0.0 * made(torch.ones(1, 6, dtype=torch.float64)).sum(), inner, w, beta, eta
+    )
     assert not h.implicit[0].any() and torch.isfinite(h.grads[0]).all()
 
 
@@ -630,19 +679,27 @@ def test_metrics_agree_with_the_libraries():
 
     rng = np.random.default_rng(0)
     label, guess = rng.integers(0, 2, 200), rng.integers(0, 2, 200)
-    assert evaluate.classification(label, guess)["matthews"] == pytest.approx(matthews_corrcoef(label, guess))
+    assert evaluate.classification(label, guess)["matthews"] == pytest.approx(
+        matthews_corrcoef(label, guess)
+    )
     tags = ["O", "B-X", "I-X", "B-Y", "I-Y"]
     truth = [[tags[i] for i in rng.integers(0, 5, 12)] for _ in range(30)]
     found = [[tags[i] for i in rng.integers(0, 5, 12)] for _ in range(30)]
     rows = np.array([evaluate.tagging_row(t, f) for t, f in zip(truth, found)])
     assert evaluate.tagging(rows[:, 2], rows[:, :2])["f1"] == pytest.approx(f1_score(truth, found))
-    texts = ["Aromi is a place in the city centre .", "a coffee shop near the river", "Zizzi is cheap"]
+    texts = [
+        "Aromi is a place in the city centre .",
+        "a coffee shop near the river",
+        "Zizzi is cheap",
+    ]
     references = [["Aromi is a nice place in the centre of the city .", "Aromi is in the city centre ."],
                   ["There is a coffee shop near the river ."], ["Zizzi is a cheap place to eat by the river", "Zizzi"]]  # fmt: skip
     stats = [evaluate.generation_row(t, r) for t, r in zip(texts, references)]
     mine = evaluate.generation(np.array([r for _, r in stats]), np.array([p for p, _ in stats]))
     columns = [[r[i] if i < len(r) else None for r in references] for i in range(2)]
-    assert 100 * mine["bleu"] == pytest.approx(BLEU(smooth_method="none").corpus_score(texts, columns).score)
+    assert 100 * mine["bleu"] == pytest.approx(
+        BLEU(smooth_method="none").corpus_score(texts, columns).score
+    )
     assert 100 * mine["ter"] == pytest.approx(TER().corpus_score(texts, columns).score)
 
 
@@ -653,9 +710,9 @@ def test_tagging_labels_sit_on_the_first_piece_of_a_word():
     part = data.Part(np.arange(1), [["BRCA1", "mutations", "."]], [[1, 0, 0]])
     columns, labels = data._align(part, tokenizer, 32)
     pieces = tokenizer.convert_ids_to_tokens(columns["input_ids"][0])
-    assert [p for p, t in zip(pieces, labels[0]) if t != -100][1:] == ["mutations", "."] and labels[0].count(
-        1
-    ) == 1
+    assert [p for p, t in zip(pieces, labels[0]) if t != -100][1:] == ["mutations", "."] and labels[
+        0
+    ].count(1) == 1
 
 
 @pytest.mark.parametrize("line, message", [("BRCA1 O", "line 1"), ("BRCA1\tB", "line 1")])
@@ -667,9 +724,19 @@ def test_a_tagging_file_with_a_bad_line_names_it(line, message, tmp_path):
 
 def test_real_files_of_glue_tagging_and_generation(repro_data, monkeypatch):
     monkeypatch.setenv("REPRO_DATA", str(repro_data))
-    rte, ncbi = data.read("rte", stream("items")), data.read("ncbi", stream("items"), train_items=50)
-    assert (len(rte.train), len(rte.test)) == (2490, 277) and rte.labels == ("entailment", "not_entailment")
-    assert ncbi.labels == ("O", "B-Disease", "I-Disease") and len(ncbi.train) == 50 and len(ncbi.test) == 940
+    rte, ncbi = (
+        data.read("rte", stream("items")),
+        data.read("ncbi", stream("items"), train_items=50),
+    )
+    assert (len(rte.train), len(rte.test)) == (2490, 277) and rte.labels == (
+        "entailment",
+        "not_entailment",
+    )
+    assert (
+        ncbi.labels == ("O", "B-Disease", "I-Disease")
+        and len(ncbi.train) == 50
+        and len(ncbi.test) == 940
+    )
     lines = data._e2e_lines(Path(repro_data) / "nlg" / "e2e", "test")
     assert len(lines) == 4693 and len({m for m, _ in lines}) == 630
     assert data._linear("name[Aromi], area[city centre]") == "name : Aromi | area : city centre"
@@ -684,7 +751,10 @@ def test_planted_table_is_a_table_of_ranks():
 
 
 def test_more_outer_travel_means_smaller_ranks():
-    cells = [np.array(planted.table(120, runs.stream(s, "p"))["prediction"]).reshape(5, 4) for s in range(4)]
+    cells = [
+        np.array(planted.table(120, runs.stream(s, "p"))["prediction"]).reshape(5, 4)
+        for s in range(4)
+    ]
     short, long = sum(c[0].sum() for c in cells), sum(c[2].sum() for c in cells)
     assert long < short
 
@@ -692,7 +762,9 @@ def test_more_outer_travel_means_smaller_ranks():
 def test_statistics_are_what_they_say():
     uniform, spread = {"_ranks": np.array([3, 3, 3, 3])}, {"_ranks": np.array([1, 2, 3, 4])}
     assert evaluate.rank_spread({"a": uniform}) == 0 and evaluate.rank_spread({"a": spread}) > 1
-    assert evaluate.rank_agreement({"a": spread, "b": {"_ranks": np.array([2, 4, 6, 8])}}) == pytest.approx(1)
+    assert evaluate.rank_agreement(
+        {"a": spread, "b": {"_ranks": np.array([2, 4, 6, 8])}}
+    ) == pytest.approx(1)
     assert evaluate.rank_agreement({"a": spread, "b": uniform}) == 0
 
 
@@ -705,7 +777,9 @@ def test_batches_cover_the_part_and_leave_no_short_batch():
 
 def test_schedule_rises_and_falls():
     rates = [retrain.schedule(step, 100, 0.06) for step in range(100)]
-    assert rates[5] == 1.0 == max(rates) and rates[0] == pytest.approx(1 / 6) and 0 < rates[99] < 0.02
+    assert (
+        rates[5] == 1.0 == max(rates) and rates[0] == pytest.approx(1 / 6) and 0 < rates[99] < 0.02
+    )
 
 
 def test_16_no_score_of_the_paper_is_on_file_and_none_can_be_passed():
@@ -735,10 +809,13 @@ def test_tiny_command_survives_a_kill_and_gives_the_same(tmp_path):
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    checkpoints = tmp_path / "killed" / "autolora" / "tiny" / "tiny" / "seed0" / "search" / "checkpoint"
+    checkpoints = (
+        tmp_path / "killed" / "autolora" / "tiny" / "tiny" / "seed0" / "search" / "checkpoint"
+    )
     until = time.monotonic() + 200
     while (
-        not (checkpoints.exists() and len(list(checkpoints.glob("step-*"))) == 2) and time.monotonic() < until
+        not (checkpoints.exists() and len(list(checkpoints.glob("step-*"))) == 2)
+        and time.monotonic() < until
     ):
         assert process.poll() is None, process.stdout.read().decode()
         time.sleep(0.02)
@@ -753,7 +830,10 @@ def test_tiny_command_survives_a_kill_and_gives_the_same(tmp_path):
         "out": str(tmp_path / "clean"),
         "device": "cpu",
     }
-    assert of(train.run(train.Config(**clean)))["state_sha256"] == of(folder / "search")["state_sha256"]
+    assert (
+        of(train.run(train.Config(**clean)))["state_sha256"]
+        == of(folder / "search")["state_sha256"]
+    )
     shown = subprocess.run(
         [sys.executable, "-m", "autolora.evaluate", str(folder / "autolora")],
         cwd=ROOT,

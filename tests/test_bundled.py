@@ -29,7 +29,9 @@ def test_documentation_parts_are_fixed_balanced_and_apart():
     for part, count in ((first.test, 60), (first.validation, 30), (first.train, 30)):
         assert np.bincount(part.labels).tolist() == [count] * 10
         assert part.ids.dtype == part.labels.dtype == np.int64
-    assert first.test.texts == second.test.texts and first.validation.texts == second.validation.texts
+    assert (
+        first.test.texts == second.test.texts and first.validation.texts == second.validation.texts
+    )
     assert set(first.train.ids.tolist()) != set(second.train.ids.tolist())
     assert bundled.documentation(stream(0)).train.texts == first.train.texts
 
@@ -42,7 +44,10 @@ def test_no_near_duplicate_straddles_two_parts():
             key = "".join(c for c in text.lower() if not c.isdigit() and not c.isspace())
             assert key[:120] not in seen, (name, seen.get(key[:120]), text)
             seen[key[:120]] = name
-    assert len(np.unique(np.concatenate([p.ids for p in (task.train, task.validation, task.test)]))) == 1_900
+    assert (
+        len(np.unique(np.concatenate([p.ids for p in (task.train, task.validation, task.test)])))
+        == 1_900
+    )
 
 
 def test_smaller_training_sets_are_subsets():
@@ -73,9 +78,15 @@ def test_corpus_is_the_one_of_the_pins_or_marked():
     assert (entry["path"] == "bundled") == (entry["sha256"] == bundled.CORPUS_SHA256)
     assert bool(bundled.other_corpus()) == (entry["path"] == "other corpus")
     pins = dict(
-        re.findall(r"^([\w-]+)==(\S+)", (Path(__file__).parent.parent / "requirements.txt").read_text(), re.M)
+        re.findall(
+            r"^([\w-]+)==(\S+)",
+            (Path(__file__).parent.parent / "requirements.txt").read_text(),
+            re.M,
+        )
     )
-    installed = {name: importlib.metadata.version(name).split("+")[0] for name in bundled.PACKAGES.values()}
+    installed = {
+        name: importlib.metadata.version(name).split("+")[0] for name in bundled.PACKAGES.values()
+    }
     if all(pins[name] == version for name, version in installed.items()):
         assert entry["path"] == "bundled"
 
@@ -92,7 +103,9 @@ def test_documentation_texts_leave_held_out_items_out():
     assert len(texts) > 15_000 and sum(map(len, texts)) > 5_000_000
     task = bundled.documentation(stream(0))
     held_out = {text[:60] for text in task.test.texts if len(text) > 60}
-    assert sum(text[:60] in held_out for text in texts) < 0.1 * len(held_out)  # other texts may begin alike
+    assert sum(text[:60] in held_out for text in texts) < 0.1 * len(
+        held_out
+    )  # other texts may begin alike
 
 
 def test_docstrings_come_in_order_and_sections_are_cut():
@@ -101,7 +114,8 @@ def test_docstrings_come_in_order_and_sections_are_cut():
     assert bundled._prose(first) == "First. Then more." and second == "Second."
     assert bundled._prose("Sum.\n\nArgs:\n    x: an int") == "Sum."
     assert (
-        bundled._anonymous("Like :class:`torch.nn.Linear`, but numpy's, see np.dot.") == "Like, but 's, see."
+        bundled._anonymous("Like :class:`torch.nn.Linear`, but numpy's, see np.dot.")
+        == "Like, but 's, see."
     )
 
 

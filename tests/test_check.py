@@ -19,9 +19,7 @@ from shared import protocol
 from shared.protocol import BadInput, Protocol
 
 README = "# toy\n\n<!-- generated: claims -->\n<!-- end generated -->\n\n<!-- generated: results -->\n<!-- end generated -->\n"
-ENTRY = (
-    "{id: e1, method: m, metric: accuracy, value: 81.25, source: a table, confidence: read, origin: paper}"
-)
+ENTRY = "{id: e1, method: m, metric: accuracy, value: 81.25, source: a table, confidence: read, origin: paper}"
 
 
 def score(predictions):
@@ -36,7 +34,11 @@ def predictions_of(paper):
             rng = np.random.default_rng([node.seed, node.arm == "good"])
             label = np.random.default_rng(0).integers(0, 2, 100)
             wrong = rng.random(100) < (0.1 if node.arm == "good" else 0.3)
-            found[node.key] = {"id": np.arange(200, 300), "label": label, "prediction": label ^ wrong}
+            found[node.key] = {
+                "id": np.arange(200, 300),
+                "label": label,
+                "prediction": label ^ wrong,
+            }
     return found
 
 
@@ -48,7 +50,13 @@ def record(folder):
     predictions = unpack_predictions(results / "cpu.predictions.npz")
     runs = []
     for node in paper.nodes("cpu"):
-        entry = {"arm": node.arm, "task": node.task, "seed": node.seed, "status": "finished", "metrics": {}}
+        entry = {
+            "arm": node.arm,
+            "task": node.task,
+            "seed": node.seed,
+            "status": "finished",
+            "metrics": {},
+        }
         entry |= {"state_sha256": f"{node.key}", "split_sha256": f"{node.task}{node.seed}"}
         if not node.stage:
             entry["metrics"] = {**score(predictions[node.key]), "count": 7.0}
@@ -134,8 +142,14 @@ def edit(folder, change):
         (lambda r: r.update(scale="paper"), "scale"),
         (lambda r: r.update(tuning=[{"arm": "good"}]), "tuning"),
         (lambda r: r["revisions"].append({"what": "x"}), "revisions"),
-        (lambda r: r["gates"].append({"id": "made-up", "statement": "", "passed": True}), "gate made-up"),
-        (lambda r: r["runs"][0].update(gradient_evaluations=1), "gradient_evaluations_with_uses of"),
+        (
+            lambda r: r["gates"].append({"id": "made-up", "statement": "", "passed": True}),
+            "gate made-up",
+        ),
+        (
+            lambda r: r["runs"][0].update(gradient_evaluations=1),
+            "gradient_evaluations_with_uses of",
+        ),
     ],
 )
 def test_what_a_result_says_of_itself_is_compared(folder, change, named):
@@ -153,7 +167,9 @@ def test_every_flipped_byte_of_the_predictions_is_a_problem_and_never_a_tracebac
 
 def test_json_that_is_no_result_is_a_problem(folder):
     (folder / "results" / "cpu.json").write_text("[1]")
-    assert check.check_scale(folder, "cpu")[0] == ["cpu.json is not a results file; restore it with git"]
+    assert check.check_scale(folder, "cpu")[0] == [
+        "cpu.json is not a results file; restore it with git"
+    ]
 
 
 def test_as_recorded_it_passes(folder, capsys):
@@ -172,11 +188,19 @@ def test_volatile_fields_may_differ(folder):
     ("change", "named"),
     [
         (
-            lambda r: r["runs"][2]["metrics"].update(accuracy=r["runs"][2]["metrics"]["accuracy"] + 0.01),
+            lambda r: r["runs"][2]["metrics"].update(
+                accuracy=r["runs"][2]["metrics"]["accuracy"] + 0.01
+            ),
             "metrics of",
         ),
-        (lambda r: r["claims"][0]["d"].__setitem__(1, r["claims"][0]["d"][1] + 1e-8), "claims[C1].d[1]"),
-        (lambda r: r["claims"][0].update(p_for=r["claims"][0]["p_for"] * 1.001), "claims[C1].p_for"),
+        (
+            lambda r: r["claims"][0]["d"].__setitem__(1, r["claims"][0]["d"][1] + 1e-8),
+            "claims[C1].d[1]",
+        ),
+        (
+            lambda r: r["claims"][0].update(p_for=r["claims"][0]["p_for"] * 1.001),
+            "claims[C1].p_for",
+        ),
         (lambda r: r["claims"][0].update(verdict="SUPPORTED"), "claims[C1].verdict"),
         (lambda r: r["claims"][0]["item_ci95"].__setitem__(0, 1.0), "claims[C1].item_ci95[0]"),
         (lambda r: r["claims"].clear(), "claims: 0 recorded, 1 derived"),
@@ -185,7 +209,10 @@ def test_volatile_fields_may_differ(folder):
         (lambda r: r["runs"].append(r["runs"][1]), "listed twice"),
         (lambda r: r["runs"][3].update(status="crashed"), "is crashed"),
         (lambda r: r["runs"][3].update(seed=999), "not declared"),
-        (lambda r: r["runs"][2].update(state_sha256=r["runs"][6]["state_sha256"]), "gates[distinct-states]"),
+        (
+            lambda r: r["runs"][2].update(state_sha256=r["runs"][6]["state_sha256"]),
+            "gates[distinct-states]",
+        ),
         (lambda r: r["gates"].clear(), "gate toy-gate is not in the file"),
         (lambda r: r.update(revision=1), "revision: recorded 1"),
         (lambda r: r["seeds"].pop(), "seeds: 5 recorded"),
@@ -237,7 +264,9 @@ def test_rounding_of_another_processor_is_no_difference():
     assert check.same_number(0.3333333333, 1 / 3 + 1e-16)
     between = 0.12345678905  # rounds up or down with its last bit
     assert check.same_number(0.1234567890, between) and check.same_number(0.1234567891, between)
-    assert not check.same_number(0.1234567892, between) and not check.same_number(0.1234567889, between)
+    assert not check.same_number(0.1234567892, between) and not check.same_number(
+        0.1234567889, between
+    )
     assert not check.same_number(0.33333333333, 1 / 3)  # an eleventh digit was added
     assert check.same_number(None, float("nan")) and not check.same_number(0.0, 0.5)
     assert not check.same_number(True, 1.0001) and check.same_number(5, 5)
@@ -257,7 +286,9 @@ def test_one_edited_prediction_is_caught(folder):
         predictions["good", "line", 102]["prediction"][17] ^= 1
 
     found = rewrite(folder, flip)
-    assert any("metrics of good on line, seed 102.accuracy: recorded" in line for line in found), found
+    assert any("metrics of good on line, seed 102.accuracy: recorded" in line for line in found), (
+        found
+    )
     assert any("claims[C1].d[2]" in line for line in found)
 
 
@@ -267,7 +298,9 @@ def test_an_edited_prediction_file_is_caught_by_its_hash(folder):
     both = predictions["good", "line", 102]
     both["prediction"], both["label"] = both["label"], both["prediction"]  # no score moves
     pack_predictions(path, predictions)
-    assert problems(folder) == ["cpu: results/cpu.predictions.npz changed since these results were recorded"]
+    assert problems(folder) == [
+        "cpu: results/cpu.predictions.npz changed since these results were recorded"
+    ]
     path.write_bytes(path.read_bytes()[:-200])
     assert any("cannot be read" in line for line in problems(folder))
 
@@ -278,7 +311,9 @@ def test_a_dropped_seed_is_caught(folder):
     result = json.loads((folder / "results" / "cpu.json").read_text())
     result["runs"] = [run for run in result["runs"] if run["seed"] != 104]
     save(folder, result)
-    assert any("good on line, seed 104 is declared and missing" in line for line in problems(folder))
+    assert any(
+        "good on line, seed 104 is declared and missing" in line for line in problems(folder)
+    )
 
 
 @pytest.mark.parametrize(
@@ -309,7 +344,9 @@ def test_an_edited_table_is_caught(folder):
     result = json.loads((folder / "results" / "cpu.json").read_text())
     effect = readme.number(result["claims"][0]["effect"], signed=True)
     path.write_text(path.read_text().replace(effect, "+99.99"))
-    assert problems(folder) == ["README.md: the generated table 'claims' is not what the results say"]
+    assert problems(folder) == [
+        "README.md: the generated table 'claims' is not what the results say"
+    ]
 
 
 def test_older_code_is_a_notice(folder):

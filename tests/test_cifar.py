@@ -31,15 +31,21 @@ def test_layouts_give_the_same_images(name, layout, tmp_path):
     g = stream()
     for part in ("train", "test"):
         made = cifar.sample(name, 110, g)
-        assert torch.equal(parts[part].images, made.images) and parts[part].images.dtype == torch.uint8
-        assert torch.equal(parts[part].labels, made.labels) and parts[part].labels.dtype == torch.int64
+        assert (
+            torch.equal(parts[part].images, made.images) and parts[part].images.dtype == torch.uint8
+        )
+        assert (
+            torch.equal(parts[part].labels, made.labels) and parts[part].labels.dtype == torch.int64
+        )
     assert len(torch.cat([parts["train"].ids, parts["test"].ids]).unique()) == 220
     assert len(log) == (6 if name == "cifar10" and layout != "parquet" else 2)
     with sources.recording() as second:
         cifar.load(name)
     assert second == log  # also where the images come from memory
     cifar._decode.cache_clear()
-    assert torch.equal(cifar.load(name)["test"].images, parts["test"].images)  # and from the cache on disk
+    assert torch.equal(
+        cifar.load(name)["test"].images, parts["test"].images
+    )  # and from the cache on disk
 
 
 def test_archive_folder_inside(tmp_path):
@@ -72,7 +78,9 @@ def test_real_files(repro_data, monkeypatch):
     images, labels = cifar._read("cifar10", repro_data / "cifar10" / "test.parquet")
     assert images.shape == (10000, 3, 32, 32) and torch.bincount(labels).tolist() == [1000] * 10
     plain = cifar.normalise(images)
-    assert plain.mean((0, 2, 3)).abs().max() < 0.05 and (plain.std((0, 2, 3)) - 1).abs().max() < 0.05
+    assert (
+        plain.mean((0, 2, 3)).abs().max() < 0.05 and (plain.std((0, 2, 3)) - 1).abs().max() < 0.05
+    )
 
 
 # --- bad input
@@ -121,14 +129,20 @@ def test_wrong_columns_and_broken_images(tmp_path):
     pandas.DataFrame({"img": [{"bytes": b"xx"}], "coarse": [0]}).to_parquet(
         tmp_path / "cifar10" / "train.parquet"
     )
-    with pytest.raises(ValueError, match=r"row 0: needs columns img and label; columns: img, coarse"):
+    with pytest.raises(
+        ValueError, match=r"row 0: needs columns img and label; columns: img, coarse"
+    ):
         cifar.load("cifar10")
 
 
 def test_missing_data_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="unknown data set 'cifar'; choose one of: cifar10, cifar100"):
+    with pytest.raises(
+        ValueError, match="unknown data set 'cifar'; choose one of: cifar10, cifar100"
+    ):
         cifar.load("cifar")
-    with pytest.raises(sources.MissingInput, match=r"(?s)'cifar100' are missing.*uoft-cs/cifar100.*fetch:"):
+    with pytest.raises(
+        sources.MissingInput, match=r"(?s)'cifar100' are missing.*uoft-cs/cifar100.*fetch:"
+    ):
         cifar.load("cifar100")
     (tmp_path / "cifar10").mkdir()
     with pytest.raises(
@@ -167,7 +181,9 @@ def test_flip_mirrors_half():
     images = torch.arange(6.0).reshape(1, 1, 2, 3).repeat(1000, 1, 1, 1)
     flipped = cifar.random_flip(images, stream())
     mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
-    assert torch.equal(mirrored, ~(flipped == images).flatten(1).all(1)) and 430 < mirrored.sum() < 570
+    assert (
+        torch.equal(mirrored, ~(flipped == images).flatten(1).all(1)) and 430 < mirrored.sum() < 570
+    )
 
 
 def test_cutout_hides_one_square():

@@ -39,7 +39,11 @@ class FakeSlurm:
         self.cancelled: list[str] = []
 
     def AutoExecutor(self, folder, cluster, slurm_max_num_timeout):
-        assert cluster == "slurm" and slurm_max_num_timeout > 100 and Path(folder).parent.name == ".slurm"
+        assert (
+            cluster == "slurm"
+            and slurm_max_num_timeout > 100
+            and Path(folder).parent.name == ".slurm"
+        )
         return types.SimpleNamespace(update_parameters=self.update, submit_array=self.submit)
 
     def update(self, **parameters):
@@ -58,7 +62,11 @@ class FakeSlurm:
             elif answer != "dies":
                 pickle.write_text("")
             paths = types.SimpleNamespace(result_pickle=pickle, stderr="err.log")
-            jobs.append(types.SimpleNamespace(job_id=f"{number}_{k}", paths=paths, result=lambda a=answer: a))
+            jobs.append(
+                types.SimpleNamespace(
+                    job_id=f"{number}_{k}", paths=paths, result=lambda a=answer: a
+                )
+            )
         return jobs
 
     def run(self, words, **_):
@@ -95,7 +103,9 @@ def test_one_array_per_level_that_waits_for_the_level_below(fake, tmp_path):
     for p in asked:
         assert p["timeout_min"] == 30 and p["slurm_partition"] == "p" and p["slurm_account"] == "a"
         assert (
-            p["gpus_per_node"] == 2 and p["slurm_array_parallelism"] == 7 and p["slurm_signal_delay_s"] == 90
+            p["gpus_per_node"] == 2
+            and p["slurm_array_parallelism"] == 7
+            and p["slurm_signal_delay_s"] == 90
         )
         assert p["slurm_additional_parameters"]["requeue"] is True
     assert {o.status for o in outcomes.values()} == {"finished"} and len(outcomes) == len(told) == 5
@@ -127,15 +137,25 @@ def test_a_run_that_always_dies_has_crashed(fake):
     _, made, told = fake({"stage": ["dies"], "good": [("blocked", "stage", 0.0)], "alone": [("diverged", "nan", 1.0)]})  # fmt: skip
     outcomes = made.run([STAGE, ALONE, *GOOD], set())
     assert outcomes[STAGE.key].status == "crashed" and "err.log" in outcomes[STAGE.key].detail
-    assert outcomes[STAGE.key].attempts == 2 and {outcomes[g.key].status for g in GOOD} == {"blocked"}
-    assert outcomes[ALONE.key].status == "diverged" and (STAGE.key, "crashed") in told and len(told) == 2
+    assert outcomes[STAGE.key].attempts == 2 and {outcomes[g.key].status for g in GOOD} == {
+        "blocked"
+    }
+    assert (
+        outcomes[ALONE.key].status == "diverged"
+        and (STAGE.key, "crashed") in told
+        and len(told) == 2
+    )
 
 
 def test_the_limit_cancels_what_is_queued(fake):
     slurm, made, _ = fake({"good": ["waits"]}, deadline=time.monotonic())
     outcomes = made.run([STAGE, *GOOD], set())
-    assert outcomes[STAGE.key].status == "finished" and {outcomes[g.key].status for g in GOOD} == {"stopped"}
-    assert {"2_0", "2_1"} <= set(slurm.cancelled) and len(slurm.arrays) == 2  # nothing is submitted again
+    assert outcomes[STAGE.key].status == "finished" and {outcomes[g.key].status for g in GOOD} == {
+        "stopped"
+    }
+    assert {"2_0", "2_1"} <= set(slurm.cancelled) and len(
+        slurm.arrays
+    ) == 2  # nothing is submitted again
 
 
 SLOW_JOB = """
@@ -157,7 +177,9 @@ def test_a_job_checkpoints_before_it_is_requeued(toy, number, status):
     fast = path.read_text()
     slow = "            __import__('time').sleep(0.3)\n            run.log(step=step"
     path.write_text(fast.replace("            run.log(step=step", slow))
-    job = subprocess.Popen([sys.executable, "-c", SLOW_JOB], cwd=toy, stdout=subprocess.PIPE, text=True)
+    job = subprocess.Popen(
+        [sys.executable, "-c", SLOW_JOB], cwd=toy, stdout=subprocess.PIPE, text=True
+    )
     folder = toy / "runs/toy/cpu/line/seed100/noisy"
     while not (folder / "metrics.jsonl").exists():
         assert job.poll() is None
@@ -166,7 +188,9 @@ def test_a_job_checkpoints_before_it_is_requeued(toy, number, status):
     out = job.communicate(timeout=60)[0]
     assert job.returncode == status and ("requeued" in out) == (number == signal.SIGUSR2)
     assert list((folder / "checkpoint").glob("step-*.pt")) and not (folder / "record.json").exists()
-    again = subprocess.run([sys.executable, "-c", SLOW_JOB], cwd=toy, capture_output=True, text=True)
+    again = subprocess.run(
+        [sys.executable, "-c", SLOW_JOB], cwd=toy, capture_output=True, text=True
+    )
     assert "'finished'" in again.stdout and "continues at step" in (folder / "log.txt").read_text()
 
 
@@ -216,9 +240,13 @@ def test_the_command_refuses_and_the_dry_plan_shows_measured_costs(toy):
     entry = {"task": "line", "status": "finished"}
     runs = [{**entry, "arm": "good", "seed": s, "seconds": 3600.0} for s in (100, 101)] + [{**entry, "arm": "noisy", "seed": 100, "seconds": 360.0}]  # fmt: skip
     (toy / "toy" / "results").mkdir()
-    (toy / "toy" / "results" / "cpu.json").write_text(json.dumps({"runs": runs, "seconds": {"wall": 60}}))
+    (toy / "toy" / "results" / "cpu.json").write_text(
+        json.dumps({"runs": runs, "seconds": {"wall": 60}})
+    )
     done = reproduce(toy, "--scale", "cpu", "--dry")
-    assert "measured: 5.50 core hours for 10 of 23 runs" in done.stdout, done.stdout  # 5 x 3600 s + 5 x 360 s
+    assert "measured: 5.50 core hours for 10 of 23 runs" in done.stdout, (
+        done.stdout
+    )  # 5 x 3600 s + 5 x 360 s
     assert not (toy / "runs").exists()
 
 
@@ -230,7 +258,9 @@ def test_efficiency_is_printed_and_kept(toy):
     done = reproduce(toy, "--dry", "--seeds", "1")
     assert "for 5 of 5 runs" in done.stdout and "finished here" in done.stdout, done.stdout
     summary = json.loads((toy / "report" / "summary.json").read_text())
-    assert summary["papers"][0]["workers_busy"] == pytest.approx(spent["runs"] / spent["offered"], abs=1e-3)
+    assert summary["papers"][0]["workers_busy"] == pytest.approx(
+        spent["runs"] / spent["offered"], abs=1e-3
+    )
 
 
 @pytest.mark.slow

@@ -101,7 +101,13 @@ def test_lam_zero_is_plain_darts_and_leaves_the_generator_alone():
         for group in plain.opt_W.param_groups:
             group["lr"] = plain.rate(t)
         plain_darts(
-            train_losses[t : t + 1], val_losses[t : t + 1], plain.W, plain.A, plain.opt_W, plain.opt_A, 5.0
+            train_losses[t : t + 1],
+            val_losses[t : t + 1],
+            plain.W,
+            plain.A,
+            plain.opt_W,
+            plain.opt_A,
+            5.0,
         )
     assert torch.equal(s.A[0], plain.A[0])
     assert all(torch.equal(a, b) for a, b in zip(s.W, plain.W))
@@ -145,8 +151,13 @@ def losses(s: Search, seed: int = 0):
     """F on generated-like images and L_tr on real ones, float64, fixed."""
     g = torch.Generator().manual_seed(seed)
     x, y = s.real(s.problem.train, 0, "batches")
-    xs, ys = torch.randn(32, 1, 8, 8, generator=g, dtype=torch.float64), torch.randint(10, (32,), generator=g)
-    return (lambda: F.cross_entropy(s.net(xs, s.A), ys)), (lambda: F.cross_entropy(s.net(x.double(), s.A), y))
+    xs, ys = (
+        torch.randn(32, 1, 8, 8, generator=g, dtype=torch.float64),
+        torch.randint(10, (32,), generator=g),
+    )
+    return (lambda: F.cross_entropy(s.net(xs, s.A), ys)), (
+        lambda: F.cross_entropy(s.net(x.double(), s.A), y)
+    )
 
 
 def test_difference_and_double_backward_agree_and_everything_is_put_back():
@@ -163,7 +174,9 @@ def test_difference_and_double_backward_agree_and_everything_is_put_back():
         vectors.norm(implicit) > 1e-6 and vectors.relative_error(direct, exact) > 1e-3
     )  # the second order is there
     assert vectors.cosine(close, exact) > 0.999 and vectors.relative_error(close, exact) < 1e-2
-    assert all(torch.equal(a, b) for a, b in zip(before, s.W)) and torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(before, s.W)) and torch.equal(
+        state, torch.get_rng_state()
+    )
     assert all(torch.equal(a, b) for a, b in zip(buffers, s.net.buffers()))
     assert all(p.grad is None and p.requires_grad for p in [*s.W, *s.A])
 
@@ -207,7 +220,9 @@ def test_nested_gradient_is_the_derivative_of_the_unrolled_objective():
         for i in range(4):
             step = torch.zeros(4, dtype=torch.float64)
             step[i] = 1e-5
-            numeric[i] = (unrolled(a.detach() + step, eta_) - unrolled(a.detach() - step, eta_)) / 2e-5
+            numeric[i] = (
+                unrolled(a.detach() + step, eta_) - unrolled(a.detach() - step, eta_)
+            ) / 2e-5
         got = method.nested_gradient(lambda: objective(theta, a, w), lambda: L(a, w),
                                      lambda e=eta_: J(theta, a, w, e), [w], [theta], [a], xi_w, xi_t, OneStep())  # fmt: skip
         assert float((got.grads[0] - numeric).norm() / numeric.norm()) < 1e-5
@@ -255,7 +270,9 @@ def test_static_never_moves_the_generator_and_weight_decay_never_sees_A():
     for t in range(2):
         s.step(t)
     assert torch.equal(before, s.gan.G.net[0].weight) and s.counts["gan_steps"] == 0
-    assert not {id(a) for a in s.A} & {id(p) for group in s.opt_W.param_groups for p in group["params"]}
+    assert not {id(a) for a in s.A} & {
+        id(p) for group in s.opt_W.param_groups for p in group["params"]
+    }
     assert not {id(a) for a in s.A} & {id(p) for p in s.net.parameters()}
 
 
@@ -289,12 +306,21 @@ def test_derivation_in_nasbench():
     )
     assert nasbench.derive(alpha, 4, exclude_none=True).startswith("|nor_conv_3x3~0|+")
     assert nasbench.skips(nasbench.derive(alpha, 4)) == 1
-    assert len(set(nasbench.all_cells(3))) == 125 and len(nasbench.all_cells(3, exclude_none=True)) == 64
+    assert (
+        len(set(nasbench.all_cells(3))) == 125
+        and len(nasbench.all_cells(3, exclude_none=True)) == 64
+    )
 
 
 @pytest.mark.parametrize(
     "cell",
-    ["", "|none~0|", "|none~0|+|none~1|none~0|", "|conv~0|+|none~0|none~1|", "|none~0|+|none~0|none~1"],
+    [
+        "",
+        "|none~0|",
+        "|none~0|+|none~1|none~0|",
+        "|conv~0|+|none~0|none~1|",
+        "|none~0|+|none~0|none~1",
+    ],
 )
 def test_malformed_cells_are_refused(cell):
     if cell == "|none~0|":  # a cell of two nodes: well formed, but not one of the digits table
@@ -317,7 +343,9 @@ def test_derivation_in_the_darts_space():
     assert len(genotype.normal) == len(genotype.reduce) == 8
     assert all(op != "none" for op, _ in (*genotype.normal, *genotype.reduce))
     for node in range(4):
-        rows = sorted((r for r, (_, t) in enumerate(darts_space.EDGES) if t == 2 + node), reverse=True)[:2]
+        rows = sorted(
+            (r for r, (_, t) in enumerate(darts_space.EDGES) if t == 2 + node), reverse=True
+        )[:2]
         expected = {(darts_space.OPERATIONS[1 + r % 7], darts_space.EDGES[r][0]) for r in rows}
         assert set(genotype.normal[2 * node : 2 * node + 2]) == expected
     assert darts_space.Genotype.from_json(genotype.to_json()) == genotype
@@ -328,7 +356,9 @@ def test_derivation_in_the_darts_space():
 
 
 def test_pdarts_limits_skips_and_shrinks():
-    alpha = [1e-3 * torch.randn(14, 8, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    alpha = [
+        1e-3 * torch.randn(14, 8, generator=torch.Generator().manual_seed(0)) for _ in range(2)
+    ]
     alpha[0][:, 3] += 2.0
     assert darts_space.derive(alpha).skips() == 8
     for most in (2, 0):
@@ -338,7 +368,10 @@ def test_pdarts_limits_skips_and_shrinks():
         "skip_connect" in n for n in kept[0]
     )
     net = darts_space.RelaxedNetwork(4, 3, 10, kept, skip_dropout=0.3)
-    assert net(torch.randn(2, 3, 16, 16), darts_space.initial(kept, 1, runs.stream(0))).shape == (2, 10)
+    assert net(torch.randn(2, 3, 16, 16), darts_space.initial(kept, 1, runs.stream(0))).shape == (
+        2,
+        10,
+    )
 
 
 @pytest.mark.parametrize("partial", [1, 4])
@@ -349,7 +382,8 @@ def test_darts_networks_run_and_every_weight_is_reached(partial):
     A = [a.requires_grad_() for a in darts_space.initial(kept, partial, runs.stream(0))]
     loss = F.cross_entropy(net(torch.randn(4, 3, 16, 16), A), torch.arange(4))
     assert all(
-        g is not None and torch.isfinite(g).all() for g in torch.autograd.grad(loss, [*A, *net.parameters()])
+        g is not None and torch.isfinite(g).all()
+        for g in torch.autograd.grad(loss, [*A, *net.parameters()])
     )
     one = darts_space.DerivedNetwork(darts_space.derive(A), 8, 3, 10, auxiliary=True)
     one.drop_path = 0.5
@@ -380,7 +414,9 @@ def test_the_published_table(repro_data):
     with pytest.raises(ValueError, match="nor_conv_7x7"):
         table.number("|nor_conv_7x7~0|+|none~0|none~1|+|none~0|none~1|none~2|")
     # the quoted DARTS rows are the all-skip cell, digit by digit: the collapse this test bed must expose
-    reported = {e["id"]: e for e in yaml.safe_load((ROOT / "dasgm/reported.yaml").read_text())["entries"]}
+    reported = {
+        e["id"]: e for e in yaml.safe_load((ROOT / "dasgm/reported.yaml").read_text())["entries"]
+    }
     quoted = [reported[f"nb201_darts_v1_{k}"]["value"] for k in ("cifar10", "cifar100")]
     assert quoted == [round(s, 2) for s in scores[:2]]
 
@@ -425,7 +461,9 @@ def test_T_maps_black_and_white_like_real_pixels(tmp_path, monkeypatch):
             assert torch.allclose(real, made, atol=1e-6)
         x = torch.zeros(shape, requires_grad=True)
         assert torch.autograd.grad(p.T(x, runs.stream(0)).sum(), x)[0].abs().sum() > 0
-        assert torch.allclose(p.signed(torch.tensor([0, 255], dtype=torch.uint8)), torch.tensor([-1.0, 1.0]))
+        assert torch.allclose(
+            p.signed(torch.tensor([0, 255], dtype=torch.uint8)), torch.tensor([-1.0, 1.0])
+        )
 
 
 def test_data_of_the_levels_are_apart():
@@ -484,7 +522,10 @@ def test_class_weights():
     assert omega.running[3].isnan() and not omega.omega.requires_grad
     assert abs(float(omega.omega.mean()) - 1) < 1e-4
     assert float(omega.omega.min()) >= 0.2 - 1e-4 and float(omega.omega.max()) <= 5 + 1e-4
-    other, order = method.ClassWeights(4), torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    other, order = (
+        method.ClassWeights(4),
+        torch.randperm(20, generator=torch.Generator().manual_seed(1)),
+    )
     other.update(logits[order], y[order])
     assert torch.equal(other.running[:3], omega.running[:3])
     kept = omega.running.clone()
@@ -534,7 +575,9 @@ def test_runs_of_a_seed_share_budget_split_and_repeat(tmp_path, generator):
     found = {}
     arms = {"darts": {}, "aug_val": {}, "joint": generator, "shuffled": generator}
     for name, uses in arms.items():
-        more = {"variant": "joint", "labels": "permuted"} if name == "shuffled" else {"variant": name}
+        more = (
+            {"variant": "joint", "labels": "permuted"} if name == "shuffled" else {"variant": name}
+        )
         found[name] = record(make(tmp_path, name, uses=uses, **RETRAIN, **more))
     again = record(make(tmp_path, "again", variant="joint", uses=generator, **RETRAIN))
     assert again["state_sha256"] == found["joint"]["state_sha256"]
@@ -563,7 +606,9 @@ def test_a_stopped_search_continues_bit_for_bit(tmp_path, generator, monkeypatch
     cut = record(make(tmp_path, "cut", variant="joint", uses=generator, **RETRAIN))
     assert cut["state_sha256"] == whole["state_sha256"]
     assert cut["predictions_sha256"] == whole["predictions_sha256"]
-    assert (tmp_path / "cut/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
+    assert (tmp_path / "cut/metrics.jsonl").read_text() == (
+        tmp_path / "whole/metrics.jsonl"
+    ).read_text()
 
 
 def test_export_is_a_plain_network(tmp_path, generator):
@@ -616,7 +661,11 @@ def test_every_level_of_the_bases_searches(tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_DATA", str(tmp_path))
     common = {"data": "cifar10", "space": "darts", "judge": "retrain", "channels": 4, "layers": 3, "n": 8, "batch": 4, "gan": "residual",
                   "gan_width": 4, "gan_batch": 4, "pdarts_layers": (3, 3, 3)}  # fmt: skip
-    for more in ({"order": 2}, {"base": "pdarts", "most_skips": 2}, {"base": "pcdarts", "partial": 4}):
+    for more in (
+        {"order": 2},
+        {"base": "pdarts", "most_skips": 2},
+        {"base": "pcdarts", "partial": 4},
+    ):
         s = search(variant="joint", **{**common, **more})
         for t in range(s.steps):
             s.step(t)
@@ -636,7 +685,10 @@ def test_imagenet_folder(tmp_path):
     x, y = loader.batch("train", torch.tensor([0, 5]), runs.stream(0, "a"))
     again, _ = loader.batch("train", torch.tensor([0, 5]), runs.stream(0, "a"))
     assert (
-        x.shape == (2, 3, 32, 32) and y.tolist() == [0, 2] and torch.equal(x, again) and loader.classes == 3
+        x.shape == (2, 3, 32, 32)
+        and y.tolist() == [0, 2]
+        and torch.equal(x, again)
+        and loader.classes == 3
     )
     assert loader.batch("val", torch.tensor([1]), None)[0].shape == (1, 3, 32, 32)
 
@@ -663,7 +715,10 @@ def test_figures_with_everything_and_with_nothing(tmp_path, generator):
     from dasgm import figures
 
     directory = make(tmp_path, "joint", variant="joint", uses=generator, **RETRAIN)
-    places = {("joint", "digits", 3): directory, ("generator", "digits", 3): Path(generator["generator"])}
+    places = {
+        ("joint", "digits", 3): directory,
+        ("generator", "digits", 3): Path(generator["generator"]),
+    }
     made = figures.figures({"runs": [record(directory)]}, places)
     assert [name for name, *_ in made] == ["accuracies", "cells", "softmax", "skips", "generated"]
     assert all(caption and alt for _, caption, alt, _ in made)

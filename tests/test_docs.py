@@ -24,7 +24,9 @@ def commands(page: Path) -> list[str]:
     """Lines of ```sh blocks, without comments and what a command reads from its own lines (<<'END' ... END)."""
     found = []
     for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
-        block = re.sub(r"<<'(\w+)'\n.*?^\1$", "", block.replace("\\\n", " "), flags=re.DOTALL | re.MULTILINE)
+        block = re.sub(
+            r"<<'(\w+)'\n.*?^\1$", "", block.replace("\\\n", " "), flags=re.DOTALL | re.MULTILINE
+        )
         for line in block.splitlines():
             line = re.sub(r"\s+#.*", "", line).strip()
             if line and not line.startswith("#"):
@@ -58,9 +60,9 @@ def test_commands_of_a_page(page):
                 options.pop("--task", paper.arm_tasks(arm, scale)[0]),
                 int(options.pop("--seed", 0)),
             )
-            unknown = {o.lstrip("-").replace("-", "_") for o in options if not o.startswith("--uses.")} - set(
-                paper.fields
-            )
+            unknown = {
+                o.lstrip("-").replace("-", "_") for o in options if not o.startswith("--uses.")
+            } - set(paper.fields)
             assert not unknown, f"{page.name}: {command}: {unknown}"
         elif words[:2] == ["python", "-m"] and words[2].split(".")[0] in {*PAPERS, "benchmarks"}:
             module = ROOT / words[2].replace(".", "/")
@@ -68,9 +70,16 @@ def test_commands_of_a_page(page):
                 f"{page.name}: {command}"
             )
         else:
-            assert words[0] in {"git", "pip", "hf", "export", "cd", "python", "open", "accelerate"}, (
-                f"{page.name}: {command}"
-            )
+            assert words[0] in {
+                "git",
+                "pip",
+                "hf",
+                "export",
+                "cd",
+                "python",
+                "open",
+                "accelerate",
+            }, f"{page.name}: {command}"
 
 
 # --- "Read one method in an hour" ---------------------------------------------------------------------------------------
@@ -78,7 +87,9 @@ def test_commands_of_a_page(page):
 
 def hour(paper: str) -> str:
     text = (ROOT / paper / "README.md").read_text()
-    assert text.count("## Read one method in an hour\n") == 1, f"{paper}/README.md has no such section"
+    assert text.count("## Read one method in an hour\n") == 1, (
+        f"{paper}/README.md has no such section"
+    )
     return text.split("## Read one method in an hour\n")[1].split("\n## ")[0]
 
 
@@ -123,7 +134,9 @@ def test_the_exercise_changes_a_line_that_is_there(paper):
     )
     assert new != old and new not in code.splitlines()
     ast.parse(code.replace(old, new))
-    assert command[:4] == ["python", "-m", "pytest", f"tests/test_{paper}.py"] and command[4] == "-k"
+    assert (
+        command[:4] == ["python", "-m", "pytest", f"tests/test_{paper}.py"] and command[4] == "-k"
+    )
     chosen = [word for word in command[5].split() if word != "or"]
     for word in chosen:
         assert any(word in name for name in defined(ROOT / command[3])), (
@@ -152,7 +165,10 @@ def test_the_exercise_breaks_what_it_says(paper, tmp_path):
         if good:
             assert done.returncode == 0, done.stdout
         else:
-            assert failed and failed <= set(re.findall(r"`(test_\w+)`", hour(paper))), (failed, done.stdout)
+            assert failed and failed <= set(re.findall(r"`(test_\w+)`", hour(paper))), (
+                failed,
+                done.stdout,
+            )
 
 
 def test_make_without_a_target_prints_help():
@@ -184,10 +200,16 @@ def test_links_lead_somewhere(page):
 def test_committed_files_name_no_machine():
     """No path of a machine, host of a registry or tool of a workplace in a tracked file."""
     pattern = re.compile(r"(^|[^\w.])/(work|farm|opt/(pypi|wheels))/")
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
     for name in tracked:
         path = ROOT / name
-        if path.suffix not in {".npz", ".png", ".gz"} and path.exists() and name != "tests/test_docs.py":
+        if (
+            path.suffix not in {".npz", ".png", ".gz"}
+            and path.exists()
+            and name != "tests/test_docs.py"
+        ):
             hit = pattern.search(path.read_text(errors="ignore"))
             assert not hit, f"{name}: {hit[0]}"
 
@@ -201,5 +223,7 @@ def test_a_wrong_python_is_refused_in_one_line(tmp_path):
         done = subprocess.run(
             ["make", "-s", "setup", *words], cwd=ROOT, env=env, capture_output=True, text=True
         )
-        assert done.returncode != 0 and text in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert done.returncode != 0 and text in done.stderr and "Traceback" not in done.stderr, (
+            done.stderr
+        )
     assert sys.version_info >= (3, 11)

@@ -49,7 +49,9 @@ def test_samples_are_read_by_the_same_loader(task, tmp_path):
     assert read["validation"].texts != train.texts
 
 
-@pytest.mark.parametrize("task", ["rte", "stsb", "mnli", "cola", "boolq", "multirc", "record", "wsc"])
+@pytest.mark.parametrize(
+    "task", ["rte", "stsb", "mnli", "cola", "boolq", "multirc", "record", "wsc"]
+)
 @pytest.mark.parametrize("layout", ["parquet", "arrow"])
 def test_hub_layout_gives_the_same_split(task, layout, tmp_path):
     datasets = pytest.importorskip("datasets")
@@ -156,11 +158,13 @@ def test_original_glue_files(task, sizes, repro_data, monkeypatch):
 @pytest.mark.parametrize("task", glue.SUPER_GLUE)
 def test_original_super_glue_files(task, repro_data, monkeypatch):
     monkeypatch.setenv("REPRO_DATA", str(repro_data))
-    train = glue.load(task, ("train",), folder=glue.SPECS[task].folder.replace("super_glue", "fewglue"))[
-        "train"
-    ]
+    train = glue.load(
+        task, ("train",), folder=glue.SPECS[task].folder.replace("super_glue", "fewglue")
+    )["train"]
     questions = train.groups.max() + 1 if train.groups is not None else len(train)
-    assert questions == 32 and set(np.unique(train.labels)) <= set(range(len(glue.SPECS[task].labels)))
+    assert questions == 32 and set(np.unique(train.labels)) <= set(
+        range(len(glue.SPECS[task].labels))
+    )
 
 
 # --- bad input: the row, the value, the remedy
@@ -243,7 +247,12 @@ def test_metrics_equal_scikit_learn_and_scipy():
 
 def test_collapsed_predictions_score_zero():
     y, ones = np.array([0, 1, 1, 0]), np.ones(4, dtype=np.int64)
-    assert glue.matthews(y, ones) == 0 == glue.pearson(y / 2, ones * 0.1) == glue.spearman(y / 2, ones * 0.1)
+    assert (
+        glue.matthews(y, ones)
+        == 0
+        == glue.pearson(y / 2, ones * 0.1)
+        == glue.spearman(y / 2, ones * 0.1)
+    )
     assert glue.f1(y, np.zeros(4)) == 0 and glue.f1(np.zeros(4), np.zeros(4)) == 0
 
 
@@ -254,7 +263,9 @@ def test_scores_of_grouped_tasks():
     values = np.array([1.0, 0.0, 0.5, 1.0, 0.2])
     chosen = np.array([0.9, 0.1, 0.7, 0.2, 0.7])  # right; wrong, the first one of equals
     assert glue.score("record", label, chosen, groups, values) == {"f1": 0.75, "exact_match": 0.5}
-    mnli = glue.score("mnli", np.array([0, 1, 2, 0]), np.array([0, 1, 1, 1]), np.array([0, 0, 0, 1]))
+    mnli = glue.score(
+        "mnli", np.array([0, 1, 2, 0]), np.array([0, 1, 1, 1]), np.array([0, 0, 0, 1])
+    )
     assert mnli == {"accuracy": 0.5, "accuracy_m": pytest.approx(2 / 3), "accuracy_mm": 0.0}
     assert set(glue.score("mrpc", label, label)) == {"accuracy", "f1"}
     assert set(glue.score("stsb", values, chosen)) == {"pearson", "spearman"}
@@ -264,7 +275,10 @@ def test_scores_of_grouped_tasks():
 
 def test_answers_are_compared_as_words():
     assert glue.normalise("The U.S.  Navy!") == "us navy"
-    assert glue.token_f1("the cat sat", "cat") == pytest.approx(2 / 3) and glue.token_f1("dog", "cat") == 0
+    assert (
+        glue.token_f1("the cat sat", "cat") == pytest.approx(2 / 3)
+        and glue.token_f1("dog", "cat") == 0
+    )
 
 
 # --- level splits
@@ -279,7 +293,9 @@ def test_level_split_is_stratified_disjoint_complete_and_drawn_by_the_stream():
     again, other = (glue.level_split(labels, [0.8, 0.2], stream(s))[1] for s in (1, 2))
     assert outer.tolist() == again.tolist() != other.tolist()
     three = glue.level_split(labels, [0.5, 0.25, 0.05], stream())
-    assert [len(level) for level in three] == [500, 250, 50] and len(np.unique(np.concatenate(three))) == 800
+    assert [len(level) for level in three] == [500, 250, 50] and len(
+        np.unique(np.concatenate(three))
+    ) == 800
 
 
 def test_level_split_of_scores_covers_their_range():

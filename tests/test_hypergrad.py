@@ -32,7 +32,13 @@ from shared.hypergrad import (
 from shared.inverse import conjugate_gradient
 
 ONE_STEP = [FiniteDifference(), OneStep(), ForwardOverReverse()]
-EVERY = [FirstOrder(), *ONE_STEP, Neumann(3), ConjugateGradient(3, damping=3.0), Unrolled(3, Adam())]
+EVERY = [
+    FirstOrder(),
+    *ONE_STEP,
+    Neumann(3),
+    ConjugateGradient(3, damping=3.0),
+    Unrolled(3, Adam()),
+]
 
 
 def named(method):
@@ -50,9 +56,9 @@ class Problem:
             return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
 
         middle = nn.BatchNorm1d(7) if norm else nn.Identity()
-        self.net = nn.Sequential(nn.Linear(5, 7), middle, nn.Tanh(), nn.Dropout(dropout), nn.Linear(7, 3)).to(
-            dtype
-        )
+        self.net = nn.Sequential(
+            nn.Linear(5, 7), middle, nn.Tanh(), nn.Dropout(dropout), nn.Linear(7, 3)
+        ).to(dtype)
         with torch.no_grad():
             for p in self.net.parameters():
                 p.copy_(draw(*p.shape) / 2)
@@ -92,7 +98,10 @@ def test_equals_full_autograd_through_one_step(method, per_tensor):
     exact = p.unrolled(lr)
     tolerance = 1e-6 if isinstance(method, FiniteDifference) else 1e-12
     assert vectors.relative_error(g.grads, exact) < tolerance
-    assert vectors.relative_error(g.implicit, torch._foreach_sub(list(exact), g.direct)) < 10 * tolerance
+    assert (
+        vectors.relative_error(g.implicit, torch._foreach_sub(list(exact), g.direct))
+        < 10 * tolerance
+    )
     assert vectors.norm(g.implicit) > 1e-2 * vectors.norm(g.direct)
 
 
@@ -125,7 +134,12 @@ def test_through_level_is_the_implicit_term(method):
 
 @pytest.mark.parametrize(
     ("method", "count", "losses"),
-    [(FirstOrder(), 1, 1), (FiniteDifference(), 4, 4), (OneStep(), 3, 2), (ForwardOverReverse(), 3, 3)],
+    [
+        (FirstOrder(), 1, 1),
+        (FiniteDifference(), 4, 4),
+        (OneStep(), 3, 2),
+        (ForwardOverReverse(), 3, 3),
+    ],
 )
 def test_gradient_evaluations(method, count, losses):
     p, calls = Problem(), [0]
@@ -148,7 +162,9 @@ def test_conventions():
     vectors.add_(stepped, torch.autograd.grad(p.inner(), p.theta), -lr)
     usual = hypergrad(p.outer, p.inner, p.theta, p.lam, lr, OneStep())
     unscaled = hypergrad(p.outer, p.inner, p.theta, p.lam, lr, OneStep(), lr_factor=False)
-    around = [hypergrad(p.outer, p.inner, p.theta, p.lam, lr, m, around="stepped") for m in ONE_STEP]
+    around = [
+        hypergrad(p.outer, p.inner, p.theta, p.lam, lr, m, around="stepped") for m in ONE_STEP
+    ]
     vectors.copy_(p.theta, stepped)
     there = [hypergrad(p.outer, p.inner, p.theta, p.lam, lr, m, look_ahead=False) for m in ONE_STEP]
     assert vectors.relative_error([lr * x for x in unscaled.implicit], usual.implicit) < 1e-12
@@ -282,7 +298,8 @@ def test_self_check_finds_noise_of_its_own():
     def inner():
         return (
             p.inner()
-            + 0.1 * (torch.randn(7, generator=own, dtype=torch.float64) * p.net[0].bias * p.gate).sum()
+            + 0.1
+            * (torch.randn(7, generator=own, dtype=torch.float64) * p.net[0].bias * p.gate).sum()
         )
 
     with pytest.raises(ValueError, match="draw its noise outside"):
@@ -320,7 +337,9 @@ def test_without_reorthogonalisation_a_bad_condition_costs_digits(toys):
 
 def test_damping_is_added_to_the_hessian(toys):
     toy = toys[10]
-    hessian = torch.autograd.functional.hessian(lambda t: toy.inner(t, toy.lam.detach()), toy.theta.detach())
+    hessian = torch.autograd.functional.hessian(
+        lambda t: toy.inner(t, toy.lam.detach()), toy.theta.detach()
+    )
     v = torch.autograd.grad(toy.outer(toy.theta), toy.theta)[0]
     damped = torch.linalg.solve(hessian + 0.5 * torch.eye(20, dtype=torch.float64), v)
     got = conjugate_gradient(lambda x: [hessian @ x[0]], [v], 20, damping=0.5)
@@ -330,12 +349,16 @@ def test_damping_is_added_to_the_hessian(toys):
 def test_conjugate_gradient_refuses_negative_curvature():
     saddle = torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64))
     with pytest.raises(ArithmeticError, match="damping"):
-        conjugate_gradient(lambda x: [saddle @ x[0]], [torch.tensor([0.1, 1.0], dtype=torch.float64)], 2)
+        conjugate_gradient(
+            lambda x: [saddle @ x[0]], [torch.tensor([0.1, 1.0], dtype=torch.float64)], 2
+        )
 
 
 def test_neumann_is_the_truncated_series(toys):
     toy, k = toys[10], 6
-    hessian = torch.autograd.functional.hessian(lambda t: toy.inner(t, toy.lam.detach()), toy.theta.detach())
+    hessian = torch.autograd.functional.hessian(
+        lambda t: toy.inner(t, toy.lam.detach()), toy.theta.detach()
+    )
     v = torch.autograd.grad(toy.outer(toy.theta), toy.theta)[0]
     total = sum(
         torch.matrix_power(torch.eye(20, dtype=torch.float64) - toy.rate * hessian, j) @ v
@@ -404,17 +427,23 @@ def test_unrolled_equals_autograd_through_the_optimiser(update, replay):
         logits = (torch.tanh(x @ w0.T + b0) * p.gate) @ w1.T + b1
         if outer:
             return p.scale.exp() * F.cross_entropy(logits, y)
-        return F.cross_entropy(logits, y) + sum(e * w.pow(2).sum() for e, w in zip(p.penalty.exp(), (w0, w1)))
+        return F.cross_entropy(logits, y) + sum(
+            e * w.pow(2).sum() for e, w in zip(p.penalty.exp(), (w0, w1))
+        )
 
     for t in range(k):
-        g = torch.autograd.grad(losses_at(params, slice(2 * t, 2 * t + 2)), params, create_graph=True)
+        g = torch.autograd.grad(
+            losses_at(params, slice(2 * t, 2 * t + 2)), params, create_graph=True
+        )
         if b is None:
             first = [a * m + x for m, x in zip(first, g)]
             params = [w - lr * m for w, m in zip(params, first)]
         else:
             first = [a * m + (1 - a) * x for m, x in zip(first, g)]
             second = [b * s + (1 - b) * x * x for s, x in zip(second, g)]
-            moments = [(m / (1 - a ** (t + 1)), s / (1 - b ** (t + 1))) for m, s in zip(first, second)]
+            moments = [
+                (m / (1 - a ** (t + 1)), s / (1 - b ** (t + 1))) for m, s in zip(first, second)
+            ]
             params = [w - lr * m / (s.sqrt() + update.eps) for w, (m, s) in zip(params, moments)]
     exact = torch.autograd.grad(losses_at(params, None, outer=True), p.lam)
     assert vectors.relative_error(got.grads, exact) < 1e-9
@@ -481,7 +510,9 @@ def test_a_vector_without_memory_of_its_own(method):
     p, ones = Problem(), torch.ones(1, dtype=torch.float64)
     inputs = p.inner, p.theta, p.lam[:2], 0.1, method
     expanded = hypergrad(lambda: sum(w.sum() for w in p.theta) + p.gate.sum(), *inputs)
-    written = hypergrad(lambda: sum((w * torch.ones_like(w)).sum() for w in p.theta) + p.gate.sum(), *inputs)
+    written = hypergrad(
+        lambda: sum((w * torch.ones_like(w)).sum() for w in p.theta) + p.gate.sum(), *inputs
+    )
     assert vectors.relative_error(expanded.grads, written.grads) < 1e-12
     v = [ones.expand(w.shape) for w in p.theta]
     through_level(p.inner, p.theta, p.lam[:2], v, 0.1, method)
@@ -522,7 +553,9 @@ def test_tied_weights(method):
             + 0.5 * table.pow(2).mean()
         )
 
-    method = Unrolled(1, SGD()) if isinstance(method, Unrolled | Neumann | ConjugateGradient) else method
+    method = (
+        Unrolled(1, SGD()) if isinstance(method, Unrolled | Neumann | ConjugateGradient) else method
+    )
     got = hypergrad(lambda: loss(table, 1), lambda: loss(table, 0), [table], [mix], 0.2, method)
     if isinstance(method, FirstOrder):
         exact = torch.autograd.grad(loss(table, 1), mix)
@@ -570,11 +603,18 @@ def test_batch_norm_in_training_mode():
 def test_bf16_probes():
     p = Problem(torch.float32)
     exact = hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3, OneStep())
-    rough = hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3, FiniteDifference(probe_dtype=torch.bfloat16))
+    rough = hypergrad(
+        p.outer, p.inner, p.theta, p.lam, 0.3, FiniteDifference(probe_dtype=torch.bfloat16)
+    )
     assert 1e-5 < vectors.relative_error(rough.implicit, exact.implicit) < 0.3
     assert vectors.relative_error(rough.implicit, exact.implicit) < vectors.relative_error(
         hypergrad(
-            p.outer, p.inner, p.theta, p.lam, 0.3, FiniteDifference(radius=1e-3, probe_dtype=torch.bfloat16)
+            p.outer,
+            p.inner,
+            p.theta,
+            p.lam,
+            0.3,
+            FiniteDifference(radius=1e-3, probe_dtype=torch.bfloat16),
         ).implicit,
         exact.implicit,
     )
@@ -648,7 +688,13 @@ def test_finite_differences_accept_any_attention_and_self_check_uses_the_math_ke
 
 def refused(error, text, **change):
     p = Problem()
-    inputs = {"outer_loss": p.outer, "inner_loss": p.inner, "theta": p.theta, "lam": p.lam, "lr": 0.3}
+    inputs = {
+        "outer_loss": p.outer,
+        "inner_loss": p.inner,
+        "theta": p.theta,
+        "lam": p.lam,
+        "lr": 0.3,
+    }
     inputs.update({k: v(p) if callable(v) and k != "inner_loss" else v for k, v in change.items()})
     before = vectors.clone(p.theta)
     with pytest.raises(error, match=text):
@@ -690,7 +736,11 @@ def test_refusals_of_what_no_loss_reaches():
 def test_refusals_of_values():
     inf = torch.tensor(math.inf, dtype=torch.float64)
     refused(FloatingPointError, "loss is", outer_loss=lambda p: lambda: p.outer() * inf)
-    refused(FloatingPointError, "loss is nan", inner_loss=lambda: torch.tensor(math.nan, requires_grad=True))
+    refused(
+        FloatingPointError,
+        "loss is nan",
+        inner_loss=lambda: torch.tensor(math.nan, requires_grad=True),
+    )
     refused(
         FloatingPointError,
         "outer gradient",
@@ -772,5 +822,7 @@ def test_the_stepped_weights_can_be_kept(method):
     p = Problem()
     g = hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3, method, keep_stepped=True)
     after, _ = stepped(p.inner, p.theta, 0.3, method)
-    assert vectors.relative_error(g.stepped, after) == 0 and vectors.relative_error(after, p.theta) > 0
+    assert (
+        vectors.relative_error(g.stepped, after) == 0 and vectors.relative_error(after, p.theta) > 0
+    )
     assert hypergrad(p.outer, p.inner, p.theta, p.lam, 0.3, method).stepped is None

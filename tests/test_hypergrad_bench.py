@@ -23,7 +23,9 @@ def test_every_estimator_of_ours_beats_its_bound_on_the_toy():
         for name in ("FiniteDifference", "OneStep", "ForwardOverReverse")
     ]
     assert max(one_step) - min(one_step) < 1e-4
-    assert rows["ours: Neumann(20)"]["relative_error"] < rows["ours: Neumann(5)"]["relative_error"] < 1
+    assert (
+        rows["ours: Neumann(20)"]["relative_error"] < rows["ours: Neumann(5)"]["relative_error"] < 1
+    )
 
 
 @pytest.fixture
@@ -61,7 +63,9 @@ def test_a_cost_cell(small, monkeypatch):
 def test_entries_have_kinds_that_are_compared():
     kinds = {kind for kind, _ in ours.COST.values()}
     assert {kind for kind, _ in peers.COST.values()} <= kinds
-    assert {kind for kind, _ in peers.ACCURACY.values()} <= {kind for kind, _ in ours.ACCURACY.values()}
+    assert {kind for kind, _ in peers.ACCURACY.values()} <= {
+        kind for kind, _ in ours.ACCURACY.values()
+    }
 
 
 def test_tables_show_failures_and_missed_targets():
@@ -99,7 +103,12 @@ def test_the_readme_says_what_was_recorded():
 def test_the_example_learns(tmp_path):
     """As the README runs it; the validation loss must fall."""
     environment = os.environ | {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "benchmarks.hypergradients.example", str(tmp_path / "digits.png")]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.hypergradients.example",
+        str(tmp_path / "digits.png"),
+    ]
     done = subprocess.run(command, cwd=tables.ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     losses = [float(x) for x in re.findall(r"validation loss ([\d.]+)", done.stdout)]

@@ -48,7 +48,9 @@ def test_shared_imports_no_method_and_no_judge():
 def test_the_judge_touches_only_the_interface_of_a_method(paper):
     allowed = {f"{paper}.train", f"{paper}.evaluate", f"{paper}.figures"}
     for path in (ROOT / "benchmarks").glob("*.py"):
-        named = set(re.findall(rf"^\s*(?:from|import) ({paper}[.\w]*)", path.read_text(), re.MULTILINE))
+        named = set(
+            re.findall(rf"^\s*(?:from|import) ({paper}[.\w]*)", path.read_text(), re.MULTILINE)
+        )
         assert named <= allowed, path.name
 
 
@@ -56,7 +58,9 @@ def test_the_judge_touches_only_the_interface_of_a_method(paper):
 def test_a_copy_with_shared_alone_trains_and_evaluates(paper, tmp_path):
     """`--tiny` needs no argument, no download and nothing but <paper>/ and shared/."""
     for name in (paper, "shared"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results")
+        )
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     env.setdefault("REPRO_CACHE", str(ROOT / ".cache"))
     env.pop("REPRO_DATA", None)
@@ -126,8 +130,12 @@ def test_every_scale_of_the_protocol_resolves(paper):
         if scale == "cpu":
             assert all(len(p.seeds(scale, t)) >= 5 for t in p.tasks(scale))
     rehearsal, full = ({(n.arm, n.task) for n in p.nodes(s, "all")} for s in ("rehearsal", "paper"))
-    assert {a for a, _ in full} <= {a for a, _ in rehearsal}, "the rehearsal leaves out arms of the paper"
-    assert {t for _, t in full} <= {t for _, t in rehearsal}, "the rehearsal leaves out tasks of the paper"
+    assert {a for a, _ in full} <= {a for a, _ in rehearsal}, (
+        "the rehearsal leaves out arms of the paper"
+    )
+    assert {t for _, t in full} <= {t for _, t in rehearsal}, (
+        "the rehearsal leaves out tasks of the paper"
+    )
 
 
 def test_nothing_unsafe_in_the_tree():
@@ -139,7 +147,9 @@ def test_nothing_unsafe_in_the_tree():
         ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True
     ).stdout.split()
     tracked = tracked or [
-        str(p.relative_to(ROOT)) for d in ("shared", "benchmarks", *BUILT) for p in (ROOT / d).rglob("*.py")
+        str(p.relative_to(ROOT))
+        for d in ("shared", "benchmarks", *BUILT)
+        for p in (ROOT / d).rglob("*.py")
     ]
     for name in tracked:
         if name != "tests/test_isolation.py":

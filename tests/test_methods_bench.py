@@ -19,7 +19,8 @@ def row(ratio, memory=None):
 
 def result(**papers):
     found = {
-        p: {"rows": rows, "peak_megabytes": 512, "commit": "0123456789abcdef"} for p, rows in papers.items()
+        p: {"rows": rows, "peak_megabytes": 512, "commit": "0123456789abcdef"}
+        for p, rows in papers.items()
     }
     machine, versions = {"cpu": "a processor", "cores": 2}, {"python": "3.11.0", "torch": "2.0"}
     return {"papers": found, "machine": machine, "versions": versions, "command": "a command"}
@@ -36,7 +37,11 @@ def test_bounds_are_complete_and_of_known_papers():
         for bound in works:
             assert set(bound) <= known, paper
             assert {"work", "row", "floor"} <= set(bound), paper
-            assert bound.get("official", 1e9) > bound.get("reached", bound["floor"]) >= bound["floor"] * 0.95
+            assert (
+                bound.get("official", 1e9)
+                > bound.get("reached", bound["floor"])
+                >= bound["floor"] * 0.95
+            )
 
 
 def test_a_bound_over_another_plain_step_divides_by_it():
@@ -49,15 +54,24 @@ def test_a_bound_over_another_plain_step_divides_by_it():
 
 
 def test_rows_of_a_script():
-    assert tables.normalised({"paper": "x", "rows": {"a": row(2.0), "b": 3.0}}, "x")["b"] == {"ratio": 3.0}
-    for wrong in ({}, {"rows": {}}, [1], {"rows": {"a": {"seconds": 1}}}, {"rows": {"a": row(-1.0)}}):
+    assert tables.normalised({"paper": "x", "rows": {"a": row(2.0), "b": 3.0}}, "x")["b"] == {
+        "ratio": 3.0
+    }
+    for wrong in (
+        {},
+        {"rows": {}},
+        [1],
+        {"rows": {"a": {"seconds": 1}}},
+        {"rows": {"a": row(-1.0)}},
+    ):
         with pytest.raises(ValueError, match="x"):
             tables.normalised(wrong, "x")
 
 
 def test_regressions_are_named():
     old = result(
-        autolora={"fast": row(2.0, 1.0), "slow": row(5.0, 1.0), "gone": row(1.0)}, dasgm={"a": row(1)}
+        autolora={"fast": row(2.0, 1.0), "slow": row(5.0, 1.0), "gone": row(1.0)},
+        dasgm={"a": row(1)},
     )
     new = result(autolora={"fast": row(2.19, 1.05), "slow": row(6.0, 1.5), "new": row(9.0)})
     found = tables.regressions(old, new)
@@ -98,7 +112,10 @@ def test_table_and_figure(tmp_path):
     pictures = [tmp_path / name for name in ("a.svg", "b.svg")]
     for picture in pictures:
         tables.figure(measured, picture)
-    assert pictures[0].read_bytes() == pictures[1].read_bytes() and b"autolora" in pictures[0].read_bytes()
+    assert (
+        pictures[0].read_bytes() == pictures[1].read_bytes()
+        and b"autolora" in pictures[0].read_bytes()
+    )
 
 
 def test_a_row_that_bounds_name_must_be_measured():
@@ -110,7 +127,9 @@ def test_a_row_that_bounds_name_must_be_measured():
 
 
 def test_the_readme_holds_the_table():
-    names = [name for _, name, _, _ in readme.BLOCK.findall((tables.ROOT / "README.md").read_text())]
+    names = [
+        name for _, name, _, _ in readme.BLOCK.findall((tables.ROOT / "README.md").read_text())
+    ]
     assert "speed" in names
     assert not readme.outdated(tables.ROOT / "README.md", {"speed": tables.speed_table()})
 
@@ -173,7 +192,10 @@ def test_the_runner(fake, monkeypatch, capsys):
     assert kept["papers"]["autolora"]["peak_megabytes"] > 1 and "--rounds 3" in kept["command"]
     run(monkeypatch, "--record")
     recorded = json.loads(committed.read_text())
-    assert recorded["papers"]["autolora"]["rows"][SEARCH]["ratio"] == 9.0 and "dasgm" in recorded["papers"]
+    assert (
+        recorded["papers"]["autolora"]["rows"][SEARCH]["ratio"] == 9.0
+        and "dasgm" in recorded["papers"]
+    )
 
 
 def test_a_script_that_fails(fake, monkeypatch, capsys):

@@ -81,7 +81,11 @@ def unpatchify(patches: Tensor, p: int, channels: int) -> Tensor:
 def test_shapes_and_masks():  # acceptance 1
     nets = networks()
     at = point(nets)
-    assert nets.E.embed(at.x).shape == (6, 16, 16) and nets.E(at.x, at.mask.keep).shape == (6, 1 + 4, 16)
+    assert nets.E.embed(at.x).shape == (6, 16, 16) and nets.E(at.x, at.mask.keep).shape == (
+        6,
+        1 + 4,
+        16,
+    )
     assert (at.mask.m.sum(1) == 12).all()
     assert (at.mask.restore.sort(1).values == torch.arange(16)).all()
     x = torch.randn(2, 3, 8, 8)
@@ -157,7 +161,9 @@ def test_level_1_leaves_T_alone_and_takes_scores_as_constants():  # 6
     E, T = list(nets.E.parameters()), list(nets.T.parameters())
     s = nets.T(nets.E.embed(at.x).detach())
     errors = nets.errors(at.x, at.mask)
-    detached = grad(weighted_loss(errors, at.mask.m, s.detach()), E + T, retain_graph=True, allow_unused=True)
+    detached = grad(
+        weighted_loss(errors, at.mask.m, s.detach()), E + T, retain_graph=True, allow_unused=True
+    )
     assert all(g is None for g in detached[len(E) :])
     through_T = grad(weighted_loss(errors, at.mask.m, s), E, retain_graph=True)
     for a, b in zip(detached, through_T):  # T's input is detached: s carries no gradient to E
@@ -255,8 +261,12 @@ def test_the_heads_mixed_product_needs_no_probe_of_the_encoder():
 def test_three_quadratics_in_closed_form():  # 8
     """L1 = |E - A T|^2 / 2, L2 = |C - B E|^2 / 2 + |C|^2 / 2, L3 = |E - p|^2 / 2 + |C - q|^2 / 2."""
     g = stream(5)
-    A, B, p, q = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((4, 3), (2, 4), (4,), (2,)))
-    E, C, T = (torch.randn(n, generator=g, dtype=torch.float64, requires_grad=True) for n in (4, 2, 3))
+    A, B, p, q = (
+        torch.randn(*s, generator=g, dtype=torch.float64) for s in ((4, 3), (2, 4), (4,), (2,))
+    )
+    E, C, T = (
+        torch.randn(n, generator=g, dtype=torch.float64, requires_grad=True) for n in (4, 2, 3)
+    )
 
     def L1():
         return 0.5 * (E - A @ T).square().sum()
@@ -292,11 +302,17 @@ def test_a_helpful_patch_rises_and_a_harmful_one_falls():  # 9
     a = torch.zeros_like(at.mask.m)
     a[0, up], a[0, down] = 1.0, -1.0
     with torch.no_grad():
-        nets.T.net[3].weight.zero_()  # no score reacts to another's gradient through the shared hidden layer
+        nets.T.net[
+            3
+        ].weight.zero_()  # no score reacts to another's gradient through the shared hidden layer
     before = nets.T(at.e)[0].detach()
     vectors.add_(list(nets.T.parameters()), mask_gradient(nets, at.e, at.mask.m, a), -0.5)
     after = nets.T(at.e)[0].detach()
-    assert after[up] > before[up] and after[down] < before[down] and torch.equal(after[rest], before[rest])
+    assert (
+        after[up] > before[up]
+        and after[down] < before[down]
+        and torch.equal(after[rest], before[rest])
+    )
 
 
 def test_official_draws_other_dropout_and_the_default_does_not():  # 10
@@ -339,7 +355,8 @@ def test_everything_is_put_back(name):  # 11
         estimate(name, nets, at)
     for part, old in zip(parts, before):
         assert all(
-            torch.equal(p, q) and p.grad is None and p.requires_grad for p, q in zip(part.parameters(), old)
+            torch.equal(p, q) and p.grad is None and p.requires_grad
+            for p, q in zip(part.parameters(), old)
         )
     assert [part.training for part in parts] == flags
 
@@ -414,7 +431,9 @@ def test_planted_digits_lie_where_they_are_said_to():
     for k in range(20):
         quarters = test.pixels[k, 0].reshape(2, 8, 2, 8).permute(0, 2, 1, 3).reshape(4, 8, 8)
         assert torch.equal(quarters[quadrant[k]], plain_test.pixels[k, 0])
-        at = patchify(torch.from_numpy(np.kron(inside[k].reshape(4, 4), np.ones((4, 4))))[None, None], 4)
+        at = patchify(
+            torch.from_numpy(np.kron(inside[k].reshape(4, 4), np.ones((4, 4))))[None, None], 4
+        )
         place = divmod(int(quadrant[k]), 2)
         assert at.reshape(4, 4, 16)[2 * place[0], 2 * place[1]].all()
 
@@ -430,7 +449,9 @@ def test_image_folders(tmp_path, monkeypatch):
     assert not torch.equal(x, problem.train.batch([0, 1], data.SHOWN))
     assert data.erase(x, 1.0, stream()).ne(x).any() and torch.equal(data.erase(x, 0.0, stream()), x)
     (tmp_path / "cub" / "val" / "n0099").mkdir()
-    (tmp_path / "cub" / "val" / "n0000" / "0.JPEG").rename(tmp_path / "cub" / "val" / "n0099" / "0.JPEG")
+    (tmp_path / "cub" / "val" / "n0000" / "0.JPEG").rename(
+        tmp_path / "cub" / "val" / "n0099" / "0.JPEG"
+    )
     with pytest.raises(runs.BadInput, match="n0099"):
         data.load(replace(TINY, data="cub", image_size=16), torch.device("cpu"))
 
@@ -456,18 +477,32 @@ def test_a_run_its_schedule_and_its_repetition(tmp_path):  # 13, 14
     assert losses(one) == losses(again)
     assert record["state_sha256"] == json.loads((again / "record.json").read_text())["state_sha256"]
     counts = record["details"]["counts"]
-    assert {k: counts[k] for k in ("level1", "level2", "level3")} == {"level1": 12, "level2": 6, "level3": 6}
+    assert {k: counts[k] for k in ("level1", "level2", "level3")} == {
+        "level1": 12,
+        "level2": 6,
+        "level3": 6,
+    }
     gates = {g["id"]: g["passed"] for g in record["gates"]}
-    assert gates == dict.fromkeys(("roles", "timm-layout", "cycle", "restored", "hypergradient"), True)
+    assert gates == dict.fromkeys(
+        ("roles", "timm-layout", "cycle", "restored", "hypergradient"), True
+    )
     arrays = runs.load_arrays(one / "predictions.npz")
     assert (
-        arrays["_descent"].shape == (2, 5) and -0.5 <= evaluate.STATISTICS["descent"]({"mlo": arrays}) <= 0.5
+        arrays["_descent"].shape == (2, 5)
+        and -0.5 <= evaluate.STATISTICS["descent"]({"mlo": arrays}) <= 0.5
     )
     shown = runs.load_arrays(one / "masks.npz")
     assert (shown["masks"].sum(-1) == 12).all() and shown["frequency"].sum() == pytest.approx(12)
-    made = figures.figures({}, {("mlo", "digits", 0): one, ("mae", "digits", 0): tmp_path / "absent"})
+    made = figures.figures(
+        {}, {("mlo", "digits", 0): one, ("mae", "digits", 0): tmp_path / "absent"}
+    )
     names = {name for name, *_ in made}
-    assert names == {"masks-digits", "positions-digits", "curve-digits-step", "curve-digits-cpu-seconds"}
+    assert names == {
+        "masks-digits",
+        "positions-digits",
+        "curve-digits-step",
+        "curve-digits-cpu-seconds",
+    }
     # looking does not change what is trained: without trials, curves and checks the encoder is the same
     quiet = run(replace(TINY, out=str(tmp_path / "c"), self_checks=False))
     assert json.loads((quiet / "record.json").read_text())["state_sha256"] == record["state_sha256"]
@@ -475,13 +510,20 @@ def test_a_run_its_schedule_and_its_repetition(tmp_path):  # 13, 14
 
 def test_arms_share_starts_and_batches(tmp_path):  # 14
     seen = {}
-    for arm, settings in {"mlo": {}, "mae": {"mask": "random", "weight": "one", "hypergrad": "none"}}.items():
+    for arm, settings in {
+        "mlo": {},
+        "mae": {"mask": "random", "weight": "one", "hypergrad": "none"},
+    }.items():
         from mlo_mae.pretrain import Pretraining
 
         config = replace(TINY, **settings)
         problem = data.load(config, torch.device("cpu"))
         work = Pretraining(config, FakeRun(), problem, torch.device("cpu"))
-        seen[arm] = [vectors.clone(work.theta), work.batch("level1", 7)[0], work.batch("level1", 40)[0]]
+        seen[arm] = [
+            vectors.clone(work.theta),
+            work.batch("level1", 7)[0],
+            work.batch("level1", 40)[0],
+        ]
     assert all(torch.equal(p, q) for p, q in zip(seen["mlo"][0], seen["mae"][0]))
     assert all(torch.equal(p, q) for p, q in zip(seen["mlo"][1:], seen["mae"][1:]))
 
@@ -577,7 +619,10 @@ def test_export_has_timms_names_and_shapes(tmp_path):
 def test_timm_loads_the_export_and_computes_the_same():
     try:
         import timm
-    except (ImportError, RuntimeError) as error:  # absent, or a torchvision that does not fit this torch
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # absent, or a torchvision that does not fit this torch
         pytest.skip(f"timm cannot be imported: {type(error).__name__}")
     E = Encoder(16, 3, 4, 16, 2, 2)
     initialise(E, stream())
@@ -613,13 +658,21 @@ def test_figures_without_runs():
 
 def test_statistics():
     trials = np.array(
-        [[1, 0.5, 0.9, 0.8, 0.7], [1, 0.5, 0.9, 0.8, 0.7], [1, 0.9, 0.9, 0.6, 0.7], [1, 1.1, 0.9, 0.6, 0.7]]
+        [
+            [1, 0.5, 0.9, 0.8, 0.7],
+            [1, 0.5, 0.9, 0.8, 0.7],
+            [1, 0.9, 0.9, 0.6, 0.7],
+            [1, 1.1, 0.9, 0.6, 0.7],
+        ]
     )
     assert evaluate.descent({"mlo": {"_descent": trials}}) == pytest.approx((2 - 1) / 4 / 2)
     assert evaluate.descent_masks_held({"mlo": {"_descent": trials}}) == 0.0
     rows = {"masked_digit": np.array([1.0, 0.5]), "masked_other": np.array([0.5, 0.5]), "score_digit": np.zeros(2),
             "score_other": np.ones(2), "a_digit": np.array([2.0, 4.0]), "a_other": np.array([1.0, 1.0])}  # fmt: skip
-    assert evaluate.planted_masking({"mlo": rows}) == 0.25 and evaluate.planted_score({"mlo": rows}) == -1.0
+    assert (
+        evaluate.planted_masking({"mlo": rows}) == 0.25
+        and evaluate.planted_score({"mlo": rows}) == -1.0
+    )
     assert evaluate.planted_alignment({"mlo": rows}) == pytest.approx(2 / np.std([2, 4, 1, 1]))
 
 
@@ -647,7 +700,9 @@ def test_published_numbers_are_answered_or_said_to_have_no_counterpart():  # 15
     )
     check_targets(claims["targets"], reported, "claims.yaml")
     paper = protocol.Protocol(folder)
-    check_names(claims, paper.arms, {t for s in protocol.SCALES for t in paper.tasks(s)}, "claims.yaml")
+    check_names(
+        claims, paper.arms, {t for s in protocol.SCALES for t in paper.tasks(s)}, "claims.yaml"
+    )
     for target in claims["targets"]:
         assert set(target.get("scales", ["paper"])) == {"paper"}, (
             "a scaled run is no match for a full-size number"

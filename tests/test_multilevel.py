@@ -51,7 +51,9 @@ class TapWeight:
         self.y = torch.randint(0, 3, (2, 9), generator=g)
 
     def objectives(self, encoder, heads):
-        return [F.mse_loss(torch.tanh(self.x[0] @ encoder) @ h, t) for h, t in zip(heads, self.targets)]
+        return [
+            F.mse_loss(torch.tanh(self.x[0] @ encoder) @ h, t) for h, t in zip(heads, self.targets)
+        ]
 
     def pretrain(self, encoder, *heads):
         losses = self.objectives(encoder, heads)
@@ -72,7 +74,9 @@ class TapWeight:
         ]
 
     def exact(self):
-        encoder, *_ = step(self.pretrain(self.encoder, *self.heads), [self.encoder, *self.heads], self.lr1)
+        encoder, *_ = step(
+            self.pretrain(self.encoder, *self.heads), [self.encoder, *self.heads], self.lr1
+        )
         phi, w = step(self.task(self.phi, self.w, encoder), [self.phi, self.w], self.lr2)
         return torch.autograd.grad(self.validate(phi, w), [self.alpha])
 
@@ -88,7 +92,11 @@ def test_tapweight_equals_full_autograd(lower, upper):
 
 def test_tapweight_by_finite_differences():
     t = TapWeight()
-    got = chain(lambda: t.validate(t.phi, t.w), t.levels([FiniteDifference(), FiniteDifference()]), [t.alpha])
+    got = chain(
+        lambda: t.validate(t.phi, t.w),
+        t.levels([FiniteDifference(), FiniteDifference()]),
+        [t.alpha],
+    )
     assert vectors.relative_error(got.grads, t.exact()) < 1e-6
     assert got.gradient_evaluations == 2 + 1 + 2 * 2
 
@@ -155,7 +163,9 @@ def test_mlo_mae_without_the_path_through_the_head():
     m = MLOMAE()
     levels = m.levels(OneStep())
     cut = chain(
-        lambda: m.head(m.c, m.e, 1), [levels[0], Level(levels[1].loss, [m.c], m.lr2, FirstOrder())], m.t
+        lambda: m.head(m.c, m.e, 1),
+        [levels[0], Level(levels[1].loss, [m.c], m.lr2, FirstOrder())],
+        m.t,
     )
     full = chain(lambda: m.head(m.c, m.e, 1), levels, m.t)
     assert vectors.relative_error(cut.grads, full.grads) > 1e-3
@@ -164,7 +174,9 @@ def test_mlo_mae_without_the_path_through_the_head():
 def test_mlo_mae_identity_rule_is_the_papers_product():
     """g_T = -[d2 L1 / dT dE] (v_E - [d2 L2 / dE dC] v_C) at the present point."""
     m = MLOMAE()
-    got = chain(lambda: m.head(m.c, m.e, 1), m.levels(OneStep()), m.t, look_ahead=False, lr_factor=False)
+    got = chain(
+        lambda: m.head(m.c, m.e, 1), m.levels(OneStep()), m.t, look_ahead=False, lr_factor=False
+    )
     v_e, v_c = torch.autograd.grad(m.head(m.c, m.e, 1), [m.e, m.c])
     g_c = torch.autograd.grad(m.head(m.c, m.e), m.c, create_graph=True)[0]
     v = v_e - torch.autograd.grad(g_c, m.e, v_c)[0]
@@ -177,7 +189,10 @@ def test_nested_generator_of_dasgm():
     """A -> W' -> theta': the generator's loss sees the stepped classifier and A; the outer loss sees all three."""
     g = torch.Generator().manual_seed(2)
     a, w, theta = leaf(g, 4), leaf(g, 4, 3), leaf(g, 3, 4)
-    x, y = torch.randn(6, 4, generator=g, dtype=torch.float64), torch.randint(0, 3, (6,), generator=g)
+    x, y = (
+        torch.randn(6, 4, generator=g, dtype=torch.float64),
+        torch.randint(0, 3, (6,), generator=g),
+    )
     z = torch.randn(6, 3, generator=g, dtype=torch.float64)
 
     def classify(w, data):
@@ -192,7 +207,11 @@ def test_nested_generator_of_dasgm():
     (new_w,) = step(classify(w, x), [w], 0.5)
     (new_theta,) = step(generate(theta, new_w), [theta], 0.4)
     exact = torch.autograd.grad(outer(new_w, new_theta), [a])
-    for method, tolerance in [(OneStep(), 1e-8), (ForwardOverReverse(), 1e-8), (FiniteDifference(), 1e-5)]:
+    for method, tolerance in [
+        (OneStep(), 1e-8),
+        (ForwardOverReverse(), 1e-8),
+        (FiniteDifference(), 1e-5),
+    ]:
         levels = [
             Level(lambda: classify(w, x), [w], 0.5, method),
             Level(lambda: generate(theta, w), [theta], 0.4, method),
@@ -231,7 +250,9 @@ def test_one_level_is_hypergrad(kind):
     m = MLOMAE()
     inner = Level(lambda: m.reconstruct(m.e, m.d), [m.e, m.d], [0.1, 0.3], FiniteDifference())
     a = chain(lambda: m.head(m.c, m.e, 1), [inner], m.t, **kind)
-    b = hypergrad(lambda: m.head(m.c, m.e, 1), inner.loss, inner.theta, m.t, inner.lr, inner.method, **kind)
+    b = hypergrad(
+        lambda: m.head(m.c, m.e, 1), inner.loss, inner.theta, m.t, inner.lr, inner.method, **kind
+    )
     assert vectors.relative_error(a.grads, b.grads) < 1e-9
     assert a.gradient_evaluations == b.gradient_evaluations
 
@@ -258,7 +279,10 @@ def test_implicit_lower_level():
     (new_u,) = step(upper(u, solve(lam)), [u], 0.2)
     exact = torch.autograd.grad(upper(new_u, solve(lam)), [lam])
     vectors.copy_([w], [solve(lam)])
-    levels = [Level(ridge, [w], None, ConjugateGradient(3)), Level(lambda: upper(u, w), [u], 0.2, OneStep())]
+    levels = [
+        Level(ridge, [w], None, ConjugateGradient(3)),
+        Level(lambda: upper(u, w), [u], 0.2, OneStep()),
+    ]
     got = chain(lambda: upper(u, w), levels, [lam])
     assert vectors.relative_error(got.grads, exact) < 1e-8
 
@@ -266,7 +290,9 @@ def test_implicit_lower_level():
 @pytest.mark.parametrize("fails", [False, True])
 def test_chain_leaves_no_trace(fails):
     torch.manual_seed(0)
-    low, high = [nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.3)) for _ in range(2)]
+    low, high = [
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.3)) for _ in range(2)
+    ]
     gate, x = torch.ones(4, requires_grad=True), torch.randn(8, 4)
     everything = [*low.state_dict().values(), *high.state_dict().values(), gate.detach()]
     low[0].weight.grad = kept = torch.ones(4, 4)
@@ -296,6 +322,10 @@ def test_refusals():
     with pytest.raises(ValueError, match="at least one level"):
         chain(lambda: m.head(m.c, m.e, 1), [], m.t)
     with pytest.raises(ValueError, match=r"no loss reaches lam\[2\]"):
-        chain(lambda: m.head(m.c, m.e, 1), m.levels(OneStep()), [*m.t, torch.zeros(1, requires_grad=True)])
+        chain(
+            lambda: m.head(m.c, m.e, 1),
+            m.levels(OneStep()),
+            [*m.t, torch.zeros(1, requires_grad=True)],
+        )
     with pytest.raises(ValueError, match="'stepped'"):
         chain(lambda: m.head(m.c, m.e, 1), m.levels(OneStep()), m.t, around="elsewhere")

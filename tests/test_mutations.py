@@ -90,7 +90,9 @@ EXTRA = {
 def run_tests(tmp_path, changes, arguments):
     """The library's tests against a copy of shared/ with the changes; the exit status and the output."""
     for name in ("shared", "tests", "benchmarks/hypergradients"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.json"))
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.json")
+        )
     shutil.copy(ROOT / "benchmarks" / "__init__.py", tmp_path / "benchmarks")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for file, old, new in changes:

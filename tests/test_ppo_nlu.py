@@ -14,7 +14,19 @@ import pytest
 import torch
 from torch import nn
 
-from ppo_nlu import asking, bandit, baselines, data, evaluate, method, models, official, prompts, steps, train
+from ppo_nlu import (
+    asking,
+    bandit,
+    baselines,
+    data,
+    evaluate,
+    method,
+    models,
+    official,
+    prompts,
+    steps,
+    train,
+)
 from ppo_nlu.method import Hyper, Policy, Rollout, gae, left_pad, next_beta, rollout, update
 from shared import runs
 from shared.protocol import Protocol
@@ -53,7 +65,9 @@ def test_reward_of_a_number():
         (" 3.2 </Judgement>", 3.2, 2.5), (" 5 </Judgement>", 2.5, 0.0), (" 0 </Judgement>", 5.0, -2.5),
         (" many </Judgement>", 1.0, -2.5), (" 3.2", 3.2, -2.5), (" 3 or 4 </Judgement>", 3.0, -2.5), ("", 3.0, -2.5),
     ]:  # fmt: skip
-        assert prompts.reward(stsb, text, prompts.parse(stsb, text), label) == pytest.approx(expected), text
+        assert prompts.reward(stsb, text, prompts.parse(stsb, text), label) == pytest.approx(
+            expected
+        ), text
 
 
 def test_strict_parser_refuses_what_contains_an_answer():
@@ -72,7 +86,10 @@ def test_official_parser_takes_what_contains_an_answer():
     assert read(rte, "Yes") is None  # training demands the tag; the test does not
     assert read(copa, "someone knows </Judgement>") == 0
     assert read(sst2, "Negative or Positive </Judgement>") == 1
-    assert read(mnli, "neutral </Judgement>") == 1 and read(mnli, "Neutral, Entailment </Judgement>") is None
+    assert (
+        read(mnli, "neutral </Judgement>") == 1
+        and read(mnli, "Neutral, Entailment </Judgement>") is None
+    )
     rng = torch.Generator().manual_seed(0)
     assert official.parse_in_test(rte, "well, Yes or No", rng) == 0  # label 0 of RTE is Yes
     assert official.parse_in_test(copa, "anyone: Option two", rng) == 0
@@ -86,7 +103,10 @@ def test_official_parser_takes_what_contains_an_answer():
 def test_official_reward_table_of_every_task(task):
     right, wrong = task.words[0], task.words[1]
     no_word = -1.0 if task.name == "record" else -3.0
-    first_found = task.name in ("sst2", "record")  # "Positive", "Yes" is looked for first, and is label 1
+    first_found = task.name in (
+        "sst2",
+        "record",
+    )  # "Positive", "Yes" is looked for first, and is label 1
     any_case = task.name in ("mnli", "ax", "cb", "record", "copa")
     table = {
         f" {right} </Judgement>": 1.0,
@@ -99,13 +119,17 @@ def test_official_reward_table_of_every_task(task):
         f" {right.lower()} </Judgement>": 1.0 if any_case else -3.0,
     }
     for text, expected in table.items():
-        assert prompts.reward(task, text, official.parse_in_training(task, text), 0) == expected, text
+        assert prompts.reward(task, text, official.parse_in_training(task, text), 0) == expected, (
+            text
+        )
 
 
 @pytest.mark.parametrize("task", list(prompts.TASKS.values()), ids=lambda t: t.name)
 def test_prompts_hold_every_field_and_end_in_the_tag(task):
     nasty = {key: f'{key} {{curly}} "quoted"\nline {{0}}' for key, _ in task.fields}
-    text = prompts.prompt(task, nasty | {"question": FIELDS["question"]} if task.name == "copa" else nasty)
+    text = prompts.prompt(
+        task, nasty | {"question": FIELDS["question"]} if task.name == "copa" else nasty
+    )
     assert text.endswith(prompts.OPEN)
     for key, value in nasty.items():
         assert value in text, key
@@ -167,13 +191,18 @@ def test_clipped_losses_by_hand():
     log_pi = torch.tensor([[1.5, 0.5, 1.5, 0.5]]).log()
     A = torch.tensor([[1.0, 1.0, -1.0, -1.0]])
     # gain cut at 1.2; below 0.8 the gain is the smaller one; a loss is never cut where it grows
-    assert torch.allclose(method.policy_loss(log_pi, log_old, A, 0.2), torch.tensor([[-1.2, -0.5, 1.5, 0.8]]))
+    assert torch.allclose(
+        method.policy_loss(log_pi, log_old, A, 0.2), torch.tensor([[-1.2, -0.5, 1.5, 0.8]])
+    )
     V, V_old, G = torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([[2.0]])
     assert float(method.value_loss(V, V_old, G, 0.2)) == pytest.approx(0.5 * 1.8**2)
 
 
 def test_whitening_ignores_padding():
-    A, mask = torch.tensor([[1.0, 3.0, 99.0], [5.0, 7.0, -99.0]]), torch.tensor([[1.0, 1.0, 0.0]] * 2)
+    A, mask = (
+        torch.tensor([[1.0, 3.0, 99.0], [5.0, 7.0, -99.0]]),
+        torch.tensor([[1.0, 1.0, 0.0]] * 2),
+    )
     w = method.whiten(A, mask)
     assert w[:, :2].mean().abs() < 1e-6 and w[:, :2].std() == pytest.approx(1.0, abs=1e-5)
     assert torch.equal(w[:, 2], torch.zeros(2))
@@ -196,7 +225,9 @@ def test_policy_gradient_is_the_weighted_cross_entropy():
     log_pi = logits.log_softmax(0)
     old = log_pi.detach()
     # every action weighted by its probability under pi_old; A = R because there is no value and no baseline
-    loss = (old.exp() * method.policy_loss(log_pi, old, torch.tensor([1.0, -1.0]).double(), 1e9)).sum()
+    loss = (
+        old.exp() * method.policy_loss(log_pi, old, torch.tensor([1.0, -1.0]).double(), 1e9)
+    ).sum()
     (found,) = torch.autograd.grad(loss, logits, retain_graph=True)
     (cross_entropy,) = torch.autograd.grad(log_pi[0], logits)
     assert torch.allclose(found, -2 * old[0].exp() * cross_entropy, atol=1e-12)
@@ -230,7 +261,9 @@ def test_the_first_inner_pass_has_ratio_one(lora):
     for minibatch in (8, 4):  # with and without a separate pass for the old policy
         log, _ = update(policy, optimizer, answers, torch.randn(8), 0.2, Hyper(minibatch=minibatch))
         assert log["ratio_first"] == pytest.approx(1, abs=1e-5)
-        assert log["clip_fraction_first"] == 0 and log["kl_old_new_first"] == pytest.approx(0, abs=1e-10)
+        assert log["clip_fraction_first"] == 0 and log["kl_old_new_first"] == pytest.approx(
+            0, abs=1e-10
+        )
     assert log["ratio"] != pytest.approx(1, abs=1e-6) or log["kl_old_new"] > 0
 
 
@@ -270,7 +303,9 @@ def test_an_answer_token_is_judged_at_the_column_before_it():
     words = torch.distributions.Categorical(logits=out.logits[:, before])
     values = policy.value(out.hidden_states[-1][:, before]).squeeze(-1)
     real = answers.answer_mask().bool()
-    assert torch.allclose(log_pi[real], words.log_prob(answers.ids[:, -answers.T :])[real], atol=1e-5)
+    assert torch.allclose(
+        log_pi[real], words.log_prob(answers.ids[:, -answers.T :])[real], atol=1e-5
+    )
     assert torch.allclose(V[real], values[real], atol=1e-5)
     assert torch.allclose(entropy[real], words.entropy()[real], atol=1e-5)
 
@@ -292,8 +327,14 @@ def test_reference_is_the_loaded_model():
         assert not torch.allclose(policy(*args)[0], before, atol=1e-5)
     moved = {n for n, p in policy.named_parameters() if not torch.equal(p, weights[n])}
     assert moved and all("lora_" in n or n.startswith("value.") for n in moved)
-    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in trained}
-    scales = {m.scaling["default"] for m in policy.modules() if isinstance(getattr(m, "scaling", None), dict)}
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
+        id(p) for p in trained
+    }
+    scales = {
+        m.scaling["default"]
+        for m in policy.modules()
+        if isinstance(getattr(m, "scaling", None), dict)
+    }
     assert scales == {8.0}
 
 
@@ -341,7 +382,10 @@ def loss_of(policy, answers, old, V_old, A, G, h) -> torch.Tensor:
 
 def fixed_case(spread: float):
     """A float64 policy, answers, and old values off by `spread`: 0.01 keeps the ratio inside the clip, 1 does not."""
-    from transformers import GPT2Config, GPT2LMHeadModel  # unlike a Llama, it computes wholly in float64
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+    )  # unlike a Llama, it computes wholly in float64
 
     torch.manual_seed(0)
     tokenizer = models.digits_tokenizer()
@@ -405,9 +449,16 @@ def test_minibatches_change_memory_only():
         answers = some_answers(policy, tokenizer)
         optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=1e-2)
         update(
-            policy, optimizer, answers, torch.linspace(-1, 1, 8), 0.2, Hyper(minibatch=size, inner_epochs=1)
+            policy,
+            optimizer,
+            answers,
+            torch.linspace(-1, 1, 8),
+            0.2,
+            Hyper(minibatch=size, inner_epochs=1),
         )
-        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.requires_grad]))
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in policy.parameters() if p.requires_grad])
+        )
     assert torch.allclose(gradients[0], gradients[1], atol=1e-5) and torch.allclose(
         gradients[0], gradients[2], atol=1e-5
     )
@@ -417,7 +468,9 @@ def test_minibatches_change_memory_only():
 def test_cache_and_padding_give_the_same_answers_for_every_family(family):
     torch.manual_seed(0)
     tokenizer = models.digits_tokenizer()
-    policy = Policy(models.add_lora(models.tiny(family, len(tokenizer)), 4, 8, True, "none", "default"))
+    policy = Policy(
+        models.add_lora(models.tiny(family, len(tokenizer)), 4, 8, True, "none", "default")
+    )
     cached, plain = some_answers(policy, tokenizer), some_answers(policy, tokenizer, cache=False)
     assert torch.equal(cached.ids, plain.ids) and cached.texts == plain.texts
     with torch.no_grad():
@@ -425,7 +478,9 @@ def test_cache_and_padding_give_the_same_answers_for_every_family(family):
         for b in range(len(cached)):  # each answer alone, without padding
             start, n = int(cached.mask[b].argmax()), int(cached.lengths[b])
             end = cached.ids.shape[1] - cached.T + n
-            alone = policy(cached.ids[b : b + 1, start:end], cached.mask[b : b + 1, start:end], n)[0]
+            alone = policy(cached.ids[b : b + 1, start:end], cached.mask[b : b + 1, start:end], n)[
+                0
+            ]
             assert torch.allclose(alone[0], log_pi[b, :n], atol=1e-4)
 
 
@@ -433,7 +488,12 @@ def test_greedy_rollout_equals_generate():
     policy, tokenizer = tiny_policy()
     ids, mask = left_pad([[8, 9, 2], [10, 11, 12, 13, 2]], 0)
     theirs = policy.lm.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=1
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=6,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=1,
     )
     ours = rollout(policy, tokenizer, [[8, 9, 2], [10, 11, 12, 13, 2]], 6, stop=None)
     assert torch.equal(ours.ids, theirs[:, : ours.ids.shape[1]])
@@ -441,10 +501,15 @@ def test_greedy_rollout_equals_generate():
 
 def test_a_cold_sample_is_the_greedy_answer():
     policy, tokenizer = tiny_policy()
-    asked, u = [[8, 9, 2], [10, 11, 12, 13, 2]], torch.rand(2, 6, generator=torch.Generator().manual_seed(0))
+    asked, u = (
+        [[8, 9, 2], [10, 11, 12, 13, 2]],
+        torch.rand(2, 6, generator=torch.Generator().manual_seed(0)),
+    )
     greedy = rollout(policy, tokenizer, asked, 6)
     assert torch.equal(rollout(policy, tokenizer, asked, 6, u, temperature=1e-6).ids, greedy.ids)
-    assert not torch.equal(rollout(policy, tokenizer, asked, 6, u, temperature=50.0).ids, greedy.ids)
+    assert not torch.equal(
+        rollout(policy, tokenizer, asked, 6, u, temperature=50.0).ids, greedy.ids
+    )
 
 
 def test_an_empty_answer_is_one_action_and_unreadable():
@@ -499,7 +564,9 @@ def test_the_bandit_is_solved(kind, seed):
 
 def test_group_advantages_by_hand():
     R = torch.tensor([1.0, -1.0, 1.0, 1.0])
-    assert torch.allclose(baselines.group_advantages(R, "rloo", 2), torch.tensor([2.0, -2.0, 0.0, 0.0]))
+    assert torch.allclose(
+        baselines.group_advantages(R, "rloo", 2), torch.tensor([2.0, -2.0, 0.0, 0.0])
+    )
     assert torch.allclose(baselines.group_advantages(R, "reinforce", 2), R - (R.sum() - R) / 3)
     a = baselines.group_advantages(R, "grpo", 2)
     assert float(a[0]) == pytest.approx(1 / (2**0.5 + 1e-4)) and float(a[2]) == 0
@@ -522,7 +589,14 @@ def test_sft_loss_counts_the_answer_only():
 
 def config(**values) -> train.Config:
     return train.Config(
-        **{"task": "digits", "model": "digits", "lora_rank": 0, "steps": 2, "probe_every": 0, **values}
+        **{
+            "task": "digits",
+            "model": "digits",
+            "lora_rank": 0,
+            "steps": 2,
+            "probe_every": 0,
+            **values,
+        }
     )
 
 
@@ -563,7 +637,9 @@ def test_a_prompt_beyond_the_context_is_refused():
     policy, tokenizer = tiny_policy(lora=False)  # context 64
     items = digits()
     with pytest.raises(ValueError, match="context of 64"):
-        asking.Asker(config(shots=5), policy, tokenizer, items.task, items, SimpleNamespace(say=print))
+        asking.Asker(
+            config(shots=5), policy, tokenizer, items.task, items, SimpleNamespace(say=print)
+        )
 
 
 @pytest.mark.parametrize("left", range(1, 9))
@@ -656,12 +732,18 @@ def test_every_benchmark_task_loads_and_asks(name):
     assert all(ids) and not ids[0] & ids[1] and not (ids[0] | ids[1]) & ids[2]
     for item in items.train[:4] + items.test[:4]:
         text = prompts.prompt(items.task, item.fields)
-        assert text.endswith(prompts.OPEN) and all(str(item.fields[k]) in text for k, _ in items.task.fields)
-        assert prompts.parse(items.task, prompts.target(items.task, items.task.label(item.label))) is not None
+        assert text.endswith(prompts.OPEN) and all(
+            str(item.fields[k]) in text for k, _ in items.task.fields
+        )
+        assert (
+            prompts.parse(items.task, prompts.target(items.task, items.task.label(item.label)))
+            is not None
+        )
 
 
 @pytest.mark.parametrize(
-    ("name", "positive"), [("rte", 0), ("qnli", 0), ("cola", 1), ("sst2", 1), ("cb", 0), ("boolq", 1)]
+    ("name", "positive"),
+    [("rte", 0), ("qnli", 0), ("cola", 1), ("sst2", 1), ("cb", 0), ("boolq", 1)],
 )
 def test_answer_words_follow_the_labels_of_the_loader(name, positive):
     from shared import glue
@@ -676,7 +758,10 @@ def test_answer_words_follow_the_labels_of_the_loader(name, positive):
 def test_real_glue_rows(repro_data, monkeypatch):
     monkeypatch.setenv("REPRO_DATA", str(repro_data))
     items = data.load("rte", torch.Generator().manual_seed(0), torch.Generator())
-    assert len(items.test) == 277 and len(items.train) + len(items.validation) + len(items.start) == 2490
+    assert (
+        len(items.test) == 277
+        and len(items.train) + len(items.validation) + len(items.start) == 2490
+    )
     assert {x.label for x in items.test} == {0, 1}
 
 
@@ -720,7 +805,9 @@ def test_scores_by_hand():
     U = evaluate.UNREADABLE
     s = evaluate.score(answers_of([0, 1, 1, 0], [0, 1, U, 1], [[0, 0], [1, 0], [U, U], [U, 1]]))
     assert s["accuracy_greedy"] == 0.5 and s["invalid_greedy"] == 0.25
-    assert s["accuracy_sampled"] == pytest.approx(3 / 8) and s["invalid_sampled"] == pytest.approx(3 / 8)
+    assert s["accuracy_sampled"] == pytest.approx(3 / 8) and s["invalid_sampled"] == pytest.approx(
+        3 / 8
+    )
     assert s["answer_entropy"] == pytest.approx(np.log(2) / 2) and s["constant_share"] == 0.5
     a = answers_of([0, 1], [0, 1], [[0, 0], [1, 1]])
     b = answers_of([0, 1], [0, 0], [[0, 1], [1, 0]])
@@ -732,12 +819,14 @@ def test_benchmark_metrics_by_hand():
     y, a = np.array([1.0, 1, 0, 0]), np.array([1.0, U, 0, 1])
     none = (None, None)
     assert evaluate.accuracy_f1(y, a, *none) == pytest.approx((0.5 + 0.5) / 2)
-    assert evaluate.multirc(y, np.array([1.0, 1, 0, 1]), np.array([0, 0, 1, 1]), None) == pytest.approx(
-        (0.8 + 0.5) / 2
-    )
+    assert evaluate.multirc(
+        y, np.array([1.0, 1, 0, 1]), np.array([0, 0, 1, 1]), None
+    ) == pytest.approx((0.8 + 0.5) / 2)
     group, value = np.array([0, 0, 1, 1]), np.array([1.0, 0.5, 0.2, 1.0])
     gold = np.array([1.0, 0, 0, 1])
-    assert evaluate.record(gold, np.array([0.0, 1, 0, 0]), group, value) == pytest.approx((0.25 + 0) / 2)
+    assert evaluate.record(gold, np.array([0.0, 1, 0, 0]), group, value) == pytest.approx(
+        (0.25 + 0) / 2
+    )
     assert evaluate.correlation(
         np.array([0.0, 2.5, 5.0]), np.array([-3.0, 2.5, 9.0]), *none
     ) == pytest.approx(1)
@@ -799,13 +888,17 @@ def test_arms_share_start_examples_and_items(shortly):
             "tokens_backward",
             "gradient_steps",
         }
-    assert {"same-start", "ratio-one", "reference-kept"} <= {g["id"] for g in records["ppo"]["gates"]}
+    assert {"same-start", "ratio-one", "reference-kept"} <= {
+        g["id"] for g in records["ppo"]["gates"]
+    }
     assert (
         records["ppo"]["details"]["budget"]["examples"]
         == records["sft"]["details"]["budget"]["examples"]
         == 48
     )
-    assert records["sft_ppo"]["details"]["budget"]["examples"] == 96  # its supervised stage included
+    assert (
+        records["sft_ppo"]["details"]["budget"]["examples"] == 96
+    )  # its supervised stage included
     assert records["ppo"]["details"]["budget"]["gradient_steps"] == 12
 
 
@@ -846,13 +939,18 @@ def test_adapter_loads_with_peft_and_gives_the_recorded_answers(shortly):
     from peft import PeftModel
 
     record = shortly("ppo", folder="ppo-lora", lora_rank=4, lora_targets="all", lr=0.05)
-    place, start = train.Path(record["config"]["out"]), train.Path(record["config"]["uses"]["start"])
+    place, start = (
+        train.Path(record["config"]["out"]),
+        train.Path(record["config"]["uses"]["start"]),
+    )
     lm, tokenizer = models.restore(start / "model")
     policy = Policy(PeftModel.from_pretrained(lm, str(place / "export")).eval())
     told = [json.loads(line) for line in (place / "answers.jsonl").read_text().splitlines()]
     asked = {x.id: prompts.prompt(prompts.task("digits"), x.fields) for x in digits().test}
     q = [models.encode(tokenizer, asked[line["id"]])[0] for line in told]
-    assert rollout(policy, tokenizer, q, record["config"]["max_new"]).texts == [x["greedy"] for x in told]
+    assert rollout(policy, tokenizer, q, record["config"]["max_new"]).texts == [
+        x["greedy"] for x in told
+    ]
     adapter = [p for n, p in policy.named_parameters() if "lora_B" in n]
     assert adapter and all(p.abs().max() > 0 for p in adapter)
 
@@ -873,7 +971,8 @@ def test_official_accidents_run(shortly):
 def test_official_test_parser_draws_a_label_where_ours_says_unreadable(shortly):
     strict = shortly("zero_shot", folder="strictly", temperature=3.0)["metrics"]
     first, again = (
-        shortly("zero_shot", folder=f"drawn {k}", temperature=3.0, test_parser="official") for k in (1, 2)
+        shortly("zero_shot", folder=f"drawn {k}", temperature=3.0, test_parser="official")
+        for k in (1, 2)
     )
     assert strict["invalid_sampled"] > 0 == first["metrics"]["invalid_sampled"]
     assert first["predictions_sha256"] == again["predictions_sha256"]
@@ -927,7 +1026,9 @@ def in_processes(world: int, code: str) -> None:
     """Run `code` in `world` processes; none is left behind."""
     env = {**os.environ, "WORLD_SIZE": str(world)}
     started = [
-        subprocess.Popen([sys.executable, "-c", code], env={**env, "RANK": str(r)}, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", code], env={**env, "RANK": str(r)}, stderr=subprocess.PIPE
+        )
         for r in range(world)
     ]
     try:
@@ -983,7 +1084,9 @@ def test_prefix_model_sees_the_prompt_whole_and_the_answer_causally():
         later_prompt, later_answer = ids.clone(), ids.clone()
         later_prompt[0, 2], later_answer[0, 5] = 11, 5
         assert not torch.allclose(lm(later_prompt, mask, positions).hidden_states[0][0, 0], h[0, 0])
-        assert torch.allclose(lm(later_answer, mask, positions).hidden_states[0][0, :5], h[0, :5], atol=1e-5)
+        assert torch.allclose(
+            lm(later_answer, mask, positions).hidden_states[0][0, :5], h[0, :5], atol=1e-5
+        )
         padded = torch.cat([torch.zeros(1, 2, dtype=torch.long), ids], 1)
         m = torch.cat([torch.zeros(1, 2, dtype=torch.long), mask], 1)
         p = (m.cumsum(1) - 1).clamp(min=0)

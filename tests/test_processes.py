@@ -131,7 +131,10 @@ def test_two_processes_equal_one_to_the_last_optimiser(paper, tmp_path):
         assert alone.keys() == together.keys()
         for name, x in alone.items():
             if x.numel():
-                assert (x - together[name]).abs().max() <= 1e-4 * max(1.0, float(x.abs().max())), (a, name)
+                assert (x - together[name]).abs().max() <= 1e-4 * max(1.0, float(x.abs().max())), (
+                    a,
+                    name,
+                )
                 compared += 1
     assert compared
 

@@ -30,7 +30,9 @@ def test_nodes_seeds_and_stages(toy):
     stages = [n for n in nodes if n.stage]
     assert [(n.task, n.seed) for n in stages] == [("line", 100)]  # over: one serves all
     assert all(
-        nodes.index(next(m for m in nodes if m.key == u)) < i for i, n in enumerate(nodes) for u in n.uses
+        nodes.index(next(m for m in nodes if m.key == u)) < i
+        for i, n in enumerate(nodes)
+        for u in n.uses
     )
     assert {n.arm for n in paper.nodes("cpu", "all")} == {"stage", "good", "noisy", "extra"}
     assert [n.seed for n in paper.nodes("rehearsal", only=["noisy"])] == [0]  # development seeds
@@ -38,20 +40,26 @@ def test_nodes_seeds_and_stages(toy):
 
 def test_revision_moves_the_seeds(toy):
     claims = toy / "toy" / "claims.yaml"
-    claims.write_text(claims.read_text().replace("revisions: []", "revisions: [{what: steps, why: too few}]"))
+    claims.write_text(
+        claims.read_text().replace("revisions: []", "revisions: [{what: steps, why: too few}]")
+    )
     assert Protocol(toy / "toy").seeds("cpu", "line") == list(range(200, 205))
 
 
 def test_precedence(toy):
     def change(document):
         document["scales"]["cpu"]["tasks"]["line"] = {"lr": 0.2}
-        document["arms"]["noisy"]["at"] = {"cpu": {"noise": 2.0, "tasks": {"plane": {"noise": 1.0}}}}
+        document["arms"]["noisy"]["at"] = {
+            "cpu": {"noise": 2.0, "tasks": {"plane": {"noise": 1.0}}}
+        }
 
     paper = edited(toy, change)
     assert paper.settings("cpu", "noisy", "line") == {"lr": 0.2, "steps": 20, "noise": 2.0}
     assert paper.settings("cpu", "noisy", "plane") == {"lr": 0.5, "steps": 12, "noise": 1.0}
     assert paper.settings("cpu", "extra", "line")["lr"] == 0.1
-    assert paper.settings("rehearsal", "noisy", "line")["steps"] == 2  # the rehearsal's own words come last
+    assert (
+        paper.settings("rehearsal", "noisy", "line")["steps"] == 2
+    )  # the rehearsal's own words come last
 
 
 @pytest.mark.parametrize(
@@ -107,8 +115,12 @@ def test_config_is_read_without_importing(toy):
 
 def test_code_files_are_those_imported(toy):
     names = protocol.code_files(toy / "toy" / "train.py")
-    assert "toy/evaluate.py" in names and "shared/runs.py" in names and "shared/protocol.py" in names
-    assert "toy/figures.py" not in names and not any(n.startswith(("tests", "benchmarks")) for n in names)
+    assert (
+        "toy/evaluate.py" in names and "shared/runs.py" in names and "shared/protocol.py" in names
+    )
+    assert "toy/figures.py" not in names and not any(
+        n.startswith(("tests", "benchmarks")) for n in names
+    )
 
 
 def test_record_hash_ignores_time_and_place():

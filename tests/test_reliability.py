@@ -66,9 +66,12 @@ class Method:
             "out": str(out or self.directory(node)),
         }
         values["uses"] = {
-            k[0]: str(self.home / self.paper / "tiny" / k[1] / f"seed{k[2]}" / k[0]) for k in node.uses
+            k[0]: str(self.home / self.paper / "tiny" / k[1] / f"seed{k[2]}" / k[0])
+            for k in node.uses
         }
-        return self.train.run(self.train.Config(**{**values, **SMALLER.get(self.paper, {}), **changes}))
+        return self.train.run(
+            self.train.Config(**{**values, **SMALLER.get(self.paper, {}), **changes})
+        )
 
     def record(self, node: protocol.Node) -> dict:
         return record(self.directory(node))
@@ -157,7 +160,9 @@ def total_steps(method: Method, node: protocol.Node, out: Path) -> int:
 def half(method, tmp_path_factory):
     """(node, directory) of the method's own run, stopped in its middle; copied by the tests that continue it."""
     with by_hand():
-        for node in reversed(method.nodes):  # a last run that only looks things up has next to no steps
+        for node in reversed(
+            method.nodes
+        ):  # a last run that only looks things up has next to no steps
             total = total_steps(method, node, tmp_path_factory.mktemp("first"))
             if total >= 4:
                 break
@@ -202,7 +207,9 @@ def tiny_command(paper: str, home: Path, **environ) -> dict:
 
 
 def all_records(home: Path) -> dict[str, dict]:
-    return {str(p.parent.relative_to(home)): record(p.parent) for p in sorted(home.rglob("record.json"))}
+    return {
+        str(p.parent.relative_to(home)): record(p.parent) for p in sorted(home.rglob("record.json"))
+    }
 
 
 @pytest.mark.slow
@@ -211,7 +218,9 @@ def test_repeat_is_bitwise(paper, tmp_path, record_property):
     """Two fresh processes: every run of the chain (stages too) has the same states, predictions and splits."""
     found = []
     for name in "ab":
-        done = subprocess.run(**tiny_command(paper, tmp_path / name), capture_output=True, text=True)
+        done = subprocess.run(
+            **tiny_command(paper, tmp_path / name), capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
         found.append(all_records(tmp_path / name))
     assert found[0] and found[0].keys() == found[1].keys()
@@ -246,7 +255,9 @@ def test_a_checkpoint_without_one_field_is_refused(method, continued, tmp_path, 
     node, out = continued
     path = checkpoints(out)[-1]
     whole = runs.unpack(path.read_bytes(), path.name)
-    empty = [k for k, v in whole.items() if v is None or v == {} or v == []]  # what this run has no use for
+    empty = [
+        k for k, v in whole.items() if v is None or v == {} or v == []
+    ]  # what this run has no use for
     fields = [k for k in whole if k not in ("step", "_spent", *empty)]
     refused = 0
     for name in fields:
@@ -270,7 +281,9 @@ def unkilled(tmp_path_factory):
         if paper not in known:
             home, begun = tmp_path_factory.mktemp("whole"), time.monotonic()
             done = subprocess.run(
-                **tiny_command(paper, home, REPRO_CHECKPOINT_SECONDS="0"), capture_output=True, text=True
+                **tiny_command(paper, home, REPRO_CHECKPOINT_SECONDS="0"),
+                capture_output=True,
+                text=True,
             )
             assert done.returncode == 0, done.stderr[-2000:]
             known[paper] = all_records(home), time.monotonic() - begun
@@ -338,7 +351,10 @@ def test_sigkill_inside_a_save(number, tmp_path):
     """A throttled save, killed at a seeded moment: whatever bears a checkpoint's name is whole."""
     directory = tmp_path / "checkpoint"
     directory.mkdir()
-    value = {"w": torch.randn(50_000, generator=torch.Generator().manual_seed(number)), "step": number}
+    value = {
+        "w": torch.randn(50_000, generator=torch.Generator().manual_seed(number)),
+        "step": number,
+    }
     (directory / "step-000000001.pt").write_bytes(runs.pack(value))
     code = [sys.executable, "-c", SAVER, *(str(directory / f"step-00000000{i}.pt") for i in (1, 2))]
     process = subprocess.Popen(
@@ -349,7 +365,9 @@ def test_sigkill_inside_a_save(number, tmp_path):
     process.kill()
     process.wait()
     kept = checkpoints(tmp_path)
-    assert kept and all(torch.equal(runs.unpack(p.read_bytes(), p.name)["w"], value["w"]) for p in kept)
+    assert kept and all(
+        torch.equal(runs.unpack(p.read_bytes(), p.name)["w"], value["w"]) for p in kept
+    )
     assert any(p.name.endswith(".tmp") for p in directory.iterdir()), "the kill met no write"
 
 
@@ -394,12 +412,18 @@ def test_a_full_disk_keeps_the_old_checkpoint(method, continued, monkeypatch):
     monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", "0")
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
-        with pytest.raises(OSError, match=r"could not write [\d,]+ bytes to .*step-.*free disk space"):
+        with pytest.raises(
+            OSError, match=r"could not write [\d,]+ bytes to .*step-.*free disk space"
+        ):
             method.run(node, out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
-    assert checkpoints(out) == [path] and path.read_bytes() == before and not (out / "record.json").exists()
+    assert (
+        checkpoints(out) == [path]
+        and path.read_bytes() == before
+        and not (out / "record.json").exists()
+    )
 
 
 class Evil:
@@ -413,7 +437,9 @@ class Evil:
 def test_a_planted_pickle_in_its_checkpoint_never_runs(method, continued, tmp_path):
     node, out = continued
     path = checkpoints(out)[-1]
-    path.with_name("step-999999999.pt").write_bytes(runs.pack({"step": 1, "model": Evil(tmp_path / "ran")}))
+    path.with_name("step-999999999.pt").write_bytes(
+        runs.pack({"step": 1, "model": Evil(tmp_path / "ran")})
+    )
     with pytest.raises(Exception, match=r"[Ww]eights.only"):
         method.run(node, out)
     assert not (tmp_path / "ran").exists()
@@ -422,7 +448,9 @@ def test_a_planted_pickle_in_its_checkpoint_never_runs(method, continued, tmp_pa
 # --- 9: not a number --------------------------------------------------------------------------------------------------
 
 
-def poisoned(method: Method, node: protocol.Node, out: Path, at: int, which: int) -> tuple[str, int] | None:
+def poisoned(
+    method: Method, node: protocol.Node, out: Path, at: int, which: int
+) -> tuple[str, int] | None:
     """The run with NaN put into the variables of the `which`-th optimiser before step `at`; None if it has no such.
 
     Every level moves its own variables by its own optimiser, so this is a fault of one level.
@@ -499,7 +527,9 @@ def test_a_diverged_command_exits_non_zero(monkeypatch):
     train = importlib.import_module("weight_mixup.train")
     monkeypatch.setattr(sys, "argv", ["train", "--tiny"])
     monkeypatch.setattr(signal, "signal", lambda *words: None)
-    with pytest.raises(SystemExit, match=r"diverged: lower level: value nan at step 3, batch items \[1, 2\]"):
+    with pytest.raises(
+        SystemExit, match=r"diverged: lower level: value nan at step 3, batch items \[1, 2\]"
+    ):
         runs.command_line(train.Config, run, train.__doc__, train.__file__)
 
 
@@ -531,7 +561,10 @@ def bad_words(paper: str, case: str) -> tuple[list[str], list[str]]:
         "task misspelt": (["--task", task[:-1] + task[-1] * 2], [task]),
         "scale misspelt": (["--scale", "cpuu"], ["cpuu", "cpu"]),
         "option misspelt": (["--tiny", f"--{batch}z", "3"], [f"--{batch.replace('_', '-')}"]),
-        "whole number expected": (["--tiny", f"--{batch}", "many"], [batch.replace("_", "-"), "many"]),
+        "whole number expected": (
+            ["--tiny", f"--{batch}", "many"],
+            [batch.replace("_", "-"), "many"],
+        ),
         "number expected": (["--tiny", f"--{rate}", "fast"], [rate.replace("_", "-"), "fast"]),
         "seed not a number": (["--tiny", "--seed", "one"], ["seed", "one"]),
         "rate negative": (["--tiny", f"--{rate}", "-1"], [rate, "-1"]),
@@ -546,7 +579,9 @@ CASES = ["arm misspelt", "task misspelt", "scale misspelt", "option misspelt", "
 
 
 @pytest.mark.parametrize("paper, case", itertools.product(PAPERS, CASES))
-def test_a_bad_command_is_refused_before_anything_is_loaded(paper, case, tmp_path, monkeypatch, capsys):
+def test_a_bad_command_is_refused_before_anything_is_loaded(
+    paper, case, tmp_path, monkeypatch, capsys
+):
     train = importlib.import_module(f"{paper}.train")
     words, expected = bad_words(paper, case)
 
@@ -557,7 +592,9 @@ def test_a_bad_command_is_refused_before_anything_is_loaded(paper, case, tmp_pat
     monkeypatch.setattr(sources, "note", too_soon)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(signal, "signal", lambda *words: None)
-    monkeypatch.setattr(runs, "_train_used", lambda *words: None)  # stages are another command's business
+    monkeypatch.setattr(
+        runs, "_train_used", lambda *words: None
+    )  # stages are another command's business
     monkeypatch.setattr(runs.Run, "open", lambda self: None)
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setattr(sys, "argv", ["train", *words, "--out", str(tmp_path)])
@@ -633,7 +670,9 @@ def without_network() -> list[str]:
 def cold(tmp_path: Path) -> dict[str, str]:
     """An environment with an empty home and no place for data, models or caches but new ones."""
     kept = {
-        k: v for k, v in os.environ.items() if not k.startswith(("REPRO_", "HF_", "XDG_", "TRANSFORMERS_"))
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("REPRO_", "HF_", "XDG_", "TRANSFORMERS_"))
     }
     home = tmp_path / "home"
     home.mkdir()
@@ -652,7 +691,15 @@ def test_offline_cold_start_trains(paper, tmp_path):
 
 def without_data(paper: str, tmp_path: Path) -> str:
     """What the judge says of the paper's own protocol on a machine without data, models and network."""
-    command = [*without_network(), sys.executable, "-m", "benchmarks.reproduce", paper, "--scale", "paper"]
+    command = [
+        *without_network(),
+        sys.executable,
+        "-m",
+        "benchmarks.reproduce",
+        paper,
+        "--scale",
+        "paper",
+    ]
     env = cold(tmp_path) | {"REPRO_DATA": str(tmp_path / "home")}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     said = done.stdout + done.stderr

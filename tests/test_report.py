@@ -43,7 +43,17 @@ class Page(HTMLParser):
             self.ids.append(given["id"])
         if tag == "a" and "href" in given:
             self.links.append(given["href"])
-        elif tag in ("link", "script", "img", "iframe", "image", "use", "source", "object", "embed"):
+        elif tag in (
+            "link",
+            "script",
+            "img",
+            "iframe",
+            "image",
+            "use",
+            "source",
+            "object",
+            "embed",
+        ):
             self.loads += [
                 v for k, v in given.items() if k in ("href", "src", "xlink:href", "data", "srcset")
             ]
@@ -56,7 +66,9 @@ class Page(HTMLParser):
             self.open.pop()
 
     def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]} at {self.getpos()}"
+        assert self.open and self.open[-1] == tag, (
+            f"</{tag}> closes {self.open[-3:]} at {self.getpos()}"
+        )
         self.open.pop()
 
     def handle_data(self, data):
@@ -116,7 +128,9 @@ def test_ids_are_unique_and_every_picture_says_what_it_shows(pages):
         assert not repeated, f"{name}: {repeated}"
         for picture in page.pictures:
             assert picture.get("role") == "img" and len(picture.get("aria-label", "")) > 20, name
-    assert len(pages["autolora.html"].pictures) == 12  # eight claims, two tasks, one curve, the method's own
+    assert (
+        len(pages["autolora.html"].pictures) == 12
+    )  # eight claims, two tasks, one curve, the method's own
 
 
 def test_every_verdict_word_is_shown_as_a_word(pages):
@@ -163,7 +177,9 @@ def test_special_characters_stay_text(root, pages):
 
 
 def test_findings_place_every_claim_once(root, pages):
-    found = [link for link in pages["findings.html"].links if link.startswith("autolora.html#claim-")]
+    found = [
+        link for link in pages["findings.html"].links if link.startswith("autolora.html#claim-")
+    ]
     declared = [c for c in synthetic_results.result()["claims"] if c["role"] != "exhibit"]
     assert len(found) == len(set(found)) == len(declared)
 
@@ -172,11 +188,15 @@ def test_questions_ask_for_claims_and_controls_that_are_declared():
     asked = findings.questions()
     assert set(asked) == set(readme.PAPERS) and min(map(len, asked.values())) >= 3
     for paper, held in asked.items():
-        declared = yaml.safe_load((Path(report.__file__).parent.parent / paper / "claims.yaml").read_text())[
-            "claims"
-        ]
+        declared = yaml.safe_load(
+            (Path(report.__file__).parent.parent / paper / "claims.yaml").read_text()
+        )["claims"]
         by_id = {c["id"]: c for c in declared if c["role"] != "exhibit"}
-        primary = {c["id"] for c in declared if c["role"] == "primary" and "cpu" in c.get("scales", ["cpu"])}
+        primary = {
+            c["id"]
+            for c in declared
+            if c["role"] == "primary" and "cpu" in c.get("scales", ["cpu"])
+        }
         assert primary <= {question["claim"] for question in held}, paper
         for question in held:
             claim = by_id[question["claim"]]
@@ -202,8 +222,15 @@ def test_an_answer_is_the_verdict_of_its_claim(verdict, words):
     claim = {"id": "1", "kind": "difference", "arms": {"method": "m", "opponent": "o"}, "verdict": verdict, "n": 5,
              "unit": "points", "effect": 2.0, "ci95": [1.0, 3.0], "controls": controls}  # fmt: skip
     ours = findings.answer({"ask": "Is it?", "claim": "1"}, [claim])
-    assert ours["words"] == words and ours["evidence"] == "m - o = +2.00 points (95 % +1.00 to +3.00, n 5)"
-    for arm, said in [("a", "Yes"), ("b", "No, that does as well"), ("c", "These runs cannot tell")]:
+    assert (
+        ours["words"] == words
+        and ours["evidence"] == "m - o = +2.00 points (95 % +1.00 to +3.00, n 5)"
+    )
+    for arm, said in [
+        ("a", "Yes"),
+        ("b", "No, that does as well"),
+        ("c", "These runs cannot tell"),
+    ]:
         ours = findings.answer({"ask": "Is it?", "claim": "1", "control": arm}, [claim])
         assert ours["words"] == said and ours["evidence"].startswith(f"m - {arm} = -1.00 points")
     assert findings.answer({"ask": "Is it?", "claim": "2"}, [claim]) is None
@@ -218,7 +245,9 @@ def test_an_effect_on_a_metric_that_should_fall_is_written_as_its_sign_is():
 
 
 def test_summary_for_machines(root):
-    papers = {p["paper"]: p for p in json.loads((root / "report/summary.json").read_text())["papers"]}
+    papers = {
+        p["paper"]: p for p in json.loads((root / "report/summary.json").read_text())["papers"]
+    }
     assert set(papers) == set(readme.PAPERS)
     claim = papers["autolora"]["claims"][0]
     assert claim["verdict"].startswith("SUPPORTED, NOT ATTRIBUTED")
@@ -229,8 +258,12 @@ def test_summary_for_machines(root):
     assert papers["autolora"]["recorded"] is False and papers["dasgm"]["recorded"] is True
     assert papers["ppo_nlu"]["scale"] is None
     arm = papers["autolora"]["arms"]["autolora"]
-    assert arm["gradient_evaluations_in_all"] > arm["gradient_evaluations"] > 0 and arm["seconds"] > 0
-    assert len(claim["ci95"]) == 2 and claim["unit"] and papers["autolora"]["gradient_evaluations"] > 0
+    assert (
+        arm["gradient_evaluations_in_all"] > arm["gradient_evaluations"] > 0 and arm["seconds"] > 0
+    )
+    assert (
+        len(claim["ci95"]) == 2 and claim["unit"] and papers["autolora"]["gradient_evaluations"] > 0
+    )
     described = (Path(report.__file__).parent.parent / "docs" / "verdicts.md").read_text()
     for name in {*papers["autolora"], *claim, *arm}:
         field = re.sub(r"\w+_in_all$", "*_in_all", name)
@@ -259,7 +292,9 @@ def test_a_newer_preview_is_shown_as_one(root, tmp_path):
         "preview": "SEEDS given",
         "created": "2025-12-01T00:00:00Z",
     }
-    synthetic_results.write(tmp_path / "runs/dasgm/cpu/results.json", synthetic_results.result("dasgm"))
+    synthetic_results.write(
+        tmp_path / "runs/dasgm/cpu/results.json", synthetic_results.result("dasgm")
+    )
     synthetic_results.write(tmp_path / "runs/dasgm/cpu/preview.json", preview)
     report.render(tmp_path, ["dasgm"], runs=tmp_path / "runs")
     assert "SEEDS given" in Page((tmp_path / "report/dasgm.html").read_text()).text
@@ -316,7 +351,13 @@ def test_intervals_share_their_decimals():
 def test_a_metric_is_in_points_where_its_own_task_has_shares():
     """`score` of a planted task may count something: that must not turn the accuracies of another into shares."""
     runs = [
-        {"arm": "a", "task": task, "seed": 0, "status": "finished", "metrics": {"score": value, "kept": 0.5}}
+        {
+            "arm": "a",
+            "task": task,
+            "seed": 0,
+            "status": "finished",
+            "metrics": {"score": value, "kept": 0.5},
+        }
         for task, value in (("documentation", 0.64), ("planted", 1.25))
     ]
     result = {"runs": runs, "claims": [{"metric": "kept", "unit": "raw"}]}
@@ -352,11 +393,15 @@ not this
 def test_differences_are_read_from_the_readme_and_measured_from_runs(root):
     result, declared = synthetic_results.result(), readme.load_yaml(root / "autolora/claims.yaml")
     text, table, items = differences.blocks(SECTION, result, declared, "cpu")
-    assert text["text"] == "Default in <strong>bold</strong>; <code>a|b</code> &lt;i&gt;stays&lt;/i&gt;."
+    assert (
+        text["text"]
+        == "Default in <strong>bold</strong>; <code>a|b</code> &lt;i&gt;stays&lt;/i&gt;."
+    )
     first, second, third = table["rows"]
-    assert [str(c) for c in first["cells"][:2]] == ["1", "|x|²"] and "<strong><code>rule=a</code>" in first[
-        "cells"
-    ][2]
+    assert [str(c) for c in first["cells"][:2]] == [
+        "1",
+        "|x|²",
+    ] and "<strong><code>rule=a</code>" in first["cells"][2]
     assert (
         str(second["cells"][1]) == "w*"
         and "a link" in second["cells"][2]
@@ -367,7 +412,9 @@ def test_differences_are_read_from_the_readme_and_measured_from_runs(root):
     points = readme.scores(result, declared)
     for line in first["effect"]:
         task, metric = line.partition(":")[0].split(", ")
-        mean = {arm: [v for _, v, _ in points[task, metric, arm]] for arm in ("permuted", "autolora")}
+        mean = {
+            arm: [v for _, v, _ in points[task, metric, arm]] for arm in ("permuted", "autolora")
+        }
         d = [a - b for a, b in zip(mean["permuted"], mean["autolora"])]
         assert (
             readme.number(sum(d) / len(d), signed=True).replace("-", "−") in line
@@ -380,7 +427,9 @@ def test_differences_are_read_from_the_readme_and_measured_from_runs(root):
         ("2", "second"),
     ]
     assert differences.blocks("# no such heading\n", result, declared, "cpu") == []
-    assert differences.blocks(SECTION, None, {}, "cpu")[1]["rows"][0]["effect"] == ["not run at scale cpu"]
+    assert differences.blocks(SECTION, None, {}, "cpu")[1]["rows"][0]["effect"] == [
+        "not run at scale cpu"
+    ]
 
 
 @pytest.mark.parametrize("paper", readme.PAPERS)
@@ -419,7 +468,11 @@ def test_where_lower_is_better_the_difference_is_written_the_other_way_round():
 
 
 def test_a_claim_that_holds_says_which_control_leaves_it_open():
-    controls = [{"arm": "a", "outcome": "OPEN"}, {"arm": "b", "outcome": "NOT BEATEN"}, {"arm": "c"}]
+    controls = [
+        {"arm": "a", "outcome": "OPEN"},
+        {"arm": "b", "outcome": "NOT BEATEN"},
+        {"arm": "c"},
+    ]
     claim = {"controls": controls, "reason": ""}
     assert report.why(claim | {"verdict": "SUPPORTED, NOT ATTRIBUTED (scaled down)"}) == "the claim holds, but the control b does as well without the idea"  # fmt: skip
     assert report.why(claim | {"verdict": "SUPPORTED, ATTRIBUTION OPEN"}).endswith("controls a, c were neither beaten nor shown to do as well")  # fmt: skip
@@ -436,9 +489,16 @@ def test_a_claim_names_the_seeds_of_its_own_tasks():
 
 
 def test_speed_reliability_and_cluster_are_shown_once_recorded(root, tmp_path):
-    assert not {"speed", "reliability", "cluster"} & set(Page((root / "report/index.html").read_text()).ids)
+    assert not {"speed", "reliability", "cluster"} & set(
+        Page((root / "report/index.html").read_text()).ids
+    )
     step = {"ratio": 5.2, "lowest": 5.0, "highest": 5.5, "memory": 1.8}
-    papers = {"autolora": {"rows": {"search step (finite difference)": step}, "commit": "0123456789abcdef"}}
+    papers = {
+        "autolora": {
+            "rows": {"search step (finite difference)": step},
+            "commit": "0123456789abcdef",
+        }
+    }
     files = {
         "methods/results/cpu.json": {"papers": papers, "machine": {"cpu": "a processor", "cores": 2},
                                      "versions": {"python": "3.11", "torch": "2"}, "command": "a command"},
@@ -474,7 +534,9 @@ def test_readme_tables_are_deterministic_and_whole(root):
     claims, results = tables["claims"], tables["results"]
     for claim in synthetic_results.result()["claims"]:
         assert f"`{claim['id']}`" in claims
-    assert "**SUPPORTED, NOT ATTRIBUTED (scaled down)**" in claims and "permuted: NOT BEATEN" in claims
+    assert (
+        "**SUPPORTED, NOT ATTRIBUTED (scaled down)**" in claims and "permuted: NOT BEATEN" in claims
+    )
     assert "&lt;b&gt;spans" in claims and "<b>" not in claims
     row = next(line for line in results.splitlines() if line.startswith("| `autolora`"))
     assert "1 diverged" in row and "73,728" in row and "| 650 |" in row
@@ -494,7 +556,9 @@ def test_readme_tables_read_committed_files_only(root):
     own = json.loads((root / "runs/autolora/cpu/results.json").read_text())["claims"][1]["verdict"]
     assert own.startswith("INCONCLUSIVE")
     line = next(
-        x for x in report.readme_tables(root / "autolora")["claims"].splitlines() if "better-than-random" in x
+        x
+        for x in report.readme_tables(root / "autolora")["claims"].splitlines()
+        if "better-than-random" in x
     )
     assert "**SUPPORTED (scaled down)**" in line
 
@@ -521,13 +585,18 @@ def test_readmes_are_filled_in_place_and_checked(root, tmp_path):
         shutil.copytree(root / paper, tmp_path / paper)
     block = "<!-- generated: {} -->\nold\n<!-- end generated -->\n"
     paper, project = tmp_path / "autolora/README.md", tmp_path / "README.md"
-    paper.write_text("# A\n" + block.format("claims") + "\nwords | stay\n" + block.format("figures"))
+    paper.write_text(
+        "# A\n" + block.format("claims") + "\nwords | stay\n" + block.format("figures")
+    )
     project.write_text(block.format("verdicts"))
     assert report.stale_readmes(tmp_path) == ["autolora/README.md: claims", "README.md: verdicts"]
     assert report.write_readmes(tmp_path) == [paper, project]
     assert report.stale_readmes(tmp_path) == [] and report.write_readmes(tmp_path) == []
     text = paper.read_text()
-    assert text.startswith("# A\n<!-- generated: claims -->\nScale `cpu`") and "\nwords | stay\n" in text
+    assert (
+        text.startswith("# A\n<!-- generated: claims -->\nScale `cpu`")
+        and "\nwords | stay\n" in text
+    )
     assert "<!-- generated: figures -->\nold\n" in text
     row = next(line for line in project.read_text().splitlines() if "[autolora]" in line)
     assert "yes: rehearsal of 96 runs, 2025-11-19" in row and "| yes, 20" in row

@@ -33,7 +33,17 @@ def test_numbers_equal_the_originals(root, paper):
     theirs = reported.read_yaml(original)
     ours = load(root / paper / "reported.yaml")
     entries = theirs.get("entries") or theirs["reported"]
-    for key in ("id", "value", "std", "metric", "method", "table", "claim", "higher_is_better", "confidence"):
+    for key in (
+        "id",
+        "value",
+        "std",
+        "metric",
+        "method",
+        "table",
+        "claim",
+        "higher_is_better",
+        "confidence",
+    ):
         assert [e.get(key) for e in ours["entries"]] == [e.get(key) for e in entries], key
     assert len(ours["not_found"]) == len(theirs["not_found"])
     for mine, other in zip(ours["entries"], entries):
@@ -43,7 +53,8 @@ def test_numbers_equal_the_originals(root, paper):
 
 def test_a_paper_that_was_not_read_has_no_result_of_its_own(root):
     own = {
-        p: {e["origin"] for e in load(root / p / "reported.yaml")["entries"]} & set(reported.OWN_RESULT)
+        p: {e["origin"] for e in load(root / p / "reported.yaml")["entries"]}
+        & set(reported.OWN_RESULT)
         for p in PAPERS
     }
     assert own["dasgm"] == own["tapweight"] == set()
@@ -67,7 +78,14 @@ def write(path: Path, **change) -> Path:
     more = change.pop("entries", [])
     top = change.pop("top", {})
     entry = {k: v for k, v in {**entry, **change}.items() if v != "drop"}
-    document = {"paper": "x", "arxiv": "1", "note": "n", "entries": [entry, *more], "not_found": [], **top}
+    document = {
+        "paper": "x",
+        "arxiv": "1",
+        "note": "n",
+        "entries": [entry, *more],
+        "not_found": [],
+        **top,
+    }
     (path / "reported.yaml").write_text(yaml.safe_dump(document))
     return path / "reported.yaml"
 
@@ -139,7 +157,24 @@ def test_every_target_of_the_papers_names_a_published_number(root, paper):
 
 
 @pytest.mark.parametrize(
-    "value", [1e-7, 0.1, 1e22, 5, -3, "null", "yes", "a: b", "-x", "1.5", "x #y", "é", None, True, {"k": 1.0}]
+    "value",
+    [
+        1e-7,
+        0.1,
+        1e22,
+        5,
+        -3,
+        "null",
+        "yes",
+        "a: b",
+        "-x",
+        "1.5",
+        "x #y",
+        "é",
+        None,
+        True,
+        {"k": 1.0},
+    ],
 )
 def test_flow_style_survives_reading(value):
     assert yaml.safe_load(flow(value)) == value

@@ -63,7 +63,9 @@ def test_from_nothing_to_verdicts_and_again(finished):
     claim = first["claims"][0]
     assert claim["id"] == "C1" and claim["n"] == 5 and "(scaled down)" in claim["verdict"]
     assert {r["status"] for r in first["runs"]} == {"finished"} and len(first["runs"]) == 23
-    assert {g["id"] for g in first["gates"]} >= {"toy-gate"} and all(g["passed"] for g in first["gates"])
+    assert {g["id"] for g in first["gates"]} >= {"toy-gate"} and all(
+        g["passed"] for g in first["gates"]
+    )
     good = next(r for r in first["runs"] if r["arm"] == "good")
     assert good["gradient_evaluations_with_uses"] == good["gradient_evaluations"] + 3
     stamps = {p: p.stat().st_mtime_ns for p in toy.glob("runs/toy/cpu/*/*/*/record.json")}
@@ -113,7 +115,12 @@ def test_previews_are_kept_apart(toy):
 
 
 def test_a_gate_of_runs_that_a_preview_leaves_out_has_not_failed(toy):
-    edit(toy, "gates: [", "gates: [{id: of-others, statement: recorded by other arms}, ", "claims.yaml")
+    edit(
+        toy,
+        "gates: [",
+        "gates: [{id: of-others, statement: recorded by other arms}, ",
+        "claims.yaml",
+    )
     done = reproduce(toy, "--only", "noisy", "--seeds", "2", "--jobs", "1")
     assert done.returncode == 0 and "FAILED" not in done.stdout, done.stdout + done.stderr
 
@@ -164,7 +171,11 @@ def test_a_failed_gate_fails_the_command(toy):
     [
         (["--scale", "gpu"], 2, "has no scale 'gpu'"),
         (["--scale", "cpuu"], 2, "did you mean 'cpu'"),
-        (["--scale", "paper"], 2, "hf download nobody/nothing --local-dir $REPRO_MODELS/nobody/nothing"),
+        (
+            ["--scale", "paper"],
+            2,
+            "hf download nobody/nothing --local-dir $REPRO_MODELS/nobody/nothing",
+        ),
         (["--only", "noisi"], 2, "did you mean 'noisy'"),
         (["--limit", "soon"], 2, "LIMIT=soon"),
         (["--limit", "0"], 2, "LIMIT=0: expected a number above 0"),
@@ -177,7 +188,9 @@ def test_a_failed_gate_fails_the_command(toy):
 def test_bad_requests(toy, words, status, text):
     done = reproduce(toy, *words, HF_HUB_OFFLINE="1")
     assert (
-        done.returncode == status and text in done.stderr + done.stdout and "Traceback" not in done.stderr
+        done.returncode == status
+        and text in done.stderr + done.stdout
+        and "Traceback" not in done.stderr
     ), done.stderr + done.stdout
 
 
@@ -198,7 +211,9 @@ def test_broken_files_below_runs_stop_no_verdict(toy, finished):
     folder = toy / "runs" / "toy" / "cpu"
     (folder / "wall.json").write_text('{"wall": 1')
     done = reproduce(toy)
-    assert done.returncode == 0 and "wall.json cannot be read" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "wall.json cannot be read" in done.stdout, (
+        done.stdout + done.stderr
+    )
 
 
 def test_dry_prints_the_plan_and_starts_nothing(toy):
@@ -240,7 +255,9 @@ def test_one_estimate_over_all_papers_without_torch(two):
     lines = done.stdout.splitlines()
     assert "paper 1 of 2, 72 min left over the whole: toy at scale cpu (no CUDA device)" in lines
     assert "paper 2 of 2, 55 min left over the whole: toy2 at scale cpu (no CUDA device)" in lines
-    table = [" ".join(line.split()) for line in lines[lines.index("") :] if line[:3] in ("toy", "all")]
+    table = [
+        " ".join(line.split()) for line in lines[lines.index("") :] if line[:3] in ("toy", "all")
+    ]
     assert table == [
         "toy cpu 23 0 17 min 0.20",
         "toy2 cpu 23 0 55 min 0.20",
@@ -256,7 +273,11 @@ def test_what_was_not_measured_or_is_refused_is_named_in_the_estimate(two):
     path = two / "toy2" / "protocol.yaml"
     path.write_text(path.read_text().replace("defaults", "default"))
     done = all_papers(two, "--dry", "--jobs", "2")
-    assert done.returncode == 2 and "toy2          refused: " in done.stdout and "17 min" in done.stdout
+    assert (
+        done.returncode == 2
+        and "toy2          refused: " in done.stdout
+        and "17 min" in done.stdout
+    )
     assert "Traceback" not in done.stderr
 
 
@@ -265,20 +286,33 @@ def test_all_papers_end_with_one_summary(two, finished):
     done = all_papers(two)
     assert done.returncode == 0, done.stdout + done.stderr
     begin, end = done.stdout.split("paper 1 of 2, ")
-    assert begin.startswith("paper ") and " 23       23          0 s" in begin  # the estimate comes first
-    assert "paper 2 of 2, not measured" not in end and end.index("[23/23]") < end.index("summary of 2 papers")
+    assert (
+        begin.startswith("paper ") and " 23       23          0 s" in begin
+    )  # the estimate comes first
+    assert "paper 2 of 2, not measured" not in end and end.index("[23/23]") < end.index(
+        "summary of 2 papers"
+    )
     lines = end[end.index("summary of 2 papers") :].splitlines()
-    own = {n: json.loads((two / "runs" / n / "cpu" / "results.json").read_text()) for n in ("toy", "toy2")}
+    own = {
+        n: json.loads((two / "runs" / n / "cpu" / "results.json").read_text())
+        for n in ("toy", "toy2")
+    }
     passes = {n: sum(r["gradient_evaluations"] for r in found["runs"]) for n, found in own.items()}
     for i, (name, found) in enumerate(own.items()):
         gates = f"gates: {len(found['gates'])} of {len(found['gates'])} hold"
         seconds = f"{found['seconds']['wall']:.0f} s"
         assert lines[1 + 2 * i] == f"{name:<13} cpu       done; {gates}; {seconds}; {passes[name]} gradient evaluations"  # fmt: skip
-        assert lines[2 + 2 * i] == f"  {found['claims'][0]['verdict']}  C1: clean inputs beat noisy ones"
+        assert (
+            lines[2 + 2 * i]
+            == f"  {found['claims'][0]['verdict']}  C1: clean inputs beat noisy ones"
+        )
     assert (
-        lines[5].startswith("all: 2 done; ") and f"{sum(passes.values()):,} gradient evaluations" in lines[5]
+        lines[5].startswith("all: 2 done; ")
+        and f"{sum(passes.values()):,} gradient evaluations" in lines[5]
     )
-    assert lines[5].endswith("primary claims: 2 " + own["toy"]["claims"][0]["verdict"].split(" (")[0])
+    assert lines[5].endswith(
+        "primary claims: 2 " + own["toy"]["claims"][0]["verdict"].split(" (")[0]
+    )
     assert lines[6] == "report: report/index.html"
 
 
@@ -286,7 +320,9 @@ def test_a_rehearsal_of_all_papers_ends_with_passed_or_failed(two):
     for paper in ("toy", "toy2"):
         path = two / paper / "protocol.yaml"
         path.write_text(
-            path.read_text().replace(", needs: {models: [nobody/nothing], data: [nothing/here]}", "")
+            path.read_text().replace(
+                ", needs: {models: [nobody/nothing], data: [nothing/here]}", ""
+            )
         )
     path.write_text(path.read_text().replace("set: {noise: 3.0}", "set: {noise: 3.0, crash: 0}"))
     done = all_papers(two, "--scale", "rehearsal", "--jobs", "1")
@@ -306,7 +342,10 @@ def test_record_and_check(toy, finished):
 
     def check():
         return subprocess.run(
-            [sys.executable, "-m", "benchmarks.check", "toy"], cwd=toy, capture_output=True, text=True
+            [sys.executable, "-m", "benchmarks.check", "toy"],
+            cwd=toy,
+            capture_output=True,
+            text=True,
         )
 
     (toy / ".gitignore").write_text("/runs/\n/report/\n/.cache/\n__pycache__/\n")
@@ -314,7 +353,9 @@ def test_record_and_check(toy, finished):
     git("init", "-q"), git("add", "-A"), git("commit", "-qm", "a")
     assert "does not exist" in reproduce(toy, "--record").stderr
     shutil.copytree(finished[0] / "runs", toy / "runs")
-    (toy / "toy" / "README.md").write_text("# toy\n\n<!-- generated: claims -->\n<!-- end generated -->\n")
+    (toy / "toy" / "README.md").write_text(
+        "# toy\n\n<!-- generated: claims -->\n<!-- end generated -->\n"
+    )
     assert "clean, committed tree" in reproduce(toy, "--record").stderr
     git("commit", "-qam", "b")
     done = reproduce(toy, "--record")

@@ -30,7 +30,11 @@ def by_hand(monkeypatch):
 def command(root, *words, **environ):
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environ}
     return subprocess.run(
-        [sys.executable, "-m", "toy.train", *words], cwd=root, env=env, capture_output=True, text=True
+        [sys.executable, "-m", "toy.train", *words],
+        cwd=root,
+        env=env,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -99,7 +103,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 runs.write_bytes(Path({str(path)!r}), b'x' * 100000)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode != 0 and "100,000 bytes" in done.stderr and "free disk space" in done.stderr
+    assert (
+        done.returncode != 0 and "100,000 bytes" in done.stderr and "free disk space" in done.stderr
+    )
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
 
@@ -130,7 +136,9 @@ def test_cached_values(tmp_path, monkeypatch):
 
 
 def config(train, root, **changes):
-    return train.Config(scale="cpu", arm="noisy", task="line", out=str(root / "out"), noise=1.0, **changes)
+    return train.Config(
+        scale="cpu", arm="noisy", task="line", out=str(root / "out"), noise=1.0, **changes
+    )
 
 
 def test_repeat_is_bitwise_and_finished_runs_stand(toy, monkeypatch):
@@ -205,8 +213,14 @@ def test_a_damaged_checkpoint_falls_back_to_an_older_one(toy, monkeypatch, capsy
             "predictions.npz does not match",
         ),
         (lambda root: (root / "out" / "record.json").write_text("{"), "record.json cannot be read"),
-        (lambda root: (root / "out" / "record.json").write_text("[1, 2]"), "record.json cannot be read"),
-        (lambda root: rewrite(root / "out" / "record.json", seed=99), "record.json is that of another run"),
+        (
+            lambda root: (root / "out" / "record.json").write_text("[1, 2]"),
+            "record.json cannot be read",
+        ),
+        (
+            lambda root: rewrite(root / "out" / "record.json", seed=99),
+            "record.json is that of another run",
+        ),
     ],
 )
 def test_what_makes_a_run_again(toy, monkeypatch, capsys, edit, reason):
@@ -247,7 +261,9 @@ def test_foreign_files_are_never_deleted(toy, monkeypatch):
 def test_a_file_in_the_place_of_the_folder_is_named(toy, monkeypatch):
     train = module(toy, monkeypatch)
     (toy / "out").write_text("mine")
-    with pytest.raises(runs.BadInput, match=r"out: a file is in the place of a folder; move it away"):
+    with pytest.raises(
+        runs.BadInput, match=r"out: a file is in the place of a folder; move it away"
+    ):
         train.run(config(train, toy))
     assert (toy / "out").read_text() == "mine"
 
@@ -255,7 +271,9 @@ def test_a_file_in_the_place_of_the_folder_is_named(toy, monkeypatch):
 def test_nan_stops_at_once_and_is_recorded(toy, monkeypatch):
     train = module(toy, monkeypatch)
     monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", "0")
-    with pytest.raises(runs.Diverged, match=r"only level: value nan at step 7, batch items \[0, 1, 2\]"):
+    with pytest.raises(
+        runs.Diverged, match=r"only level: value nan at step 7, batch items \[0, 1, 2\]"
+    ):
         train.run(config(train, toy, nan_at=7))
     found = record(toy / "out")
     assert found["status"] == "diverged" and found["chosen_step"] == 7
@@ -306,7 +324,9 @@ def test_command_line(toy):
     ):
         done = command(toy, *words)
         said = done.stderr + done.stdout
-        assert done.returncode != 0 and all(t in said for t in texts) and "Traceback" not in said, said
+        assert done.returncode != 0 and all(t in said for t in texts) and "Traceback" not in said, (
+            said
+        )
 
 
 def test_kill_and_continue(toy):
@@ -327,7 +347,9 @@ def test_kill_and_continue(toy):
     done = command(toy, *words, "--out", "cut")
     assert done.returncode == 0 and "continues at step" in done.stdout
     assert record(toy / "cut")["state_sha256"] == record(toy / "whole")["state_sha256"]
-    lines = [json.loads(x)["step"] for x in (toy / "cut" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(x)["step"] for x in (toy / "cut" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert lines == list(range(3000))
 
 

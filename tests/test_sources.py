@@ -49,7 +49,10 @@ def test_folder_comes_first_and_spelling_is_forgiven(tmp_path, monkeypatch):
 
 def test_pointed_at_leaves_the_variables_as_they_were(tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_DATA", "before")
-    with pytest.raises(ZeroDivisionError), sources.pointed_at(REPRO_DATA=tmp_path, REPRO_MODELS=tmp_path):
+    with (
+        pytest.raises(ZeroDivisionError),
+        sources.pointed_at(REPRO_DATA=tmp_path, REPRO_MODELS=tmp_path),
+    ):
         assert os.environ["REPRO_DATA"] == os.environ["REPRO_MODELS"] == str(tmp_path)
         1 / 0  # noqa: B018
     assert os.environ["REPRO_DATA"] == "before" and "REPRO_MODELS" not in os.environ
@@ -122,7 +125,9 @@ def test_models_from_folder_then_cache(tmp_path, monkeypatch):
     ):
         sources.find_model(name)
     assert sources.available("model", name) == ""
-    cached = make_model(tmp_path / "hf" / "hub" / "models--FacebookAI--roberta-base" / "snapshots" / "abc")
+    cached = make_model(
+        tmp_path / "hf" / "hub" / "models--FacebookAI--roberta-base" / "snapshots" / "abc"
+    )
     with sources.recording() as log:
         assert sources.find_model(name) == (str(cached), "cache")
     assert log[f"{name}/model.safetensors"]["sha256"] == hashlib.sha256(b"weights").hexdigest()
@@ -168,7 +173,9 @@ def hub(monkeypatch):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self):
             asked.append(self.path)
-            self.send_response(200 if self.path in ("/api/models/a/b", "/api/datasets/nyu-mll/glue") else 404)
+            self.send_response(
+                200 if self.path in ("/api/models/a/b", "/api/datasets/nyu-mll/glue") else 404
+            )
             self.end_headers()
 
         def log_message(self, *args):
@@ -190,7 +197,9 @@ def test_available_asks_the_hub_only_if_allowed(hub, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     assert sources.available("model", "a/b") == "hub" and sources.available("model", "a/z") == ""
     assert sources.available("data", "glue/rte") == "hub"
-    assert sources.available("data", "molecules") == "" and sources.available("data", "bioner/x") == ""
+    assert (
+        sources.available("data", "molecules") == "" and sources.available("data", "bioner/x") == ""
+    )
     assert hub == ["/api/models/a/b", "/api/models/a/z", "/api/datasets/nyu-mll/glue"]
 
 
@@ -203,7 +212,11 @@ def test_a_silent_hub_is_asked_once(monkeypatch):
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr("urllib.request.urlopen", silent)
-    assert sources.available("model", "a/b", hub_timeout=0.5) == "" == sources.available("data", "glue/rte")
+    assert (
+        sources.available("model", "a/b", hub_timeout=0.5)
+        == ""
+        == sources.available("data", "glue/rte")
+    )
     assert calls == [0.5]
     with pytest.raises(ValueError, match="kind 'thing'"):
         sources.available("thing", "a/b")
@@ -212,7 +225,9 @@ def test_a_silent_hub_is_asked_once(monkeypatch):
 def test_available_finds_folders_by_hub_id_too(tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_DATA", str(tmp_path))
     (tmp_path / "glue").mkdir()
-    assert sources.available("data", "nyu-mll/glue") == "folder" == sources.available("data", "glue")
+    assert (
+        sources.available("data", "nyu-mll/glue") == "folder" == sources.available("data", "glue")
+    )
     assert sources.available("data", "glue/rte") == ""  # the folder of that task is not there
 
 

@@ -78,7 +78,9 @@ class Three:
         return [F.cross_entropy(head(self.theta(self.x)), y) for head, y in zip(self.heads, self.y)]
 
     def h(self, mode, **more):
-        return method.alignment([self.losses], self.theta_e, vectors.scaled(self.v, 0.2), 3, mode, **more).h
+        return method.alignment(
+            [self.losses], self.theta_e, vectors.scaled(self.v, 0.2), 3, mode, **more
+        ).h
 
 
 # -------------------------------------------------------------------------------------------------- 1, 2: the weights
@@ -113,7 +115,10 @@ def test_2_gamma_is_the_only_wire():
         assert torch.allclose(h[mode, 0.3], 3 * h[mode, 0.1], rtol=1e-5)
     lam = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     assert (method.to_logits(torch.zeros(3, dtype=torch.float64), lam) == 0).all()
-    numeric = torch.autograd.functional.jacobian(lambda a: torch.softmax(a, 0), lam.log()).T @ h["jvp", 0.1]
+    numeric = (
+        torch.autograd.functional.jacobian(lambda a: torch.softmax(a, 0), lam.log()).T
+        @ h["jvp", 0.1]
+    )
     assert torch.allclose(method.to_logits(h["jvp", 0.1], lam), numeric)
 
 
@@ -133,7 +138,11 @@ def test_2_without_gamma_the_weights_stay_uniform(mode):
 def test_3_modes_agree_on_a_dropout_network():
     problem = Three()
     torch.manual_seed(1)
-    exact, jvp, difference = problem.h("exact-dot"), problem.h("jvp"), problem.h("finite-difference")
+    exact, jvp, difference = (
+        problem.h("exact-dot"),
+        problem.h("jvp"),
+        problem.h("finite-difference"),
+    )
     assert torch.allclose(jvp, exact, rtol=1e-10)
     assert torch.allclose(difference, exact, rtol=1e-4)
     small = Three(torch.float32)
@@ -144,7 +153,11 @@ def test_3_modes_agree_on_a_dropout_network():
     )
     torch.manual_seed(1)
     two = method.alignment(
-        [problem.losses] * 2, problem.theta_e, vectors.scaled(problem.v, 0.2), 3, "finite-difference"
+        [problem.losses] * 2,
+        problem.theta_e,
+        vectors.scaled(problem.v, 0.2),
+        3,
+        "finite-difference",
     )
     assert whole.h.shape == (3,) and two.h.shape == (3,)
 
@@ -170,13 +183,18 @@ def test_3_the_general_three_level_chain_gives_the_same():
         return F.cross_entropy(head(problem.phi(problem.x)), y)
 
     def level_two():
-        return task(problem.y[1]) + gamma * sum(((p - t) ** 2).sum() for p, t in zip(phi, problem.theta_e))
+        return task(problem.y[1]) + gamma * sum(
+            ((p - t) ** 2).sum() for p, t in zip(phi, problem.theta_e)
+        )
 
     found = multilevel.chain(
         lambda: task(problem.y[2]),
         [
             multilevel.Level(
-                lambda: lam @ torch.stack(problem.losses()), problem.theta_e, 1.0, FiniteDifference()
+                lambda: lam @ torch.stack(problem.losses()),
+                problem.theta_e,
+                1.0,
+                FiniteDifference(),
             ),
             multilevel.Level(level_two, phi, 1.0, FiniteDifference()),
         ],
@@ -190,7 +208,9 @@ def test_3_the_general_three_level_chain_gives_the_same():
     assert torch.allclose(found.grads[0], exact, rtol=1e-5, atol=1e-9)
 
 
-def independent_difference(losses: method.Losses, theta: vectors.Vector, u: vectors.Vector) -> torch.Tensor:
+def independent_difference(
+    losses: method.Losses, theta: vectors.Vector, u: vectors.Vector
+) -> torch.Tensor:
     """The two evaluations of the difference quotient draw dropout masks of their own. (K,)"""
     eps = vectors.probe_step(u, 1e-4 if u[0].dtype == torch.float64 else 1e-2)
     values = []
@@ -234,7 +254,10 @@ def test_10_a1_on_twenty_development_problems():
 
 def levels(K: int, phi, theta, gamma=0.5, lr=0.05, mode="exact-dot", lr_alpha=0.05):
     alpha = method.start_logits(K).to(next(theta.parameters()).dtype)
-    optimizers = [torch.optim.SGD(theta.parameters(), lr=lr), torch.optim.SGD(phi.parameters(), lr=lr)]
+    optimizers = [
+        torch.optim.SGD(theta.parameters(), lr=lr),
+        torch.optim.SGD(phi.parameters(), lr=lr),
+    ]
     optimizers.append(torch.optim.Adam([alpha], lr=lr_alpha))
     return method.Levels(theta, phi, alpha, optimizers, method.SquaredDistance(gamma), mode)
 
@@ -263,7 +286,9 @@ def test_7_symmetry():
         three = levels(3, phi, theta)
 
         def losses():
-            found = [F.cross_entropy(problem.heads[k](theta(problem.x)), problem.y[k]) for k in (0, 1)]
+            found = [
+                F.cross_entropy(problem.heads[k](theta(problem.x)), problem.y[k]) for k in (0, 1)
+            ]
             return [[*found, found[1]][k] for k in order]
 
         task = lambda: F.cross_entropy(problem.heads[2](phi(problem.x)), problem.y[2])  # noqa: E731
@@ -307,7 +332,9 @@ def trajectory(K: int, learn: bool, mode: str, plain: bool) -> tuple[dict, dict,
         for t in range(6):
             torch.manual_seed(t)
             three.cycle([[losses]], [task], task, learn=learn, watch=True)
-    moments = {(i, k): x for i, state in adam.state_dict()["state"].items() for k, x in state.items()}
+    moments = {
+        (i, k): x for i, state in adam.state_dict()["state"].items() for k, x in state.items()
+    }
     return theta.state_dict(), moments, method.weights(three.alpha)
 
 
@@ -401,7 +428,8 @@ def test_11_proximal_term():
 def test_11_encoders_are_paired_by_name():
     with pytest.raises(ValueError, match=r"'2\.weight'.*only one"):
         method.matched(
-            nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+            nn.Sequential(nn.Linear(2, 2)),
+            nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)),
         )
     with pytest.raises(ValueError, match=r"'0\.weight' is \(3, 2\)"):
         method.matched(nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(2, 2)))
@@ -421,11 +449,18 @@ def test_official_absolute_distance_hands_down_spikes():
 def test_official_direct_path_and_broadcast():
     problem = Three(dropout=0.0)
     three = method.Levels(
-        problem.theta, problem.phi, method.start_logits(3), [], method.SquaredDistance(0.4), "exact-dot"
+        problem.theta,
+        problem.phi,
+        method.start_logits(3),
+        [],
+        method.SquaredDistance(0.4),
+        "exact-dot",
     )
     found = official.direct_path(method.Alignment(torch.zeros(3).double()), three, [problem.losses])
     off = vectors.minus(three.phi_e, three.theta_e)
-    expected = method.alignment([problem.losses], three.theta_e, vectors.scaled(off, -0.8), 3, "exact-dot").h
+    expected = method.alignment(
+        [problem.losses], three.theta_e, vectors.scaled(off, -0.8), 3, "exact-dot"
+    ).h
     assert torch.allclose(found.h, expected)
     prediction, target = torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])
     assert official.broadcast_squared_error(prediction, target) == 0.5
@@ -479,13 +514,16 @@ def test_12_jigsaw_and_mask_contrast():
     )
     classes = objectives.jigsaw_labels(20_000, 101, torch.Generator().manual_seed(0))
     expected = 0.8 + 0.2 / 101
-    assert abs((classes == 0).float().mean() - expected) < 3 * math.sqrt(expected * (1 - expected) / 20_000)
+    assert abs((classes == 0).float().mean() - expected) < 3 * math.sqrt(
+        expected * (1 - expected) / 20_000
+    )
     images_ = torch.randn(5, 3, 9, 9)
     order = permutations[torch.tensor([0, 1, 17, 50, 100])]
     shuffled = objectives.shuffle_tiles(images_, order)
     assert torch.equal(shuffled[0], images_[0])
     assert torch.equal(
-        shuffled[2, :, :3, :3], images_[2, :, 3 * (order[2, 0] // 3) :, 3 * (order[2, 0] % 3) :][:, :3, :3]
+        shuffled[2, :, :3, :3],
+        images_[2, :, 3 * (order[2, 0] // 3) :, 3 * (order[2, 0] % 3) :][:, :3, :3],
     )
     assert torch.equal(objectives.shuffle_tiles(shuffled, order.argsort(1)), images_)
     g = torch.Generator().manual_seed(0)
@@ -499,7 +537,9 @@ def test_12_jigsaw_and_mask_contrast():
 
 def test_12_masked_bce():
     logits, labels = torch.randn(6, 3), torch.randint(2, (6, 3)).float()
-    assert torch.equal(method.masked_bce(logits, labels), F.binary_cross_entropy_with_logits(logits, labels))
+    assert torch.equal(
+        method.masked_bce(logits, labels), F.binary_cross_entropy_with_logits(logits, labels)
+    )
     holes = labels.clone()
     holes[0, 0], holes[1, 1] = float("nan"), -1
     there = torch.ones(6, 3, dtype=torch.bool)
@@ -566,16 +606,25 @@ def test_a_missing_rdkit_is_an_error_with_its_install_line(monkeypatch):
     with pytest.raises(MissingInput, match="pip install rdkit"):
         rehearsal.chemistry("gpu", print)
     said = []
-    assert rehearsal.chemistry("rehearsal", said.append).name == "made up" and "pip install rdkit" in said[0]
+    assert (
+        rehearsal.chemistry("rehearsal", said.append).name == "made up"
+        and "pip install rdkit" in said[0]
+    )
 
 
 def test_13_textbook_molecules_with_rdkit(tmp_path):
     pytest.importorskip("rdkit", reason="RDKit: pip install rdkit")
     chemistry = molecules.rdkit()
     found = [chemistry.canonical(s) for s in rehearsal.TEXTBOOK]
-    assert None not in found and len(set(found)) == 20 and chemistry.canonical("no molecule") is None
+    assert (
+        None not in found and len(set(found)) == 20 and chemistry.canonical("no molecule") is None
+    )
     picture = chemistry.drawing(found[3], 64)
-    assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8 and 0 < (picture < 128).mean() < 0.5
+    assert (
+        picture.shape == (64, 64, 3)
+        and picture.dtype == np.uint8
+        and 0 < (picture < 128).mean() < 0.5
+    )
     assert np.array_equal(picture, chemistry.drawing(found[3], 64))
     assert chemistry.fingerprint(found[3]).shape == (167,)
     assert chemistry.scaffold(found[3]) == "c1ccccc1" and chemistry.scaffold(found[0]) == ""
@@ -596,7 +645,10 @@ def test_13_scaffold_sizes_of_real_files(name, rejected, sizes, repro_data, monk
     scaffolds = [chemistry.scaffold(s) for s in found.smiles]
     parts = molecules.scaffold_split(scaffolds)
     assert found.rejected == rejected and tuple(map(len, parts)) == sizes
-    assert all(np.array_equal(a, b) for a, b in zip(parts, molecules.scaffold_split(scaffolds), strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(parts, molecules.scaffold_split(scaffolds), strict=True)
+    )
     groups = [{scaffolds[i] for i in part} for part in parts]
     assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
 
@@ -605,7 +657,13 @@ def test_the_molecule_domain(tmp_path, monkeypatch):
     """Shapes, the five losses, augmentation, both kinds of labels; on made-up drawings."""
     monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(rehearsal, "chemistry", lambda scale, say: rehearsal.made_up())
-    settings = {"scale": "rehearsal", "pretrain": "tapweight", "image": 24, "width": 2, "clusters": (2, 3, 4)}
+    settings = {
+        "scale": "rehearsal",
+        "pretrain": "tapweight",
+        "image": 24,
+        "width": 2,
+        "clusters": (2, 3, 4),
+    }
     monkeypatch.setattr(rehearsal, "write_models", lambda root, files: root.mkdir(parents=True))
     for task, kind in (("bbbp", "classification"), ("freesolv", "regression")):
         config = train.Config(task=task, **settings)
@@ -671,7 +729,9 @@ def open_run(tmp_path, monkeypatch):
 
 def planted_config(tmp_path: Path, **more) -> train.Config:
     settings = (
-        PROTOCOL.settings("tiny", "tapweight", "tiny") | {"steps": 12, "finetune_steps": 3, "watch": 4} | more
+        PROTOCOL.settings("tiny", "tapweight", "tiny")
+        | {"steps": 12, "finetune_steps": 3, "watch": 4}
+        | more
     )
     return train.Config(
         task="planted", arm="tapweight", seed=1, device="cpu", out=str(tmp_path / "run"), **settings
@@ -719,7 +779,9 @@ def test_16_a_run_its_record_and_its_repetition(tmp_path):
 def test_a_stopped_run_continues_bit_for_bit(tmp_path, monkeypatch, stop):
     whole = protocol.read_record(train.run(planted_config(tmp_path / "whole")))
     calls = []
-    monkeypatch.setattr(runs, "_stop_asked", lambda: len(calls) == stop or calls.append(0) is not None)
+    monkeypatch.setattr(
+        runs, "_stop_asked", lambda: len(calls) == stop or calls.append(0) is not None
+    )
     with pytest.raises(runs.Stopped):
         train.run(planted_config(tmp_path / "cut"))
     monkeypatch.setattr(runs, "_stop_asked", lambda: False)
@@ -742,7 +804,9 @@ def test_other_arms_and_options_run(tmp_path, more):
 
 
 def test_arms_of_a_seed_share_split_head_and_batches(tmp_path):
-    made = [train.run(planted_config(tmp_path / name, pretrain=name)) for name in ("none", "tapweight")]
+    made = [
+        train.run(planted_config(tmp_path / name, pretrain=name)) for name in ("none", "tapweight")
+    ]
     a, b = (protocol.read_record(d) for d in made)
     assert a["split_sha256"] == b["split_sha256"]
     one, two = train.Batches(50, 8, 3, "unlabelled"), train.Batches(50, 8, 3, "unlabelled")
@@ -754,7 +818,9 @@ def test_learned_weights_are_read_back(tmp_path):
     made = train.run(planted_config(tmp_path))
     lam = baselines.fixed_weights("learned", planted.NAMES, 1, {"tapweight": str(made)})
     assert torch.allclose(
-        lam.double(), torch.tensor(runs.load_arrays(made / "predictions.npz")["_weights"]), atol=1e-6
+        lam.double(),
+        torch.tensor(runs.load_arrays(made / "predictions.npz")["_weights"]),
+        atol=1e-6,
     )
     with pytest.raises(ValueError, match="this task has"):
         baselines.fixed_weights("learned", language.NAMES, 1, {"tapweight": str(made)})
@@ -826,9 +892,15 @@ def test_rehearsal_of_one_arm(arm, task, rehearsal_cache, tmp_path, monkeypatch)
 
 def test_official_accidents_are_chosen_by_settings(rehearsal_cache):
     """Row 10: preset code compares every prediction with every label. Row 21: every evaluation has masks of its own."""
-    given = PROTOCOL.config("rehearsal", PROTOCOL.node("rehearsal", "tapweight", "stsb", 0)) | {"watch": 0}
+    given = PROTOCOL.config("rehearsal", PROTOCOL.node("rehearsal", "tapweight", "stsb", 0)) | {
+        "watch": 0
+    }
     found = {}
-    for name, more in {"ours": {}, "code": {"preset": "code"}, "own": {"independent_masks": True}}.items():
+    for name, more in {
+        "ours": {},
+        "code": {"preset": "code"},
+        "own": {"independent_masks": True},
+    }.items():
         config = train.Config(**given | {"mode": "finite-difference"} | more)
         domain = language.Language(config, torch.device("cpu"), True)
         with warnings.catch_warnings():
@@ -838,8 +910,13 @@ def test_official_accidents_are_chosen_by_settings(rehearsal_cache):
             )
         domain.encoder.train()
         losses = state.objectives(0, 0)
-        found[name] = state.task("train", state.labelled, 0)().item(), losses()[0].item() - losses()[0].item()
-    assert found["code"][0] != pytest.approx(found["ours"][0]) and found["own"][0] == found["ours"][0]
+        found[name] = (
+            state.task("train", state.labelled, 0)().item(),
+            losses()[0].item() - losses()[0].item(),
+        )
+    assert (
+        found["code"][0] != pytest.approx(found["ours"][0]) and found["own"][0] == found["ours"][0]
+    )
     assert found["ours"][1] == 0.0 != found["own"][1]
     with pytest.raises(runs.BadInput, match="no two evaluations"):
         train.check(train.Config(mode="exact-dot", independent_masks=True))
@@ -851,13 +928,17 @@ def test_unlabelled_texts_hold_no_test_text(rehearsal_cache):
             task = data.read(name, 0, 0, 8 / 9)
             ids, texts = task.unlabelled
             assert not set(ids.tolist()) & set(task.test.ids.tolist())
-            assert len(texts) == len(task.labelled) * (1 if isinstance(task.labelled.texts[0], str) else 2)
+            assert len(texts) == len(task.labelled) * (
+                1 if isinstance(task.labelled.texts[0], str) else 2
+            )
             assert not set(task.inner) & set(task.validation)
             assert len(task.inner) + len(task.validation) == len(task.labelled)
 
 
 def test_15_test_texts_among_the_unlabelled_are_refused(rehearsal_cache, monkeypatch):
-    config = train.Config(**PROTOCOL.config("rehearsal", PROTOCOL.node("rehearsal", "tapweight", "cola", 0)))
+    config = train.Config(
+        **PROTOCOL.config("rehearsal", PROTOCOL.node("rehearsal", "tapweight", "cola", 0))
+    )
     leak = property(lambda task: (task.test.ids[:1], [str(task.test.texts[0])]))
     monkeypatch.setattr(data.Task, "unlabelled", leak)
     with pytest.raises(ValueError, match="D_u holds test items"):
@@ -891,13 +972,23 @@ def test_scores():
     )
     labels = np.array([[1, np.nan], [0, 1], [1, 1], [0, -1]])
     scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.1, 0.4]])
-    assert evaluate.score({"label": labels, "prediction": scores, "_kind": np.int64(3)})["auc"] == 0.75
+    assert (
+        evaluate.score({"label": labels, "prediction": scores, "_kind": np.int64(3)})["auc"] == 0.75
+    )
     assert evaluate.rmse(np.array([1.0, 3.0]), np.array([1.0, 1.0])) == pytest.approx(math.sqrt(2))
-    planted_ = {"label": label, "prediction": prediction, "_kind": np.int64(0), "_planted": np.int64(1)}
+    planted_ = {
+        "label": label,
+        "prediction": prediction,
+        "_kind": np.int64(0),
+        "_planted": np.int64(1),
+    }
     even = evaluate.score({**planted_, "_weights": np.full(4, 0.25)})
     assert even["weight_of_aligned"] == 0.25 and even["aligned_is_largest"] == 0.25
     assert (
-        evaluate.score({**planted_, "_weights": np.array([0.1, 0.7, 0.1, 0.1])})["aligned_is_largest"] == 1.0
+        evaluate.score({**planted_, "_weights": np.array([0.1, 0.7, 0.1, 0.1])})[
+            "aligned_is_largest"
+        ]
+        == 1.0
     )
 
 
@@ -917,7 +1008,9 @@ def test_claims_and_protocol_fit():
             "2 learned against uniform weights, molecules",
         ):
             assert "cp-matched" in claim["controls"]
-    assert all("cp-matched" in PROTOCOL.document["scales"][scale]["core"] for scale in ("gpu", "paper"))
+    assert all(
+        "cp-matched" in PROTOCOL.document["scales"][scale]["core"] for scale in ("gpu", "paper")
+    )
 
 
 def test_reported_cells_are_not_available():
@@ -933,7 +1026,11 @@ def test_figures_with_and_without_runs(tmp_path):
     made = train.run(planted_config(tmp_path))
     some = figures.figures({"scale": "cpu", "runs": []}, {("tapweight", "planted", 1): made})
     names = [name for name, *_ in some]
-    assert "weights" in names and "alignment" in names and all(caption and alt for _, caption, alt, _ in some)
+    assert (
+        "weights" in names
+        and "alignment" in names
+        and all(caption and alt for _, caption, alt, _ in some)
+    )
     shutil.rmtree(made)
     assert isinstance(
         figures.figures({"scale": "cpu", "runs": []}, {("tapweight", "planted", 1): made}), list
@@ -943,7 +1040,9 @@ def test_figures_with_and_without_runs(tmp_path):
     ((name, _, alt, _),) = figures.figures(
         {"runs": [{"arm": "tapweight", "task": "planted", "metrics": metrics}]}, {}
     )
-    assert name == "final-weights" and "half-noise 0.25" in alt  # an objective has its name, not its number
+    assert (
+        name == "final-weights" and "half-noise 0.25" in alt
+    )  # an objective has its name, not its number
     assert figures.objective_names("cola", 3) == ["CL", "MLM", "SOP"]
 
 

@@ -103,7 +103,11 @@ def test_null_distribution_is_standard_normal():
         rank_of[p, hashing.permutation_of(p, size)] = np.arange(size)
     green = rank_of[previous, following] < hashing.list_sizes(torch.from_numpy(gamma), size).numpy()
     z = (green.sum(1) - gamma.sum(1)) / np.sqrt((gamma * (1 - gamma)).sum(1))
-    assert abs(z.mean()) < 0.1 and abs(z.std(ddof=1) - 1) < 0.05 and stats.kstest(z, "norm").pvalue > 1e-3
+    assert (
+        abs(z.mean()) < 0.1
+        and abs(z.std(ddof=1) - 1) < 0.05
+        and stats.kstest(z, "norm").pvalue > 1e-3
+    )
 
 
 def test_known_permutation():
@@ -117,7 +121,11 @@ def test_ties_are_shuffled_and_counted_alike():
     """A permutation with equal keys: counting ranks and reading the permutation agree, and it is still a bijection."""
     n, token = (
         50272,
-        next(t for t in range(1, 200) if len(np.unique(hashing.sort_keys(hashing.KEY * t, 50272))) < 50272),
+        next(
+            t
+            for t in range(1, 200)
+            if len(np.unique(hashing.sort_keys(hashing.KEY * t, 50272))) < 50272
+        ),
     )
     keys = hashing.sort_keys(hashing.KEY * token, n)
     values, counts = np.unique(keys, return_counts=True)
@@ -133,7 +141,8 @@ def test_lists_nest_and_have_the_asked_size():
         order = hashing.permutation_of(p, V)
         for small, large in [(0.1, 0.25), (0.25, 0.5), (0.3, 0.3)]:
             a, b = (
-                set(order[: int(s)]) for s in hashing.list_sizes(torch.tensor([small, large]).double(), V)
+                set(order[: int(s)])
+                for s in hashing.list_sizes(torch.tensor([small, large]).double(), V)
             )
             assert a <= b and len(b) == math.floor(V * large)
     gamma = torch.tensor([0.2467041015625])
@@ -160,7 +169,9 @@ def test_cache_is_bounded_and_changes_nothing():
     watermark = random_watermark()
     small, large = watermark.green_lists(max_bytes=8 * V), watermark.green_lists()
     for step in range(20):
-        p = torch.randint(V, (4 if step % 2 else 12,), generator=torch.Generator().manual_seed(step))
+        p = torch.randint(
+            V, (4 if step % 2 else 12,), generator=torch.Generator().manual_seed(step)
+        )
         assert torch.equal(small.masks(p), large.masks(p))
         assert torch.equal(large.masks(p).sum(1), large.sizes[p])
     assert len(small.table) == 8
@@ -200,7 +211,9 @@ def test_kgw_texts(published, name, texts):
     ids, by_gamma = stored["token_ids"][:texts], stored["by_gamma"]
     rows = [row for _ in by_gamma for row in ids]
     gammas = [float(g) for g in by_gamma for _ in ids]
-    ours = hashing.z_scores(rows, gammas, 50272)  # each previous token is hashed once for all gammas
+    ours = hashing.z_scores(
+        rows, gammas, 50272
+    )  # each previous token is hashed once for all gammas
     for k, (gamma, expected) in enumerate(by_gamma.items()):
         mine = ours[k * texts : (k + 1) * texts]
         assert [s.green_count for s in mine] == expected["derived_green_count"][:texts], gamma
@@ -223,7 +236,9 @@ def test_permutation_equals_the_device_generator():
         assert np.array_equal(hashing.permutation_of(token, 50272), device), token
     sizes = torch.full((30,), 12568)
     tokens = torch.arange(30)
-    cpu, cuda = (hashing.GreenLists(sizes, 50272, device=d).masks(tokens).cpu() for d in ("cpu", "cuda"))
+    cpu, cuda = (
+        hashing.GreenLists(sizes, 50272, device=d).masks(tokens).cpu() for d in ("cpu", "cuda")
+    )
     assert torch.equal(cpu, cuda)
 
 
@@ -320,9 +335,13 @@ def test_gradients_equal_finite_differences():
     The language model's logits are held fixed, as the method does not differentiate them.
     """
     model = tiny_opt()
-    with torch.no_grad():  # unit embeddings, so that the chain matters; tau 1 keeps the function smooth
+    with (
+        torch.no_grad()
+    ):  # unit embeddings, so that the chain matters; tau 1 keeps the function smooth
         model.get_input_embeddings().weight.mul_(10)
-    generators = method.Generators(16, (6,), 0.3, 1.0, generator=torch.Generator().manual_seed(1)).double()
+    generators = method.Generators(
+        16, (6,), 0.3, 1.0, generator=torch.Generator().manual_seed(1)
+    ).double()
     prompt, sim = prompts_of([[1, 2, 3], [4, 5, 6, 7, 8]]), torch.randn(50, 4, dtype=torch.float64)
 
     replay = Replay(model)
@@ -351,7 +370,9 @@ def test_gradients_equal_finite_differences():
 def test_cache_equals_the_official_prefix_loop():
     """With unequal prompts (left padding) and equal noise, the cached decoding and its gradient equal the official."""
     model = tiny_opt()
-    generators = method.Generators(16, (6,), 0.3, 1.0, generator=torch.Generator().manual_seed(1)).double()
+    generators = method.Generators(
+        16, (6,), 0.3, 1.0, generator=torch.Generator().manual_seed(1)
+    ).double()
     prompt, sim = prompts_of([[1, 2, 3], [4, 5, 6, 7, 8]]), torch.randn(50, 4, dtype=torch.float64)
     noise, again = Fixed(3), Fixed(3)
     cached = method.soft_decode(model, prompt, 6, sim, generators, noise)
@@ -395,8 +416,13 @@ def test_thirty_training_steps(objective):
     plain = method.soft_decode(model, prompt, 8, sim).sentence.mean(1)
     zs, deltas = [], []
     for step in range(30):
-        text = method.soft_decode(model, prompt, 8, sim, generators, lambda s: Fixed(step)(s).float())  # noqa: B023
-        loss_D, loss_S = method.detection_loss(text), method.semantic_loss(text.sentence.mean(1), plain)
+        text = method.soft_decode(
+            model, prompt, 8, sim, generators, lambda s: Fixed(step)(s).float()
+        )  # noqa: B023
+        loss_D, loss_S = (
+            method.detection_loss(text),
+            method.semantic_loss(text.sentence.mean(1), plain),
+        )
         g_D, g_S = method.two_gradients(loss_D, loss_S, generators.parameters())
         lam = {"both": method.mgda_weight(g_D, g_S), "detection": 1.0, "semantics": 0.0}[objective]
         method.set_gradient(generators.parameters(), lam * g_D + (1 - lam) * g_S)
@@ -417,7 +443,9 @@ def test_thirty_training_steps(objective):
 def test_processor_inside_generate():
     """Batched, left-padded, sampled and with beams: every row's list follows its own last token."""
     model, watermark = tiny_opt(V, dtype=torch.float32), random_watermark()
-    strong = Watermark(watermark.gamma, torch.full((V,), 50.0), V)  # so strong that every token is green
+    strong = Watermark(
+        watermark.gamma, torch.full((V,), 50.0), V
+    )  # so strong that every token is green
     prompt = prompts_of([[5, 6, 7], [9, 10, 11, 12, 13, 14]])
     for how in ({"do_sample": True, "top_k": 50}, {"num_beams": 3}, {"do_sample": False}):
         out = model.generate(**prompt, **how, max_new_tokens=12, pad_token_id=0,
@@ -430,7 +458,9 @@ def test_processor_inside_generate():
                             logits_processor=[WatermarkLogitsProcessor(watermark)])[0, 6:]  # fmt: skip
     assert torch.equal(alone, padded)
     with pytest.raises(ValueError, match="different vocabularies"):
-        WatermarkLogitsProcessor(watermark)(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, V + 1))
+        WatermarkLogitsProcessor(watermark)(
+            torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, V + 1)
+        )
 
 
 def test_sweet_leaves_certain_positions_alone():
@@ -456,12 +486,14 @@ def test_sweet_entropies_know_their_place():
 def test_permuted_keeps_the_values_and_matched_their_mean():
     watermark = random_watermark()
     other = baselines.permuted(watermark, torch.Generator().manual_seed(0))
-    assert torch.equal(other.gamma.sort().values, watermark.gamma.sort().values) and not torch.equal(
-        other.gamma, watermark.gamma
-    )
+    assert torch.equal(
+        other.gamma.sort().values, watermark.gamma.sort().values
+    ) and not torch.equal(other.gamma, watermark.gamma)
     pairs = set(zip(watermark.gamma.tolist(), watermark.delta.tolist()))
     assert set(zip(other.gamma.tolist(), other.delta.tolist())) == pairs
-    assert baselines.constant_like(watermark, 0.2, 1.5).gamma.unique().tolist() == pytest.approx([0.2])
+    assert baselines.constant_like(watermark, 0.2, 1.5).gamma.unique().tolist() == pytest.approx(
+        [0.2]
+    )
 
 
 # ---- 11-12: windows, thresholds ------------------------------------------------------------------------------------
@@ -482,7 +514,9 @@ def test_windowed_maximum():
         and found.windows == 21
     )
     short = ids[:150]
-    assert detector.score(short, window=200).z == detector.score(short).z  # documented: scored whole
+    assert (
+        detector.score(short, window=200).z == detector.score(short).z
+    )  # documented: scored whole
     repeated = np.array([5, 6] * 30)
     assert detector.score(repeated, unique_bigrams=True).scored == 2
     assert detector.z_all([ids.tolist(), short.tolist(), [7]])[:2] == pytest.approx(
@@ -536,14 +570,21 @@ def test_vocabulary_conversion():
     assert same([4, 30, 30, 30, 30]) == 4 and same([4, 30, 30, 30, 30, 30]) == -1  # a window of 5
     watermark = random_watermark(31)
     ids = np.random.default_rng(5).integers(0, 26, 40)
-    plain, converted = Detector(watermark).score(ids), Detector(watermark, converter=same).score(ids)
+    plain, converted = (
+        Detector(watermark).score(ids),
+        Detector(watermark, converter=same).score(ids),
+    )
     assert plain.z == converted.z and converted.scored == 39
     skipping = Detector(watermark, converter=same).score([30, 1, 2, 3])
-    assert skipping.scored == 2 and not skipping.counted[0]  # nothing precedes token 2 that converts
+    assert (
+        skipping.scored == 2 and not skipping.counted[0]
+    )  # nothing precedes token 2 that converts
     scores = torch.randn(2, 31)
     out = ConvertedLogitsProcessor(watermark, same)(torch.tensor([[3, 4], [30, 30]]), scores)
     assert torch.equal(out[1], scores[1])
-    assert torch.equal(out[0], WatermarkLogitsProcessor(watermark)(torch.tensor([[4]]), scores[:1])[0])
+    assert torch.equal(
+        out[0], WatermarkLogitsProcessor(watermark)(torch.tensor([[4]]), scores[:1])[0]
+    )
 
 
 # ---- 15: errors, folders, command line -------------------------------------------------------------------------------
@@ -571,11 +612,15 @@ def word_codec():
     words = ["[UNK]", "<s>", *(a + b for a in "bcdfghklmnprstvz" for b in "aeiou")]
     bare = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     bare.pre_tokenizer = pre_tokenizers.Whitespace()
-    return data.Codec(PreTrainedTokenizerFast(tokenizer_object=bare, unk_token="[UNK]", bos_token="<s>"))
+    return data.Codec(
+        PreTrainedTokenizerFast(tokenizer_object=bare, unk_token="[UNK]", bos_token="<s>")
+    )
 
 
 def test_folder_round_trip_and_tampering(tmp_path, word_codec):
-    watermark = random_watermark(len(word_codec), key=7919, size_rounding="fp16", about={"arm": "ts"})
+    watermark = random_watermark(
+        len(word_codec), key=7919, size_rounding="fp16", about={"arm": "ts"}
+    )
     folder = watermark.save(tmp_path / "w", word_codec)
     again = Watermark.load(folder)
     assert torch.equal(again.gamma, watermark.gamma) and torch.equal(again.delta, watermark.delta)
@@ -620,7 +665,11 @@ def test_detect_command_and_html(tmp_path, word_codec):
     assert page.count('class="t ') >= 28 and "<script" not in page
     text.write_text("")
     failed = subprocess.run(
-        [*command, text, "--generators", folder], cwd=ROOT, capture_output=True, text=True, env=environment
+        [*command, text, "--generators", folder],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     assert failed.returncode == 1 and "empty" in failed.stderr and "Traceback" not in failed.stderr
     detection = Detector(random_watermark()).score([1, 2, 3])
@@ -730,7 +779,11 @@ def test_killed_twice_and_resumed_it_is_the_same_run(tmp_path, monkeypatch):
         record = json.loads((directory / "record.json").read_text())
         log = directory / "metrics.jsonl"
         steps = log.read_text().splitlines() if log.exists() else []
-        return record["state_sha256"], record.get("predictions_sha256"), [json.loads(line) for line in steps]
+        return (
+            record["state_sha256"],
+            record.get("predictions_sha256"),
+            [json.loads(line) for line in steps],
+        )
 
     whole = [ended(config) for config in configs("whole")]
     monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", "0")

@@ -11,7 +11,9 @@ from shared import vectors
 
 def pair(dtype=torch.float32):
     g = torch.Generator().manual_seed(0)
-    return [[torch.randn(s, generator=g, dtype=dtype) for s in ((3, 4), (5,), ())] for _ in range(2)]
+    return [
+        [torch.randn(s, generator=g, dtype=dtype) for s in ((3, 4), (5,), ())] for _ in range(2)
+    ]
 
 
 def flat(v):

@@ -85,7 +85,10 @@ def test_case_6_holm():
         ([0.5] * 8, ("SUPPORTED", "")),
         ([-0.5] * 8, ("CONTRADICTED", "")),
         ([0.0] * 5, ("INCONCLUSIVE", "t")),
-        ([0.1 + 0.2, 0.3, 0.3, 0.3, 0.1 + 0.2, 0.3, 0.3, 0.3], ("SUPPORTED", "")),  # equal but for rounding
+        (
+            [0.1 + 0.2, 0.3, 0.3, 0.3, 0.1 + 0.2, 0.3, 0.3, 0.3],
+            ("SUPPORTED", ""),
+        ),  # equal but for rounding
     ],
 )
 def test_case_7_equal_differences(d, expected):
@@ -95,7 +98,10 @@ def test_case_7_equal_differences(d, expected):
 def test_case_8_items():
     assert verdict(CASE1, item=[-0.2, 2.3]) == ("INCONCLUSIVE", "items")
     assert verdict(CASE1, item=None) == ("INCONCLUSIVE", "items")
-    assert verdict(CASE1, item=[0.0, 2.3]) == ("INCONCLUSIVE", "items")  # touching t is not beyond it
+    assert verdict(CASE1, item=[0.0, 2.3]) == (
+        "INCONCLUSIVE",
+        "items",
+    )  # touching t is not beyond it
 
 
 def test_case_9_not_worse_by_more_than_two():
@@ -140,7 +146,9 @@ B = np.array([70, 83, 77, 82, 76, 81, 75, 84, 79, 78.0])
 def spread(n):
     d = rules.spread_differences(A[:n], B[:n])
     found = evidence(d)
-    return claim_verdict(found, 0, (found["p_for"], found["p_against"]), None, items=False, kind="spread")
+    return claim_verdict(
+        found, 0, (found["p_for"], found["p_against"]), None, items=False, kind="spread"
+    )
 
 
 def test_case_13_spread():
@@ -166,7 +174,8 @@ def test_case_15_reported_borders():
     assert interval[1] - gap == pytest.approx(0.2, abs=0.05)
     assert reported_verdict(80, (80, 80), 1.0)[0] == "INCONCLUSIVE"
     assert (
-        reported_verdict(80, (80, 80, 80), 1.0, deviations=["best epoch, ours the last"])[0] == "SUBSTITUTED"
+        reported_verdict(80, (80, 80, 80), 1.0, deviations=["best epoch, ours the last"])[0]
+        == "SUBSTITUTED"
     )
     assert reported_verdict(None, (80, 80, 80), 1.0)[0] == "NO PUBLISHED VALUE"
 
@@ -180,7 +189,9 @@ def test_reported_order_and_directions():
     assert reported_verdict(70, equal, 1.0, higher_is_better=False)[0] == "NOT REPRODUCED"
     assert reported_verdict(70, equal, 1.0, higher_is_better=None)[0] == "NOT REPRODUCED"
     assert reported_verdict(90, equal, 1.0, higher_is_better=None)[0] == "NOT REPRODUCED"
-    assert reported_verdict(80, (79.0, 79.0, 79.0), 1.0)[0] == "REPRODUCED"  # on the border: within 1e-9
+    assert (
+        reported_verdict(80, (79.0, 79.0, 79.0), 1.0)[0] == "REPRODUCED"
+    )  # on the border: within 1e-9
     assert reported_verdict(80, (math.nan, 80, 80), 1.0)[0] == "INCONCLUSIVE"
     narrow = reported_verdict(80, equal, 1.0)[2]
     assert reported_verdict(80, equal, 1.0, sd=1, sd_over="seeds", n_paper=5)[2][1] > narrow[1]
@@ -289,7 +300,9 @@ class Paper:
     def judge(self, scale="paper", **more):
         claims = {"claims": [self.spec, *more.pop("others", [])], "gates": more.pop("gates", [])}
         claims["targets"] = more.pop("targets", [])
-        claims["tasks"] = more.pop("tasks", {"task": {"chance": {"accuracy": 0.5, "gap": 0.0, "count": 9}}})
+        claims["tasks"] = more.pop(
+            "tasks", {"task": {"chance": {"accuracy": 0.5, "gap": 0.0, "count": 9}}}
+        )
         given = {"statistics": {}, "reported": None, "item_values": item_values, **more}
         recorded = given.pop("recorded", [])
         return judge(claims=claims, scale=scale, nodes=self.nodes, runs=self.runs, gates=recorded,
@@ -304,7 +317,13 @@ def case(d, base=70.0, n=None, **spec):
     return Paper(**spec).arm("method", [base + x for x in d]).arm("opponent", [base] * len(d))
 
 
-STRONG = (6, 4, 7.5, 5, 4.5)  # case 1 times five: multiples of 0.25 points, and beyond the noise of 400 items
+STRONG = (
+    6,
+    4,
+    7.5,
+    5,
+    4.5,
+)  # case 1 times five: multiples of 0.25 points, and beyond the noise of 400 items
 
 
 def test_judge_supported_and_scaled_down():
@@ -321,7 +340,9 @@ def test_judge_supported_and_scaled_down():
 
 def test_judge_items_decide_where_a_test_set_is_small():
     paper = case((1, 0.75, 1.25, 1, 1))
-    assert paper.claim()["verdict"] == "SUPPORTED"  # nested answers: the same items differ in every resample
+    assert (
+        paper.claim()["verdict"] == "SUPPORTED"
+    )  # nested answers: the same items differ in every resample
     other = Paper().arm("method", [71, 70.75, 71.25, 71, 71], salt=1).arm("opponent", [70] * 5)
     row = other.claim()
     assert (row["verdict"], row["reason"]) == ("INCONCLUSIVE", "items")
@@ -388,13 +409,27 @@ def test_judge_divergence_scores_chance_and_never_helps():
     one.runs[0]["status"] = "diverged"
     row = one.claim()
     assert row["d"][0] == pytest.approx(-20) and row["diverged"] == {"method": 1, "opponent": 0}
-    assert (row["verdict"], row["reason"]) == ("INCONCLUSIVE", "t") and row["at_chance"]["method"] == 1
+    assert (row["verdict"], row["reason"]) == ("INCONCLUSIVE", "t") and row["at_chance"][
+        "method"
+    ] == 1
     two = Paper().arm("method", [None, None, 75, 76, 77]).arm("opponent", [70] * 5).claim()
     assert (two["verdict"], two["reason"]) == ("INCONCLUSIVE", "failures")
-    broken = Paper().arm("method", [76, 74, 77.5, 75, 74.5]).arm("opponent", [None, 70, 70, 70, 70]).claim()
+    broken = (
+        Paper()
+        .arm("method", [76, 74, 77.5, 75, 74.5])
+        .arm("opponent", [None, 70, 70, 70, 70])
+        .claim()
+    )
     assert broken["d"][0] == 0
-    margin = Paper(threshold=-2).arm("method", [69.5] * 5).arm("opponent", [None, 70, 70, 70, 70]).claim()
-    assert margin["d"][0] == -2  # at most the threshold: a broken baseline is no evidence for a margin either
+    margin = (
+        Paper(threshold=-2)
+        .arm("method", [69.5] * 5)
+        .arm("opponent", [None, 70, 70, 70, 70])
+        .claim()
+    )
+    assert (
+        margin["d"][0] == -2
+    )  # at most the threshold: a broken baseline is no evidence for a margin either
     controlled = case(STRONG, controls=["control"]).arm("control", [None, 70, 70, 70, 70]).claim()
     assert controlled["controls"][0]["d"][0] == 0
 
@@ -438,7 +473,9 @@ def test_case_5_through_judge_four_tasks_are_five_replicates():
 
 def test_judge_contrast():
     weights = {"method@few": 1, "plain@few": -1, "method@many": -1, "plain@many": 1}
-    paper = Paper(kind="contrast", arms={"weights": weights}, tasks=["few", "many"], controls=["control"])
+    paper = Paper(
+        kind="contrast", arms={"weights": weights}, tasks=["few", "many"], controls=["control"]
+    )
     paper.arm("method", [76, 77, 78, 77, 76], task="few").arm("plain", [70] * 5, task="few")
     paper.arm("method", [81, 81, 80, 80, 81], task="many").arm("plain", [80] * 5, task="many")
     paper.arm("control", [71] * 5, task="few").arm("control", [80] * 5, task="many")
@@ -454,7 +491,10 @@ def test_judge_contrast():
 def test_judge_spread():
     paper = Paper(kind="spread", items="test").arm("method", A - 0.0).arm("opponent", B - 0.0)
     scores = {"method": A, "opponent": B}
-    for key, predictions in paper.predictions.items():  # exact scores: every item is worth the arm's score
+    for (
+        key,
+        predictions,
+    ) in paper.predictions.items():  # exact scores: every item is worth the arm's score
         predictions["right"] = np.full(ITEMS, scores[key[0]][key[2] - 100] / 100)
     row = paper.claim()
     np.testing.assert_allclose(row["d"], rules.spread_differences(A, B))
@@ -542,8 +582,12 @@ def test_judge_reported():
     }  # fmt: skip
     without = case(STRONG).judge(reported={"entries": entries[:1]})["reported"][0]
     assert without["verdict"] == "no counterpart" and without["tolerance_reason"]
-    assert case(STRONG).judge("cpu", reported={"entries": entries}, targets=targets)["reported"] == []
-    unset = case(STRONG).judge(reported={"entries": entries[:1]}, targets=[target("same")])["reported"][0]
+    assert (
+        case(STRONG).judge("cpu", reported={"entries": entries}, targets=targets)["reported"] == []
+    )
+    unset = case(STRONG).judge(reported={"entries": entries[:1]}, targets=[target("same")])[
+        "reported"
+    ][0]
     assert unset["tolerance"] == 1.0
 
 
@@ -562,7 +606,9 @@ def test_judge_gates():
     assert {name: g["passed"] for name, g in gates.items()} == {
         "held": True, "broken": False, "silent": False, "distinct-states": True, "shared-items": True,
     }  # fmt: skip
-    assert "off by one" in gates["broken"]["detail"] and "no finished run" in gates["silent"]["detail"]
+    assert (
+        "off by one" in gates["broken"]["detail"] and "no finished run" in gates["silent"]["detail"]
+    )
 
 
 def test_gate_only_recorded_by_a_diverged_run_fails():
@@ -579,7 +625,8 @@ def test_built_in_gates_notice_copies_and_other_items():
     paper.runs[7]["split_sha256"] = "another"
     gates = {g["id"]: g for g in paper.judge()["gates"]}
     assert (
-        not gates["distinct-states"]["passed"] and "seeds 100 and 101" in gates["distinct-states"]["detail"]
+        not gates["distinct-states"]["passed"]
+        and "seeds 100 and 101" in gates["distinct-states"]["detail"]
     )
     assert not gates["shared-items"]["passed"]
     shuffled = case(STRONG)
@@ -628,5 +675,7 @@ def test_claims_name_arms_and_tasks_of_the_protocol():
     refused({"controls": ["controll"]}, "did you mean 'control'")
     refused({"tasks": {"cpu": ["tasks"]}}, "did you mean 'task'")
     refused({"arms": {"weights": {"method@tusk": 1}}, "kind": "contrast"}, "did you mean 'task'")
-    refused({}, "did you mean 'opponent'", targets=[{"reported": "x", "arm": "oponent", "task": "task"}])
+    refused(
+        {}, "did you mean 'opponent'", targets=[{"reported": "x", "arm": "oponent", "task": "task"}]
+    )
     refused({}, "did you mean 'task'", tasks={"taks": {}})

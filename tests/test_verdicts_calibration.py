@@ -30,13 +30,17 @@ def verdicts(family, kind="difference"):
     """Words for the claims of one paper: `family` holds an array of d per claim."""
     found = [numbers(d) for d in family]
     adjusted = list(zip(holm([f["p_for"] for f in found]), holm([f["p_against"] for f in found])))
-    return [claim_verdict(f, 0.0, p, None, items=False, kind=kind)[0] for f, p in zip(found, adjusted)]
+    return [
+        claim_verdict(f, 0.0, p, None, items=False, kind=kind)[0] for f, p in zip(found, adjusted)
+    ]
 
 
 def rates(papers, kind="difference"):
     """Share of papers with any SUPPORTED, and with any CONTRADICTED."""
     words = [verdicts(family, kind) for family in papers]
-    return [float(np.mean([word in paper for paper in words])) for word in ("SUPPORTED", "CONTRADICTED")]
+    return [
+        float(np.mean([word in paper for paper in words])) for word in ("SUPPORTED", "CONTRADICTED")
+    ]
 
 
 @pytest.mark.parametrize("n", [5, 10])

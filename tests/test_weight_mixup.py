@@ -273,7 +273,9 @@ def test_independent_dropout_masks_spoil_the_difference():
         )[2]
 
     assert vectors.cosine(implicit(), implicit()) > 0.999
-    assert vectors.cosine(implicit("independent_masks"), implicit("independent_masks", start=10)) < 0.9
+    assert (
+        vectors.cosine(implicit("independent_masks"), implicit("independent_masks", start=10)) < 0.9
+    )
 
 
 # ------------------------------------------------------------------------------------- 9-12, 14: the two phases
@@ -396,13 +398,17 @@ def test_every_search_starts_from_the_same_head_and_weights(tmp_path, no_cache):
 
 def test_numbers_of_steps():
     """With the official settings and N = 300: 48 iterations a search, 57 steps of finetuning (specification, section 6)."""
-    settings = train.Config(search="finite_difference", gates="learned", K=5, search_epochs=3, epochs=3)
+    settings = train.Config(
+        search="finite_difference", gates="learned", K=5, search_epochs=3, epochs=3
+    )
     assert phases.plan(settings, 300) == phases.Plan(5, 48, 57)
     sizes = {500: 78, 1000: 153, 2490: 375, 3668: 552, 5749: 864, 8551: 1284}
     assert {n: phases.plan(settings, n).T for n in sizes} == sizes
     longer = dataclasses.replace(settings, search="none", gates="none", length="updates")
     assert phases.plan(longer, 300) == phases.Plan(0, 0, 5 * 48 + 57)
-    assert phases.plan(dataclasses.replace(longer, length="passes"), 300).finetune == 5 * 5 * 48 + 57
+    assert (
+        phases.plan(dataclasses.replace(longer, length="passes"), 300).finetune == 5 * 5 * 48 + 57
+    )
 
 
 def test_schedules():
@@ -412,11 +418,18 @@ def test_schedules():
 
 @pytest.mark.parametrize(
     "search, gates",
-    [("frozen", "none"), ("joint", "learned"), ("first_order", "learned"), ("finite_difference", "learned")],
+    [
+        ("frozen", "none"),
+        ("joint", "learned"),
+        ("first_order", "learned"),
+        ("finite_difference", "learned"),
+    ],
 )
 def test_gradient_evaluations_are_counted(tmp_path, no_cache, search, gates):
     settings = config(tmp_path, search=search, gates=gates)
-    assert phases.plan(settings, 30) == phases.Plan(2, 4, 4)  # T = 2 (24 // 16 + 1); 2 epochs of 2 batches
+    assert phases.plan(settings, 30) == phases.Plan(
+        2, 4, 4
+    )  # T = 2 (24 // 16 + 1); 2 epochs of 2 batches
     record = protocol.read_record(train.run(settings))
     assert record["gradient_evaluations"] == 8 * phases.PASSES[search] + 4
 
@@ -476,7 +489,9 @@ def test_merged_transformer_gives_the_same_logits(tmp_path):
     assert set(model.state_dict()) == names
     assert (model(**inputs).logits - before).abs().max() < 1e-5
     model.save_pretrained(tmp_path)
-    again = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    again = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, attn_implementation="eager"
+    ).eval()
     assert (again(**inputs).logits - before).abs().max() < 1e-5
 
 
@@ -600,7 +615,9 @@ def test_each_baseline_trains_a_transformer(name, strength):
     inputs, labels = tokens(12)
     items = data.Items(np.arange(12), inputs, labels)
     problem = data.Problem(bert(), items, items, items, "accuracy", 3)
-    settings = train.Config(data="rte", finetune=name, strength=strength, lr=1e-3, epochs=3, batch=4)
+    settings = train.Config(
+        data="rte", finetune=name, strength=strength, lr=1e-3, epochs=3, batch=4
+    )
     t = phases.Training(settings, NoRun(), problem, phases.plan(settings, 12), torch.device("cpu"))
     t.begin_finetune()
     before = vectors.clone(t.w.values())
@@ -620,7 +637,9 @@ def test_scores_are_the_tasks_own():
         for m in evaluate.METRICS
     }
     assert found["accuracy"]["score"] == 0.75 and found["f1"]["score"] == pytest.approx(0.8)
-    assert found["matthews"]["score"] == pytest.approx(1 / 3**0.5) and found["f1"]["accuracy"] == 0.75
+    assert (
+        found["matthews"]["score"] == pytest.approx(1 / 3**0.5) and found["f1"]["accuracy"] == 0.75
+    )
     assert "accuracy" not in found["spearman"]
     with pytest.raises(ValueError, match="bleu"):
         evaluate.score({"label": label, "prediction": prediction, "_metric": np.array("bleu")})
@@ -628,7 +647,9 @@ def test_scores_are_the_tasks_own():
 
 def test_a_degenerate_run_is_counted_and_scores_no_correlation():
     label = np.array([0, 1, 1, 0])
-    found = evaluate.score({"label": label, "prediction": np.ones(4, int), "_metric": np.array("matthews")})
+    found = evaluate.score(
+        {"label": label, "prediction": np.ones(4, int), "_metric": np.array("matthews")}
+    )
     assert found["score"] == 0.0 and found["degenerate"] == 1.0
     found = evaluate.score(
         {"label": np.arange(4.0), "prediction": np.ones(4), "_metric": np.array("spearman")}
@@ -646,7 +667,8 @@ def test_every_arm_of_the_protocol_is_accepted(scale):
 
 
 @pytest.mark.parametrize(
-    "arm, task", [("mixup", "stsb"), ("official", "mrpc"), ("mixup", "mnli_300"), ("kavg", "rte_roberta")]
+    "arm, task",
+    [("mixup", "stsb"), ("official", "mrpc"), ("mixup", "mnli_300"), ("kavg", "rte_roberta")],
 )
 def test_a_rehearsal_trains_the_papers_protocol(tmp_path, arm, task):
     paper = protocol.Protocol(Path(train.__file__).parent)

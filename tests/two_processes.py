@@ -43,9 +43,14 @@ def main(out: str) -> None:
         for p in net.parameters():
             p.copy_(torch.randn(p.shape, generator=g, dtype=torch.float64) / 2)
     wrapped = accelerator.prepare(net)
-    net = accelerator.unwrap_model(wrapped)  # inside the wrapper: its reducer knows nothing of hypergradients
+    net = accelerator.unwrap_model(
+        wrapped
+    )  # inside the wrapper: its reducer knows nothing of hypergradients
     theta, gate = list(net.parameters()), torch.ones(7, dtype=torch.float64, requires_grad=True)
-    x, y = torch.randn(2, 8, 5, generator=g, dtype=torch.float64), torch.randint(0, 3, (2, 8), generator=g)
+    x, y = (
+        torch.randn(2, 8, 5, generator=g, dtype=torch.float64),
+        torch.randint(0, 3, (2, 8), generator=g),
+    )
     share = slice(accelerator.process_index, None, accelerator.num_processes)
 
     def loss(which):
@@ -54,7 +59,9 @@ def main(out: str) -> None:
 
     inputs = (lambda: loss(1), lambda: loss(0), theta, [gate], 0.2)
     results = {str(m): hypergrad(*inputs, m).grads for m in METHODS}
-    results["level"] = through_level(inputs[1], theta, [gate], [torch.ones_like(p) for p in theta], 0.2)
+    results["level"] = through_level(
+        inputs[1], theta, [gate], [torch.ones_like(p) for p in theta], 0.2
+    )
     levels = [Level(inputs[1], theta[:2], 0.2, OneStep()), Level(inputs[1], theta[2:], 0.2)]
     results["chain"] = chain(inputs[0], levels, [gate]).grads
     wrapped(x[0]).sum().backward()  # the wrapper still works

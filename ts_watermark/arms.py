@@ -12,7 +12,12 @@ from shared import protocol, runs
 from ts_watermark import attacks, baselines, data, evaluate, models
 from ts_watermark.detect import Detector
 from ts_watermark.generate import encoded, generate, hash_key, judged, passages_of
-from ts_watermark.watermark import ConvertedLogitsProcessor, Converter, Watermark, WatermarkLogitsProcessor
+from ts_watermark.watermark import (
+    ConvertedLogitsProcessor,
+    Converter,
+    Watermark,
+    WatermarkLogitsProcessor,
+)
 
 
 def init_values(name: str) -> tuple[float, float]:
@@ -37,7 +42,10 @@ def family(config, vocab_size: int) -> dict[str, Watermark]:
     folders = sorted((source / ("start" if config.family == "start" else "export")).iterdir())
     found = {f.name: replace(Watermark.load(f), vocab_size=vocab_size) for f in folders}
     if config.family == "permuted":
-        found = {n: baselines.permuted(w, runs.stream(config.seed, "permutation")) for n, w in found.items()}
+        found = {
+            n: baselines.permuted(w, runs.stream(config.seed, "permutation"))
+            for n, w in found.items()
+        }
     if config.family == "matched":
         found = {
             n: baselines.constant_like(w, w.about["mean_gamma"], w.about["mean_delta"])
@@ -65,7 +73,10 @@ def evaluate_arm(config, run: runs.Run, device) -> None:
 
     def save() -> dict:
         return {
-            "columns": {k: [torch.from_numpy(np.ascontiguousarray(c)) for c in v] for k, v in columns.items()}
+            "columns": {
+                k: [torch.from_numpy(np.ascontiguousarray(c)) for c in v]
+                for k, v in columns.items()
+            }
         }
 
     names = list(watermarks)
@@ -127,7 +138,9 @@ def mean_entropy(config, base: models.Base) -> float:
     return float(torch.cat(baselines.entropies(base.model, human.prompts, human.human)).nanmean())
 
 
-def scores_of(config, base, watermark, converter, threshold, test, null, texts) -> dict[str, np.ndarray]:
+def scores_of(
+    config, base, watermark, converter, threshold, test, null, texts
+) -> dict[str, np.ndarray]:
     """One number per test item for each measurement of one watermark's texts (n, T)."""
     detector = Detector(watermark, base.codec, base.model.device, converter)
     decoded = base.codec.decode_all(texts.numpy())

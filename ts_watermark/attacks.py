@@ -57,7 +57,9 @@ class Dipper:
         for start in range(0, len(sentences), self.sentences):
             part = " ".join(sentences[start : start + self.sentences])
             query = f"{self.control} {context} <sent> {part} </sent>"
-            batch = self.tokenizer([query], return_tensors="pt", truncation=True, max_length=max_length)
+            batch = self.tokenizer(
+                [query], return_tensors="pt", truncation=True, max_length=max_length
+            )
             out = self.model.generate(**batch.to(self.model.device), do_sample=True, top_p=0.75, top_k=None,
                                       max_length=max_length)  # fmt: skip
             paraphrase = self.tokenizer.batch_decode(out, skip_special_tokens=True)[0]

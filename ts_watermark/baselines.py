@@ -11,9 +11,7 @@ from ts_watermark.method import SoftText, detection_loss
 from ts_watermark.official import WEIGHTED_SUM_FACTOR
 from ts_watermark.watermark import Watermark, WatermarkLogitsProcessor
 
-SWEET_ENTROPY = (
-    2.33  # mean entropy (nats) of human text under OPT-1.3B; other models: measured on validation text
-)
+SWEET_ENTROPY = 2.33  # mean entropy (nats) of human text under OPT-1.3B; other models: measured on validation text
 
 
 def kgw(gamma: float, delta: float, vocab_size: int, **settings) -> Watermark:
@@ -25,7 +23,9 @@ def kgw(gamma: float, delta: float, vocab_size: int, **settings) -> Watermark:
 def permuted(watermark: Watermark, generator: torch.Generator) -> Watermark:
     """Control: the same pairs (gamma, delta), given to other tokens. Same marginals, no token specificity."""
     order = torch.randperm(len(watermark.gamma), generator=generator)
-    return replace(watermark, gamma=watermark.gamma[order], delta=watermark.delta[order], networks={})
+    return replace(
+        watermark, gamma=watermark.gamma[order], delta=watermark.delta[order], networks={}
+    )
 
 
 def constant_like(watermark: Watermark, gamma: float, delta: float) -> Watermark:
@@ -34,7 +34,9 @@ def constant_like(watermark: Watermark, gamma: float, delta: float) -> Watermark
     return replace(watermark, gamma=gamma * ones, delta=delta * ones, networks={})
 
 
-def weighted_sum_loss(text: SoftText, loss_S: Tensor, factor: float = WEIGHTED_SUM_FACTOR) -> Tensor:
+def weighted_sum_loss(
+    text: SoftText, loss_S: Tensor, factor: float = WEIGHTED_SUM_FACTOR
+) -> Tensor:
     """The scalarised objective of Figure 9: 4e-4 (-zhat) + L_S, one backward pass."""
     return factor * detection_loss(text) + loss_S
 
@@ -48,7 +50,9 @@ def entropy(logits: Tensor) -> Tensor:
 class SweetLogitsProcessor(WatermarkLogitsProcessor):
     """SWEET: KGW only where the next token is uncertain, i.e. its entropy exceeds a threshold."""
 
-    def __init__(self, watermark: Watermark, threshold: float, device="cpu", max_bytes: int = 2**28):
+    def __init__(
+        self, watermark: Watermark, threshold: float, device="cpu", max_bytes: int = 2**28
+    ):
         super().__init__(watermark, device, max_bytes)
         self.threshold = threshold
 
@@ -67,7 +71,8 @@ def entropies(model, prompts, texts, batch: int = 32) -> list[Tensor]:
     found = []
     for start in range(0, len(texts), batch):
         rows = [
-            list(p) + list(t) for p, t in zip(prompts[start : start + batch], texts[start : start + batch])
+            list(p) + list(t)
+            for p, t in zip(prompts[start : start + batch], texts[start : start + batch])
         ]
         width = max(map(len, rows))
         ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -75,12 +80,16 @@ def entropies(model, prompts, texts, batch: int = 32) -> list[Tensor]:
         for i, row in enumerate(rows):  # left padding
             ids[i, width - len(row) :], mask[i, width - len(row) :] = torch.tensor(row), 1
         keep = max(len(t) for t in texts[start : start + batch]) + 1
-        logits = model(ids.to(model.device), attention_mask=mask.to(model.device), logits_to_keep=keep).logits
+        logits = model(
+            ids.to(model.device), attention_mask=mask.to(model.device), logits_to_keep=keep
+        ).logits
         values = entropy(logits).cpu()
         for i, (row, text) in enumerate(zip(rows, texts[start : start + batch])):
             own = values[i, -len(text) - 1 : -1]
             missing = len(text) - min(len(own), len(row) - 1)
             found.append(
-                torch.cat([own.new_full((missing,), float("nan")), own[len(own) - len(text) + missing :]])
+                torch.cat(
+                    [own.new_full((missing,), float("nan")), own[len(own) - len(text) + missing :]]
+                )
             )
     return found

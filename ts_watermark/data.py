@@ -21,7 +21,9 @@ from shared import bundled, sources
 from shared.protocol import BadInput
 
 C4, C4_HUB = "c4/realnewslike", sources.Hub("allenai/c4", "realnewslike")
-KNOWN_SHARE = 0.5  # a text with fewer of its word pieces in the vocabulary is in another language or script
+KNOWN_SHARE = (
+    0.5  # a text with fewer of its word pieces in the vocabulary is in another language or script
+)
 
 
 # ---- vocabularies ----------------------------------------------------------------------------------------------
@@ -48,7 +50,9 @@ class Codec:
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
         rows = (
-            self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+            self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+            if texts
+            else []
         )
         if self.keep is None:
             return rows
@@ -75,7 +79,9 @@ class Codec:
         """Printable text of each token."""
         there = np.asarray(ids) if self.keep is None else self.keep.numpy()[np.asarray(ids)]
         words = self.tokenizer.convert_ids_to_tokens(there.tolist())
-        if any(w.startswith(("Ġ", "▁")) for w in words):  # byte-level or sentence pieces mark the space
+        if any(
+            w.startswith(("Ġ", "▁")) for w in words
+        ):  # byte-level or sentence pieces mark the space
             return [w.replace("Ġ", " ").replace("▁", " ").replace("Ċ", "\n") for w in words]
         return [w.removeprefix("##") if w.startswith("##") else f" {w}" for w in words]
 
@@ -184,7 +190,9 @@ def c4(part: str, root: Path | None = None) -> Iterator[str]:
     if isinstance(place, Path):
         files = sorted(place.glob(f"c4-{part}.*.json.gz"))
         if not files:
-            raise sources.MissingInput(f"{place} has no c4-{part}.*.json.gz; fetch them from allenai/c4")
+            raise sources.MissingInput(
+                f"{place} has no c4-{part}.*.json.gz; fetch them from allenai/c4"
+            )
         for file in files:
             sources.note(f"{C4}/{file.name}", file)
             with gzip.open(file, "rt", encoding="utf-8") as lines:
@@ -192,7 +200,9 @@ def c4(part: str, root: Path | None = None) -> Iterator[str]:
                     try:
                         yield json.loads(line)["text"]
                     except (ValueError, KeyError, TypeError) as error:
-                        raise BadInput(f"{file}, line {number}: not a JSON object with 'text'") from error
+                        raise BadInput(
+                            f"{file}, line {number}: not a JSON object with 'text'"
+                        ) from error
         return
     import datasets
 
@@ -214,10 +224,16 @@ def sample(task: str, n: int, stream: torch.Generator, root: Path, words: int = 
     for part in ("train", "validation"):
         folder = root / C4
         folder.mkdir(parents=True, exist_ok=True)
-        with gzip.open(folder / f"c4-{part}.00000-of-00001.json.gz", "wt", encoding="utf-8") as file:
+        with gzip.open(
+            folder / f"c4-{part}.00000-of-00001.json.gz", "wt", encoding="utf-8"
+        ) as file:
             for i in range(n):
-                chosen = torch.multinomial(weight, words, replacement=True, generator=stream).tolist()
-                sentences = [" ".join(lexicon[w] for w in chosen[k : k + 9]) for k in range(0, words, 9)]
+                chosen = torch.multinomial(
+                    weight, words, replacement=True, generator=stream
+                ).tolist()
+                sentences = [
+                    " ".join(lexicon[w] for w in chosen[k : k + 9]) for k in range(0, words, 9)
+                ]
                 text = ". ".join(s.capitalize() for s in sentences) + "."
                 row = {
                     "text": text,

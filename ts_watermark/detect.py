@@ -57,7 +57,9 @@ class Detector:
     converter: for text of another vocabulary's model (3.9).
     """
 
-    def __init__(self, watermark: Watermark, codec=None, device="cpu", converter: Converter | None = None):
+    def __init__(
+        self, watermark: Watermark, codec=None, device="cpu", converter: Converter | None = None
+    ):
         self.watermark, self.codec, self.converter = watermark, codec, converter
         self.lists = watermark.green_lists(device)
         self.gamma = watermark.gamma.double().numpy()
@@ -73,15 +75,21 @@ class Detector:
         """(n,) ids, special tokens removed; ValueError for a text that cannot be scored."""
         if isinstance(text_or_ids, str):
             if not text_or_ids.strip():
-                raise ValueError("the text is empty; at least 2 tokens are needed (the first is not scored)")
+                raise ValueError(
+                    "the text is empty; at least 2 tokens are needed (the first is not scored)"
+                )
             if self.codec is None:
-                raise ValueError("this watermark folder has no tokenizer/: give token ids instead of text")
+                raise ValueError(
+                    "this watermark folder has no tokenizer/: give token ids instead of text"
+                )
             ids = self.codec.encode(text_or_ids)
         else:
             ids = text_or_ids
         special = getattr(self.codec, "bos", None)
         ids = checked_ids(ids, self.watermark.vocab_size)
-        if special is not None and ids[0] == special:  # a leading BOS is the tokenizer's, not the model's
+        if (
+            special is not None and ids[0] == special
+        ):  # a leading BOS is the tokenizer's, not the model's
             ids = checked_ids(ids[1:], self.watermark.vocab_size)
         return ids
 
@@ -90,7 +98,9 @@ class Detector:
         if self.converter is None:
             previous = ids[:-1]
         else:
-            previous = np.array([self.converter(ids[max(0, t - 5) : t].tolist()) for t in range(1, len(ids))])
+            previous = np.array(
+                [self.converter(ids[max(0, t - 5) : t].tolist()) for t in range(1, len(ids))]
+            )
         counted = previous >= 0
         if unique_bigrams:
             pairs = np.stack([previous, ids[1:]], axis=1)
@@ -148,11 +158,17 @@ class Detector:
             raise ValueError("no position of this text can be scored: no token of it converts")
         length = len(ids) if window is None or len(ids) <= window else window
         if length < 2:
-            raise ValueError(f"window={window}: at least 2 tokens are needed (the first is not scored)")
+            raise ValueError(
+                f"window={window}: at least 2 tokens are needed (the first is not scored)"
+            )
         starts = np.arange(0, len(ids) - length + 1, stride)
         total = lambda x: np.concatenate([[0.0], np.cumsum(np.where(counted, x, 0.0))])  # noqa: E731
         span = lambda c: c[starts + length - 1] - c[starts]  # noqa: E731  window s scores pairs s .. s+length-2
-        greens, means, variances = span(total(green)), span(total(gamma)), span(total(gamma * (1 - gamma)))
+        greens, means, variances = (
+            span(total(green)),
+            span(total(gamma)),
+            span(total(gamma * (1 - gamma))),
+        )
         with np.errstate(invalid="ignore", divide="ignore"):
             z = np.where(variances > 1e-12, (greens - means) / np.sqrt(variances), -np.inf)
         best = int(z.argmax())
@@ -183,7 +199,9 @@ point at a token to see its list's share gamma.</p><p>{tokens}</p></html>
 
 def to_html(detection: Detection, pieces: list[str]) -> str:
     """One page, no script, no outside file. pieces: (n,) printable text of each token."""
-    spans = [f'<span class="t s" title="the first token has no list">{html.escape(pieces[0])}</span>']
+    spans = [
+        f'<span class="t s" title="the first token has no list">{html.escape(pieces[0])}</span>'
+    ]
     for t, piece in enumerate(pieces[1:]):
         kind = "g" if detection.green[t] else "r"
         word = "green" if detection.green[t] else "red"
@@ -212,7 +230,9 @@ def main() -> None:
     parser.add_argument("--generators", type=Path, required=True, help="folder of the watermark")
     parser.add_argument("--html", type=Path, help="write the coloured text here")
     parser.add_argument("--window", type=int, help="largest z over windows of so many tokens")
-    parser.add_argument("--unique-bigrams", action="store_true", help="count each pair of tokens once")
+    parser.add_argument(
+        "--unique-bigrams", action="store_true", help="count each pair of tokens once"
+    )
     given = parser.parse_args()
     try:
         detector = Detector.load(given.generators)

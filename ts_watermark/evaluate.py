@@ -16,7 +16,19 @@ from pathlib import Path
 import numpy as np
 
 WORD_CLASSES = {
-    "determiner": {"a", "an", "the", "this", "that", "these", "those", "each", "every", "any", "some"},
+    "determiner": {
+        "a",
+        "an",
+        "the",
+        "this",
+        "that",
+        "these",
+        "those",
+        "each",
+        "every",
+        "any",
+        "some",
+    },
     "punctuation": {".", ",", ";", ":", "!", "?", ")"},
 }  # where Figure 4 finds small and large delta
 
@@ -43,7 +55,9 @@ def threshold_at(human: np.ndarray, fpr: float) -> float:
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
     """Probability that a watermarked z exceeds a human one, ties counted half."""
     negative = np.sort(negative)
-    below = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
+    below = np.searchsorted(negative, positive, "left") + np.searchsorted(
+        negative, positive, "right"
+    )
     return float(below.mean() / 2 / len(negative))
 
 
@@ -60,7 +74,11 @@ def score(predictions: Predictions) -> dict[str, float]:
     """Metrics per strength, `<metric>@<gamma>_<delta>`: z, cosine, ppl, auroc, tpr0, tpr1, tpr_analytic (z > 2.326),
     f1, mean_gamma, mean_delta, null moments, and the same after attacks."""
     found: dict[str, float] = {}
-    p = {k: np.asarray(v, dtype=float) for k, v in predictions.items() if k not in ("id", "_strengths")}
+    p = {
+        k: np.asarray(v, dtype=float)
+        for k, v in predictions.items()
+        if k not in ("id", "_strengths")
+    }
     enough = len(p["z"]) >= 100
     for k, name in enumerate(map(str, predictions["_strengths"])):
         z, human = p["z"][:, k], p["z_human"][:, k]
@@ -73,7 +91,9 @@ def score(predictions: Predictions) -> dict[str, float]:
         for key in ("gamma_mean", "delta_mean"):
             if key in p:
                 found[f"{key}@{name}"] = p[key][:, k].mean()
-        attacks = [c[2:] for c in p if c.startswith("z_") and not c.endswith("human") and "null" not in c]
+        attacks = [
+            c[2:] for c in p if c.startswith("z_") and not c.endswith("human") and "null" not in c
+        ]
         for label in ["", *attacks]:
             own = p[f"z_{label}" if label else "z"][:, k]
             reference = p.get(f"z_{label}_human", p["z_human"])[:, k] if label else human
@@ -108,7 +128,9 @@ def gap_at_equal_z(method: Predictions, sweep: Predictions, value: str, z: str =
     """Mean over the method's strengths of value(method) - value(sweep at the method's mean z)."""
     own = method[value].mean(0, dtype=float)
     there = interpolated(
-        method["z"].mean(0, dtype=float), sweep[z].mean(0, dtype=float), sweep[value].mean(0, dtype=float)
+        method["z"].mean(0, dtype=float),
+        sweep[z].mean(0, dtype=float),
+        sweep[value].mean(0, dtype=float),
     )
     return float((own - there).mean())
 
@@ -148,7 +170,9 @@ def frontier_dominance(predictions: dict[str, Predictions]) -> float:
     """Smaller of the two gains of the first arm over the second, strength by strength, in units of their scale:
     cosine / 0.01 and z / 0.1. Positive only if both objectives improve."""
     method, start = two(predictions)
-    cosine = (method["cosine"].mean(0, dtype=float) - start["cosine"].mean(0, dtype=float)).mean() / 0.01
+    cosine = (
+        method["cosine"].mean(0, dtype=float) - start["cosine"].mean(0, dtype=float)
+    ).mean() / 0.01
     z = (method["z"].mean(0, dtype=float) - start["z"].mean(0, dtype=float)).mean() / 0.1
     return float(min(cosine, z))
 
@@ -174,7 +198,8 @@ def punctuation_over_determiners(predictions: dict[str, Predictions]) -> float:
     """Mean delta at punctuation minus at determiners, over generated tokens, mean over strengths."""
     p = next(iter(predictions.values()))
     mean = {
-        c: p[f"delta_sum_{c}"].sum(0, dtype=float) / np.maximum(p[f"count_{c}"].sum(0, dtype=float), 1)
+        c: p[f"delta_sum_{c}"].sum(0, dtype=float)
+        / np.maximum(p[f"count_{c}"].sum(0, dtype=float), 1)
         for c in WORD_CLASSES
     }
     return float((mean["punctuation"] - mean["determiner"]).mean())

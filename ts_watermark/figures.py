@@ -70,7 +70,9 @@ def mean_interval(values: list[float]) -> tuple[float, float]:
 
 def curve(axis, of_arm: dict, x: str, y: str, arm: str, **more) -> None:
     """One arm's points, joined in the order of x, with intervals over seeds on both axes."""
-    rows = [(*mean_interval(m[x]), *mean_interval(m[y])) for m in of_arm.values() if x in m and y in m]
+    rows = [
+        (*mean_interval(m[x]), *mean_interval(m[y])) for m in of_arm.values() if x in m and y in m
+    ]
     if rows:
         xs, xe, ys, ye = zip(*sorted(rows))
         axis.errorbar(xs, ys, xerr=xe, yerr=ye, marker=MARKERS[arm], markersize=4, elinewidth=0.7,
@@ -81,7 +83,9 @@ def legend_below(figure, axis) -> None:
     """Outside of the axes, where it covers no point and no interval."""
     handles, labels = axis.get_legend_handles_labels()
     figure.tight_layout()
-    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(3, len(labels)))
+    figure.legend(
+        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(3, len(labels))
+    )
 
 
 def frontier(points: dict, task: str) -> tuple | None:
@@ -111,7 +115,10 @@ def reported() -> dict[str, dict]:
 
     path = Path(__file__).with_name("reported.yaml")
     text = path.read_text() if path.exists() else "entries: []"
-    return {e["id"]: e for e in yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["entries"]}
+    return {
+        e["id"]: e
+        for e in yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["entries"]
+    }
 
 
 def reported_points(prefix: str, arm: str, x: str, y: str) -> list[tuple[float, float, bool]]:
@@ -129,7 +136,9 @@ def reported_points(prefix: str, arm: str, x: str, y: str) -> list[tuple[float, 
             continue
         stem = name.removesuffix(last["y"])
         place = entries.get(stem + last["x"])
-        if place is None and "copy_paste" in prefix:  # its similarity axis is that of the unattacked text
+        if (
+            place is None and "copy_paste" in prefix
+        ):  # its similarity axis is that of the unattacked text
             plain = stem.replace("copy_paste_1.", "").replace("copy_paste_3.", "")
             place = entries.get(f"{plain}setting_2.simcse")
         if place is not None and entry["value"] is not None:
@@ -152,7 +161,10 @@ def paper_figure(name: str, points: dict) -> tuple | None:
             for px, py, derived in reported_points(prefix, arm, x, y):
                 axis.plot(px, py, MARKERS[arm], color=colour, alpha=0.55, markersize=5,
                           markerfacecolor="none" if derived else colour)  # fmt: skip
-        axis.set(xlabel="similarity", title="TPR at 0 % FPR" if y.startswith("tpr0") else "TPR at 1 % FPR")
+        axis.set(
+            xlabel="similarity",
+            title="TPR at 0 % FPR" if y.startswith("tpr0") else "TPR at 1 % FPR",
+        )
     axes[0].set_ylabel("true positive rate")
     legend_below(figure, axes[0])
     return (name, f"{name.replace('-', ' ').capitalize()} of the paper: our points joined, with intervals over seeds; reported "
@@ -170,7 +182,9 @@ def robustness(points: dict, task: str) -> tuple | None:
     ]
     if not attacks:
         return None
-    figure, axes = plt.subplots(1, len(attacks), figsize=(2.5 * len(attacks) + 0.6, 2.8), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(attacks), figsize=(2.5 * len(attacks) + 0.6, 2.8), squeeze=False
+    )
     for axis, attack in zip(axes[0], attacks):
         for arm in ("ts", "kgw"):
             curve(axis, points.get((task, arm), {}), "z", f"z_{attack}", arm)
@@ -199,13 +213,23 @@ def null_distribution(run_dirs: dict) -> tuple | None:
     lines = []
     for arm, parts in found.items():
         z = np.concatenate(parts)
-        axis.plot(stats.norm.ppf(share), np.quantile(z, share), MARKERS[arm], markersize=3, label=LABELS[arm])
+        axis.plot(
+            stats.norm.ppf(share),
+            np.quantile(z, share),
+            MARKERS[arm],
+            markersize=3,
+            label=LABELS[arm],
+        )
         lines.append(
             f"{LABELS[arm]}: n = {len(z)}, mean {z.mean():+.3f}, sd {z.std(ddof=1):.3f}, above 2.326: {(z > 2.326).mean():.2%}"
         )
     ends = np.array([-3.2, 3.2])
     axis.plot(ends, ends, color="0.6", linewidth=0.8)
-    axis.set(xlabel="standard normal quantile", ylabel="quantile of z, human text", title="Null distribution")
+    axis.set(
+        xlabel="standard normal quantile",
+        ylabel="quantile of z, human text",
+        title="Null distribution",
+    )
     axis.legend()
     return ("null", "z of human text against the normal distribution that its p-values assume. " + "; ".join(lines) + ".",
             "Quantiles of z on human text against normal quantiles.", figure)  # fmt: skip
@@ -239,7 +263,9 @@ def tokens(run_dirs: dict) -> tuple | None:
     for axis, values, name in zip(
         axes, (watermark.gamma.numpy(), watermark.delta.numpy()), ("gamma", "delta")
     ):
-        axis.scatter(counts[used], values[used], s=3, color="0.6", rasterized=True, label="other tokens")
+        axis.scatter(
+            counts[used], values[used], s=3, color="0.6", rasterized=True, label="other tokens"
+        )
         for k, (kind, members) in enumerate(WORD_CLASSES.items()):
             own = used[np.isin(words[used], sorted(members))]
             axis.scatter(counts[own], values[own], s=16, color=f"C{k}", label=kind)

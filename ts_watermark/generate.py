@@ -16,7 +16,9 @@ from ts_watermark import data, method, models
 
 
 def passages_of(config, part: str) -> data.Passages:
-    return data.Passages(**json.loads((Path(config.uses["base"]) / "passages.json").read_text())[part])
+    return data.Passages(
+        **json.loads((Path(config.uses["base"]) / "passages.json").read_text())[part]
+    )
 
 
 def hash_key(config) -> int:
@@ -61,7 +63,10 @@ def encoded(config, base: models.Base, prompts, texts, batch: int = 50) -> torch
                                                     base.pooling) for r in rows])  # fmt: skip
     ids = torch.tensor(rows, device=base.sim.device).clamp(max=len(base.sim) - 1)
     return torch.cat(
-        [method.sentence_embedding(base.encoder, base.sim[part], base.pooling) for part in ids.split(batch)]
+        [
+            method.sentence_embedding(base.encoder, base.sim[part], base.pooling)
+            for part in ids.split(batch)
+        ]
     )
 
 
@@ -72,7 +77,10 @@ def judged(config, base, prompts, texts, batch: int = 20) -> np.ndarray:
         return np.zeros(len(texts))
     values = []
     for start in range(0, len(texts), batch):
-        rows = [p + t.tolist() for p, t in zip(prompts[start : start + batch], texts[start : start + batch])]
+        rows = [
+            p + t.tolist()
+            for p, t in zip(prompts[start : start + batch], texts[start : start + batch])
+        ]
         fed = left_padded(rows, base.judge.device)
         T = texts.shape[1]
         logits = base.judge(**fed, logits_to_keep=T).logits[:, :-1].float()  # predict tokens 2..T

@@ -76,7 +76,9 @@ def shuffle_ties(order: np.ndarray, keys: np.ndarray, seed: int) -> None:
         words = philox(
             seed & LOW32, (seed >> 32) & LOW32, np.ones(1, np.uint64), np.array([start], np.uint64)
         )
-        for turn, last in enumerate(range(size - 1, 0, -1)):  # Fisher-Yates; more than five equal keys: never
+        for turn, last in enumerate(
+            range(size - 1, 0, -1)
+        ):  # Fisher-Yates; more than five equal keys: never
             other = int(words[turn % 4][0]) % (last + 1)
             order[[start + last, start + other]] = order[[start + other, start + last]]
 
@@ -93,16 +95,22 @@ def permutation_of(
         raise ValueError(f"permutation={permutation!r}: choose one of {', '.join(PERMUTATIONS)}")
     # Key above, index below in one word: a plain sort is then the stable one, and several times faster.
     shift = np.uint64(max(1, (vocab_size - 1).bit_length()))
-    packed = np.sort((sort_keys(seed, vocab_size) << shift) | np.arange(vocab_size, dtype=np.uint64))
+    packed = np.sort(
+        (sort_keys(seed, vocab_size) << shift) | np.arange(vocab_size, dtype=np.uint64)
+    )
     order = (packed & np.uint64((1 << int(shift)) - 1)).astype(np.int64)
     shuffle_ties(order, packed >> shift, seed)
     return order
 
 
-def ranks_in(token: int, candidates: np.ndarray, vocab_size: int, key: int, permutation: str) -> np.ndarray:
+def ranks_in(
+    token: int, candidates: np.ndarray, vocab_size: int, key: int, permutation: str
+) -> np.ndarray:
     """Place of each candidate in the permutation of `token`: green if smaller than the list size. (m,) -> (m,)"""
     distinct, inverse = np.unique(candidates, return_inverse=True)
-    if permutation == "philox_cuda" and len(distinct) <= 16:  # counting smaller keys is cheaper than a sort
+    if (
+        permutation == "philox_cuda" and len(distinct) <= 16
+    ):  # counting smaller keys is cheaper than a sort
         keys = sort_keys(key * int(token), vocab_size)
         below = np.array([np.count_nonzero(keys < k) for k in keys[distinct]])
         up_to = np.array([np.count_nonzero(keys <= k) for k in keys[distinct]])
@@ -124,7 +132,9 @@ def list_sizes(gammas: torch.Tensor, vocab_size: int, size_rounding: str = "floo
         raise ValueError(f"size_rounding={size_rounding!r}: choose one of {', '.join(ROUNDINGS)}")
     product = gammas.half().float() * vocab_size
     if product.numel() and product.max() > 65504:
-        raise ValueError(f"size_rounding='fp16': a list of {product.max():.0f} overflows fp16; use 'floor'")
+        raise ValueError(
+            f"size_rounding='fp16': a list of {product.max():.0f} overflows fp16; use 'floor'"
+        )
     return product.half().long()
 
 
@@ -139,10 +149,19 @@ class GreenLists:
     text soon hits it every time. `max_bytes` bounds the table (at V = 50272 the default holds 5,339 lists).
     """
 
-    def __init__(self, sizes, vocab_size, key=KEY, permutation="philox_cuda", device="cpu", max_bytes=2**28):
+    def __init__(
+        self, sizes, vocab_size, key=KEY, permutation="philox_cuda", device="cpu", max_bytes=2**28
+    ):
         if permutation not in PERMUTATIONS:
-            raise ValueError(f"permutation={permutation!r}: choose one of {', '.join(PERMUTATIONS)}")
-        self.sizes, self.vocab_size, self.key, self.permutation = sizes.cpu(), vocab_size, key, permutation
+            raise ValueError(
+                f"permutation={permutation!r}: choose one of {', '.join(PERMUTATIONS)}"
+            )
+        self.sizes, self.vocab_size, self.key, self.permutation = (
+            sizes.cpu(),
+            vocab_size,
+            key,
+            permutation,
+        )
         self.device = torch.device(device)
         slots = max(1, min(len(sizes), max_bytes // vocab_size))
         self.table = torch.zeros(slots, vocab_size, dtype=torch.bool, device=self.device)
@@ -158,7 +177,9 @@ class GreenLists:
             missing = previous[slots < 0].unique()
             distinct = previous.unique()
             if len(distinct) > len(self.table):  # a batch larger than the cache: no use storing it
-                return self.compute(distinct)[torch.searchsorted(distinct, previous).to(self.device)]
+                return self.compute(distinct)[
+                    torch.searchsorted(distinct, previous).to(self.device)
+                ]
             self.store(missing, keep=distinct)
             slots = self.slot_of[previous]
         return self.table[slots.to(self.device)]
@@ -194,7 +215,9 @@ class GreenLists:
         w0, w1, _, _ = philox(seed & LOW32, (seed >> 32) & LOW32, counter, index)
         keys = ((w0 << 32) | w1) & ((1 << key_bits(n)) - 1)
         order = keys.argsort(dim=1, stable=True)
-        inside = torch.arange(n, device=self.device)[None] < self.sizes[tokens].to(self.device)[:, None]
+        inside = (
+            torch.arange(n, device=self.device)[None] < self.sizes[tokens].to(self.device)[:, None]
+        )
         return torch.zeros_like(inside).scatter_(1, order, inside)
 
 
@@ -223,14 +246,18 @@ def checked_ids(token_ids, vocab_size: int, at_least: int = 2) -> np.ndarray:
     """token_ids as (n,) int64, or a ValueError that says what is wrong with them."""
     ids = np.asarray(token_ids.cpu() if isinstance(token_ids, torch.Tensor) else token_ids)
     if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
-        raise ValueError(f"token_ids: expected one flat list of integers, got shape {ids.shape}, {ids.dtype}")
+        raise ValueError(
+            f"token_ids: expected one flat list of integers, got shape {ids.shape}, {ids.dtype}"
+        )
     if len(ids) < at_least:
         raise ValueError(
             f"the text has {len(ids)} token(s); at least {at_least} are needed (the first is not scored)"
         )
     if ids.min() < 0 or ids.max() >= vocab_size:
         bad = int(ids.min() if ids.min() < 0 else ids.max())
-        raise ValueError(f"token id {bad} is outside 0..{vocab_size - 1}: the text is in another vocabulary?")
+        raise ValueError(
+            f"token id {bad} is outside 0..{vocab_size - 1}: the text is in another vocabulary?"
+        )
     return ids.astype(np.int64)
 
 
@@ -259,13 +286,19 @@ def z_scores(
     """
     texts = [checked_ids(ids, vocab_size) for ids in texts]
     rows = [checked_gammas(g, len(ids)) for g, ids in zip(gammas, texts, strict=True)]
-    previous, following = np.concatenate([t[:-1] for t in texts]), np.concatenate([t[1:] for t in texts])
+    previous, following = (
+        np.concatenate([t[:-1] for t in texts]),
+        np.concatenate([t[1:] for t in texts]),
+    )
     ranks = np.empty(len(previous), np.int64)
     order = np.argsort(previous, kind="stable")
     tokens, starts = np.unique(previous[order], return_index=True)
     for token, where in zip(tokens, np.split(order, starts[1:])):
         ranks[where] = ranks_in(token, following[where], vocab_size, key, permutation)
-    green = ranks < list_sizes(torch.from_numpy(np.concatenate(rows)), vocab_size, size_rounding).numpy()
+    green = (
+        ranks
+        < list_sizes(torch.from_numpy(np.concatenate(rows)), vocab_size, size_rounding).numpy()
+    )
     scores = []
     for flags, gamma in zip(np.split(green, np.cumsum([len(r) for r in rows])[:-1]), rows):
         z = z_from_counts(flags.sum(), gamma.sum(), (gamma * (1 - gamma)).sum())
@@ -275,7 +308,9 @@ def z_scores(
 
 def checked_gammas(gammas, n: int) -> np.ndarray:
     """(n-1,) float64, one share per scored token."""
-    values = np.asarray(gammas.cpu() if isinstance(gammas, torch.Tensor) else gammas, dtype=np.float64)
+    values = np.asarray(
+        gammas.cpu() if isinstance(gammas, torch.Tensor) else gammas, dtype=np.float64
+    )
     if values.ndim == 0:
         values = np.full(n - 1, float(values))
     elif values.ndim != 1 or len(values) not in (n, n - 1):
@@ -284,5 +319,7 @@ def checked_gammas(gammas, n: int) -> np.ndarray:
         )
     values = values[: n - 1]
     if not ((values > 0) & (values < 1)).all():  # also refuses nan
-        raise ValueError(f"gamma must lie inside (0, 1), got {values[~((values > 0) & (values < 1))][0]}")
+        raise ValueError(
+            f"gamma must lie inside (0, 1), got {values[~((values > 0) & (values < 1))][0]}"
+        )
     return values

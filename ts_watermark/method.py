@@ -21,7 +21,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ts_watermark.hashing import KEY, GreenLists, Score, list_sizes, permutation_of, z_score, z_scores
+from ts_watermark.hashing import (
+    KEY,
+    GreenLists,
+    Score,
+    list_sizes,
+    permutation_of,
+    z_score,
+    z_scores,
+)
 
 __all__ = ["KEY", "Generators", "GreenLists", "Score", "SoftText", "detection_loss", "list_sizes", "mgda_weight",
            "permutation_of", "relaxed_green_mask", "relaxed_z", "semantic_loss", "sentence_embedding", "soft_decode",
@@ -40,10 +48,14 @@ class Generators(nn.Module):
     already differ between tokens at step 0; `zero_last_layer` starts from exact KGW instead.
     """
 
-    def __init__(self, d: int, hidden=(64,), gamma0=0.25, delta0=1.75, zero_last_layer=False, generator=None):
+    def __init__(
+        self, d: int, hidden=(64,), gamma0=0.25, delta0=1.75, zero_last_layer=False, generator=None
+    ):
         super().__init__()
         if not 0 < gamma0 < 1:
-            raise ValueError(f"gamma0={gamma0}: the initial share of green tokens must lie inside (0, 1)")
+            raise ValueError(
+                f"gamma0={gamma0}: the initial share of green tokens must lie inside (0, 1)"
+            )
         self.gamma = mlp(d, hidden, math.log(gamma0 / (1 - gamma0)), zero_last_layer, generator)
         self.delta = mlp(d, hidden, delta0, zero_last_layer, generator)
 

@@ -16,7 +16,9 @@ from torch import Tensor
 from shared import bundled, runs, sources
 from ts_watermark.data import Codec, load_codec
 
-UNIGRAM_SHARE = 0.6  # a language model above 60 % of the unigram perplexity has learned too little to go on
+UNIGRAM_SHARE = (
+    0.6  # a language model above 60 % of the unigram perplexity has learned too little to go on
+)
 
 
 @dataclass
@@ -41,7 +43,9 @@ def frozen(model, device, dtype=torch.float32):
 # ---- the small language model ------------------------------------------------------------------------------------
 
 
-def small_language_model(vocab_size: int, d: int, layers: int, heads: int, context: int, embedding: Tensor):
+def small_language_model(
+    vocab_size: int, d: int, layers: int, heads: int, context: int, embedding: Tensor
+):
     """A randomly initialised OPT, its token embeddings set from the encoder's: (V, d_sim) projected to d.
 
     The projection is the leading d principal directions, at the usual scale, so that the generators, which read
@@ -78,7 +82,9 @@ def perplexity(model, stream: Tensor, length: int, blocks: int) -> float:
     """exp of the mean loss over `blocks` blocks of a token stream."""
     usable = stream[: len(stream) // length * length].view(-1, length)[:blocks]
     device = next(model.parameters()).device
-    losses = [language_model_loss(model, part.to(device)).item() * len(part) for part in usable.split(16)]
+    losses = [
+        language_model_loss(model, part.to(device)).item() * len(part) for part in usable.split(16)
+    ]
     return math.exp(sum(losses) / len(usable))
 
 
@@ -122,7 +128,9 @@ def load(config, folder: Path, device, encoder: bool = True) -> Base:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
 
     def causal(where):
-        return frozen(AutoModelForCausalLM.from_pretrained(where, local_files_only=True), device, dtype)
+        return frozen(
+            AutoModelForCausalLM.from_pretrained(where, local_files_only=True), device, dtype
+        )
 
     where = folder / "model" if config.model == "small" else hub_folder(config.model, folder)
     model = causal(where)
@@ -181,8 +189,15 @@ def write_stand_ins(folder: Path, texts: list[str], seed: int) -> None:
         bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=special,
                                 initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))  # fmt: skip
         if bos:
-            bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-        names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+            bpe.post_processor = processors.TemplateProcessing(
+                single="<s> $A", special_tokens=[("<s>", 0)]
+            )
+        names = {
+            "bos_token": "<s>",
+            "pad_token": "<pad>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+        }
         return PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
 
     runs.seed_global(seed, "stand-ins")
@@ -190,12 +205,19 @@ def write_stand_ins(folder: Path, texts: list[str], seed: int) -> None:
     n, ids = len(own), {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     opt = dict(
-        vocab_size=n + 7, ffn_dim=64, max_position_embeddings=256, word_embed_proj_dim=32, **small, **ids
+        vocab_size=n + 7,
+        ffn_dim=64,
+        max_position_embeddings=256,
+        word_embed_proj_dim=32,
+        **small,
+        **ids,
     )
     llama = LlamaConfig(
         vocab_size=len(other), intermediate_size=64, max_position_embeddings=256, **small, **ids
     )
-    roberta = RobertaConfig(vocab_size=n, intermediate_size=64, max_position_embeddings=260, **small, **ids)
+    roberta = RobertaConfig(
+        vocab_size=n, intermediate_size=64, max_position_embeddings=260, **small, **ids
+    )
     t5 = T5Config(vocab_size=n, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, pad_token_id=1, eos_token_id=2,
                   decoder_start_token_id=1)  # fmt: skip
     for name, model, its in [("opt", OPTForCausalLM(OPTConfig(**opt)), own),

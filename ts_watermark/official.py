@@ -15,7 +15,9 @@ MGDA_CAP = 0.01  # row 1: the largest weight that L_D ever gets
 WEIGHTED_SUM_FACTOR = 4e-4  # the factor of -zhat in the weighted-sum variant
 
 
-def two_class_gumbel_mask(gamma: Tensor, shape, generator: torch.Generator, tau: float = 0.1) -> Tensor:
+def two_class_gumbel_mask(
+    gamma: Tensor, shape, generator: torch.Generator, tau: float = 0.1
+) -> Tensor:
     """Row 6: the green mask as a two-class Gumbel-softmax, two noise values per entry. (B,) -> (B, V)
 
     Same law as `method.relaxed_green_mask` (tested); 20 times its cost where drawn on the CPU.
@@ -26,7 +28,9 @@ def two_class_gumbel_mask(gamma: Tensor, shape, generator: torch.Generator, tau:
     return torch.softmax((logits + gumbel) / tau, dim=-1)[..., 1]
 
 
-def prefix_decode(model, prompt, steps, sim_embedding, generators=None, mask_of=None, mix=0.5) -> SoftText:
+def prefix_decode(
+    model, prompt, steps, sim_embedding, generators=None, mask_of=None, mix=0.5
+) -> SoftText:
     """Row 7: soft decoding that runs the whole prefix again for each token, with logits of every position.
 
     Equal to `method.soft_decode` up to rounding, since the language model carries no gradient; work O(T^2).
@@ -37,7 +41,9 @@ def prefix_decode(model, prompt, steps, sim_embedding, generators=None, mask_of=
     sentence, q, gammas, deltas = [], [], [], []
     for _ in range(steps):
         with torch.no_grad():
-            logits = wide(model(inputs_embeds=E.detach(), attention_mask=mask, use_cache=False).logits[:, -1])
+            logits = wide(
+                model(inputs_embeds=E.detach(), attention_mask=mask, use_cache=False).logits[:, -1]
+            )
         if generators is not None:
             gamma, delta = generators(wide(E[:, -1]))
             m = mask_of(gamma, logits.shape)

@@ -125,14 +125,20 @@ class Config(runs.RunConfig):
 def make_base(config: Config, run: runs.Run, device) -> None:
     """Cut prompts from the corpus; at `cpu` and `gpu` train the language model on the remaining texts."""
     n_null = config.null_texts * config.test_prompts
-    held = {"tokens": config.new_tokens, "min_prompt": config.min_prompt, "max_prompt": config.max_prompt}
+    held = {
+        "tokens": config.new_tokens,
+        "min_prompt": config.min_prompt,
+        "max_prompt": config.max_prompt,
+    }
     training = {"tokens": config.train_tokens, "min_prompt": config.train_min_prompt,
                     "max_prompt": config.train_max_prompt, "limit": config.train_prompts}  # fmt: skip
     held_n = config.validation_prompts + config.test_prompts + n_null
     if config.corpus in ("c4", "sample"):
         root = None
         if config.corpus == "sample":
-            root = data.sample(config.task, 4 * held_n, runs.stream(config.seed, "sample"), run.directory)
+            root = data.sample(
+                config.task, 4 * held_n, runs.stream(config.seed, "sample"), run.directory
+            )
             texts = list(data.c4("train", root))
             models.write_stand_ins(run.directory, texts, config.seed)
         codec = data.load_codec(models.hub_folder(config.model, run.directory))
@@ -144,7 +150,9 @@ def make_base(config: Config, run: runs.Run, device) -> None:
     else:
         texts = data.corpus(config.corpus)
         tokenizer = models.bundled.minilm()[1]
-        keep = data.frequent_pieces(tokenizer, texts, config.vocab_size) if config.vocab_size else None
+        keep = (
+            data.frequent_pieces(tokenizer, texts, config.vocab_size) if config.vocab_size else None
+        )
         codec = data.Codec(tokenizer, keep)
         passages, seen = data.cut(texts, codec, **held, limit=held_n)
         rest = [t for t in texts if data.name_of(t) not in seen]
@@ -153,7 +161,12 @@ def make_base(config: Config, run: runs.Run, device) -> None:
         state = train_language_model(config, run, device, codec, [t for t in rest if data.name_of(t) not in more],
                                      passages[: config.validation_prompts])  # fmt: skip
     v, t = config.validation_prompts, config.validation_prompts + config.test_prompts
-    parts = {"train": train, "validation": passages[:v], "test": passages[v:t], "null": passages[t:]}
+    parts = {
+        "train": train,
+        "validation": passages[:v],
+        "test": passages[v:t],
+        "null": passages[t:],
+    }
     run.splits(**{k: p.ids for k, p in parts.items() if len(p)})
     stored = {k: {"ids": p.ids, "prompts": p.prompts, "human": p.human} for k, p in parts.items()}
     (run.directory / "passages.json").write_text(json.dumps(stored))
@@ -165,12 +178,16 @@ def train_language_model(config, run, device, codec, texts, validation) -> list[
     """Train, check against the unigram model, save under model/. Returns the weights."""
     separator = codec.encode_all(["[SEP]"])[0][0]
     stream = models.stream_of(codec.encode_all(texts), separator)
-    held = models.stream_of([p + h for p, h in zip(validation.prompts, validation.human)], separator)
+    held = models.stream_of(
+        [p + h for p, h in zip(validation.prompts, validation.human)], separator
+    )
     _, _, sim = models.minilm_encoder(codec.keep)
     runs.seed_global(config.seed, "language model")
     model = models.small_language_model(len(codec), config.lm_d, config.lm_layers, config.lm_heads,
                                         config.lm_context, sim).to(device)  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lm_lr, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lm_lr, weight_decay=0.01, betas=(0.9, 0.98)
+    )
     warm = max(1, config.lm_steps // 20)
     rate = lambda s: min(1.0, (s + 1) / warm) * (1 - 0.95 * s / config.lm_steps)  # noqa: E731
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
@@ -258,7 +275,9 @@ def train_generators(config: Config, run: runs.Run, device) -> None:
         gamma0, delta0 = init_values(config.inits[which])
         pair = method.Generators(embedding.shape[1], config.hidden, gamma0, delta0, config.zero_last_layer,
                                  generator=runs.stream(config.seed, "generators")).to(device)  # fmt: skip
-        return pair, torch.optim.Adam(pair.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        return pair, torch.optim.Adam(
+            pair.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        )
 
     def finished(generators) -> dict[str, torch.Tensor]:
         return {k: v.detach().cpu().clone() for k, v in generators.state_dict().items()}
@@ -286,7 +305,9 @@ def train_generators(config: Config, run: runs.Run, device) -> None:
         if turn == 0:
             generators, optimizer = fresh(which)
         per_epoch = len(train) // config.batch
-        order = torch.randperm(len(train), generator=runs.stream(config.seed, "batches", turn // per_epoch))
+        order = torch.randperm(
+            len(train), generator=runs.stream(config.seed, "batches", turn // per_epoch)
+        )
         rows = processes.mine(order[turn % per_epoch * config.batch :][: config.batch]).tolist()
         prompts = [train.prompts[i] for i in rows]
         draws = runs.stream(config.seed, "mask noise", turn, *processes.own())
@@ -327,7 +348,14 @@ def train_generators(config: Config, run: runs.Run, device) -> None:
 
 
 def export(
-    config: Config, run: runs.Run, base: models.Base, kind: str, name: str, generators, validation, device
+    config: Config,
+    run: runs.Run,
+    base: models.Base,
+    kind: str,
+    name: str,
+    generators,
+    validation,
+    device,
 ) -> None:
     """Save a pair as a watermark folder, with the mean gamma_t and delta_t it shows on validation prompts."""
     embedding = base.model.get_input_embeddings().weight

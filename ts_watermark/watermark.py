@@ -48,7 +48,9 @@ class Watermark:
                 f"gamma {tuple(gamma.shape)} and delta {tuple(delta.shape)} must be two (P,) vectors"
             )
         if not bool(((gamma > 0) & (gamma < 1)).all()):
-            raise ValueError(f"gamma must lie inside (0, 1); found {gamma.min():.3g} to {gamma.max():.3g}")
+            raise ValueError(
+                f"gamma must lie inside (0, 1); found {gamma.min():.3g} to {gamma.max():.3g}"
+            )
         if self.permutation not in PERMUTATIONS or self.size_rounding not in ROUNDINGS:
             raise ValueError(f"permutation={self.permutation!r}, size_rounding={self.size_rounding!r}: "
                              f"choose from {PERMUTATIONS} and {ROUNDINGS}")  # fmt: skip
@@ -94,20 +96,26 @@ class Watermark:
             found = _hashes(folder, settings)
             kind = settings.pop("kind")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / SETTINGS} is damaged ({error}); take a fresh copy") from error
+            raise ValueError(
+                f"{folder / SETTINGS} is damaged ({error}); take a fresh copy"
+            ) from error
         changed = sorted(k for k in expected | found if expected.get(k) != found.get(k))
         if kind != "ts_watermark" or changed:
             raise ValueError(f"{folder}: {', '.join(changed) or SETTINGS} changed after it was saved (sha256); "
                              "take a fresh copy")  # fmt: skip
         tensors = load((folder / TENSORS).read_bytes())
-        networks = {k.removeprefix("networks."): v for k, v in tensors.items() if k.startswith("networks.")}
+        networks = {
+            k.removeprefix("networks."): v for k, v in tensors.items() if k.startswith("networks.")
+        }
         return cls(tensors["gamma"], tensors["delta"], networks=networks, **settings)
 
 
 def _hashes(folder: Path, settings: dict) -> dict[str, str]:
     """File -> sha256 of what a watermark consists of; `settings` (without their hashes) stand for their file."""
     files = [folder / TENSORS, *sorted(p for p in (folder / "tokenizer").rglob("*") if p.is_file())]
-    hashes = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    hashes = {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+    }
     text = json.dumps(settings, sort_keys=True)
     return hashes | {SETTINGS: hashlib.sha256(text.encode()).hexdigest()}
 
@@ -160,7 +168,9 @@ class ConvertedLogitsProcessor(WatermarkLogitsProcessor):
         self.convert = convert
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        p = torch.tensor([self.convert(row) for row in input_ids[:, -5:].tolist()], device=scores.device)
+        p = torch.tensor(
+            [self.convert(row) for row in input_ids[:, -5:].tolist()], device=scores.device
+        )
         known = p >= 0
         if known.any():
             last = p.clamp(min=0)[:, None]
@@ -177,5 +187,7 @@ class Converter:
         self.model_tokenizer, self.watermark_tokenizer = model_tokenizer, watermark_tokenizer
 
     def __call__(self, ids) -> int:
-        converted = self.watermark_tokenizer.encode(self.model_tokenizer.decode(list(ids)[-self.WINDOW :]))
+        converted = self.watermark_tokenizer.encode(
+            self.model_tokenizer.decode(list(ids)[-self.WINDOW :])
+        )
         return int(converted[-1]) if len(converted) else -1

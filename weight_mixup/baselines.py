@@ -44,7 +44,9 @@ class Mixout(nn.Module):
 def add_mixout(model: nn.Module, p: float) -> None:
     """Mixout on the encoder's linear maps and the pooler, in place of dropout everywhere but before the head."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and "." in name:  # `dropout` at the top level belongs to the head
+        if (
+            isinstance(module, nn.Dropout) and "." in name
+        ):  # `dropout` at the top level belongs to the head
             module.p = 0.0
     for module in linear_maps(model).values():
         parametrize.register_parametrization(module, "weight", Mixout(module.weight, p))
@@ -62,7 +64,9 @@ def _symmetric_kl(a: Tensor, b: Tensor) -> Tensor:
     return forward + F.kl_div(log_a, log_b, reduction="batchmean", log_target=True)
 
 
-def r3f_loss(model: nn.Module, logits: Logits, task_loss: Callable[[Tensor], Tensor], lam: float) -> Tensor:
+def r3f_loss(
+    model: nn.Module, logits: Logits, task_loss: Callable[[Tensor], Tensor], lam: float
+) -> Tensor:
     """Task loss + lam * symmetric KL between the outputs on x and on x + z, z uniform in +-1e-5 on the input
     embeddings (at scale `cpu` on the cached activations that stand in for them). Two passes."""
     clean = logits()
@@ -78,10 +82,14 @@ def r3f_loss(model: nn.Module, logits: Logits, task_loss: Callable[[Tensor], Ten
     return task_loss(clean) + lam * _symmetric_kl(clean, perturbed)
 
 
-def r_drop_loss(logits: Logits, task_loss: Callable[[Tensor], Tensor], coefficient: float) -> Tensor:
+def r_drop_loss(
+    logits: Logits, task_loss: Callable[[Tensor], Tensor], coefficient: float
+) -> Tensor:
     """Mean task loss of two dropout passes + coefficient / 2 * their symmetric KL."""
     first, second = logits(), logits()
-    return (task_loss(first) + task_loss(second)) / 2 + coefficient / 2 * _symmetric_kl(first, second)
+    return (task_loss(first) + task_loss(second)) / 2 + coefficient / 2 * _symmetric_kl(
+        first, second
+    )
 
 
 # ------------------------------------------------------------------------------------- CHILD-TUNING and DPS: gradient masks

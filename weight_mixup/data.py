@@ -47,7 +47,9 @@ class Items:
         return Items(self.ids[positions.cpu().numpy()], inputs, self.labels[positions])
 
     def to(self, device: torch.device) -> "Items":
-        return Items(self.ids, {k: v.to(device) for k, v in self.inputs.items()}, self.labels.to(device))
+        return Items(
+            self.ids, {k: v.to(device) for k, v in self.inputs.items()}, self.labels.to(device)
+        )
 
 
 @dataclass
@@ -60,7 +62,9 @@ class Problem:
     test: Items
     metric: str
     classes: int  # 1: regression
-    whole: Callable[[nn.Module], nn.Module] = field(default=lambda model: model)  # the full model for export
+    whole: Callable[[nn.Module], nn.Module] = field(
+        default=lambda model: model
+    )  # the full model for export
     tokenizer: object = None
 
 
@@ -116,7 +120,10 @@ def pretrain_digits(x: Tensor, y: Tensor, epochs: int = 30) -> dict[str, Tensor]
 def digits(n: int, seed: int) -> Problem:
     """Classes 5-9 of scikit-learn's digits: 400 test and 96 validation images fixed for all seeds, n others to learn from."""
     images, labels = bundled.digits()
-    x, y = torch.as_tensor(images, dtype=torch.float32).reshape(len(labels), 64), torch.as_tensor(labels)
+    x, y = (
+        torch.as_tensor(images, dtype=torch.float32).reshape(len(labels), 64),
+        torch.as_tensor(labels),
+    )
     x = x / x.max()
     old = y < 5
     state = runs.cached(
@@ -153,9 +160,12 @@ def texts(config) -> Problem:
         draw_head(linear, runs.stream(config.seed, "head", i), std=model.config.initializer_range)
 
     parts = [
-        part and encode(tokenizer, part, config.max_length, classes) for part in (train, validation, test)
+        part and encode(tokenizer, part, config.max_length, classes)
+        for part in (train, validation, test)
     ]
-    problem = Problem(model, *parts, METRIC.get(config.data, "accuracy"), classes, tokenizer=tokenizer)
+    problem = Problem(
+        model, *parts, METRIC.get(config.data, "accuracy"), classes, tokenizer=tokenizer
+    )
     if config.top_blocks:
         problem.train, problem.validation, problem.test = (
             part and below(model, part, config.top_blocks, config.model) for part in parts
@@ -197,7 +207,9 @@ def glue_parts(config) -> tuple[Split, Split | None, Split, int]:
     rest = order[n : n + max(1, n // 6)]
     outputs = len(glue.spec(config.data).labels) or 1
     dev = parts["validation"]
-    test = Split(dev.ids + len(everything), dev.texts, dev.labels)  # rows of another file, numbered on
+    test = Split(
+        dev.ids + len(everything), dev.texts, dev.labels
+    )  # rows of another file, numbered on
     return rows(everything, order[:n]), rows(everything, rest) if len(rest) else None, test, outputs
 
 
@@ -214,7 +226,9 @@ def rehearsal_data(task: str, n: int) -> Iterator[None]:
             yield
 
 
-def tiny_classifier(name: str, texts: list, outputs: int, attention: str) -> tuple[nn.Module, object]:
+def tiny_classifier(
+    name: str, texts: list, outputs: int, attention: str
+) -> tuple[nn.Module, object]:
     """For rehearsals: a random model of the class of `name`, two blocks of width 32, and a tokenizer of these texts."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import (
@@ -237,7 +251,11 @@ def tiny_classifier(name: str, texts: list, outputs: int, attention: str) -> tup
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=core,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
     )
     kind = RobertaConfig if "roberta" in name else BertConfig
     settings = kind(
@@ -255,7 +273,9 @@ def encode(tokenizer, part, max_length: int, classes: int) -> Items:
     encoded = tokenizer(
         *columns, truncation=True, max_length=max_length, padding="longest", return_tensors="pt"
     )
-    labels = torch.as_tensor(np.asarray(part.labels), dtype=torch.float32 if classes == 1 else torch.int64)
+    labels = torch.as_tensor(
+        np.asarray(part.labels), dtype=torch.float32 if classes == 1 else torch.int64
+    )
     return Items(np.asarray(part.ids), dict(encoded), labels)
 
 
@@ -297,12 +317,17 @@ def below(model: nn.Module, items: Items, top: int, name: str) -> Items:
         encoder.eval()
         chunks = [items.take(c) for c in torch.arange(len(items)).split(64)]
         width = items.inputs["input_ids"].shape[1]
-        hidden = [encoder(**c.inputs, output_hidden_states=True).hidden_states[depth - top] for c in chunks]
+        hidden = [
+            encoder(**c.inputs, output_hidden_states=True).hidden_states[depth - top]
+            for c in chunks
+        ]
         return torch.cat([F.pad(h, (0, 0, 0, width - h.shape[1])) for h in hidden])
 
     hidden = runs.cached(key, make)
     return Items(
-        items.ids, {"inputs_embeds": hidden, "attention_mask": items.inputs["attention_mask"]}, items.labels
+        items.ids,
+        {"inputs_embeds": hidden, "attention_mask": items.inputs["attention_mask"]},
+        items.labels,
     )
 
 
@@ -314,7 +339,10 @@ def keep_top(model: nn.Module, top: int) -> Callable[[nn.Module], nn.Module]:
 
     def whole(trained: nn.Module) -> nn.Module:
         base = trained.base_model
-        base.embeddings, base.encoder.layer = embeddings, nn.ModuleList([*lower, *base.encoder.layer])
+        base.embeddings, base.encoder.layer = (
+            embeddings,
+            nn.ModuleList([*lower, *base.encoder.layer]),
+        )
         return trained
 
     return whole

@@ -13,7 +13,12 @@ from shared import glue
 STATISTICS: dict = {}  # no claim of this paper needs a statistic over several arms
 
 
-METRICS = {"accuracy": glue.accuracy, "f1": glue.f1, "matthews": glue.matthews, "spearman": glue.spearman}
+METRICS = {
+    "accuracy": glue.accuracy,
+    "f1": glue.f1,
+    "matthews": glue.matthews,
+    "spearman": glue.spearman,
+}
 
 
 def score(predictions: dict[str, np.ndarray]) -> dict[str, float]:
@@ -21,7 +26,9 @@ def score(predictions: dict[str, np.ndarray]) -> dict[str, float]:
     label, prediction = predictions["label"], predictions["prediction"]
     metric = str(predictions["_metric"])
     if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r} in the predictions; it is one of {', '.join(METRICS)}")
+        raise ValueError(
+            f"unknown metric {metric!r} in the predictions; it is one of {', '.join(METRICS)}"
+        )
     found = {
         "score": METRICS[metric](label, prediction),
         "degenerate": float(np.all(prediction == prediction[0])),

@@ -20,7 +20,12 @@ def figures(results: dict, run_dirs: dict) -> list:
         if "score" in (run.get("metrics") or {}):
             by_task = scores.setdefault(run["task"], {})
             by_task.setdefault(run["arm"], {})[run["seed"]] = 100 * run["metrics"]["score"]
-    made = [differences(scores), by_size(scores), gates_per_layer(run_dirs), gates_over_time(run_dirs)]
+    made = [
+        differences(scores),
+        by_size(scores),
+        gates_per_layer(run_dirs),
+        gates_over_time(run_dirs),
+    ]
     return [figure for figure in made if figure is not None]
 
 
@@ -46,7 +51,11 @@ def differences(scores: dict) -> tuple | None:
             if not len(d):
                 continue
             axis.plot(d, np.full(len(d), row), "o", color="0.7", markersize=3)
-            half = stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / len(d) ** 0.5 if len(d) > 1 else 0.0
+            half = (
+                stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / len(d) ** 0.5
+                if len(d) > 1
+                else 0.0
+            )
             axis.errorbar(d.mean(), row, xerr=half, fmt="o", color="C0", capsize=3)
         axis.axvline(0, color="0.4", linewidth=0.8)
         axis.set_title(task, fontsize=9)
@@ -56,7 +65,9 @@ def differences(scores: dict) -> tuple | None:
         axis.set_visible(False)
     figure.tight_layout()
     caption = "Weight mixup minus each control, paired by seed (grey), with mean and 95 % t interval. Right of zero: mixup better."
-    alt = f"Paired score differences of weight mixup against {len(shown)} arms on {len(tasks)} tasks"
+    alt = (
+        f"Paired score differences of weight mixup against {len(shown)} arms on {len(tasks)} tasks"
+    )
     return "differences", caption, alt, figure
 
 
@@ -82,7 +93,9 @@ def by_size(scores: dict) -> tuple | None:
     figure, axes = plt.subplots(1, len(families), figsize=(3.6 * len(families), 3), squeeze=False)
     for axis, (name, sizes) in zip(axes.flat, families.items()):
         for i, arm in enumerate(("plain", "long", "equal_passes", "kavg", "mixup")):
-            points = [(n, list(scores[task][arm].values())) for n, task in sizes if arm in scores[task]]
+            points = [
+                (n, list(scores[task][arm].values())) for n, task in sizes if arm in scores[task]
+            ]
             if points:
                 x = np.array([n for n, _ in points]) * (1 + 0.03 * (i - 2))  # side by side
                 y = [np.mean(values) for _, values in points]
@@ -98,7 +111,12 @@ def by_size(scores: dict) -> tuple | None:
     axes[0, 0].legend(fontsize=7)
     figure.tight_layout()
     caption = "Score against the number of training examples: mean over seeds, bars are one standard deviation over seeds."
-    return "score_by_size", caption, f"Score against number of examples for {', '.join(families)}", figure
+    return (
+        "score_by_size",
+        caption,
+        f"Score against number of examples for {', '.join(families)}",
+        figure,
+    )
 
 
 def gates_per_layer(run_dirs: dict) -> tuple | None:
@@ -149,7 +167,9 @@ def gates_over_time(run_dirs: dict) -> tuple | None:
         path = Path(directory) / "metrics.jsonl"
         if arm == "mixup" and path.exists():
             lines = [json.loads(line) for line in path.read_text().splitlines()]
-            curve = [(x["step"], x["gates"]) for x in lines if x.get("search") == 0 and "gates" in x]
+            curve = [
+                (x["step"], x["gates"]) for x in lines if x.get("search") == 0 and "gates" in x
+            ]
             if curve:
                 curves.setdefault(task, []).append(curve)
     if not curves:
@@ -168,4 +188,9 @@ def gates_over_time(run_dirs: dict) -> tuple | None:
     axes[0, 0].legend(fontsize=7)
     figure.tight_layout()
     caption = "Quantiles of all gates during the first search, mean over seeds."
-    return "gates_over_time", caption, f"Gate quantiles over search steps on {', '.join(tasks)}", figure
+    return (
+        "gates_over_time",
+        caption,
+        f"Gate quantiles over search steps on {', '.join(tasks)}",
+        figure,
+    )

@@ -106,7 +106,9 @@ class Mixup(nn.Module):
             raise ValueError(f"unknown mix_form {form!r}; it is one of {', '.join(FORMS)}")
         d_out, d_in = weight.shape
         if not 1 <= rank <= min(d_out, d_in):
-            raise ValueError(f"rank {rank} of a {d_out} x {d_in} gate is outside 1..{min(d_out, d_in)}")
+            raise ValueError(
+                f"rank {rank} of a {d_out} x {d_in} gate is outside 1..{min(d_out, d_in)}"
+            )
         self.form = form
         self.register_buffer("W0", weight.detach().clone())
         self.u = nn.Parameter(weight.new_ones(d_out, rank))
@@ -127,14 +129,18 @@ def is_mixed(name: str) -> bool:
 
 def linear_maps(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear maps that the method mixes; embeddings, LayerNorm and the classification head are not among them."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and is_mixed(name)}
+    return {
+        name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and is_mixed(name)
+    }
 
 
 def add_gates(model: nn.Module, rank: int = 1, form: str = "factored") -> None:
     """Put a gate on every linear map of `linear_maps`, in place; weights and outputs are unchanged (gates are one)."""
     chosen = linear_maps(model)
     if not chosen:
-        raise ValueError("no linear map inside a `layer` or a `pooler` of this model: nothing to gate")
+        raise ValueError(
+            "no linear map inside a `layer` or a `pooler` of this model: nothing to gate"
+        )
     for name, module in chosen.items():
         if parametrize.is_parametrized(module, "weight"):
             raise ValueError(f"{name} is gated already; a model can be gated once")
@@ -157,7 +163,8 @@ def w_of(model: nn.Module) -> dict[str, Tensor]:
     (so that sums over w, e.g. gradient norms, have the same bits with and without gates)."""
     gates = {id(factor) for factor in alpha_of(model)}
     stock = {
-        n.replace(".parametrizations.weight.original", ".weight"): p for n, p in model.named_parameters()
+        n.replace(".parametrizations.weight.original", ".weight"): p
+        for n, p in model.named_parameters()
     }
     return {n: p for n, p in sorted(stock.items()) if p.requires_grad and id(p) not in gates}
 
@@ -166,7 +173,9 @@ def w_of(model: nn.Module) -> dict[str, Tensor]:
 def draw_gates(alpha: Iterable[Tensor], sigma: float, generator: torch.Generator) -> None:
     """alpha ~ N(1, sigma^2), clamped: about half of the gates start at exactly one. The generator lives on the CPU."""
     if not sigma >= 0:
-        raise ValueError(f"sigma {sigma} of the gates' start is negative; it is a standard deviation")
+        raise ValueError(
+            f"sigma {sigma} of the gates' start is negative; it is a standard deviation"
+        )
     for factor in alpha:
         factor.copy_(1 + sigma * torch.randn(factor.shape, generator=generator))
         factor.clamp_(0, 1)
@@ -267,5 +276,7 @@ def gate_statistics(model: nn.Module) -> dict[str, dict[str, float]]:
 def merge(model: nn.Module) -> nn.Module:
     """Fold W~ into plain weights, in place: no gate, no W0 remains, and the state dict is that of the stock model."""
     for name in gates_of(model):
-        parametrize.remove_parametrizations(model.get_submodule(name), "weight", leave_parametrized=True)
+        parametrize.remove_parametrizations(
+            model.get_submodule(name), "weight", leave_parametrized=True
+        )
     return model

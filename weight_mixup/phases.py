@@ -53,9 +53,11 @@ def plan(config: "Config", n: int) -> Plan:
     own = config.epochs * math.ceil(n / config.batch)
     if config.search != "none":
         return Plan(config.K, T, own)
-    extra = {"own": 0, "updates": config.K * T, "passes": PASSES["finite_difference"] * config.K * T}[
-        config.length
-    ]
+    extra = {
+        "own": 0,
+        "updates": config.K * T,
+        "passes": PASSES["finite_difference"] * config.K * T,
+    }[config.length]
     return Plan(0, 0, own + extra)
 
 
@@ -68,7 +70,9 @@ def linear(t: int, steps: int, warmup: float) -> float:
 def cosine(t: int, steps: int, warmup: float) -> float:
     """Share of the peak rate at step t: linear warm-up from 0, half a cosine to 0."""
     ramp = int(warmup * steps)
-    return t / ramp if t < ramp else 0.5 * (1 + math.cos(math.pi * (t - ramp) / max(1, steps - ramp)))
+    return (
+        t / ramp if t < ramp else 0.5 * (1 + math.cos(math.pi * (t - ramp) / max(1, steps - ramp)))
+    )
 
 
 def batch(positions: Tensor, size: int, t: int, *names) -> Tensor:
@@ -80,7 +84,11 @@ def batch(positions: Tensor, size: int, t: int, *names) -> Tensor:
 
 def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy, or the mean squared error where there is one output."""
-    return F.mse_loss(logits[:, 0], labels) if logits.shape[1] == 1 else F.cross_entropy(logits, labels)
+    return (
+        F.mse_loss(logits[:, 0], labels)
+        if logits.shape[1] == 1
+        else F.cross_entropy(logits, labels)
+    )
 
 
 def logits_of(model: torch.nn.Module, items: data.Items) -> Tensor:
@@ -106,7 +114,12 @@ class Training:
     """The state of a run between two steps; `search_step` and `finetune_step` are the two phases."""
 
     def __init__(
-        self, config: "Config", run: runs.Run, problem: data.Problem, steps: Plan, device: torch.device
+        self,
+        config: "Config",
+        run: runs.Run,
+        problem: data.Problem,
+        steps: Plan,
+        device: torch.device,
     ):
         self.config, self.run, self.problem, self.plan = config, run, problem, steps
         self.train = problem.train.to(device)
@@ -115,7 +128,9 @@ class Training:
         if config.finetune == "mixout":
             baselines.add_mixout(self.model, config.strength)
         elif config.finetune == "reinit":
-            baselines.reinitialise(self.model, int(config.strength), runs.stream(config.seed, "reinit"))
+            baselines.reinitialise(
+                self.model, int(config.strength), runs.stream(config.seed, "reinit")
+            )
         if config.gates != "none":
             method.add_gates(self.model, config.rank, config.mix_form)
         self.w = method.w_of(self.model)
@@ -148,7 +163,9 @@ class Training:
     def prepare_search(self, k: int) -> None:
         """Split and optimisers of search k (also when a run is continued in it)."""
         config = self.config
-        d_tr, d_val = method.split(len(self.train), config.train_share, runs.stream(config.seed, "split", k))
+        d_tr, d_val = method.split(
+            len(self.train), config.train_share, runs.stream(config.seed, "split", k)
+        )
         self.d_tr, self.d_val = self.everything[d_tr], self.everything[d_val]
         self.opt_w = adamw(list(self.w.values()), config.weight_decay)
         self.opt_a = None
@@ -175,7 +192,9 @@ class Training:
             b_val = mine(batch(self.d_val, config.batch, t, config.seed, "upper", k))
             g, direct, implicit = self.hypergradient(self.loss_of(b_val), lower, xi, k, t)
             size = vectors.norm(g)
-            self.run.finite(size, level="upper", step=t, batch=self.problem.train.ids[b_val.cpu().numpy()])
+            self.run.finite(
+                size, level="upper", step=t, batch=self.problem.train.ids[b_val.cpu().numpy()]
+            )
             facts = {"direct": vectors.norm(direct), "implicit": vectors.norm(implicit)}
             facts["cosine"] = vectors.cosine(direct, implicit)
             method.alpha_step(self.opt_a, alpha, g)
@@ -183,7 +202,9 @@ class Training:
 
         loss = method.w_step(self.opt_w, w, lower, config.search_clip)
         self.evaluations += 1
-        self.run.finite(loss, level="lower", step=t, batch=self.problem.train.ids[b_tr.cpu().numpy()])
+        self.run.finite(
+            loss, level="lower", step=t, batch=self.problem.train.ids[b_tr.cpu().numpy()]
+        )
         return {"loss": float(loss), "xi": xi, **facts}
 
     def hypergradient(self, upper: method.Loss, lower: method.Loss, xi: float, k: int, t: int):
@@ -211,7 +232,9 @@ class Training:
         self.evaluations += found.gradient_evaluations
         return found.grads, found.direct, found.implicit
 
-    def joint_step(self, lower: method.Loss, xi: float, b: Tensor, k: int, t: int) -> dict[str, float]:
+    def joint_step(
+        self, lower: method.Loss, xi: float, b: Tensor, k: int, t: int
+    ) -> dict[str, float]:
         """C4's opponent: w and alpha along the gradient of one loss on all of D, no implicit term."""
         w = list(self.w.values())
         loss = lower()
@@ -243,7 +266,9 @@ class Training:
         """alpha: the mean, frozen. w: the mean (`average_all`) or pretrained again."""
         if self.mean is not None:
             w = list(self.w.values())
-            vectors.copy_([*w, *self.alpha], [m.to(p.dtype) for m, p in zip(self.mean, [*w, *self.alpha])])
+            vectors.copy_(
+                [*w, *self.alpha], [m.to(p.dtype) for m, p in zip(self.mean, [*w, *self.alpha])]
+            )
             if not self.config.average_all:
                 vectors.copy_(w, self.start)
         if self.alpha:

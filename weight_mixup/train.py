@@ -129,7 +129,9 @@ def run(config: Config) -> Path:
         if saved:
             done = start - 1
             training.load(
-                saved, "search" if done < steps.K * steps.T else "finetune", done // steps.T if steps.T else 0
+                saved,
+                "search" if done < steps.K * steps.T else "finetune",
+                done // steps.T if steps.T else 0,
             )
 
         for step in run.steps(start, steps.total, training.state):
@@ -138,9 +140,15 @@ def run(config: Config) -> Path:
                 if t == 0:
                     training.begin_search(k)
                 facts = training.search_step(k, t)
-                watched = config.gates == "learned" and (t % max(1, steps.T // 4) == 0 or t == steps.T - 1)
+                watched = config.gates == "learned" and (
+                    t % max(1, steps.T // 4) == 0 or t == steps.T - 1
+                )
                 run.log(
-                    step=step, phase=1, search=k, **facts, **(gate_quantiles(training) if watched else {})
+                    step=step,
+                    phase=1,
+                    search=k,
+                    **facts,
+                    **(gate_quantiles(training) if watched else {}),
                 )
                 if t == steps.T - 1:
                     training.end_search()
@@ -175,7 +183,10 @@ def outputs(model: torch.nn.Module, items: data.Items, device: torch.device) -> 
     model.eval()
     items = items.to(device)
     return torch.cat(
-        [logits_of(model, items.take(c)).cpu() for c in torch.arange(len(items), device=device).split(100)]
+        [
+            logits_of(model, items.take(c)).cpu()
+            for c in torch.arange(len(items), device=device).split(100)
+        ]
     )
 
 
@@ -205,7 +216,11 @@ def finish(
     details: dict = {"steps": vars(training.plan)}
 
     if "restored" in facts:
-        run.gate("restored", facts["restored"], "w bit-identical before and after the first hypergradient")
+        run.gate(
+            "restored",
+            facts["restored"],
+            "w bit-identical before and after the first hypergradient",
+        )
         details["hypergradient"] = facts[
             "self_check"
         ]  # the estimator beside the exact one, on the first batch
@@ -219,7 +234,9 @@ def finish(
         )
         low, high = facts["alpha_lowest"], facts["alpha_highest"]
         run.gate(
-            "alpha-in-range", low >= 0 and high <= 1, f"gates between {low:.4f} and {high:.4f} at every step"
+            "alpha-in-range",
+            low >= 0 and high <= 1,
+            f"gates between {low:.4f} and {high:.4f} at every step",
         )
         after = training.alpha_sha256()
         run.gate(

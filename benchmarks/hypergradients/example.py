@@ -12,7 +12,9 @@ from shared.hypergrad import ConjugateGradient, hypergrad
 torch.set_num_threads(1)
 x, y = (torch.tensor(a) for a in load_digits(return_X_y=True))
 x = x.double() / 16
-train, val, test = torch.randperm(len(y), generator=torch.Generator().manual_seed(0)).split([150, 750, 897])
+train, val, test = torch.randperm(len(y), generator=torch.Generator().manual_seed(0)).split(
+    [150, 750, 897]
+)
 W = torch.zeros(
     64, 10, dtype=torch.float64, requires_grad=True
 )  # theta: the weights of a logistic regression

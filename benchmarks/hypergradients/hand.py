@@ -47,7 +47,9 @@ def one_step(task: Task) -> Callable[[], None]:
 
     def step() -> None:
         g = torch.autograd.grad(task.inner(), task.theta, create_graph=True)
-        new: list[torch.Tensor] = [(p - task.lr * d).detach().requires_grad_() for p, d in zip(task.theta, g)]
+        new: list[torch.Tensor] = [
+            (p - task.lr * d).detach().requires_grad_() for p, d in zip(task.theta, g)
+        ]
         weights = dict(zip(names, new))
         v, direct = outer_gradients(task, new, lambda x: functional_call(task.model, weights, (x,)))
         implicit = torch.autograd.grad(g, task.lam, [-task.lr * x for x in v])

@@ -32,7 +32,9 @@ def at_minimum(method: Method, toy: Toy) -> Tensor:
     one_step = isinstance(method, FiniteDifference | OneStep | ForwardOverReverse)
     outer, inner = lambda: toy.outer(toy.theta), lambda: toy.inner(toy.theta, toy.lam)
     lr = 1.0 if one_step else toy.rate
-    return hypergrad(outer, inner, [toy.theta], [toy.lam], lr, method, look_ahead=not one_step).grads[0]
+    return hypergrad(
+        outer, inner, [toy.theta], [toy.lam], lr, method, look_ahead=not one_step
+    ).grads[0]
 
 
 def from_zero(k: int, toy: Toy) -> Tensor:
@@ -52,7 +54,10 @@ ACCURACY: dict[str, tuple[str, Callable[[Toy], Tensor]]] = {
 }
 for k in (5, 20):
     kinds = f"conjugate gradient, k={k}", f"Neumann, k={k}"
-    ACCURACY[f"ours: ConjugateGradient({k})"] = (kinds[0], partial(at_minimum, ConjugateGradient(k)))
+    ACCURACY[f"ours: ConjugateGradient({k})"] = (
+        kinds[0],
+        partial(at_minimum, ConjugateGradient(k)),
+    )
     ACCURACY[f"ours: Neumann({k})"] = (kinds[1], partial(at_minimum, Neumann(k)))
 for k in (20, 100):
     ACCURACY[f"ours: Unrolled({k})"] = (f"unrolled, k={k}", partial(from_zero, k))
@@ -63,7 +68,9 @@ def look_ahead_is_the_step(method: Method) -> Callable[[Task], Callable[[], None
 
     def build(task: Task) -> Callable[[], None]:
         def step() -> None:
-            g = hypergrad(task.outer, task.inner, task.theta, task.lam, task.lr, method, keep_stepped=True)
+            g = hypergrad(
+                task.outer, task.inner, task.theta, task.lam, task.lr, method, keep_stepped=True
+            )
             task.outer_step(g.grads)
             assert g.stepped is not None
             vectors.copy_(task.theta, g.stepped)
@@ -95,7 +102,9 @@ def retaken(method: Method) -> Callable[[Task], Callable[[], None]]:
 
     def build(task: Task) -> Callable[[], None]:
         def step() -> None:
-            task.outer_step(hypergrad(task.outer, task.inner, task.theta, task.lam, task.lr, method).grads)
+            task.outer_step(
+                hypergrad(task.outer, task.inner, task.theta, task.lam, task.lr, method).grads
+            )
             task.inner_step(list(torch.autograd.grad(task.inner(), task.theta)))
 
         return step
@@ -105,13 +114,25 @@ def retaken(method: Method) -> Callable[[Task], Callable[[], None]]:
 
 COST: dict[str, tuple[str, Callable[[Task], Callable[[], None]]]] = {
     "ours: FiniteDifference": ("finite difference", step_then(FiniteDifference())),
-    "ours: FiniteDifference around theta": ("finite difference", look_ahead_is_the_step(FiniteDifference())),
-    "ours: FiniteDifference, step retaken": ("finite difference, step retaken", retaken(FiniteDifference())),
+    "ours: FiniteDifference around theta": (
+        "finite difference",
+        look_ahead_is_the_step(FiniteDifference()),
+    ),
+    "ours: FiniteDifference, step retaken": (
+        "finite difference, step retaken",
+        retaken(FiniteDifference()),
+    ),
     "ours: ForwardOverReverse": ("exact, one step", look_ahead_is_the_step(ForwardOverReverse())),
     "ours: OneStep": ("exact, one step", look_ahead_is_the_step(OneStep())),
     "ours: Neumann(3)": ("Neumann, k=3", step_then(Neumann(3))),
     # Damped, because after a few steps the Hessian of a network still has negative curvature; the cost is the same.
-    "ours: ConjugateGradient(3)": ("conjugate gradient, k=3", step_then(ConjugateGradient(3, damping=100.0))),
+    "ours: ConjugateGradient(3)": (
+        "conjugate gradient, k=3",
+        step_then(ConjugateGradient(3, damping=100.0)),
+    ),
     "ours: Unrolled(5)": ("unrolled, 5 steps", look_ahead_is_the_step(Unrolled(5))),
-    "ours: Unrolled(5, replay)": ("unrolled, 5 steps", look_ahead_is_the_step(Unrolled(5, replay=True))),
+    "ours: Unrolled(5, replay)": (
+        "unrolled, 5 steps",
+        look_ahead_is_the_step(Unrolled(5, replay=True)),
+    ),
 }

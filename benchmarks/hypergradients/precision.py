@@ -44,7 +44,9 @@ def measure() -> list[dict[str, Any]]:
         return (task.hyper(loss if detach else frozen.to(loss.dtype)) * loss).mean()
 
     def implicit(method: Any, detach: bool) -> list[Tensor]:
-        g = hypergrad(task.outer, lambda: inner(detach), task.theta, task.lam, 1.0, method, look_ahead=False)
+        g = hypergrad(
+            task.outer, lambda: inner(detach), task.theta, task.lam, 1.0, method, look_ahead=False
+        )
         return [a.double() for a in g.implicit]
 
     exact = {detach: implicit(ForwardOverReverse(), detach) for detach in (False, True)}

@@ -44,10 +44,16 @@ def main() -> None:
         if device == "cuda" and not torch.cuda.is_available():
             print("cuda: NOT RUN (torch sees no CUDA device)")
             continue
-        folder = ROOT / ("benchmarks/hypergradients/results" if options.record else "runs/hypergradients")
+        folder = ROOT / (
+            "benchmarks/hypergradients/results" if options.record else "runs/hypergradients"
+        )
         path = folder / f"{device}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = options.only or set(options.parts) != set(PARTS) or set(options.models) != set(tasks.MODELS)
+        partial = (
+            options.only
+            or set(options.parts) != set(PARTS)
+            or set(options.models) != set(tasks.MODELS)
+        )
         result = json.loads(path.read_text()) if partial and path.exists() else {}
         result |= {"device": device, "machine": machine(device), "installs": peers}
         result["command"] = " ".join(["python -m", __spec__.name, *sys.argv[1:]])
@@ -122,9 +128,9 @@ def cell(side: str, *arguments: str) -> Any:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         return {
-            "failed": ([line for line in done.stderr.splitlines() if line.strip()] or ["no message"])[-1][
-                :200
-            ]
+            "failed": (
+                [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+            )[-1][:200]
         }
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -139,13 +145,16 @@ def accuracy(only: str, peers: dict[str, str]) -> list[dict[str, Any]]:
             for row in cell(side, "accuracy", str(condition), only):
                 shown = f"{row.get('relative_error', 0):10.1e} {row.get('rescaled', 0):10.1e} {row.get('cosine', 0):12.8f}"
                 print(
-                    f"{row['name']:50s}{'FAILED ' + row['failed'] if 'failed' in row else shown}", flush=True
+                    f"{row['name']:50s}{'FAILED ' + row['failed'] if 'failed' in row else shown}",
+                    flush=True,
                 )
                 rows.append(row)
     return rows
 
 
-def cost(model: str, options: argparse.Namespace, peers: dict[str, str], device: str) -> list[dict[str, Any]]:
+def cost(
+    model: str, options: argparse.Namespace, peers: dict[str, str], device: str
+) -> list[dict[str, Any]]:
     print(
         f"\n{model} on {device}: one bilevel step over one plain SGD step\n{'':50s}time  [lowest, highest]  memory"
     )
@@ -165,14 +174,19 @@ def cost(model: str, options: argparse.Namespace, peers: dict[str, str], device:
             shown = "FAILED " + row.get("failed", "")
             if "failed" not in row:
                 r = row["ratios"]
-                row |= {"time": statistics.median(r), "memory": row["megabytes"] / plain["megabytes"]}
+                row |= {
+                    "time": statistics.median(r),
+                    "memory": row["megabytes"] / plain["megabytes"],
+                }
                 shown = f"{row['time']:5.2f}  [{r[0]:.2f}, {r[-1]:.2f}]  {row['memory']:6.2f}"
             rows.append({"model": model, "name": name, **row})
             print(f"{name:50s}{shown}", flush=True)
     return rows
 
 
-def merge(result: dict[str, Any], key: str, rows: list[dict[str, Any]], identity: tuple[str, ...]) -> None:
+def merge(
+    result: dict[str, Any], key: str, rows: list[dict[str, Any]], identity: tuple[str, ...]
+) -> None:
     """Rows measured now replace rows of the same name."""
     new = {tuple(row[i] for i in identity): row for row in rows}
     kept = [new.pop(tuple(r[i] for i in identity), r) for r in result.get(key, [])]

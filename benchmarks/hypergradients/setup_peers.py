@@ -50,7 +50,9 @@ def make() -> dict[str, str]:
         )
         if done.returncode == 0:
             done = subprocess.run([PYTHON, "-c", f"import {name}"], capture_output=True, text=True)
-        lines = [line for line in done.stderr.splitlines() if line.strip() and "[notice]" not in line]
+        lines = [
+            line for line in done.stderr.splitlines() if line.strip() and "[notice]" not in line
+        ]
         outcome[name] = "ok" if done.returncode == 0 else (lines or ["no message"])[-1][:300]
     (PLACE / "installs.json").write_text(json.dumps(outcome, indent=1) + "\n")
     return outcome

@@ -32,12 +32,17 @@ def accuracy_table(result: dict[str, Any]) -> str:
     conditions = sorted({row["toy"] for row in result["accuracy"]})
     by = {(row["name"], row["toy"]): row for row in result["accuracy"]}
     kappa = {
-        c: next(r["kappa"] for r in result["accuracy"] if r["toy"] == c and "kappa" in r) for c in conditions
+        c: next(r["kappa"] for r in result["accuracy"] if r["toy"] == c and "kappa" in r)
+        for c in conditions
     }
     head = [
         "estimator",
         "kind",
-        *(f"kappa {kappa[c]:.0f}: {what}" for c in conditions for what in ("error", "rescaled", "cosine")),
+        *(
+            f"kappa {kappa[c]:.0f}: {what}"
+            for c in conditions
+            for what in ("error", "rescaled", "cosine")
+        ),
     ]
     names = sorted(
         {row["name"] for row in result["accuracy"]},
@@ -51,7 +56,11 @@ def accuracy_table(result: dict[str, Any]) -> str:
             cells += (
                 ["FAILED: " + row["failed"], "", ""]
                 if "failed" in row
-                else [f"{row['relative_error']:.1e}", f"{row['rescaled']:.1e}", f"{row['cosine']:.6f}"]
+                else [
+                    f"{row['relative_error']:.1e}",
+                    f"{row['rescaled']:.1e}",
+                    f"{row['cosine']:.6f}",
+                ]
             )
         rows.append(cells)
     return table(head, rows)
@@ -109,7 +118,12 @@ def targets_table(result: dict[str, Any]) -> str:
 
     def add(what: str, value: float, limit: float, shown: str = "{:.2f}") -> None:
         rows.append(
-            [what, shown.format(value), shown.format(limit), "reached" if value <= limit else "MISSED"]
+            [
+                what,
+                shown.format(value),
+                shown.format(limit),
+                "reached" if value <= limit else "MISSED",
+            ]
         )
 
     ours = "ours: FiniteDifference"
@@ -142,7 +156,12 @@ def targets_table(result: dict[str, Any]) -> str:
                 "{:.1e}",
             )
     rows.append(
-        ["three-level chain against full autograd, float64", "tests/test_multilevel.py", "1e-08", "a test"]
+        [
+            "three-level chain against full autograd, float64",
+            "tests/test_multilevel.py",
+            "1e-08",
+            "a test",
+        ]
     )
     return table(["target", "measured", "limit", ""], rows)
 
@@ -163,16 +182,16 @@ def rivals_table(result: dict[str, Any]) -> str:
                 a, b = min(ours, key=lambda r: r[what]), min(peers, key=lambda r: r[what])
                 cells += [f"{a[what]:.2f}", f"{b[what]:.2f} ({b['name']})"]
             rows.append(cells)
-    return table(["model", "kind", "our time", "best peer's time", "our memory", "best peer's memory"], rows)
+    return table(
+        ["model", "kind", "our time", "best peer's time", "our memory", "best peer's memory"], rows
+    )
 
 
 def about(result: dict[str, Any]) -> str:
     m = result["machine"]
     place = m.get("gpu") or f"{m['cpu']}, {m['cores']} cores, one thread"
     peers = ", ".join(f"{k} {m[k]}" for k in ("betty", "torchopt", "higher"))
-    return (
-        f"Measured with `{result['command']}` on {place}; Python {m['python']}, torch {m['torch']}; {peers}."
-    )
+    return f"Measured with `{result['command']}` on {place}; Python {m['python']}, torch {m['torch']}; {peers}."
 
 
 def tables() -> dict[str, str]:
@@ -202,7 +221,9 @@ def figure(result: dict[str, Any]) -> None:
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    matplotlib.rcParams.update({"svg.hashsalt": "hypergradients", "svg.fonttype": "none", "font.size": 8})
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "hypergradients", "svg.fonttype": "none", "font.size": 8}
+    )
     good = [row for row in result["cost"] if "failed" not in row and row["name"] != "plain SGD"]
     models = list(dict.fromkeys(row["model"] for row in good))
     groups = {
@@ -264,5 +285,9 @@ def write() -> None:
 if __name__ == "__main__":
     if "--check" in sys.argv:
         wrong = outdated(README, tables())
-        sys.exit(f"{README.relative_to(ROOT)}: not what the recorded results say: {wrong}" if wrong else 0)
+        sys.exit(
+            f"{README.relative_to(ROOT)}: not what the recorded results say: {wrong}"
+            if wrong
+            else 0
+        )
     write()

@@ -34,7 +34,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
         g1, g2 = self.gates()
-        q, k, v = self.qkv(self.n1(x)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(self.n1(x)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        )
         a = (q @ k.transpose(-1, -2) / (d // self.heads) ** 0.5).softmax(-1) @ v
         x = x + g1 * self.o(a.transpose(1, 2).reshape(b, t, d))
         return x + g2 * self.down(F.gelu(self.up(self.n2(x))))
@@ -101,14 +103,17 @@ class Task:
             ]
             self.model = nn.Sequential(*layers)
             batches = [
-                (torch.randn(s["mlp_batch"], 784), torch.randint(0, 10, (s["mlp_batch"],))) for _ in range(2)
+                (torch.randn(s["mlp_batch"], 784), torch.randint(0, 10, (s["mlp_batch"],)))
+                for _ in range(2)
             ]
         else:
             self.model = transformer = Transformer(s["d"])
             if name == "gated":
                 self.hyper = Gates(transformer, s["d"])
             shape = (s["batch"], s["length"])
-            batches = [(torch.randint(0, 1000, shape), torch.randint(0, 4, shape[:1])) for _ in range(2)]
+            batches = [
+                (torch.randint(0, 1000, shape), torch.randint(0, 4, shape[:1])) for _ in range(2)
+            ]
         self.model.to(device), self.hyper.to(device)
         self.train, self.val = [(x.to(device), y.to(device)) for x, y in batches]
         self.theta: list[Tensor] = list(self.model.parameters())

@@ -18,7 +18,9 @@ class Toy:
 
     def __init__(self, condition: float, n: int = 200, d: int = 20, seed: int = 0) -> None:
         g = torch.Generator().manual_seed(seed)
-        scale = torch.logspace(0, 0.5 * torch.log10(torch.tensor(float(condition))), d, dtype=torch.float64)
+        scale = torch.logspace(
+            0, 0.5 * torch.log10(torch.tensor(float(condition))), d, dtype=torch.float64
+        )
         true = torch.randn(d, generator=g, dtype=torch.float64) / scale
 
         def draw() -> tuple[Tensor, Tensor]:
@@ -42,7 +44,10 @@ class Toy:
 
     def inner(self, theta: Tensor, lam: Tensor) -> Tensor:
         x, y = self.train
-        return F.binary_cross_entropy_with_logits(x @ theta, y) + 0.5 * (lam.exp() * theta * theta).sum()
+        return (
+            F.binary_cross_entropy_with_logits(x @ theta, y)
+            + 0.5 * (lam.exp() * theta * theta).sum()
+        )
 
     def outer(self, theta: Tensor) -> Tensor:
         x, y = self.val

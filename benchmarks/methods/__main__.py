@@ -39,7 +39,9 @@ def main() -> None:
     parser.add_argument("--record", action="store_true")
     asked = parser.parse_args()
     if asked.record and 0 < asked.rounds < LEAST_ROUNDS:
-        parser.error(f"--record with {asked.rounds} rounds: at least {LEAST_ROUNDS}, or leave --rounds out")
+        parser.error(
+            f"--record with {asked.rounds} rounds: at least {LEAST_ROUNDS}, or leave --rounds out"
+        )
 
     committed = tables.load(tables.ROOT / tables.RESULT)
     path = tables.ROOT / (tables.RESULT if asked.record else "runs/methods/cpu.json")
@@ -65,7 +67,9 @@ def main() -> None:
     for paper, bound, ours, same in tables.works(now):
         if ours:
             beside = f", official way {same['ratio']:.2f}" if same else ""
-            known = ", ".join(f"{k} {bound[k]:g}" for k in ("official", "reached", "floor") if k in bound)
+            known = ", ".join(
+                f"{k} {bound[k]:g}" for k in ("official", "reached", "floor") if k in bound
+            )
             print(f"  {paper}: {bound['work']}: {ours['ratio']:.2f}{beside} ({known}): "
                   f"{tables.verdict(ours['ratio'], bound)}")  # fmt: skip
     if not committed["papers"]:
@@ -90,9 +94,13 @@ def measure(paper: str, rounds: int) -> dict[str, Any]:
         file = Path(folder) / "rows.json"
         begun = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, *words, "--json", str(file)], cwd=tables.ROOT, env=os.environ | ENVIRONMENT
+            [sys.executable, *words, "--json", str(file)],
+            cwd=tables.ROOT,
+            env=os.environ | ENVIRONMENT,
         )
-        _, status, usage = os.wait4(process.pid, 0)  # wait4, not wait: it alone tells this child's peak
+        _, status, usage = os.wait4(
+            process.pid, 0
+        )  # wait4, not wait: it alone tells this child's peak
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise RuntimeError(f"`python {' '.join(words)}` ended with status {process.returncode}")

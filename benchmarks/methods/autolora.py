@@ -39,7 +39,10 @@ def steps(batch: int = 16, length: int = 32) -> dict[str, Callable[[], object]]:
     method.attach(model, 8, "classifier", lambda name: runs.stream(0, name))
     model.train()
     w, beta = method.variables(model)
-    inner, outer = torch.optim.AdamW(w, lr=1e-4), torch.optim.Adam(beta, lr=1e-3, betas=(0.5, 0.999))
+    inner, outer = (
+        torch.optim.AdamW(w, lr=1e-4),
+        torch.optim.Adam(beta, lr=1e-3, betas=(0.5, 0.999)),
+    )
     ids, labels = torch.randint(2000, (2, batch, length)), torch.randint(4, (2, batch))
 
     def train_loss() -> Tensor:
@@ -48,7 +51,9 @@ def steps(batch: int = 16, length: int = 32) -> dict[str, Callable[[], object]]:
     def held_loss() -> Tensor:
         return F.cross_entropy(model(input_ids=ids[1]).logits, labels[1])
 
-    def first(outer_loss: Any, inner_loss: Any, theta: list[Tensor], lam: list[Tensor], lr: float) -> Any:
+    def first(
+        outer_loss: Any, inner_loss: Any, theta: list[Tensor], lam: list[Tensor], lr: float
+    ) -> Any:
         return method.estimate(outer_loss, inner_loss, theta, lam, lr, FirstOrder())
 
     habits = official.estimator("1", "stepped", "adam", "independent", optimiser=inner)

@@ -90,14 +90,18 @@ def show(title: str, rows: Mapping[str, Row]) -> None:
 def write(path: str, paper: str, rows: Mapping[str, Row], **settings: Any) -> None:
     """The file that `python -m benchmarks.methods` reads; nothing where the path is empty."""
     if path:
-        Path(path).write_text(json.dumps({"paper": paper, **settings, "rows": rows}, indent=1) + "\n")
+        Path(path).write_text(
+            json.dumps({"paper": paper, **settings, "rows": rows}, indent=1) + "\n"
+        )
 
 
 def main(
     paper: str, title: str, about: str | None, steps: Callable[[], dict[str, Callable[[], object]]]
 ) -> None:
     """The command line of a script that only measures `steps()` on the CPU, `plain` among them."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", default="", help="also write the figures to this file")
     asked = parser.parse_args()

@@ -34,7 +34,9 @@ def problem(n: int = 320, side: int = 16) -> data.Problem:
 
     def part(first: int) -> data.Images:
         pixels = torch.randint(256, (n, 3, side, side), generator=stream, dtype=torch.uint8)
-        return data.Images(first + torch.arange(n), pixels, torch.randint(10, (n,), generator=stream))
+        return data.Images(
+            first + torch.arange(n), pixels, torch.randint(10, (n,), generator=stream)
+        )
 
     return data.Problem("cifar10", 10, part(0), part(n), part(2 * n))
 
@@ -88,7 +90,11 @@ def kinds() -> dict[str, Callable[[], object]]:
 
     def prepared(**given: object) -> Search:
         config = replace(small, **given)  # type: ignore[arg-type]
-        gan = warmstart.new_gan(config, images, torch.device("cpu")) if config.variant != "darts" else None
+        gan = (
+            warmstart.new_gan(config, images, torch.device("cpu"))
+            if config.variant != "darts"
+            else None
+        )
         return Search(config, images, torch.device("cpu"), gan)
 
     def stepping(search: Search) -> Callable[[], object]:

@@ -83,7 +83,9 @@ def costs(rounds: int, batch: int, device: torch.device) -> dict[str, cost.Row]:
         name: pair(pretraining(settings(batch, **learned, **chosen), device))
         for name, chosen in VARIANTS.items()
     }
-    return cost.measure(pair(pretraining(settings(batch), device)), kinds, rounds, device.type, work=2)
+    return cost.measure(
+        pair(pretraining(settings(batch), device)), kinds, rounds, device.type, work=2
+    )
 
 
 def accuracies(batch: int, device: torch.device) -> dict[str, dict[str, float]]:
@@ -97,7 +99,9 @@ def accuracies(batch: int, device: torch.device) -> dict[str, dict[str, float]]:
             at = replace(work.point(cycle), z2=None)
             for name, chosen in VARIANTS.items():
                 one = replace(config, **chosen)
-                seen[name].append(analysis.compare_with_exact(METHODS[one.hypergrad], work.nets, at, one))
+                seen[name].append(
+                    analysis.compare_with_exact(METHODS[one.hypergrad], work.nets, at, one)
+                )
     return {
         name: {k: round(statistics.mean(p[k] for p in points), 6) for k in points[0]}
         for name, points in seen.items()
@@ -116,13 +120,18 @@ def main() -> None:
     device = torch.device(asked.device)
     torch.set_num_threads(1)
     exact = accuracies(min(asked.batch, 16), device)
-    rows = {name: row | exact.get(name, {}) for name, row in costs(asked.rounds, asked.batch, device).items()}
+    rows = {
+        name: row | exact.get(name, {})
+        for name, row in costs(asked.rounds, asked.batch, device).items()
+    }
     cost.show(f"mlo_mae: cost of a level-1 step over a plain MAE step (targets: {TARGETS})", rows)
     for name, row in exact.items():
         print(
             f"  {name:34} cosine with double backward {row['cosine']:.6f}, norm ratio {row['norm_ratio']:.4f}"
         )
-    cost.write(asked.json, "mlo_mae", rows, device=asked.device, rounds=asked.rounds, batch=asked.batch)
+    cost.write(
+        asked.json, "mlo_mae", rows, device=asked.device, rounds=asked.rounds, batch=asked.batch
+    )
 
 
 if __name__ == "__main__":

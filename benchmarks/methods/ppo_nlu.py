@@ -60,7 +60,9 @@ def steps(device: torch.device) -> tuple[dict[str, Callable[[], None]], dict[str
         optimizer.zero_grad(set_to_none=True)
         labels = fixed.ids.masked_fill(fixed.mask == 0, -100)
         labels[:, : fixed.ids.shape[1] - fixed.T] = -100
-        p.lm(input_ids=fixed.ids, attention_mask=fixed.mask, labels=labels, use_cache=False).loss.backward()
+        p.lm(
+            input_ids=fixed.ids, attention_mask=fixed.mask, labels=labels, use_cache=False
+        ).loss.backward()
         optimizer.step()
 
     def learn(answers: Rollout, size: int) -> None:
@@ -102,8 +104,13 @@ def main() -> None:
     for name, row in rows.items():
         row["tokens_per_second"] = round(tokens[name] / row["seconds"])
     cost.show("ppo_nlu: 16 texts of 72 + 22 tokens; plain: one supervised LoRA step on them", rows)
-    print("  tokens/s: " + "; ".join(f"{name} {row['tokens_per_second']}" for name, row in rows.items()))
-    print(f"  target: a PPO batch costs at most {TARGET} plain steps; the official trainer's costs 6.5")
+    print(
+        "  tokens/s: "
+        + "; ".join(f"{name} {row['tokens_per_second']}" for name, row in rows.items())
+    )
+    print(
+        f"  target: a PPO batch costs at most {TARGET} plain steps; the official trainer's costs 6.5"
+    )
     here = runs.environment()
     cost.write(
         asked.json, "ppo_nlu", rows, device=asked.device, rounds=asked.rounds,

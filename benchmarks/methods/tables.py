@@ -34,11 +34,15 @@ def normalised(found: Any, source: str) -> dict[str, dict[str, Any]]:
     """Rows of a script's JSON: name -> a dict with `ratio`; a bare number is a ratio."""
     rows = found.get("rows", found) if isinstance(found, dict) else None
     if not isinstance(rows, dict) or not rows:
-        raise ValueError(f"{source} holds no rows; a script writes {{'rows': {{name: {{'ratio': ...}}}}}}")
+        raise ValueError(
+            f"{source} holds no rows; a script writes {{'rows': {{name: {{'ratio': ...}}}}}}"
+        )
     rows = {name: row if isinstance(row, dict) else {"ratio": row} for name, row in rows.items()}
     for name, row in rows.items():
         if not isinstance(row.get("ratio"), int | float) or not row["ratio"] > 0:
-            raise ValueError(f"{source}: row {name!r} has ratio {row.get('ratio')!r}; it must be above 0")
+            raise ValueError(
+                f"{source}: row {name!r} has ratio {row.get('ratio')!r}; it must be above 0"
+            )
     return rows
 
 
@@ -50,7 +54,9 @@ def regressions(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for name, row in before.items():
             own = now["rows"].get(name)
             if own is None:
-                lines.append(f"{paper}: {name}: recorded ({row['ratio']:.2f}) but not measured any more")
+                lines.append(
+                    f"{paper}: {name}: recorded ({row['ratio']:.2f}) but not measured any more"
+                )
                 continue
             for what, word in (("ratio", "slower"), ("memory", "more memory")):
                 if row.get(what) and own.get(what) and own[what] / row[what] - 1 > NOISE:
@@ -67,7 +73,9 @@ def missing(result: Mapping[str, Any]) -> list[str]:
         f"bounds.yaml: {paper} has no row {name!r}; it has {', '.join(result['papers'][paper]['rows'])}"
         for paper, works in bounds().items()
         if paper in result["papers"]
-        for name in dict.fromkeys(w[key] for w in works for key in ("row", "same_work", "over") if key in w)
+        for name in dict.fromkeys(
+            w[key] for w in works for key in ("row", "same_work", "over") if key in w
+        )
         if name not in result["papers"][paper]["rows"]
     ]
 
@@ -86,7 +94,9 @@ def verdict(ratio: float, bound: Mapping[str, Any]) -> str:
     return f"missed by {ratio / limit - 1:.0%}"
 
 
-def works(result: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]]:
+def works(
+    result: Mapping[str, Any],
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]]:
     """(paper, bound, our row, row of the official way on the same work), {} for a row that was not measured.
 
     A bound with `over` was measured over another plain step: our ratios are divided by that row's."""
@@ -109,14 +119,18 @@ def speed_table(root: Path = ROOT) -> str:
     rows = []
     for paper, bound, ours, same in works(result):
         spread = f" [{ours['lowest']:.2f}, {ours['highest']:.2f}]" if "lowest" in ours else ""
-        known = [f"{bound[key]:g}" if key in bound else "" for key in ("official", "reached", "floor")]
+        known = [
+            f"{bound[key]:g}" if key in bound else "" for key in ("official", "reached", "floor")
+        ]
         what = f"[{cell(paper)}]({paper}/README.md): {cell(bound['work'])}"
         said = verdict(ours["ratio"], bound) if ours else ""
         memory = [shown(ours, "memory"), shown(same, "memory")]
         rows.append([what, shown(ours) + spread or "NOT RUN", shown(same), *known, said, *memory])
     head = ["step / plain step", "ours", "official way, our code", "official, measured by us", "reached", "floor", "bound",
             "memory: ours", "memory: official way"]  # fmt: skip
-    lacks = [f"{paper}: {bound['lacks']}" for paper, bound, _, _ in works(result) if "lacks" in bound]
+    lacks = [
+        f"{paper}: {bound['lacks']}" for paper, bound, _, _ in works(result) if "lacks" in bound
+    ]
     peaks = ", ".join(f"{p} {x['peak_megabytes']:,.0f}" for p, x in result["papers"].items())
     commits = sorted({str(x["commit"])[:10] for x in result["papers"].values()})
     m, v = result["machine"], result["versions"]
@@ -169,7 +183,9 @@ def figure(result: Mapping[str, Any], path: Path) -> None:
     ax.minorticks_off()
     ax.grid(axis="x", lw=0.3)
     named = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    ax.legend(named.values(), named, fontsize=7, ncols=2, loc="lower center", bbox_to_anchor=(0.3, 1.0))
+    ax.legend(
+        named.values(), named, fontsize=7, ncols=2, loc="lower center", bbox_to_anchor=(0.3, 1.0)
+    )
     fig.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, metadata={"Date": None})

@@ -34,7 +34,11 @@ class Work:
 
         torch.manual_seed(0)
         config = BertConfig(
-            vocab_size=V, hidden_size=D, num_hidden_layers=4, num_attention_heads=4, intermediate_size=4 * D
+            vocab_size=V,
+            hidden_size=D,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=4 * D,
         )
         self.encoder = language.Whole(BertModel(config, add_pooling_layer=False)).to(device).train()
         self.phi = language.Whole(BertModel(config, add_pooling_layer=False)).to(device).train()
@@ -48,7 +52,9 @@ class Work:
         self.batches = []
         for _ in range(micro):
             text = tokens()
-            masked = [objectives.mask_tokens(text, everywhere, 3, torch.arange(4, V), g) for _ in range(2)]
+            masked = [
+                objectives.mask_tokens(text, everywhere, 3, torch.arange(4, V), g) for _ in range(2)
+            ]
             self.batches.append(
                 (text.to(device), [[t.to(device) for t in m] for m in masked], tokens().to(device))
             )
@@ -56,7 +62,9 @@ class Work:
         self.y = torch.randint(2, (BATCH,), generator=g).to(device)
         alpha = method.start_logits(3)
         self.optimizers = [
-            baselines.optimizer("adam", [*self.encoder.parameters(), *self.heads.parameters()], 2e-5, 0.0),
+            baselines.optimizer(
+                "adam", [*self.encoder.parameters(), *self.heads.parameters()], 2e-5, 0.0
+            ),
             baselines.optimizer("adam", [*self.phi.parameters(), *self.w.parameters()], 2e-5, 0.0),
             baselines.optimizer("adam", [alpha], 2e-3, 0.0),
         ]
@@ -83,7 +91,11 @@ class Work:
                 targets.append(wanted[there])
             logits = self.heads["MLM"](torch.cat(states), self.encoder.embedding())
             order = objectives.order(self.heads["SOP"](self.encoder({"input_ids": halves})), self.y)
-            return [objectives.contrastive(a, b), objectives.masked_lm(logits, torch.cat(targets)), order]
+            return [
+                objectives.contrastive(a, b),
+                objectives.masked_lm(logits, torch.cat(targets)),
+                order,
+            ]
 
         return found
 
@@ -91,7 +103,9 @@ class Work:
         return F.cross_entropy(self.w(self.phi({"input_ids": self.labelled[i]})), self.y)
 
     def plain(self, everywhere: bool = False) -> None:
-        baselines.plain_cycle(self.optimizers[0], [[self.losses(0, everywhere)]], torch.full((3,), 1 / 3))
+        baselines.plain_cycle(
+            self.optimizers[0], [[self.losses(0, everywhere)]], torch.full((3,), 1 / 3)
+        )
 
     def cycle(self) -> None:
         micro = [self.losses(i) for i in range(len(self.batches))]
@@ -114,9 +128,14 @@ def measure(rounds: int, device: str) -> dict[str, cost.Row]:
     plain = Work(place, 1, method.MODES[0])
     todo = {f"{mode}/{n}": Work(place, n, mode) for mode in method.MODES for n in TARGETS}
     cosines = {name: work.agreement() for name, work in todo.items()}
-    kinds = {name: work.cycle for name, work in todo.items()} | {EVERYWHERE: lambda: plain.plain(True)}
+    kinds = {name: work.cycle for name, work in todo.items()} | {
+        EVERYWHERE: lambda: plain.plain(True)
+    }
     rows = cost.measure(plain.plain, kinds, rounds, device)
-    return {name: row | ({"cosine": cosines[name]} if name in cosines else {}) for name, row in rows.items()}
+    return {
+        name: row | ({"cosine": cosines[name]} if name in cosines else {})
+        for name, row in rows.items()
+    }
 
 
 def main() -> None:
@@ -129,7 +148,9 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     rows = measure(asked.rounds, asked.device)
-    cost.show(f"tapweight: a cycle over a plain continued-pretraining step (targets: {TARGETS})", rows)
+    cost.show(
+        f"tapweight: a cycle over a plain continued-pretraining step (targets: {TARGETS})", rows
+    )
     for name in (name for name, row in rows.items() if "cosine" in row):
         over = rows[name]["ratio"] / rows[EVERYWHERE]["ratio"]
         print(f"  {name:34} cosine {rows[name]['cosine']:.6f}   over scores everywhere {over:.2f}")

@@ -59,7 +59,9 @@ def opt(vocab_size: int, d: int, layers: int, heads: int) -> Any:
 def watermark_of(vocab_size: int) -> Watermark:
     g = torch.Generator().manual_seed(0)
     return Watermark(
-        0.2 + 0.1 * torch.rand(vocab_size, generator=g), 1.5 + torch.rand(vocab_size, generator=g), vocab_size
+        0.2 + 0.1 * torch.rand(vocab_size, generator=g),
+        1.5 + torch.rand(vocab_size, generator=g),
+        vocab_size,
     )
 
 
@@ -67,7 +69,9 @@ def embedding(vocab_size: int, rounds: int) -> tuple[float, float]:
     """ms a step of the processor at batch 8: warm (every list in the cache), and cold (none)."""
     watermark = watermark_of(vocab_size)
     processor, scores = WatermarkLogitsProcessor(watermark), torch.randn(8, vocab_size)
-    steps = [torch.randint(1000, (8, 20), generator=torch.Generator().manual_seed(s)) for s in range(20)]
+    steps = [
+        torch.randint(1000, (8, 20), generator=torch.Generator().manual_seed(s)) for s in range(20)
+    ]
     cold = seconds(lambda: [processor(ids, scores) for ids in steps]) / 20
     warm = [seconds(lambda: [processor(ids, scores) for ids in steps]) / 20 for _ in range(rounds)]
     return 1e3 * statistics.median(warm), 1e3 * cold
@@ -109,17 +113,24 @@ def training(rounds: int, T: int) -> tuple[dict[str, list[float]], dict[str, flo
     encoder = BertModel(BertConfig(vocab_size=V, hidden_size=d, num_hidden_layers=4, num_attention_heads=4,
                                    intermediate_size=4 * d)).eval().requires_grad_(False)  # fmt: skip
     sim = encoder.get_input_embeddings().weight.detach()
-    prompt = {"input_ids": torch.randint(V, (8, 90)), "attention_mask": torch.ones(8, 90, dtype=torch.long)}
+    prompt = {
+        "input_ids": torch.randint(V, (8, 90)),
+        "attention_mask": torch.ones(8, 90, dtype=torch.long),
+    }
     generators = method.Generators(d)
     adam = torch.optim.Adam(generators.parameters(), lr=1e-4)
     tail = sim[prompt["input_ids"][:, -5:]]
-    sentence = lambda text: method.sentence_embedding(encoder, torch.cat([tail, text.sentence], dim=1))  # noqa: E731
+    sentence = lambda text: method.sentence_embedding(
+        encoder, torch.cat([tail, text.sentence], dim=1)
+    )  # noqa: E731
     with torch.no_grad():
         kept = sentence(method.soft_decode(model, prompt, T, sim))
 
     def learn(text: method.SoftText, reference: Tensor) -> None:
         loss_S = method.semantic_loss(sentence(text), reference)
-        g_D, g_S = method.two_gradients(method.detection_loss(text), loss_S, generators.parameters())
+        g_D, g_S = method.two_gradients(
+            method.detection_loss(text), loss_S, generators.parameters()
+        )
         lam = method.mgda_weight(g_D, g_S, official.MGDA_CAP)
         method.set_gradient(generators.parameters(), lam * g_D + (1 - lam) * g_S)
         adam.step()
@@ -128,7 +139,9 @@ def training(rounds: int, T: int) -> tuple[dict[str, list[float]], dict[str, flo
     draw = lambda shape: method.logistic_noise(shape, noise, "cpu")  # noqa: E731
 
     def plain() -> None:
-        model.generate(**prompt, do_sample=False, max_new_tokens=T, min_new_tokens=None, pad_token_id=0)
+        model.generate(
+            **prompt, do_sample=False, max_new_tokens=T, min_new_tokens=None, pad_token_id=0
+        )
 
     many = {k: v.repeat(4, 1) for k, v in prompt.items()}
     tails = tail.repeat(4, 1, 1)
@@ -167,16 +180,32 @@ def ratios(found: dict[str, list[float]], over: str, under: str) -> list[float]:
     return [a / b for a, b in zip(found[over], found[under])]
 
 
-def limits(ms: dict[str, float], rows: dict[str, dict[str, float]]) -> list[tuple[str, float, str, float]]:
+def limits(
+    ms: dict[str, float], rows: dict[str, dict[str, float]]
+) -> list[tuple[str, float, str, float]]:
     """(figure, value, "<=" or ">=", limit) of everything that has a target."""
-    found = [("ms a step of generate(), V = 4,000, batch 8, warm", ms["generate, V=4000, warm"], "<=", 0.3)]
+    found = [
+        (
+            "ms a step of generate(), V = 4,000, batch 8, warm",
+            ms["generate, V=4000, warm"],
+            "<=",
+            0.3,
+        )
+    ]
     if "model step, 125 M" in ms:
         share = ms["generate, V=50272, warm"] / ms["model step, 125 M"]
-        found.append(("share of a step of a 125 M model, V = 50,272, batch 8, warm", share, "<=", 0.02))
+        found.append(
+            ("share of a step of a 125 M model, V = 50,272, batch 8, warm", share, "<=", 0.02)
+        )
     return [
         *found,
         ("training step over plain cached decoding", rows["ours"]["ratio"], "<=", 2.5),
-        ("prefix run again (official) over our training step", rows["official"]["over_ours"], ">=", 14),
+        (
+            "prefix run again (official) over our training step",
+            rows["official"]["over_ours"],
+            ">=",
+            14,
+        ),
     ]
 
 
@@ -184,17 +213,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60, help="T of the training step")
-    parser.add_argument("--big", action="store_true", help="measure the 125 M model too (0.5 GB, a minute)")
+    parser.add_argument(
+        "--big", action="store_true", help="measure the 125 M model too (0.5 GB, a minute)"
+    )
     parser.add_argument("--json", default="", help="also write the figures to this file")
     given = parser.parse_args()
     torch.set_num_threads(1)
 
     ms: dict[str, float] = {}
     for size in (4000, 50_272):
-        ms[f"generate, V={size}, warm"], ms[f"generate, V={size}, cold"] = embedding(size, given.rounds)
+        ms[f"generate, V={size}, warm"], ms[f"generate, V={size}, cold"] = embedding(
+            size, given.rounds
+        )
     if given.big:
         ms["model step, 125 M"] = model_step(given.rounds)
-    for name, value in zip(("z_score", "detector, cold", "detector, warm"), detection(given.rounds)):
+    for name, value in zip(
+        ("z_score", "detector, cold", "detector, warm"), detection(given.rounds)
+    ):
         ms[f"{name}, a token"] = value
     print("milliseconds (the official detector: 0.33 a token)")
     for name, value in ms.items():

@@ -56,7 +56,10 @@ def steps(device: torch.device, seq: int) -> dict[str, Callable[[], None]]:
         method.add_gates(model)
         w, alpha = list(method.w_of(model).values()), method.alpha_of(model)
         lower, upper = losses(model)
-        opt_w, opt_a = phases.adamw(w, 0.01), torch.optim.AdamW(alpha, lr=2e-3, weight_decay=0.0, fused=True)
+        opt_w, opt_a = (
+            phases.adamw(w, 0.01),
+            torch.optim.AdamW(alpha, lr=2e-3, weight_decay=0.0, fused=True),
+        )
         phases.set_rate(opt_w, 2e-5)
 
         def once() -> None:
@@ -67,12 +70,17 @@ def steps(device: torch.device, seq: int) -> dict[str, Callable[[], None]]:
 
     for name, estimator in phases.ESTIMATORS.items():
         search(
-            name, lambda up, low, w, a, opt, e=estimator: method.hypergradient(up, low, w, a, 2e-5, e).grads
+            name,
+            lambda up, low, w, a, opt, e=estimator: (
+                method.hypergradient(up, low, w, a, 2e-5, e).grads
+            ),
         )
     accidents = official.ACCIDENTS
     search(
         "official",
-        lambda up, low, w, a, opt: official.hypergradient(up, low, w, a, 2e-5, opt, 5.0, accidents, void)[0],
+        lambda up, low, w, a, opt: official.hypergradient(
+            up, low, w, a, 2e-5, opt, 5.0, accidents, void
+        )[0],
     )
     return found
 
