@@ -1,13 +1,14 @@
-"""One run on several processes (`accelerate launch -m <paper>.train ...`, or torchrun): data parallelism.
+"""One run on several processes (`accelerate launch -m <paper>.train ...`): data parallelism.
 
-Every process holds the whole model and draws the same random numbers. `shard` gives it its rows of a batch;
-gradients are averaged before every step of any optimiser (a hook of torch), and where a method needs them earlier:
-before a norm is taken, or before a gradient is used in another one. So variables stay equal without being sent; the
-record says whether they did. Process 0 alone writes the run, the others work in a folder that is thrown away. With
-one process nothing here does anything.
+Every process holds the whole model and draws the same random numbers. `shard` gives it its rows of
+a batch; gradients are averaged before every step of any optimiser (a hook of torch), and where a
+method needs them earlier: before a norm is taken, or before a gradient is used in another one. So
+variables stay equal without being sent; the record says whether they did. Process 0 alone writes
+the run, the others work in a folder that is thrown away. With one process nothing here acts.
 
-A loss that is a mean over something else than rows (masked tokens, say) is averaged as if every process held
-equally many, as under torch's DistributedDataParallel; batch statistics are those of a process's own rows.
+A loss that is a mean over something else than rows (masked tokens, say) is averaged as if every
+process held equally many, as under torch's DistributedDataParallel; batch statistics are those of a
+process's own rows.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def rank() -> int:
 
 @contextlib.contextmanager
 def joined(config: RunConfig) -> Iterator[RunConfig]:
-    """Within the block the launched processes are one group; yields the configuration of this one."""
+    """Within the block the launched processes are one group; yields this one's configuration."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield config
         return
@@ -61,7 +62,7 @@ def joined(config: RunConfig) -> Iterator[RunConfig]:
 
 
 def average_before_steps() -> RemovableHandle:
-    """From now on every optimiser of this process steps along the mean of the processes' gradients."""
+    """From now on every optimiser steps along the mean of the processes' gradients."""
 
     def average(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         mean_gradients(p for group in optimizer.param_groups for p in group["params"])
@@ -71,7 +72,7 @@ def average_before_steps() -> RemovableHandle:
 
 @contextlib.contextmanager
 def single() -> Iterator[None]:
-    """Within the block this process works by itself, on whole batches: what one makes and all read."""
+    """Within the block this process works by itself, on whole batches."""
     global _single
     before, _single = _single, True
     try:
@@ -97,7 +98,7 @@ def noise_names() -> tuple[Any, ...]:
 
 
 def all_mean(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Means over the processes, in new tensors; the tensors themselves where there is one process."""
+    """Means over the processes, in new tensors; with one process the tensors themselves."""
     if world_size() == 1 or not tensors:
         return list(tensors)
     flat = torch.cat([t.detach().reshape(-1) for t in tensors]).to(_meeting())
@@ -107,12 +108,12 @@ def all_mean(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _meeting() -> torch.device:
-    """Where messages are exchanged: NCCL takes no CPU tensor, and a method may keep outer variables there."""
+    """Where messages are exchanged: NCCL takes no CPU tensor."""
     return torch.device("cpu" if dist.get_backend() == "gloo" else "cuda")
 
 
 def mean_gradients(parameters: Iterable[Tensor]) -> None:
-    """`.grad` becomes the mean over the processes; where only some have one, the others count as zero.
+    """`.grad` becomes the mean over the processes, none counting as zero where others have one.
 
     Sharded parameters (DTensor) are left to FSDP2, which averages in its backward pass."""
     if world_size() == 1:
@@ -135,7 +136,7 @@ def mean_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def any_rank(*flags: bool) -> tuple[bool, ...]:
-    """Each flag, true in all processes if it is in one: clocks differ, what all do at a step must not."""
+    """Each flag, true in all processes if it is in one: clocks differ, their steps must not."""
     if world_size() == 1:
         return flags
     raised = torch.tensor(flags, dtype=torch.int32, device=_meeting())

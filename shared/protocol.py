@@ -1,17 +1,16 @@
 """Which runs a paper consists of, where they live, and whether a finished run still stands.
 
-Reads `protocol.yaml` and `config.py` of a paper. Nothing here imports torch or a method, so that a wrong key is
-refused, and a finished paper is recognised, within a second.
+Reads `protocol.yaml` and `config.py` of a paper. Nothing here imports torch or a method, so that a
+wrong key is refused, and a finished paper is recognised, within a second.
 
     run          one node (arm, task, seed)            runs/<paper>/<scale>/<task>/seed<k>/<arm>/
     stage        a run without a score that others use
-    fingerprint  configuration + code + data read + runs used; a run whose fingerprint moved is made again
+    fingerprint  configuration, code, data, runs used; where it moved the run is made again
 """
 
 from __future__ import annotations
 
 import ast
-import dataclasses
 import difflib
 import functools
 import hashlib
@@ -19,16 +18,27 @@ import importlib.util
 import json
 import math
 import os
+import re
 import sys
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 SCALES = ("cpu", "gpu", "paper", "rehearsal")
 BLOCK = 100  # verdict seeds of revision r begin at 100 (r + 1); seeds below 100 serve development
@@ -39,11 +49,11 @@ PLACE = {
 }  # fields of Config that say where, not what: outside the fingerprint
 
 Key = tuple[str, str, int]  # arm, task, seed
-Settings = dict[str, Any]  # some fields of Config, as YAML has them
+Import = tuple[int, str, tuple[str, ...]]  # level, module, names
 
 
 class BadInput(ValueError):
-    """A file, key or value from the user that cannot be used; the message names it and the remedy."""
+    """A file, key or value of the user's that cannot be used; names it and the remedy."""
 
 
 def unknown(key: object, valid: Iterable[object], where: str) -> BadInput:
@@ -54,7 +64,7 @@ def unknown(key: object, valid: Iterable[object], where: str) -> BadInput:
     return BadInput(f"{where}: unknown key '{key}'; {hint}")
 
 
-# --- YAML files, read into typed models ------------------------------------------------------------------------
+# --- YAML files, read into typed models -------------------------------------------------------
 
 
 class Document(BaseModel):
@@ -64,44 +74,59 @@ class Document(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_keys(cls, value: object) -> object:
-        if value is None:
-            return {}
-        if not isinstance(value, Mapping):
+    def _known_keys(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping | None):
             raise BadInput(f"expected a mapping, got {type(value).__name__} ({value!r})")
-        for key in value:
+        for key in value or {}:
             if key not in cls.model_fields:
                 raise unknown(key, cls.model_fields, "")
-        return {key: v for key, v in value.items() if v is not None}
+        return {key: v for key, v in (value or {}).items() if v is not None}
 
 
 D = TypeVar("D", bound=BaseModel)
 
 
-def read_as(model: type[D], document: object, where: str) -> D:
+def read_as(model: type[D], document: Any, where: str, context: Any = None) -> D:
     """`document` as a `model`, or BadInput with the place, the value and what was expected."""
     try:
-        return model.model_validate(document)
+        return model.model_validate(document, strict=True, context=context)
     except ValidationError as error:
         first = error.errors()[0]
-        place = f"{where}: {'.'.join(str(x) for x in first['loc'] if x != '[key]')}".rstrip(": ")
-        refused = first.get("ctx", {}).get("error")
-        if isinstance(refused, BadInput):
-            raise BadInput(f"{place}: {str(refused).removeprefix(': ')}") from error
-        if first["type"] == "missing":
-            raise BadInput(f"{place} is missing") from error
-        if first["type"] == "literal_error":
-            choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-            raise unknown(first["input"], choices, place) from error
-        if first["type"] == "dict_type":
-            kind = type(first["input"]).__name__
-            raise BadInput(
-                f"{place}: expected a mapping, got {kind} ({first['input']!r})"
-            ) from error
-        raise BadInput(f"{place}: {first['input']!r}: {first['msg']}") from error
+    place = f"{where}: {'.'.join(str(x) for x in first['loc'] if x != '[key]')}".rstrip(": ")
+    value, kind, context = first["input"], first["type"], first.get("ctx", {})
+    if kind == "value_error":
+        raise BadInput(f"{place}: {context['error']}".replace(": :", ":"))
+    if kind == "missing":
+        raise BadInput(f"{place} is missing")
+    if kind == "literal_error":
+        choices = context["expected"].replace("'", "").replace(" or ", ", ")
+        near = difflib.get_close_matches(str(value), choices.split(", "), 1, 0.4)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise BadInput(f"{place} = {value!r} is not one of {choices}{hint}")
+    if kind == "dict_type":
+        raise BadInput(f"{place}: expected a mapping, got {type(value).__name__} ({value!r})")
+    raise BadInput(f"{place} = {value!r}: {first['msg']}")
 
 
-# --- Config ----------------------------------------------------------------------------------------------------
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number (YAML 1.1 wants 1.0e-4)."""
+
+
+_EXPONENT = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+
+
+def load_yaml(path: Path, name: str) -> Any:
+    """What a YAML file holds; BadInput, with the file's `name`, if it is missing or is not YAML."""
+    if not path.exists():
+        raise BadInput(f"{name} is missing")
+    try:
+        return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+    except yaml.YAMLError as error:
+        raise BadInput(f"{name} is not valid YAML: {error}") from error
+
+
+# --- Config -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -124,70 +149,82 @@ class RunConfig:
     uses: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Field:
-    """One field of a paper's Config. `type`: its annotation, resolved."""
-
-    name: str
-    type: Any
-    default: Any
-
-
-def config_fields(config_py: Path) -> dict[str, Field]:
-    """Fields of `Config` in a paper's `config.py` (those of RunConfig first). The file imports no method."""
+def config_class(config_py: Path) -> type[RunConfig]:
+    """`Config` of a paper, from its `config.py`, which imports no method."""
     if not config_py.exists():
-        raise BadInput(
-            f"{config_py} does not exist: '{config_py.parent.name}' is no paper of this repository"
-        )
+        paper = config_py.parent.name
+        raise BadInput(f"{config_py} does not exist: '{paper}' is no paper of this repository")
     name = f"_config_of_{config_py.parent.name}"
     spec = importlib.util.spec_from_file_location(name, config_py)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses look their annotations up
     spec.loader.exec_module(module)
-    config = module.Config()
-    hints = typing.get_type_hints(module.Config)
-    fields = [
-        Field(f.name, hints[f.name], getattr(config, f.name)) for f in dataclasses.fields(config)
-    ]
-    first = [f.name for f in dataclasses.fields(RunConfig)]
-    return {f.name: f for f in sorted(fields, key=lambda f: f.name not in first)}
+    return module.Config
 
 
-def fitted(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotation `hint` has it (a list becomes a tuple, 1 becomes 1.0), or BadInput."""
-    kind, parts = typing.get_origin(hint), typing.get_args(hint)
-    if kind is Literal:
-        if value in parts and type(value) in map(type, parts):
-            return value
-        near = difflib.get_close_matches(str(value), list(map(str, parts)), 1, 0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise BadInput(f"{where} = {value!r} is not one of {', '.join(map(str, parts))}{hint}")
-    if kind in (types.UnionType, typing.Union):
-        for part in parts:
-            try:
-                return fitted(value, part, where)
-            except BadInput as error:
-                refused = error
-        raise refused
-    if kind is tuple and isinstance(value, list | tuple):
-        return tuple(fitted(item, parts[0], where) for item in value)
-    if hint is float and isinstance(value, str):  # YAML reads 1e-4 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, kind or hint) and not (isinstance(value, bool) and hint is not bool):
-        return value
-    wanted = getattr(hint, "__name__", str(hint))
-    raise BadInput(f"{where} = {value!r} is {type(value).__name__}, expected {wanted}")
+def settings_model(config: type[RunConfig]) -> type[Document]:
+    """The fields of `config` that a protocol may set, all optional, with their types there."""
+    fields: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(config).items():
+        if name not in {"scale", "arm", "task", "seed", "out", "uses"}:
+            default = getattr(config, name, None)
+            number = AfterValidator(partial(_number, default))
+            fields[name] = Annotated[hint, BeforeValidator(_as_tuple), number], default
+    return create_model("Settings", __base__=Document, **fields)
 
 
-# --- protocol.yaml -----------------------------------------------------------------------------------------------
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _number(default: Any, value: Any) -> Any:
+    """A number must be finite, and at least 0 unless its default in Config is negative."""
+    if isinstance(value, int | float):
+        negative_too = isinstance(default, int | float) and default < 0
+        if not math.isfinite(value) or (value < 0 and not negative_too):
+            number = "finite number" + ("" if negative_too else " of at least 0")
+            raise BadInput(f"{value} must be a {number} (its default is {default})")
+    return value
+
+
+# --- protocol.yaml ----------------------------------------------------------------------------
+
+
+def _as_config_has_them(settings: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    model = info.context or Document
+    chosen = read_as(model, settings, "")
+    return {key: getattr(chosen, key) for key in settings if settings[key] is not None}
+
 
 ScaleName = Literal["cpu", "gpu", "paper", "rehearsal"]
+Settings = Annotated[dict[str, Any], AfterValidator(_as_config_has_them)]  # some fields of Config
+
+
+class WithSettings(Document):
+    """A mapping in which settings stand beside a few keys of other meaning."""
+
+    set: Settings = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        value = value or {}
+        settings = {k: v for k, v in value.items() if k not in cls.model_fields}
+        return {"set": settings, **{k: v for k, v in value.items() if k not in settings}}
+
+
+class Task(WithSettings):
+    """A task of a scale. `core: false`: run with ARMS=all (or ONLY=) alone."""
+
+    seeds: int | None = None
+    core: bool = True
+
+
+class At(WithSettings):
+    """What an arm sets at one scale, also for single tasks."""
+
+    tasks: dict[str, Settings] = {}
 
 
 class Needs(Document):
@@ -198,9 +235,9 @@ class Needs(Document):
 
 
 class Scale(Document):
-    """One scale of the protocol. A task may have settings of its own, `seeds`, and `core: false`."""
+    """One scale. `like`: the scale that supplies what is not given, but for costs."""
 
-    tasks: dict[str, Settings] = {}
+    tasks: dict[str, Task] = {}
     seeds: int = 1
     core: list[str] | None = None
     set: Settings = {}
@@ -212,20 +249,14 @@ class Scale(Document):
     like: ScaleName | None = None
     note: str = ""
 
-    @model_validator(mode="before")
+    @field_validator("tasks", mode="before")
     @classmethod
-    def _tasks_without_settings(cls, value: Any) -> Any:
-        tasks = value.get("tasks") if isinstance(value, Mapping) else None
-        if tasks:
-            pairs = (
-                tasks.items() if isinstance(tasks, Mapping) else ((name, None) for name in tasks)
-            )
-            value = {**value, "tasks": {name: settings or {} for name, settings in pairs}}
-        return value
+    def _names_alone(cls, tasks: Any) -> Any:
+        return {name: {} for name in tasks} if isinstance(tasks, list) else tasks
 
 
 class Arm(Document):
-    """A method, opponent, control or stage. `at`: settings for one scale, `tasks` among them for one task."""
+    """A method, opponent, control or stage."""
 
     stage: bool = False
     uses: list[str] = []
@@ -233,7 +264,7 @@ class Arm(Document):
     set: Settings = {}
     scales: list[ScaleName] | None = None
     tasks: list[str] | None = None
-    at: dict[ScaleName, Settings] = {}
+    at: dict[ScaleName, At] = {}
     note: str = ""
 
 
@@ -256,14 +287,17 @@ class ProtocolFile(Document):
     tuning: list[dict[str, Any]] = []
     note: str = ""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _arms_without_words(cls, value: Any) -> Any:
-        arms = value.get("arms") if isinstance(value, Mapping) else None
-        return {**value, "arms": {k: v or {} for k, v in arms.items()}} if arms else value
+    @model_validator(mode="after")
+    def _arms_exist(self) -> ProtocolFile:
+        named = {f"arms.{name}.uses": arm.uses for name, arm in self.arms.items()}
+        named |= {f"scales.{name}.core": scale.core or [] for name, scale in self.scales.items()}
+        for place, arms in named.items():
+            for arm in arms:
+                if arm not in self.arms:
+                    raise unknown(arm, self.arms, place)
+        return self
 
 
-OF_TASK = {"seeds", "core"}  # keys of a task that are no settings
 COSTS = ("needs", "hours", "download_gb", "disk_gb", "jobs")  # not taken over by `like`
 
 
@@ -275,7 +309,7 @@ class Node:
     task: str
     seed: int
     stage: bool
-    settings: Settings = field(hash=False, compare=False, default_factory=dict)
+    settings: dict[str, Any] = field(hash=False, compare=False, default_factory=dict)
     uses: tuple[Key, ...] = ()
 
     @property
@@ -291,80 +325,24 @@ class Protocol:
         self.root = self.directory.parent
         self.paper = self.directory.name
         self.path = self.directory / "protocol.yaml"
-        self.fields = config_fields(self.directory / "config.py")
-        if not self.path.exists():
-            raise BadInput(f"{self.paper}/protocol.yaml is missing")
-        self.where = f"{self.paper}/protocol.yaml"
-        try:
-            document = yaml.safe_load(self.path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise BadInput(f"{self.where} is not valid YAML: {error}") from error
-        self.document = read_as(ProtocolFile, document, self.where)
-        self._check()
-
-    def _check(self) -> None:
-        """Names and settings that the document's own types cannot know."""
+        config = config_class(self.directory / "config.py")
+        self.defaults = vars(config())  # every field of Config
+        self._model = settings_model(config)
+        where = f"{self.paper}/protocol.yaml"
+        self.document = read_as(ProtocolFile, load_yaml(self.path, where), where, self._model)
         if self.document.paper != self.paper:
-            raise BadInput(
-                f"{self.where}: paper is '{self.document.paper}', expected '{self.paper}'"
-            )
-        for name, scale in self.document.scales.items():
-            for arm in scale.core or []:
-                self._arm_named(arm, f"scales.{name}.core")
-        for name, body in self.document.arms.items():
-            for used in body.uses:
-                self._arm_named(used, f"arms.{name}.uses")
-        for place, settings in self._blocks():
-            self.checked(settings, f"{self.where}: {place}")
+            raise BadInput(f"{where}: paper is '{self.document.paper}', expected '{self.paper}'")
 
-    def _arm_named(self, arm: str, place: str) -> None:
-        if arm not in self.document.arms:
-            raise unknown(arm, self.document.arms, f"{self.where}: {place}")
-
-    def _blocks(self) -> Iterable[tuple[str, Settings]]:
-        """Every block of settings in the file, with its place."""
-        yield "defaults", self.document.defaults
-        for name, scale in self.document.scales.items():
-            yield f"scales.{name}.set", scale.set
-            for task, settings in scale.tasks.items():
-                yield f"scales.{name}.tasks.{task}", _without(settings, OF_TASK)
-        for name, arm in self.document.arms.items():
-            yield f"arms.{name}.set", arm.set
-            for scale_name, settings in arm.at.items():
-                yield f"arms.{name}.at.{scale_name}", _without(settings, {"tasks"})
-                for task, more in (settings.get("tasks") or {}).items():
-                    yield f"arms.{name}.at.{scale_name}.tasks.{task}", more
-        if self.document.tiny:
-            yield "tiny.set", self.document.tiny.set
-
-    def checked(self, settings: Settings, where: str) -> Settings:
-        """`settings` with values as Config has them; unknown keys and values that do not fit are refused.
-
-        A number must be finite, and at least 0 unless its default in Config is negative."""
-        fields = _without(self.fields, {"scale", "arm", "task", "seed", "out", "uses"})
-        for key in settings:
-            if key not in fields:
-                raise unknown(key, fields, where)
-        values = {k: fitted(v, fields[k].type, f"{where}: {k}") for k, v in settings.items()}
-        self.check_numbers(values, where)
-        return values
-
-    def check_numbers(self, values: Settings, where: str) -> None:
-        for key, value in values.items():
-            if isinstance(value, int | float):
-                default = self.fields[key].default
-                at_least = -math.inf if isinstance(default, int | float) and default < 0 else 0
-                if not (math.isfinite(value) and value >= at_least):
-                    bound = " of at least 0" if at_least == 0 else ""
-                    raise BadInput(
-                        f"{where}: {key} = {value} must be a finite number{bound} (its default is {default})"
-                    )
+    def check(self, config: RunConfig) -> None:
+        """Refuse values of a Config that a protocol could not give it."""
+        values = {k: v for k, v in vars(config).items() if k in self._model.model_fields}
+        read_as(self._model, values, "command line")
 
     # -- what is to be run
 
     def scale(self, name: str) -> Scale:
         """The scale's description; `like: paper` supplies what is not given, but for costs."""
-        scales: Mapping[str, Scale] = self.document.scales
+        scales: dict[Any, Scale] = dict(self.document.scales)
         if name not in scales:
             raise BadInput(f"{self.paper} has no scale '{name}'; it has {', '.join(scales)}")
         body = scales[name]
@@ -392,9 +370,9 @@ class Protocol:
         )
 
     def seeds(self, scale: str, task: str | None = None) -> list[int]:
-        """Verdict seeds: n consecutive integers from 100 (r + 1); a rehearsal takes development seeds."""
+        """Verdict seeds: n integers from 100 (r + 1) on; a rehearsal takes development seeds."""
         body = self.scale(scale)
-        counts = [body.tasks[t].get("seeds", body.seeds) for t in ([task] if task else body.tasks)]
+        counts = [body.tasks[t].seeds or body.seeds for t in ([task] if task else body.tasks)]
         first = 0 if scale == "rehearsal" else BLOCK * (self.revision() + 1)
         return list(range(first, first + max(counts, default=body.seeds)))
 
@@ -411,20 +389,19 @@ class Protocol:
         only = self.arm(arm).tasks
         return [t for t in self.tasks(scale) if only is None or t in only]
 
-    def settings(self, scale: str, arm: str, task: str) -> Settings:
+    def settings(self, scale: str, arm: str, task: str) -> dict[str, Any]:
         """Fields of Config for one run: later layers win (see CONTRIBUTING, the protocol)."""
         of_arm, layers = self.arm(arm), [self.document.defaults]
         if scale == "tiny":
             layers += [of_arm.set, self.document.tiny.set if self.document.tiny else {}]
         else:
-            for name in self._chain(scale):
-                body: Scale = self.document.scales[name]  # type: ignore[index]
-                at = of_arm.at.get(name, {})  # type: ignore[call-overload]
-                layers += [body.set, _without(body.tasks.get(task, {}), OF_TASK)]
-                layers += [of_arm.set] if name == self._chain(scale)[0] else []
-                layers += [_without(at, {"tasks"}), (at.get("tasks") or {}).get(task) or {}]
-        merged = {key: value for layer in layers for key, value in layer.items()}
-        return self.checked(merged, self.where)
+            scales: dict[Any, Scale] = dict(self.document.scales)
+            for i, name in enumerate(self._chain(scale)):
+                at = dict[Any, At](of_arm.at).get(name, At())
+                layers += [scales[name].set, scales[name].tasks.get(task, Task()).set]
+                layers += [of_arm.set] if i == 0 else []
+                layers += [at.set, at.tasks.get(task, {})]
+        return {key: value for layer in layers for key, value in layer.items()}
 
     def node(self, scale: str, arm: str, task: str, seed: int) -> Node:
         """One run with its resolved settings and the keys of the runs it uses."""
@@ -474,8 +451,8 @@ class Protocol:
 
         whole = bool(only) or arms != "core"
         of_task = {
-            task: self.seeds(scale, task)[:seeds] if whole or settings.get("core", True) else []
-            for task, settings in self.scale(scale).tasks.items()
+            name: self.seeds(scale, name)[:seeds] if whole or task.core else []
+            for name, task in self.scale(scale).tasks.items()
         }
         for seed in sorted({seed for chosen in of_task.values() for seed in chosen}):
             for name in names:
@@ -486,7 +463,7 @@ class Protocol:
 
     def config(self, scale: str, node: Node) -> dict[str, Any]:
         """Every field of Config for a node, as JSON values."""
-        values = {name: f.default for name, f in self.fields.items()} | node.settings
+        values = self.defaults | node.settings
         uses = {key[0]: str(self.run_directory(scale, key)) for key in node.uses}
         run = {"scale": scale, "arm": node.arm, "task": node.task, "seed": node.seed, "uses": uses}
         return values | run
@@ -504,7 +481,7 @@ def runs_root(root: Path) -> Path:
     return Path(os.environ.get("REPRO_RUNS") or root / "runs")
 
 
-# --- fingerprints --------------------------------------------------------------------------------------------------
+# --- fingerprints -----------------------------------------------------------------------------
 
 
 def sha256_json(value: Any) -> str:
@@ -529,7 +506,7 @@ def config_sha256(config: dict[str, Any]) -> str:
 
 
 def _meaning(node: Any) -> Any:
-    """A syntax tree as nested lists, without docstrings and other bare strings, comments, layout and line numbers."""
+    """A syntax tree as nested lists: no docstrings and other bare strings, comments, layout."""
     if isinstance(node, ast.AST):
         fields = [[n, _meaning(v)] for n, v in ast.iter_fields(node) if n not in {"kind", "ctx"}]
         return [type(node).__name__, *(f for f in fields if f[1] not in (None, []))]
@@ -544,29 +521,27 @@ def _is_words(node: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _parsed(
-    path: str, size: int, modified: int
-) -> tuple[str, tuple[tuple[int, str, tuple[str, ...]], ...]]:
-    """(sha256 of what a Python file means, its imports: level, module, names)."""
+def _parsed(path: str, size: int, modified: int) -> tuple[str, list[Import]]:
+    """(sha256 of what a Python file means, its imports)."""
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
-    imports = []
+    imports: list[Import] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports += [(0, alias.name, ()) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             imports.append((node.level, node.module or "", tuple(a.name for a in node.names)))
-    return sha256_json(_meaning(tree)), tuple(imports)
+    return sha256_json(_meaning(tree)), imports
 
 
-def _parsed_file(path: Path) -> tuple[str, tuple[tuple[int, str, tuple[str, ...]], ...]]:
+def _parsed_file(path: Path) -> tuple[str, list[Import]]:
     state = path.stat()
     return _parsed(str(path), state.st_size, state.st_mtime_ns)
 
 
 def code_files(train_py: Path) -> list[str]:
-    """The repository's own files that `train_py` imports, directly or not (also inside functions), and itself.
+    """`train_py` and the repository's own files that it imports, directly or not.
 
-    Read in the text, so the answer does not depend on what a process happened to import before."""
+    Read in the text: the answer does not depend on what a process happened to import before."""
     root, files, todo = train_py.parent.parent, set(), [train_py]
     while todo:
         path = todo.pop()
@@ -591,22 +566,16 @@ def code_hashes(train_py: Path) -> dict[str, str]:
     return {name: _parsed_file(root / name)[0] for name in code_files(train_py)}
 
 
-VOLATILE = {
-    "created",
-    "commit",
-    "environment",
-    "seconds",
-    "cpu_seconds",
-    "peak_memory_mb",
-    "config",
-}
+VOLATILE = {"created", "commit", "environment", "seconds", "cpu_seconds", "peak_memory_mb"}
 
 
 def record_sha256(record: dict[str, Any]) -> str:
     """Hash of a run's outcome, without times, memory, machine and places."""
     fingerprint = record.get("fingerprint") or {}
     data = {name: source["sha256"] for name, source in (fingerprint.get("data") or {}).items()}
-    return sha256_json(_without(record, VOLATILE) | {"fingerprint": {**fingerprint, "data": data}})
+    return sha256_json(
+        _without(record, {*VOLATILE, "config"}) | {"fingerprint": {**fingerprint, "data": data}}
+    )
 
 
 def read_record(directory: Path) -> dict[str, Any] | None:
@@ -621,7 +590,7 @@ def read_record(directory: Path) -> dict[str, Any] | None:
 def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str | None:
     """Why the run in `directory` must be made (again); None if its record stands.
 
-    `code`: `code_hashes(train.py)`."""
+    code: `code_hashes(train.py)`."""
     record = read_record(directory)
     if record is None:
         return "record.json cannot be read" if (directory / "record.json").exists() else "no record"

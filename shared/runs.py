@@ -1,4 +1,4 @@
-"""One run, from its first line to its record: streams, phases, checkpoints, gates, cache, command line.
+"""One run, from its first line to its record: phases, checkpoints, gates, cache, command line.
 
     with runs.start(config, __file__) as run:
         if run.finished:
@@ -8,9 +8,10 @@
             ...
         run.finish(metrics=..., state=[...])
 
-Phases stand one after the other. A run that was stopped or killed goes on, bit for bit, in the phase where its
-newest good checkpoint is; phases before it are put back at their end and yield nothing. A run is finished when
-`record.json`, written last and by one rename, is there and its fingerprint still holds (`protocol.stale`).
+Phases stand one after the other. A run that was stopped or killed goes on, bit for bit, in the
+phase where its newest good checkpoint is; phases before it are put back at their end and yield
+nothing. A run is finished when `record.json`, written last and by one rename, is there and its
+fingerprint still holds (`protocol.stale`).
 """
 
 from __future__ import annotations
@@ -44,20 +45,9 @@ import torch
 from shared import processes, protocol, sources
 from shared.protocol import BadInput, RunConfig
 
-__all__ = ["BadInput", "Batches", "Diverged", "Parts", "Run", "RunConfig", "Stopped", "cached",
-           "command_line", "device", "schedule", "seed_global", "start", "stream"]  # fmt: skip
-
 CHECKPOINT_SECONDS = 60.0  # how much work an unannounced kill may cost; never moves a score
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "safetensors",
-    "tokenizers",
-)
+PACKAGES = ["torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy"]
+PACKAGES += ["scikit-learn"]
 
 C = TypeVar("C", bound=RunConfig)
 Rows = TypeVar("Rows", np.ndarray, torch.Tensor)
@@ -77,7 +67,7 @@ class Diverged(Exception):
         super().__init__(f"{level} level: value {value} at step {step}{items}; {advice}")
 
 
-# --- randomness, batches, rates ------------------------------------------------------------------------
+# --- randomness, batches, rates ---------------------------------------------------------------
 
 
 def _number(seed: int, names: Iterable[Any]) -> int:
@@ -93,27 +83,29 @@ def stream(seed: int, *names: Any) -> torch.Generator:
 
 
 def seed_global(seed: int, *names: Any) -> None:
-    """Set torch's global generators, which dropout draws from: the same masks for all arms at a step."""
+    """Set torch's global generators, which dropout draws from: all arms share a step's masks."""
     number = _number(seed, names)
     if torch.cuda.is_available():
         torch.manual_seed(number)
-    else:  # the same state; torch.manual_seed also formats a traceback for a CUDA that may come: 1 ms
+    else:  # the same state; torch.manual_seed also formats a traceback for a CUDA that may come
         torch.default_generator.manual_seed(number)
 
 
 class Batches(typing.Generic[Rows]):
     """Rows of the batch of step t: an endless pass over `rows`, reshuffled every epoch.
 
-    rows: (n,) row numbers. names: of the stream of the order, which is drawn anew each epoch. What is left of
-    an epoch after its last whole batch is dropped, or with `keep_last` is a smaller batch of its own.
-    Raises BadInput where there is nothing to draw from."""
+    rows: (n,) row numbers. names: of the stream that each epoch's order is drawn from. What is left
+    after the last whole batch is dropped, or with `keep_last` is a smaller batch of its own.
+    BadInput where there is nothing to draw from."""
 
     def __init__(self, rows: Rows, size: int, seed: int, *names: Any, keep_last: bool = False):
         if len(rows) == 0 or size < 1:
             raise BadInput(f"batches of {size} from {len(rows)} rows: both must be at least 1")
-        self.rows, self.size, self.seed, self.names = rows, min(size, len(rows)), seed, names
+        self.size, self.seed, self.names = min(size, len(rows)), seed, names
         self.per_epoch = -(-len(rows) // self.size) if keep_last else len(rows) // self.size
-        self._epoch, self._order = -1, rows
+        self.rows: Rows = rows
+        self._order: Rows = rows
+        self._epoch = -1
 
     def __call__(self, step: int) -> Rows:
         epoch, place = divmod(step, self.per_epoch)
@@ -127,7 +119,7 @@ class Batches(typing.Generic[Rows]):
 def schedule(
     kind: Literal["constant", "linear", "cosine"], step: float, total: float, warmup: float = 0
 ) -> float:
-    """Factor of the learning rate at `step` of `total`: up to 1 within `warmup` steps, then down to 0.
+    """Factor of the learning rate at `step` of `total`: up to 1 within `warmup` steps, then to 0.
 
     The first step of the warm-up already moves: (step + 1) / warmup. `constant` stays at 1."""
     if step < warmup:
@@ -140,9 +132,9 @@ def schedule(
     return (1 + math.cos(math.pi * min(1.0, (step - warmup) / rest))) / 2
 
 
-# --- stopping ------------------------------------------------------------------------------------------
+# --- stopping ---------------------------------------------------------------------------------
 
-_stop_asked: Callable[[], bool] = lambda: False  # noqa: E731  (a worker puts its event's `is_set` here)
+_stop_asked: Callable[[], bool] = bool  # a worker puts its event's `is_set` here
 _worker = False  # inside a worker of the judge: lines go to log.txt alone
 
 
@@ -169,7 +161,7 @@ def _stop_on_signals() -> None:
     _stop_asked = lambda: bool(asked)  # noqa: E731
 
 
-# --- files ---------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------
 
 
 def write_bytes(path: Path, payload: bytes) -> None:
@@ -186,10 +178,8 @@ def write_bytes(path: Path, payload: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         what = f"could not write {len(payload):,} bytes to {path} ({error.strerror})"
-        remedy = "free disk space and give the same command again"
-        raise OSError(
-            error.errno, f"{what}; the file that was there is untouched: {remedy}"
-        ) from error
+        remedy = "what was there is untouched: free disk space and give the same command again"
+        raise OSError(error.errno, f"{what}; {remedy}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -215,7 +205,7 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(payload: bytes, name: str) -> Any:
-    """The value that `pack` packed; BadInput if a single bit moved. Never runs code from the file."""
+    """The value that `pack` packed; BadInput if a bit moved. Never runs code from the file."""
     head, body = payload[:64], payload[65:]
     if payload[64:65] != b"\n" or hashlib.sha256(body).hexdigest().encode() != head:
         damage = "the sha256 does not match its content (truncated or damaged)"
@@ -242,9 +232,9 @@ def cache_root() -> Path:
 
 
 def cached(key: Any, make: Callable[[], Any]) -> Any:
-    """`make()`, or what it returned before under this key. The key holds all that determines the value.
+    """`make()`, or what it returned before under this key, which holds all that determines it.
 
-    Made once even if several processes ask; a damaged entry is made again; safe to delete at any time."""
+    Made once even if several processes ask; a damaged entry is made again; safe to delete."""
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:32]
     path = cache_root() / "values" / f"{digest}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -259,18 +249,17 @@ def cached(key: Any, make: Callable[[], Any]) -> Any:
         return value
 
 
-# --- machine -------------------------------------------------------------------------------------------
+# --- machine ----------------------------------------------------------------------------------
 
 
 def device(config: RunConfig) -> torch.device:
-    """The device of a run. CPU runs use one thread: a score depends on neither machine nor neighbours."""
+    """The device of a run. CPU runs use one thread: a score does not depend on the neighbours."""
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInput(
-            f"device '{name}' asked for, but torch {torch.__version__} sees no CUDA device; use --device cpu"
-        )
+        lacking = f"torch {torch.__version__} sees no CUDA device"
+        raise BadInput(f"device '{name}' asked for, but {lacking}; use --device cpu")
     if name == "cpu":
         torch.set_num_threads(1)
     return torch.device(name)
@@ -301,15 +290,14 @@ def commit(root: Path) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + (
-            "+changes" if git("status", "--porcelain", "-uno") else ""
-        )
+        changed = "+changes" if git("status", "--porcelain", "-uno") else ""
+        return git("rev-parse", "HEAD") + changed
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def _peak_memory_mb(reset: bool = False) -> float:
-    """Largest resident size of this process since the last reset, in MB (Linux; else since its start)."""
+    """Largest resident size of this process since the last reset, in MB (off Linux: ever)."""
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
@@ -321,9 +309,8 @@ def _peak_memory_mb(reset: bool = False) -> float:
         return host
     if reset:
         torch.cuda.reset_peak_memory_stats()
-    return max(
-        0.0 if torch.cuda.is_initialized() else host, torch.cuda.max_memory_allocated() / 2**20
-    )
+    on_device = torch.cuda.max_memory_allocated() / 2**20
+    return on_device if torch.cuda.is_initialized() else max(host, on_device)
 
 
 def state_sha256(tensors: Iterable[torch.Tensor]) -> str:
@@ -335,7 +322,7 @@ def state_sha256(tensors: Iterable[torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-# --- what a phase changes ------------------------------------------------------------------------------
+# --- what a phase changes ---------------------------------------------------------------------
 
 
 class Work(Protocol):
@@ -347,9 +334,9 @@ class Work(Protocol):
 
 
 class Parts:
-    """The work of a phase, part by part: modules and optimisers, generators, lists of tensors, lists, dicts.
-
-    Tensors are written in place, lists and dicts are refilled, so that whoever holds them sees the change."""
+    """The work of a phase, part by part: modules, optimisers, generators, lists of tensors, lists,
+    dicts. Tensors are written in place, lists and dicts refilled: all who hold them see the change.
+    """
 
     def __init__(self, **parts: Any):
         self.parts = parts
@@ -382,27 +369,24 @@ def _load_into(part: Any, value: Any) -> None:
         part.clear()
         part.update(value)
     else:
-        raise TypeError(
-            f"a {type(part).__name__} cannot be part of a checkpoint; use a list or a dict"
-        )
+        kind = type(part).__name__
+        raise TypeError(f"a {kind} cannot be part of a checkpoint; use a list or a dict")
 
 
 class Saved(dict[str, Any]):
     """A checkpoint's content; a missing field is an error that names it."""
 
     def __missing__(self, key: str) -> Any:
-        fields = ", ".join(map(str, self))
-        raise BadInput(
-            f"the checkpoint lacks '{key}' (it has {fields}); delete checkpoint/ to start over"
-        )
+        lacking = f"the checkpoint lacks '{key}' (it has {', '.join(map(str, self))})"
+        raise BadInput(f"{lacking}; delete checkpoint/ to start over")
 
 
-# --- a run ---------------------------------------------------------------------------------------------
+# --- a run ------------------------------------------------------------------------------------
 
 
 class Run:
-    """What a run writes: config.json, metrics.jsonl, log.txt, splits.npz, predictions.npz, checkpoint/,
-    record.json."""
+    """What a run writes: config.json, metrics.jsonl, log.txt, splits.npz, checkpoint/,
+    predictions.npz, record.json."""
 
     def __init__(self, config: RunConfig, file: str):
         self.config = config
@@ -417,24 +401,17 @@ class Run:
         self.code = protocol.code_hashes(self.train_py)
         self.finished = False
         self.gates: list[dict[str, Any]] = []
-        self.read: dict[
-            str, dict[str, str]
-        ] = {}  # what the loaders of shared/ note while the run is open
-        self._data: dict[str, dict[str, Any]] = {}
+        self.read: dict[str, dict[str, str]] = {}  # noted by the loaders of shared/
         self._splits: dict[str, str] = {}
         self._hashes: dict[str, str | None] = {"split_sha256": None, "predictions_sha256": None}
         self._spent = {"seconds": 0.0, "cpu_seconds": 0.0}  # by interrupted calls
-        self._saved: dict[str, Any] | None = (
-            None  # phases of the checkpoint; None: not looked for yet
-        )
-        self._over: dict[
-            str, tuple[int, Any]
-        ] = {}  # phases that are over: steps, state at their end
+        self._saved: dict[str, Any] | None = None  # phases of the checkpoint, once looked for
+        self._over: dict[str, tuple[int, Any]] = {}  # phases that are over: steps, state at the end
 
     # -- opening
 
     def open(self) -> None:
-        """Look at what is in the directory: a finished run, one that goes on, or one to make again."""
+        """Look at what is there: a finished run, one to go on with, one to make again."""
         for arm, used in self.config.uses.items():
             status = (protocol.read_record(Path(used)) or {}).get("status", "not finished")
             if status != "finished":
@@ -444,9 +421,8 @@ class Run:
         if reason is None:
             self.finished = True
             if not _worker:
-                print(
-                    f"{self.name}: finished before; {self.directory}/record.json holds", flush=True
-                )
+                record = self.directory / "record.json"
+                print(f"{self.name}: finished before; {record} holds", flush=True)
             return
         begun = {"config": self.fields, "code": self.code, "uses": self._used_hashes()}
         before: dict[str, Any] = {}
@@ -492,7 +468,9 @@ class Run:
 
     def gate(self, id: str, passed: bool, detail: str = "") -> None:
         """Record a mechanical check that claims.yaml lists (docs/verdicts.md, section 7)."""
-        self.gates.append({"id": id, "passed": bool(passed), "detail": detail})
+        entry = {"id": id, "passed": bool(passed), "detail": detail}
+        if entry not in self.gates:  # a run that goes on may meet it again
+            self.gates.append(entry)
         if not passed:
             self.say(f"gate {id} FAILED: {detail}")
 
@@ -504,14 +482,6 @@ class Run:
 
     # -- data
 
-    def data(self, name: str, source: str | Path) -> None:
-        """Note a file that was read (its path), or a value's sha256."""
-        path = Path(source)
-        if path.exists():
-            self._data[name] = {"sha256": protocol.sha256_file(path), "path": str(path.resolve())}
-        else:
-            self._data[name] = {"sha256": str(source), "path": None}
-
     def splits(self, **parts: Any) -> None:
         """Store which items each level sees. Parts must be disjoint: a shared item would leak."""
         arrays = {k: np.asarray(v) for k, v in parts.items()}
@@ -521,9 +491,8 @@ class Run:
                 raise BadInput(f"{self.name}: the part '{name}' of the data is empty")
             for item in ids.tolist():
                 if (other := part_of.setdefault(item, name)) != name:
-                    raise BadInput(
-                        f"{self.name}: item {item!r} is both in '{other}' and in '{name}'"
-                    )
+                    both = f"both in '{other}' and in '{name}'"
+                    raise BadInput(f"{self.name}: item {item!r} is {both}")
         save_arrays(self.directory / "splits.npz", arrays)
         self._splits = {k: protocol.sha256_json(v.tolist()) for k, v in arrays.items()}
         self._hashes["split_sha256"] = protocol.sha256_json(self._splits)
@@ -531,26 +500,23 @@ class Run:
     # -- phases
 
     def phase(self, name: str, steps: int, work: Work | None = None) -> Iterator[int]:
-        """Steps 0 .. steps - 1 of one phase: progress, a checkpoint every minute, a clean stop when asked.
+        """Steps 0 .. steps - 1 of one phase: progress, a checkpoint every minute, a clean stop.
 
-        `work` holds all that the phase changes. After an interruption the phase goes on where its checkpoint is;
-        one that was over is put back at its end and yields nothing. Names of phases are unique in a run.
+        `work` holds all that the phase changes. After an interruption the phase goes on where its
+        checkpoint is; one that was over is put back at its end and yields nothing. Each phase of a
+        run has a name of its own.
         """
         work = work or Parts()
         if self._saved is None:
-            self._saved = (
-                processes.broadcast(self._resume() if processes.rank() == 0 else None) or {}
-            )
+            self._saved = processes.broadcast(self._resume() if processes.rank() == 0 else {})
         if name in self._over:
             raise ValueError(f"two phases of {self.name} are called '{name}'")
         start, state = self._saved.get(name, (0, None))
         if state is not None:
-            work.load(state)
+            work.load(Saved(state))
         yield from self._steps(name, start, steps, work)
-        self._over[name] = (
-            steps,
-            copy.deepcopy(work.state()),
-        )  # later phases may go on with its tensors
+        # a copy: later phases may go on with its tensors
+        self._over[name] = steps, copy.deepcopy(work.state())
 
     def _steps(self, name: str, start: int, steps: int, work: Work) -> Iterator[int]:
         interval = float(os.environ.get("REPRO_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS))
@@ -590,7 +556,7 @@ class Run:
             old.unlink()
 
     def _resume(self) -> dict[str, Any]:
-        """The phases of the newest checkpoint whose sha256 holds; metrics.jsonl is cut to where it was then."""
+        """The phases of the newest good checkpoint; metrics.jsonl is cut to where it was then."""
         log = self.directory / "metrics.jsonl"
         for path in sorted((self.directory / "checkpoint").glob("step-*.pt"), reverse=True):
             try:
@@ -609,15 +575,13 @@ class Run:
 
     def _time(self) -> dict[str, float]:
         wall, cpu = time.monotonic() - self._clock[0], time.process_time() - self._clock[1]
-        return {
-            "seconds": self._spent["seconds"] + wall,
-            "cpu_seconds": self._spent["cpu_seconds"] + cpu,
-        }
+        before = self._spent
+        return {"seconds": before["seconds"] + wall, "cpu_seconds": before["cpu_seconds"] + cpu}
 
     # -- the end
 
     def predictions(self, **arrays: Any) -> None:
-        """Predictions per test item: every array has one row per item, but for names that begin with `_`."""
+        """Predictions: arrays of one row per test item, but for names with a leading `_`."""
         plain = {
             k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v)
             for k, v in arrays.items()
@@ -639,15 +603,14 @@ class Run:
         exports: Iterable[str] = (),
         **details: Any,
     ) -> None:
-        """Write the record. `state`: trained tensors, hashed; `details`: anything small worth keeping."""
+        """Write the record. `state`: trained tensors, hashed; `details`: anything small."""
         sha256 = state_sha256(state)
         if processes.world_size() > 1:
             equal = len(set(processes.gather(sha256))) == 1
             details["processes"] = {"number": processes.world_size(), "equal": equal}
             if not equal:
-                self.say(
-                    f"{self.name}: warning: the processes ended with different weights; process 0's count"
-                )
+                warning = "warning: the processes ended with different weights"
+                self.say(f"{self.name}: {warning}; those of process 0 count")
         used = [protocol.read_record(Path(d)) or {} for d in self.config.uses.values()]
         of_used = sum(r.get("gradient_evaluations_with_uses", 0) for r in used)
         self._record(
@@ -655,8 +618,8 @@ class Run:
             metrics={k: float(v) for k, v in (metrics or {}).items()},
             validation={k: float(v) for k, v in (validation or {}).items()},
             state_sha256=sha256, gradient_evaluations=int(gradient_evaluations),
-            gradient_evaluations_with_uses=int(gradient_evaluations + of_used),
-            selection=selection, chosen_step=chosen_step, exports=list(exports), details=details,
+            gradient_evaluations_with_uses=int(gradient_evaluations + of_used), selection=selection,
+            chosen_step=chosen_step, exports=list(exports), details=details,
         )  # fmt: skip
         self.say(f"{self.name}: finished in {self._time()['seconds']:.0f} s -> {self.directory}")
         for key, value in (metrics or {}).items():
@@ -669,21 +632,16 @@ class Run:
                      chosen_step=error.step, exports=[], details={})  # fmt: skip
 
     def _record(self, status: str, **values: Any) -> None:
-        config, data = self.config, {**self.read, **self._data}
+        config, used = self.config, self._used_hashes()
         sha256 = protocol.config_sha256(self.fields)
-        fingerprint = {
-            "config": sha256,
-            "code": self.code,
-            "data": data,
-            "uses": self._used_hashes(),
-        }
+        fingerprint = {"config": sha256, "code": self.code, "data": self.read, "uses": used}
         write_json(self.directory / "record.json", {
             "paper": self.paper, "scale": config.scale, "arm": config.arm, "task": config.task,
             "seed": config.seed, "status": status, **values, **self._hashes, "gates": self.gates,
             "splits": self._splits, "config": self.fields, "config_sha256": sha256,
-            "fingerprint": fingerprint, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "commit": commit(self.root), **self._time(), "peak_memory_mb": round(_peak_memory_mb(), 1),
-            "environment": environment(),
+            "fingerprint": fingerprint, "environment": environment(), "commit": commit(self.root),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **self._time(),
+            "peak_memory_mb": round(_peak_memory_mb(), 1),
         })  # fmt: skip
         if not os.environ.get("KEEP"):
             shutil.rmtree(self.directory / "checkpoint", ignore_errors=True)
@@ -691,7 +649,7 @@ class Run:
 
 @contextlib.contextmanager
 def start(config: RunConfig, file: str) -> Iterator[Run]:
-    """Open the run of `config`; `file` is `__file__` of train.py. A divergence is recorded, then raised."""
+    """Open the run of `config`; `file` is `__file__` of train.py. Divergence is recorded."""
     with contextlib.ExitStack() as stack:
         run = Run(stack.enter_context(processes.joined(config)), file)
         try:
@@ -729,28 +687,23 @@ def _bar(name: str, begin: int, total: int) -> Iterator[Callable[[int], None] | 
     if _worker or processes.rank() or not sys.stderr.isatty():
         yield None
         return
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
 
-    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(name, total=total, completed=begin)
-        yield lambda done: progress.update(task, completed=done)
+    left = progress.TimeRemainingColumn()
+    columns = (progress.TextColumn(name), progress.BarColumn(), progress.MofNCompleteColumn(), left)
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=total, completed=begin)
+        yield lambda done: bar.update(task, completed=done)
 
 
-# --- command line --------------------------------------------------------------------------------------
+# --- command line -----------------------------------------------------------------------------
 
 
 def command_line(
     config_class: type[C], run: Callable[[C], Path], doc: str | None, file: str
 ) -> None:
-    """`python -m <paper>.train`: choose a run of the protocol, change what you like, train it and what it uses."""
+    """`python -m <paper>.train`: a run of the protocol, changed as you like, and what it uses."""
     if int(os.environ.get("RANK", "0")):  # one of several processes, which say the same
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
@@ -761,7 +714,7 @@ def command_line(
         default = config_class(**paper.config(scale, node))
         prog = f"python -m {paper.paper}.train"
         config = tyro.cli(config_class, prog=prog, default=default, args=words, description=doc)
-        paper.check_numbers(vars(config), "command line")
+        paper.check(config)
         _stop_on_signals()
         for key in node.uses:
             if config.uses[key[0]] == str(paper.run_directory(scale, key)):
@@ -777,7 +730,7 @@ def command_line(
 
 
 def _chosen_run(paper: protocol.Protocol, doc: str | None) -> tuple[str, protocol.Node, list[str]]:
-    """Scale and run that the command line names, by default the first arm's; and the words that are left."""
+    """Scale and run that the command line names, by default the first; and the words left."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--tiny", action="store_true")
     for name in ("scale", "arm", "task", "seed"):
@@ -786,8 +739,8 @@ def _chosen_run(paper: protocol.Protocol, doc: str | None) -> tuple[str, protoco
     tiny = paper.document.tiny if chosen.tiny else None
     if tiny:
         print((doc or "").strip().split("\n\n")[0])
-        print(f"A tiny run of arm '{tiny.arm}' on task '{tiny.task}': random or bundled model, no download.",
-              flush=True)  # fmt: skip
+        what = f"arm '{tiny.arm}' on task '{tiny.task}'"
+        print(f"A tiny run of {what}: random or bundled model, no download.", flush=True)
     scale = "tiny" if tiny else chosen.scale or "cpu"
     arm = chosen.arm or (tiny.arm if tiny else paper.selected(scale)[0])
     task = chosen.task or (tiny.task if tiny else paper.arm_tasks(arm, scale)[0])

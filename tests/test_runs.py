@@ -319,7 +319,7 @@ def test_command_line(toy):
         (["--arm", "godo"], ["unknown key 'godo'", "did you mean 'good'"]),
         (["--scale", "cpuu"], ["cpuu"]),
         (["--lr", "-1"], ["lr = -1.0 must be positive"]),
-        (["--noise", "-1"], ["noise = -1.0", "at least 0"]),
+        (["--noise", "-1"], ["noise: -1.0", "at least 0"]),
         (["--stpes", "3"], ["stpes"]),
         (["--device", "cuda"], ["cuda", "--device cpu"]),
     ):
