@@ -15,7 +15,7 @@ from benchmarks import PAPERS
 from shared import protocol
 from shared.protocol import BadInput
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def texts_above_fields(path: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ import torch
 from benchmarks import PAPERS
 from shared import processes, runs
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("n", [8, 7, 3, 1])
