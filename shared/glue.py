@@ -68,8 +68,10 @@ SPECS = {
     "wnli": _spec("glue/WNLI", _PAIR, "not_entailment entailment", "accuracy"),
     "boolq": _spec("super_glue/BoolQ", "question passage", _FALSE_TRUE, "accuracy"),
     "cb": _spec("super_glue/CB", _CLAIM, "entailment contradiction neutral", "accuracy f1_macro"),
-    "copa": _spec("super_glue/COPA", "premise question choice1 choice2", "choice1 choice2", "accuracy"),
-    "multirc": _spec("super_glue/MultiRC", "paragraph question answer", _FALSE_TRUE, "f1 exact_match"),
+    "copa": _spec("super_glue/COPA", "premise question choice1 choice2", "choice1 choice2",
+                  "accuracy"),
+    "multirc": _spec("super_glue/MultiRC", "paragraph question answer", _FALSE_TRUE,
+                     "f1 exact_match"),
     "record": _spec("super_glue/ReCoRD", "passage query entity", _FALSE_TRUE, "f1 exact_match"),
     "super_rte": _spec("super_glue/RTE", _CLAIM, _ENTAILS, "accuracy"),
     "wic": _spec("super_glue/WiC", "word sentence1 sentence2", _FALSE_TRUE, "accuracy"),
@@ -364,14 +366,8 @@ def best_candidate(groups: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     return order[np.unique(groups[order], return_index=True)[1]]
 
 
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "f1_macro": f1_macro,
-    "matthews": matthews,
-    "pearson": pearson,
-    "spearman": spearman,
-}
+_METRICS = (accuracy, f1, f1_macro, matthews, pearson, spearman)
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {m.__name__: m for m in _METRICS}
 
 
 def score(
@@ -409,7 +405,7 @@ def score(
 
 
 def normalise(answer: str) -> str:
-    """Lower case, no punctuation, no articles, single spaces (the convention of SQuAD and ReCoRD)."""
+    """Lower case, no punctuation, no articles, single spaces (as for SQuAD and ReCoRD)."""
     text = re.sub(r"[^\w\s]|_", "", answer.lower())
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
@@ -473,18 +469,18 @@ _WORDS = (
     "the a this that small large old new red green river house train garden letter teacher dog "
     "child city market walks runs sees finds writes reads sells keeps opens closes never often "
     "today slowly with without under near"
-).split()
+)
 _NUMBERED = ("sst2", "mrpc", "stsb", "qqp", "wnli")  # their TSV holds labels as numbers
 
 
 def sample(task: str, n: int, stream: torch.Generator) -> Split:
     """`n` made-up rows with every label in turn, for rehearsals and tests; they mean nothing."""
-    s = spec(task)
+    s, words = spec(task), _WORDS.split()
 
     def sentence() -> str:
         length = int(torch.randint(5, 12, (), generator=stream))
-        chosen = torch.randint(len(_WORDS), (length,), generator=stream).tolist()
-        return " ".join(_WORDS[i] for i in chosen) + " ."
+        chosen = torch.randint(len(words), (length,), generator=stream).tolist()
+        return " ".join(words[i] for i in chosen) + " ."
 
     texts = [tuple(sentence() for _ in s.hub[:-1]) for _ in range(n)]
     if s.labels:

@@ -2,8 +2,8 @@
 
 The order is the same for every loader: folder of `REPRO_DATA` (or `REPRO_MODELS/<org>/<name>`),
 Hugging Face cache or hub, what is bundled with the pinned packages. A missing input raises
-`MissingInput`, which says how to get it. Every file that is read is hashed into `read_log`, which
-ends up in the record of the run.
+`MissingInput`, which says how to get it. Every file that is read is hashed into what `recording`
+yields, which ends up in the record of the run.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ LAYOUTS = [
     _on_hub("bionlp2004", "BioNLP 2004 (JNLPBA) entities",
             "dataset/train.json, valid.json, test.json: one object {tokens, tags} a line",
             "tner/bionlp2004", "terms of the GENIA corpus"),
-    Layout("nlg/e2e", "E2E data to text", "train.txt, valid.txt, test.txt: meaning representation||text",
+    Layout("nlg/e2e", "E2E data to text",
+           "train.txt, valid.txt, test.txt: meaning representation||text",
            "github.com/microsoft/LoRA (the copy there; original: tuetschek/e2e-dataset)",
            "CC BY-SA 4.0", _LORA + "cp -r LoRA/examples/NLG/data/e2e $REPRO_DATA/nlg/e2e"),
     Layout("nlg/webnlg", "WebNLG challenge 2017, triples to text",
@@ -152,7 +153,6 @@ LAYOUTS = [
 # --- what was read -------------------------------------------------------------------------------
 
 ReadLog = dict[str, dict[str, str]]  # name -> {"sha256", "path"}
-read_log: ReadLog = {}  # since the process started
 _recordings: list[ReadLog] = []
 
 
@@ -178,7 +178,7 @@ def note(name: str, path_or_sha: Path | str, origin: str = "") -> str:
         sha, origin = file_sha256(path_or_sha), origin or _place(path_or_sha)
     else:
         sha = path_or_sha
-    for log in [read_log, *_recordings]:
+    for log in _recordings:
         log[name] = {"sha256": sha, "path": origin}
     return sha
 
