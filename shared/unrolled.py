@@ -45,19 +45,13 @@ class SGD:
         return p - rate * b, [b]
 
     def back(
-        self,
-        _p: Tensor,
-        _g: Tensor | None,
-        state: State,
-        rate: TensorRate,
-        _t: int,
-        v: Tensor,
-        v_state: State,
+        self, _p: Tensor, _g: object, state: State, rate: TensorRate, _t: int, v: State
     ) -> tuple[Tensor, Tensor, State]:
+        """From the vectors for (p, b) after the step to those for p, g and b before it."""
         if not state:
-            return v, -rate * v, []
-        v_b = v_state[0] - rate * v
-        return v, v_b, [self.momentum * v_b]
+            return v[0], -rate * v[0], []
+        v_b = v[1] - rate * v[0]
+        return v[0], v_b, [self.momentum * v_b]
 
 
 @dataclass(frozen=True)
@@ -81,19 +75,12 @@ class Adam:
         return p - rate * m / (1 - a**t) / (root + self.eps), [m, s]
 
     def back(
-        self,
-        p: Tensor,
-        g: Tensor | None,
-        state: State,
-        rate: TensorRate,
-        t: int,
-        v: Tensor,
-        v_state: State,
+        self, p: Tensor, g: Tensor | None, state: State, rate: TensorRate, t: int, v: State
     ) -> tuple[Tensor, Tensor, State]:
         assert g is not None, "needs_gradient"
         p, g, *state = (x.detach().requires_grad_() for x in (p, g, *state))
         new, new_state = self.step(p, g, state, rate, t)
-        v_p, v_g, *v_state = torch.autograd.grad([new, *new_state], [p, g, *state], [v, *v_state])
+        v_p, v_g, *v_state = torch.autograd.grad([new, *new_state], [p, g, *state], v)
         return v_p, v_g, v_state
 
 
@@ -155,7 +142,7 @@ def unroll_back(call: Call, method: Unrolled, steps: list[Step], v: Vector, lr: 
         gradient: Sequence[Tensor | None] = step.g or [None] * n
         columns = zip(step.theta, gradient, step.states, _rates(lr, v), v, v_states)
         passed = [
-            method.update.back(p, g, state, rate, t + 1, x, v_state)
+            method.update.back(p, g, state, rate, t + 1, [x, *v_state])
             for p, g, state, rate, x, v_state in columns
         ]
         v, v_g, v_states = [x[0] for x in passed], [x[1] for x in passed], [x[2] for x in passed]

@@ -82,7 +82,7 @@ MUTANTS = {
         "vectors.zeros_like(v), v, vectors.clone(v)",
     ),
     "unrolling: learning rate missing on the way back": (
-        "unrolled.py", "return v, -rate * v, []", "return v, -v, []",
+        "unrolled.py", "return v[0], -rate * v[0], []", "return v[0], -v[0], []",
     ),
     "conjugate gradients: one iteration too few": (
         "inverse.py", "    for i in range(k):", "    for i in range(k - 1):",
