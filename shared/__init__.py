@@ -1,1 +1,1 @@
-"""What at least two of the seven methods use: hypergradients, loaders, runs. Importing it imports nothing else."""
+"""What at least two methods use: hypergradients, loaders, runs. Imports nothing by itself."""

@@ -1,4 +1,4 @@
-"""One call of the hypergradient library: evaluates losses under equal conditions, counts, averages, refuses, and undoes.
+"""One call of the hypergradient library: equal conditions for every loss, and all undone.
 
 `hypergrad.py` holds the mathematics and uses only `Call` and `checked` from here.
 """
@@ -9,11 +9,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from shared import processes, vectors
 from shared.vectors import Rate, Vector
@@ -21,17 +22,23 @@ from shared.vectors import Rate, Vector
 Loss = Callable[[], Tensor]
 Losses = Loss | Sequence[Loss]  # a list is a list of micro-batches, and its mean is the loss
 Partial = Sequence[Tensor | None]  # a vector with None where a loss does not reach
+Edges = Sequence[GradientEdge | None]  # where in its graph each tensor of a gradient comes from
 
 
 class Call:
-    """Within the block: gradients of losses at whatever theta now is. After it: the caller's state, bit for bit.
+    """Within the block: gradients at whatever theta now is. After it: the state as it was before.
 
-    method: for messages, and for its `probe_dtype`. unreached: "refuse" or "zero", for `check_reached`.
-    moves: the method writes to theta, so that a copy must be kept.
+    method: for messages, and for its `probe_dtype`. unreached: "refuse" or "zero", for
+    `check_reached`. moves: the method writes to theta, so that a copy is needed.
     """
 
     def __init__(
-        self, theta: Vector, lam: Vector, method: Any, unreached: str = "refuse", moves: bool = True
+        self,
+        theta: Vector,
+        lam: Vector,
+        method: object,
+        unreached: str = "refuse",
+        moves: bool = True,
     ) -> None:
         if unreached not in ("refuse", "zero"):
             raise ValueError(f"unreached={unreached!r}: the choices are 'refuse' and 'zero'")
@@ -42,27 +49,30 @@ class Call:
 
     def __enter__(self) -> Call:
         with ExitStack() as stack:
-            self.snapshot = stack.enter_context(
-                vectors.Snapshot(self.moved, [*self.theta, *self.lam])
-            )
+            snapshot = vectors.Snapshot(self.moved, [*self.theta, *self.lam])
+            self.snapshot = stack.enter_context(snapshot)
             stack.enter_context(_precision(self.theta[0].device, self.method))
             stack.enter_context(torch.enable_grad())
             self._exits = stack.pop_all()
         self.base = self.snapshot.values  # the point at which the level is differentiated
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._exits.__exit__(kind, error, trace)
         torch.clear_autocast_cache()  # casts of weights that are no more
         if isinstance(error, RuntimeError) and any(text in str(error) for text in _NOT_TWICE):
             raise NotImplementedError(
-                f"{self.method} differentiates the inner loss twice and an operation in it cannot be ({error}). If it is "
-                "an attention kernel, load the model with attn_implementation='eager' or make the call inside `with "
-                "torch.nn.attention.sdpa_kernel(SDPBackend.MATH):`; or use FiniteDifference(), which differentiates once"
+                f"{self.method} differentiates the inner loss twice and an operation in it cannot "
+                f"be ({error}). If it is an attention kernel, load the model with "
+                "attn_implementation='eager' or make the call inside `with "
+                "torch.nn.attention.sdpa_kernel(SDPBackend.MATH):`; or use FiniteDifference(), "
+                "which differentiates once"
             ) from error
 
     def evaluations(self, losses: Losses) -> Iterator[Tensor]:
-        """Each micro-batch's share of the loss, from the random state and the buffers that the call found."""
+        """Each micro-batch's share of the loss, from the random state and buffers at the start."""
         self.snapshot.rewind()
         torch.clear_autocast_cache()  # theta may have moved since a cast of it was cached
         self.gradient_evaluations += 1
@@ -71,9 +81,8 @@ class Call:
         for i, loss in enumerate(micro):
             out = loss()
             if not isinstance(out, Tensor) or out.numel() != 1:
-                raise ValueError(
-                    f"a loss must return a tensor with one element, got {_describe(out)}"
-                )
+                got = _describe(out)
+                raise ValueError(f"a loss must return a tensor with one element, got {got}")
             value = out.item()
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -94,16 +103,17 @@ class Call:
         return total
 
     def pull(
-        self, losses: Losses, inputs: Vector, d: Vector, graph: Partial | None = None
+        self, losses: Losses, inputs: Vector, d: Vector, graph: Edges | None = None
     ) -> list[Tensor | None]:
-        """d/d inputs of < d loss / d theta, d > by reverse over reverse, this process's share. graph: of d loss / d theta."""
+        """d/d inputs of < d loss / d theta, d > by reverse over reverse, this process's share.
+
+        graph: of d loss / d theta, where it was kept.
+        """
         total: list[Tensor | None] = [None] * len(inputs)
         if graph is not None:
             total = pull(graph, inputs, d)
         else:
-            for loss in self.evaluations(
-                losses
-            ):  # one micro-batch at a time: only its own two graphs are in memory
+            for loss in self.evaluations(losses):  # one at a time: only its two graphs in memory
                 g = torch.autograd.grad(loss, self.theta, create_graph=True, allow_unused=True)
                 total = [plus(a, b) for a, b in zip(total, pull(edges(g), inputs, d))]
         self.gradient_evaluations += 1
@@ -111,8 +121,6 @@ class Call:
 
     def averaged(self, v: Partial) -> list[Tensor | None]:
         """The mean over all processes. A tensor that is None must be None in all of them."""
-        if not (processes.world_size() > 1):
-            return list(v)
         mean = iter(processes.all_mean([x for x in v if x is not None]))
         return [None if x is None else next(mean) for x in v]
 
@@ -129,8 +137,9 @@ class Call:
 
 def unreached_error(name: str, missing: Sequence[int], n: int) -> ValueError:
     return ValueError(
-        f"no loss reaches {name}{list(missing[:5])} ({len(missing)} of {n} tensors): leave them out of {name}, or let the "
-        "loss use these very tensors, or pass unreached='zero' to count their gradient as zero"
+        f"no loss reaches {name}{list(missing[:5])} ({len(missing)} of {n} tensors): leave them "
+        f"out of {name}, or let the loss use these very tensors, or pass unreached='zero' to count "
+        "their gradient as zero"
     )
 
 
@@ -145,14 +154,16 @@ def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
 
-def edges(g: Partial) -> list[Any]:
-    """Where in its graph each tensor of a gradient comes from; None for constants. Enough to differentiate it, without its
-    values, which take as much memory as the weights."""
+def edges(g: Partial) -> Edges:
+    """The edge of each tensor of a gradient; None for constants.
+
+    They suffice to differentiate it, without its values, which take as much memory as the weights.
+    """
     return [None if x is None or not x.requires_grad else get_gradient_edge(x) for x in g]
 
 
 def pull(
-    graph: Sequence[Any], inputs: Vector, d: Vector, retain_graph: bool = False
+    graph: Edges, inputs: Vector, d: Vector, retain_graph: bool = False
 ) -> list[Tensor | None]:
     """d/d inputs of < g, d > for a gradient g, given by its `edges`."""
     pairs = [(edge, x) for edge, x in zip(graph, d) if edge is not None]
@@ -165,33 +176,34 @@ def pull(
 
 
 def freeze(theta: Vector) -> None:
-    """No graph for the weights until the call ends: a probe costs a forward pass and the part of a backward that leads to lam."""
+    """No graph for the weights until the call ends: a probe's backward leads to lam alone."""
     for p in theta:
         p.requires_grad_(False)
 
 
 @contextmanager
-def _precision(device: torch.device, method: Any) -> Iterator[None]:
-    """Autocast off (or on, to probe_dtype) and TF32 off: a difference quotient divides rounding by a small number."""
-    wants = getattr(method, "probe_dtype", None)
-    backends: list[Any] = (
-        [torch.backends.cuda.matmul, torch.backends.cudnn] if device.type == "cuda" else []
-    )
+def _precision(device: torch.device, method: object) -> Iterator[None]:
+    """Autocast off (or to probe_dtype), TF32 off: a difference quotient magnifies rounding."""
+    probe_dtype = getattr(method, "probe_dtype", None)
+    cuda = device.type == "cuda"
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn) if cuda else ()
     before = [b.fp32_precision for b in backends]
 
     def refuse_autocast(_module: object, _inputs: object) -> None:
         if torch.is_autocast_enabled(device.type):
             raise ValueError(
-                "a loss switches autocast on for itself, which drowns a difference of radius 1e-2 in rounding: switch it "
-                "on outside the loss, or pass FiniteDifference(probe_dtype=torch.bfloat16), whose radius fits"
+                "a loss switches autocast on for itself, which drowns a difference of radius 1e-2 "
+                "in rounding: switch it on outside the loss, or pass "
+                "FiniteDifference(probe_dtype=torch.bfloat16), whose radius fits"
             )
 
-    watch = hasattr(method, "probe_dtype") and wants is None
+    watch = hasattr(method, "probe_dtype") and probe_dtype is None
     hook = nn.modules.module.register_module_forward_pre_hook(refuse_autocast) if watch else None
     try:
         for b in backends:
             b.fp32_precision = "ieee"
-        with torch.autocast(device.type, dtype=wants or torch.bfloat16, enabled=wants is not None):
+        dtype = probe_dtype or torch.bfloat16
+        with torch.autocast(device.type, dtype=dtype, enabled=probe_dtype is not None):
             yield
     finally:
         for b, p in zip(backends, before):
@@ -200,7 +212,7 @@ def _precision(device: torch.device, method: Any) -> Iterator[None]:
             hook.remove()
 
 
-# What torch says when an operation has no second derivative (in reverse mode, in forward mode, in a custom function).
+# What torch says when an operation has no second derivative (reverse mode, forward mode, custom).
 _NOT_TWICE = ("derivative for aten::", "Trying to use forward AD with", "once_differentiable")
 
 
@@ -209,8 +221,11 @@ def checked(
     lam: Sequence[Tensor],
     lr: Rate | None,
     names: tuple[str, str] = ("theta", "lam"),
-) -> tuple[Vector, Vector, Any]:
-    """theta without its frozen tensors, lam, and lr as a float or a list beside theta; or what is wrong with them."""
+) -> tuple[Vector, Vector, Rate | None]:
+    """theta without its frozen tensors, lam, and lr as a float or a list beside theta.
+
+    Raises TypeError or ValueError with what is wrong with them.
+    """
     for name, tensors in zip(names, (theta, lam)):
         if isinstance(tensors, Tensor) or not all(isinstance(p, Tensor) for p in tensors):
             raise TypeError(f"{name} must be a list of tensors, got {_describe(tensors)}")
@@ -226,31 +241,26 @@ def checked(
     theta, lam = [p for p in theta if p.requires_grad], list(lam)  # frozen weights are constants
     if not theta or not lam:
         raise ValueError(
-            f"nothing to differentiate: {len(theta)} trainable tensors in {names[0]}, {len(lam)} tensors in {names[1]}"
+            f"nothing to differentiate: {len(theta)} trainable tensors in {names[0]}, "
+            f"{len(lam)} tensors in {names[1]}"
         )
     if not all(p.is_leaf for p in theta):
-        raise ValueError(
-            f"{names[0]} holds the result of a computation: pass the parameter itself (a leaf)"
-        )
+        remedy = "pass the parameter itself (a leaf)"
+        raise ValueError(f"{names[0]} holds the result of a computation: {remedy}")
     for i, p in enumerate(lam):
         if not p.requires_grad:
-            raise ValueError(
-                f"{names[1]}[{i}] does not require grad: call requires_grad_() before the losses use it"
-            )
+            remedy = "call requires_grad_() before the losses use it"
+            raise ValueError(f"{names[1]}[{i}] does not require grad: {remedy}")
     # A tensor in two places would be moved and differentiated at once.
-    spans = sorted(
-        (p.data_ptr(), p.numel() * p.element_size()) for p in [*theta, *lam] if p.numel()
-    )
+    spans = sorted((p.data_ptr(), p.nbytes) for p in [*theta, *lam] if p.numel())
     if any(a + size > b for (a, size), (b, _) in pairwise(spans)):
         raise ValueError(
-            f"{names[0]} and {names[1]} overlap, or hold a tensor twice: each tensor belongs to one level, once"
+            f"{names[0]} and {names[1]} overlap, or hold a tensor twice: each tensor belongs to "
+            "one level, once"
         )
     return theta, lam, lr
 
 
-def _describe(x: Any) -> str:
-    return (
-        f"{type(x).__name__} of shape {tuple(x.shape)}"
-        if isinstance(x, Tensor)
-        else type(x).__name__
-    )
+def _describe(x: object) -> str:
+    shape = f" of shape {tuple(x.shape)}" if isinstance(x, Tensor) else ""
+    return type(x).__name__ + shape

@@ -1,9 +1,12 @@
 """Where data and models come from, and what was read.
 
-The order is the same for every loader: folder of `REPRO_DATA` (or `REPRO_MODELS/<org>/<name>`), Hugging Face
-cache or hub, what is bundled with the pinned packages. A missing input raises `MissingInput`, which says how to
-get it. Every file that is read is hashed into `read_log`, which ends up in the record of the run.
+The order is the same for every loader: folder of `REPRO_DATA` (or `REPRO_MODELS/<org>/<name>`),
+Hugging Face cache or hub, what is bundled with the pinned packages. A missing input raises
+`MissingInput`, which says how to get it. Every file that is read is hashed into what `recording`
+yields, which ends up in the record of the run.
 """
+
+from __future__ import annotations
 
 import contextlib
 import functools
@@ -15,9 +18,12 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _OFF = {"", "0", "false", "no", "off"}
 
@@ -28,9 +34,12 @@ class MissingInput(RuntimeError):
 
 @dataclass(frozen=True)
 class Split:
-    """Items of one part of a task: `ids` (n,) int64, `texts` n strings (or n tuples of strings where an item has
-    several texts), `labels` (n,) int64, or float for regression. `groups` and `values` are for items that belong
-    together (the answers to one question): see `shared/glue.py`."""
+    """Items of one part of a task.
+
+    ids: (n,) int64. texts: n strings, or n tuples of strings where an item has several texts.
+    labels: (n,) int64, or float for regression. groups, values: (n,), for items that belong
+    together (the answers to one question), see `shared/glue.py`.
+    """
 
     ids: np.ndarray
     texts: list
@@ -43,8 +52,16 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Hub:
+    """A data set of the Hugging Face hub (or its cache): `datasets.load_dataset(id, config)`."""
+
+    id: str
+    config: str | None = None
+
+
+@dataclass(frozen=True)
 class Layout:
-    """One row of the table of folders: what a folder of `REPRO_DATA` holds and where it usually comes from."""
+    """What a folder of `REPRO_DATA` holds and where it usually comes from."""
 
     folder: str
     what: str
@@ -54,117 +71,120 @@ class Layout:
     fetch: str
 
 
-@dataclass(frozen=True)
-class Hub:
-    """A data set of the Hugging Face hub (or of its cache): `datasets.load_dataset(id, config)`."""
-
-    id: str
-    config: str | None = None
-
-
-def _download(hub_id: str, folder: str, more: str = "") -> str:
-    return f"hf download --repo-type dataset {hub_id} {more}--local-dir $REPRO_DATA/{folder}"
+def _on_hub(
+    folder: str, what: str, files: str, hub_id: str, licence: str, options: str = ""
+) -> Layout:
+    fetch = f"hf download --repo-type dataset {hub_id} {options}--local-dir $REPRO_DATA/{folder}"
+    return Layout(folder, what, files, hub_id, licence, fetch)
 
 
-_JSON_TEXTS = "train.jsonl, test.jsonl: {text, label} a line, or the hub's files"
+_TEXTS = "train.jsonl, test.jsonl: {text, label} a line, or the hub's files"
+_TERMS = "research use; each task has its own terms"
+_LORA = "git clone https://github.com/microsoft/LoRA && mkdir -p $REPRO_DATA/nlg && "
 # fmt: off
 LAYOUTS = [
-    Layout("glue", "GLUE: folders CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI",
-           "train.tsv, dev.tsv (MNLI: dev_matched.tsv, dev_mismatched.tsv), or per task the hub's parquet files",
-           "nyu-mll/glue", "research use; each task has its own terms", _download("nyu-mll/glue", "glue")),
-    Layout("super_glue", "SuperGLUE: folders BoolQ, CB, COPA, MultiRC, ReCoRD, RTE, WiC, WSC",
-           "train.jsonl, val.jsonl, or per task the hub's parquet files",
-           "aps/super_glue", "research use; each task has its own terms", _download("aps/super_glue", "super_glue")),
-    Layout("cifar10", "CIFAR-10: 50,000 + 10,000 images of 32 x 32",
-           "train.parquet, test.parquet (img, label), or cifar-10-batches-py, or cifar-10-batches-bin",
-           "uoft-cs/cifar10", "none stated", _download("uoft-cs/cifar10", "cifar10")),
-    Layout("cifar100", "CIFAR-100: 50,000 + 10,000 images of 32 x 32",
-           "train.parquet, test.parquet (img, fine_label), or cifar-100-python, or cifar-100-binary",
-           "uoft-cs/cifar100", "none stated", _download("uoft-cs/cifar100", "cifar100")),
+    _on_hub("glue", "GLUE: folders CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI",
+            "train.tsv, dev.tsv (MNLI: dev_matched.tsv, dev_mismatched.tsv), "
+            "or per task the hub's parquet files", "nyu-mll/glue", _TERMS),
+    _on_hub("super_glue", "SuperGLUE: folders BoolQ, CB, COPA, MultiRC, ReCoRD, RTE, WiC, WSC",
+            "train.jsonl, val.jsonl, or per task the hub's parquet files",
+            "aps/super_glue", _TERMS),
+    _on_hub("cifar10", "CIFAR-10: 50,000 + 10,000 images of 32 x 32",
+            "train.parquet, test.parquet (img, label), or cifar-10-batches-py, "
+            "or cifar-10-batches-bin", "uoft-cs/cifar10", "none stated"),
+    _on_hub("cifar100", "CIFAR-100: 50,000 + 10,000 images of 32 x 32",
+            "train.parquet, test.parquet (img, fine_label), or cifar-100-python, "
+            "or cifar-100-binary", "uoft-cs/cifar100", "none stated"),
     Layout("imagenet", "ImageNet-1k (ILSVRC 2012): 1.28 million images",
            "train/<wnid>/*.JPEG, val/<wnid>/*.JPEG, or the hub's parquet files",
            "ILSVRC/imagenet-1k", "research use; accept the terms with an account first",
-           "hf auth login && " + _download("ILSVRC/imagenet-1k", "imagenet")),
+           "hf auth login && hf download --repo-type dataset ILSVRC/imagenet-1k "
+           "--local-dir $REPRO_DATA/imagenet"),
     Layout("bioner", "biomedical entities: folders NCBI-disease-IOB, BC5CDR-IOB, BC2GM-IOB, ...",
            "train.tsv, devel.tsv, test.tsv: token TAB tag, blank line between sentences",
            "github.com/cambridgeltl/MTL-Bioinformatics-2016", "each corpus has its own terms",
-           "git clone https://github.com/cambridgeltl/MTL-Bioinformatics-2016 && cp -r MTL-Bioinformatics-2016/data $REPRO_DATA/bioner"),
-    Layout("bionlp2004", "BioNLP 2004 (JNLPBA) entities",
-           "dataset/train.json, valid.json, test.json: one object {tokens, tags} a line",
-           "tner/bionlp2004", "terms of the GENIA corpus", _download("tner/bionlp2004", "bionlp2004")),
-    Layout("nlg/e2e", "E2E data to text", "train.txt, valid.txt, test.txt: meaning representation||text",
-           "github.com/microsoft/LoRA (the copy there; original: tuetschek/e2e-dataset)", "CC BY-SA 4.0",
-           "git clone https://github.com/microsoft/LoRA && mkdir -p $REPRO_DATA/nlg && cp -r LoRA/examples/NLG/data/e2e $REPRO_DATA/nlg/e2e"),
-    Layout("nlg/webnlg", "WebNLG challenge 2017, triples to text", "train.json, dev.json, test.json",
-           "github.com/microsoft/LoRA (the copy there; original: webnlg-challenge-2017)", "CC BY-NC-SA 4.0",
-           "git clone https://github.com/microsoft/LoRA && mkdir -p $REPRO_DATA/nlg && "
-           "cp -r LoRA/examples/NLG/data/webnlg_challenge_2017 $REPRO_DATA/nlg/webnlg"),
-    Layout("nlg/dart", "DART triples to text", "dart-v1.1.1-full-train.json, -dev.json, -test.json",
-           "github.com/Yale-LILY/dart", "MIT",
-           "git clone https://github.com/Yale-LILY/dart && mkdir -p $REPRO_DATA/nlg/dart && cp dart/data/v1.1.1/*.json $REPRO_DATA/nlg/dart/"),
-    Layout("molecules", "MoleculeNet: BBBP, bace, clintox, sider, tox21, delaney-processed, Lipophilicity, SAMPL",
-           "<name>.csv with a SMILES column and label columns",
+           "git clone https://github.com/cambridgeltl/MTL-Bioinformatics-2016 && "
+           "cp -r MTL-Bioinformatics-2016/data $REPRO_DATA/bioner"),
+    _on_hub("bionlp2004", "BioNLP 2004 (JNLPBA) entities",
+            "dataset/train.json, valid.json, test.json: one object {tokens, tags} a line",
+            "tner/bionlp2004", "terms of the GENIA corpus"),
+    Layout("nlg/e2e", "E2E data to text",
+           "train.txt, valid.txt, test.txt: meaning representation||text",
+           "github.com/microsoft/LoRA (the copy there; original: tuetschek/e2e-dataset)",
+           "CC BY-SA 4.0", _LORA + "cp -r LoRA/examples/NLG/data/e2e $REPRO_DATA/nlg/e2e"),
+    Layout("nlg/webnlg", "WebNLG challenge 2017, triples to text",
+           "train.json, dev.json, test.json",
+           "github.com/microsoft/LoRA (the copy there; original: webnlg-challenge-2017)",
+           "CC BY-NC-SA 4.0",
+           _LORA + "cp -r LoRA/examples/NLG/data/webnlg_challenge_2017 $REPRO_DATA/nlg/webnlg"),
+    Layout("nlg/dart", "DART triples to text",
+           "dart-v1.1.1-full-train.json, -dev.json, -test.json", "github.com/Yale-LILY/dart", "MIT",
+           "git clone https://github.com/Yale-LILY/dart && mkdir -p $REPRO_DATA/nlg/dart && "
+           "cp dart/data/v1.1.1/*.json $REPRO_DATA/nlg/dart/"),
+    Layout("molecules", "MoleculeNet: BBBP, bace, clintox, sider, tox21, delaney-processed, "
+           "Lipophilicity, SAMPL", "<name>.csv with a SMILES column and label columns",
            "moleculenet.org", "each set has its own terms",
-           "mkdir -p $REPRO_DATA/molecules && cd $REPRO_DATA/molecules && for f in BBBP.csv bace.csv clintox.csv.gz "
-           "sider.csv.gz tox21.csv.gz delaney-processed.csv Lipophilicity.csv SAMPL.csv; do "
-           "curl -LO https://deepchemdata.s3-us-west-1.amazonaws.com/datasets/$f; done; gunzip -f *.gz"),
+           "mkdir -p $REPRO_DATA/molecules && cd $REPRO_DATA/molecules && for f in BBBP.csv "
+           "bace.csv clintox.csv.gz sider.csv.gz tox21.csv.gz delaney-processed.csv "
+           "Lipophilicity.csv SAMPL.csv; do "
+           "curl -LO https://deepchemdata.s3-us-west-1.amazonaws.com/datasets/$f; done; "
+           "gunzip -f *.gz"),
     Layout("text", "English text for language models; labelled movie reviews",
-           "english.jsonl.gz: {source, text} a line; movie_reviews.jsonl.gz: {id, label, text} a line",
+           "english.jsonl.gz: {source, text} a line; "
+           "movie_reviews.jsonl.gz: {id, label, text} a line",
            "your own (the bundled corpus is used otherwise)", "that of your texts",
            "write english.jsonl.gz yourself: English prose, one document a line"),
-    Layout("c4", "C4 real-news-like", "realnewslike/c4-*.json.gz", "allenai/c4", "ODC-BY",
-           _download("allenai/c4", "c4", "--include 'realnewslike/c4-*-of-*.json.gz' ")),
-    Layout("nasbench201.csv.gz", "accuracies of all 15,625 cells of NAS-Bench-201", "CSV, one cell a row",
-           "github.com/D-X-Y/NAS-Bench-201", "MIT",
+    _on_hub("c4", "C4 real-news-like", "realnewslike/c4-*.json.gz", "allenai/c4", "ODC-BY",
+            "--include 'realnewslike/c4-*-of-*.json.gz' "),
+    Layout("nasbench201.csv.gz", "accuracies of all 15,625 cells of NAS-Bench-201",
+           "CSV, one cell a row", "github.com/D-X-Y/NAS-Bench-201", "MIT",
            "extract it from NAS-Bench-201-v1_1-096897.pth with the API of that repository"),
-    Layout("tap/rct", "PubMed RCT sentences, 20k version, for task-adaptive pretraining", "train.jsonl, dev.jsonl, test.jsonl: {text, label} a line, or the hub's files",
-           "armanc/pubmed-rct20k", "research use", _download("armanc/pubmed-rct20k", "tap/rct")),
-    Layout("tap/agnews", "AG news topics, for task-adaptive pretraining", _JSON_TEXTS,
-           "fancyzhx/ag_news", "non-commercial use", _download("fancyzhx/ag_news", "tap/agnews")),
-    Layout("tap/imdb", "IMDB review polarity, for task-adaptive pretraining", _JSON_TEXTS,
-           "stanfordnlp/imdb", "research use", _download("stanfordnlp/imdb", "tap/imdb")),
+    _on_hub("tap/rct", "PubMed RCT sentences, 20k version, for task-adaptive pretraining",
+            "train.jsonl, dev.jsonl, test.jsonl: {text, label} a line, or the hub's files",
+            "armanc/pubmed-rct20k", "research use"),
+    _on_hub("tap/agnews", "AG news topics, for task-adaptive pretraining", _TEXTS,
+            "fancyzhx/ag_news", "non-commercial use"),
+    _on_hub("tap/imdb", "IMDB review polarity, for task-adaptive pretraining", _TEXTS,
+            "stanfordnlp/imdb", "research use"),
 ]
 # fmt: on
 
 
-# --- what was read -------------------------------------------------------------------------------------------
+# --- what was read -------------------------------------------------------------------------------
 
-read_log: dict[str, dict[str, str]] = {}  # name -> {"sha256", "path"}, since the process started
-_recordings: list[dict[str, dict[str, str]]] = []
+ReadLog = dict[str, dict[str, str]]  # name -> {"sha256", "path"}
+_recordings: list[ReadLog] = []
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[dict[str, dict[str, str]]]:
+def recording() -> Iterator[ReadLog]:
     """Everything noted inside the `with` block, also by loaders that answer from memory."""
-    log: dict[str, dict[str, str]] = {}
+    log: ReadLog = {}
     _recordings.append(log)
     try:
         yield log
     finally:
-        # by identity: two recordings that are equal (both empty, say) must not be mistaken for each other
+        # by identity: two recordings that are equal (both empty, say) are not the same
         _recordings[:] = [other for other in _recordings if other is not log]
 
 
 def note(name: str, path_or_sha: Path | str, origin: str = "") -> str:
-    """Write down that the data called `name` were read: a file (hashed here) or a sha256 -> the sha256.
+    """Write down that the data called `name` were read: a file (hashed) or a sha256 -> the sha256.
 
-    `origin` (`bundled`, `hub:...`); a file's default is its place below REPRO_DATA, REPRO_MODELS or the hub's cache:
-    a record names no folder of this machine."""
-    sha = path_or_sha if isinstance(path_or_sha, str) else file_sha256(path_or_sha)
+    origin: `bundled`, `hub:...`; a file's default is its place below REPRO_DATA, REPRO_MODELS or
+    the hub's cache, so that a record names no folder of this machine.
+    """
     if isinstance(path_or_sha, Path):
-        origin = origin or _place(path_or_sha)
-    entry = {"sha256": sha, "path": origin}
-    for log in [read_log, *_recordings]:
-        log[name] = entry
+        sha, origin = file_sha256(path_or_sha), origin or _place(path_or_sha)
+    else:
+        sha = path_or_sha
+    for log in _recordings:
+        log[name] = {"sha256": sha, "path": origin}
     return sha
 
 
 def _place(path: Path) -> str:
-    roots = {
-        "REPRO_DATA": _root("REPRO_DATA"),
-        "REPRO_MODELS": _root("REPRO_MODELS"),
-        "cache": _hub_cache(),
-    }
+    roots = {name: _root(name) for name in ("REPRO_DATA", "REPRO_MODELS")} | {"cache": _hub_cache()}
     for name, root in roots.items():
         if root and path.is_relative_to(root):
             return f"{name}/{path.relative_to(root).as_posix()}"
@@ -183,13 +203,14 @@ def _file_sha256(path: str, size: int, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# --- data ----------------------------------------------------------------------------------------------------
+# --- data ----------------------------------------------------------------------------------------
 
 
 def find_data(folder: str, hub: Hub | str | None = None) -> Path | Hub:
-    """`REPRO_DATA/<folder>` if it is there, else the hub's data set if it is cached or may be asked for.
+    """`REPRO_DATA/<folder>`, else the hub's data set if it is cached or may be asked for.
 
-    Upper and lower case, `-` and `_` in folder names do not matter (`glue/sst2` finds `glue/SST-2`).
+    Upper and lower case, `-` and `_` in folder names do not matter (`glue/sst2`: `glue/SST-2`).
+    Raises MissingInput, with what, where from and how to fetch it.
     """
     if path := _below(_root("REPRO_DATA"), folder):
         return path
@@ -199,18 +220,14 @@ def find_data(folder: str, hub: Hub | str | None = None) -> Path | Hub:
     raise MissingInput(_data_remedy(folder, hub))
 
 
-def load_hub(hub: Hub, folder: str, part: str) -> Any:
-    """Part (`train`, `validation`, ...) of a hub data set as a `datasets.Dataset`; `folder` is for the message."""
+def load_hub(hub: Hub, folder: str, part: str) -> Dataset:
+    """Part (`train`, `validation`, ...) of a hub data set; `folder` is for the message."""
     import datasets
 
     try:
         data = datasets.load_dataset(hub.id, hub.config, split=part)
-    except (
-        Exception
-    ) as error:  # connection, missing repository, gated terms: all mean "not to be had here"
-        raise MissingInput(
-            _data_remedy(folder, hub) + f"\n  the hub's answer: {str(error)[:300]}"
-        ) from error
+    except Exception as error:  # no connection, no such repository, gated terms: it is missing
+        raise MissingInput(_with_answer(_data_remedy(folder, hub), error)) from error
     note(f"{hub.id}/{hub.config or ''}/{part}", getattr(data, "_fingerprint", ""), f"hub:{hub.id}")
     return data
 
@@ -223,13 +240,15 @@ def fetch_command(kind: str, name: str) -> str:
     return layout.fetch if layout else f"put it at $REPRO_DATA/{name}"
 
 
+def _with_answer(remedy: str, error: Exception) -> str:
+    return f"{remedy}\n  the hub's answer: {str(error)[:300]}"
+
+
 def _data_remedy(folder: str, hub: Hub | None) -> str:
     root = os.environ.get("REPRO_DATA", "")
     where = f"not in REPRO_DATA={root}" if root else "REPRO_DATA is not set"
-    lines = [
-        f"data '{folder}' are missing: {where}"
-        + (", and the hub is off or has no copy" if hub else "")
-    ]
+    silent = ", and the hub is off or has no copy" if hub else ""
+    lines = [f"data '{folder}' are missing: {where}{silent}"]
     if layout := layout_of(folder):
         lines += [
             f"  what:    {layout.what}",
@@ -238,17 +257,16 @@ def _data_remedy(folder: str, hub: Hub | None) -> str:
             f"  fetch:   {layout.fetch}",
         ]
     else:
-        known = ", ".join(layout.folder for layout in LAYOUTS)
-        lines.append(
-            f"  remedy:  put it at $REPRO_DATA/{folder}; folders with a known layout: {known}"
-        )
+        folders = ", ".join(layout.folder for layout in LAYOUTS)
+        place = f"$REPRO_DATA/{folder}; folders with a known layout: {folders}"
+        lines.append(f"  remedy:  put it at {place}")
     if hub and offline():
         lines.append("  or:      unset HF_HUB_OFFLINE, so that it is fetched from the hub")
     return "\n".join(lines)
 
 
 def layout_of(folder: str) -> Layout | None:
-    """The row of LAYOUTS that a folder (or a folder below it) belongs to."""
+    """The row of LAYOUTS that a folder (or a folder below it) or a hub id belongs to."""
     for layout in LAYOUTS:
         if _plain(folder + "/").startswith(_plain(layout.folder + "/")) or folder == layout.source:
             return layout
@@ -257,7 +275,7 @@ def layout_of(folder: str) -> Layout | None:
 
 @contextlib.contextmanager
 def pointed_at(**folders: str | Path) -> Iterator[None]:
-    """`with pointed_at(REPRO_DATA=folder)`: these variables name these folders inside the block."""
+    """`with pointed_at(REPRO_DATA=folder)`: these variables name these folders in the block."""
     before = {name: os.environ.get(name) for name in folders}
     os.environ.update({name: str(folder) for name, folder in folders.items()})
     try:
@@ -268,12 +286,11 @@ def pointed_at(**folders: str | Path) -> Iterator[None]:
 
 
 def _root(variable: str) -> Path | None:
-    """The folder an environment variable names; one that is set but does not exist is an error, not a miss."""
+    """The folder an environment variable names; one that does not exist is an error, not a miss."""
     value = os.environ.get(variable, "")
     if value and not Path(value).expanduser().is_dir():
-        raise MissingInput(
-            f"{variable}={value} is not a folder\n  remedy:  correct or unset {variable}"
-        )
+        remedy = f"remedy:  correct or unset {variable}"
+        raise MissingInput(f"{variable}={value} is not a folder\n  {remedy}")
     return Path(value).expanduser().resolve() if value else None
 
 
@@ -283,31 +300,24 @@ def _plain(name: str) -> str:
 
 def _below(root: Path | None, name: str) -> Path | None:
     """`root/name`, its parts compared without case, `-` and `_`; an exact name wins."""
-    if root is None:
-        return None
-    here = root
+    path = root
     for part in Path(name).parts:
-        if (here / part).exists():
-            here = here / part
+        if path is None or (path / part).exists():
+            path = path and path / part
             continue
-        same = (
-            sorted(entry for entry in here.iterdir() if _plain(entry.name) == _plain(part))
-            if here.is_dir()
-            else []
-        )
-        if not same:
-            return None
-        here = same[0]
-    return here
+        entries = sorted(path.iterdir()) if path.is_dir() else []
+        path = next((entry for entry in entries if _plain(entry.name) == _plain(part)), None)
+    return path
 
 
-# --- models --------------------------------------------------------------------------------------------------
+# --- models --------------------------------------------------------------------------------------
 
 
 def find_model(name: str) -> tuple[str, str]:
     """Local folder of a model and how it was found: `folder` (REPRO_MODELS), `cache` or `hub`.
 
     `name` is a hub id (`FacebookAI/roberta-base`). Its weights are hashed into the record.
+    Raises MissingInput if it is not to be had, or if its weights are pickles.
     """
     if folder := local_model(name):
         return _checked_model(name, folder, "folder")
@@ -317,16 +327,13 @@ def find_model(name: str) -> tuple[str, str]:
         raise MissingInput(_model_remedy(name))
     import huggingface_hub
 
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
     try:
         fetched = huggingface_hub.snapshot_download(
-            name,
-            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
-            ignore_patterns=["*/*"],
+            name, allow_patterns=patterns, ignore_patterns=["*/*"]
         )
     except Exception as error:
-        raise MissingInput(
-            _model_remedy(name) + f"\n  the hub's answer: {str(error)[:300]}"
-        ) from error
+        raise MissingInput(_with_answer(_model_remedy(name), error)) from error
     return _checked_model(name, Path(fetched), "hub")
 
 
@@ -339,8 +346,9 @@ def _checked_model(name: str, folder: Path, how: str) -> tuple[str, str]:
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").exists() or not weights:
         raise MissingInput(
-            f"{folder} is not a usable copy of {name}: it needs config.json, *.safetensors and the tokenizer's files\n"
-            "  remedy:  fetch it again, or convert older weights with save_pretrained (pickles are not read here)"
+            f"{folder} is not a usable copy of {name}: it needs config.json, *.safetensors and the "
+            "tokenizer's files\n  remedy:  fetch it again, or convert older weights with "
+            "save_pretrained (pickles are not read here)"
         )
     for path in weights:
         note(f"{name}/{path.name}", path)
@@ -349,68 +357,59 @@ def _checked_model(name: str, folder: Path, how: str) -> tuple[str, str]:
 
 def _model_remedy(name: str) -> str:
     root = os.environ.get("REPRO_MODELS", "")
-    return "\n".join(
-        [
-            f"model '{name}' is missing: not {f'in REPRO_MODELS={root}' if root else 'given (REPRO_MODELS is not set)'}, "
-            "not in the Hugging Face cache"
-            + (", and HF_HUB_OFFLINE forbids asking the hub" if offline() else ""),
-            f"  layout:  config.json, model.safetensors, tokenizer files, in $REPRO_MODELS/{name}",
-            f"  source:  huggingface.co/{name} (licence: see its card)",
-            f"  fetch:   {fetch_command('model', name)}",
-        ]
+    where = f"in REPRO_MODELS={root}" if root else "given (REPRO_MODELS is not set)"
+    forbidden = ", and HF_HUB_OFFLINE forbids asking the hub" if offline() else ""
+    return (
+        f"model '{name}' is missing: not {where}, not in the Hugging Face cache{forbidden}\n"
+        f"  layout:  config.json, model.safetensors, tokenizer files, in $REPRO_MODELS/{name}\n"
+        f"  source:  huggingface.co/{name} (licence: see its card)\n"
+        f"  fetch:   {fetch_command('model', name)}"
     )
 
 
-# --- the hub -------------------------------------------------------------------------------------------------
+# --- the hub -------------------------------------------------------------------------------------
 
 
 def offline() -> bool:
-    """True if the environment forbids the network (read each time, so that a test can change it)."""
-    return any(
-        os.environ.get(name, "").lower() not in _OFF
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )
+    """True if the environment forbids the network (read each time: a test may change it)."""
+    switches = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(name, "").lower() not in _OFF for name in switches)
 
 
 def _hub_cache() -> Path:
-    home = os.environ.get("HF_HOME") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"
-    )
+    user = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME") or os.path.join(user, "huggingface")
     return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
 
 
 def _cached_model(name: str) -> Path | None:
     """Newest complete snapshot of a model in the hub's cache."""
-    snapshots = (_hub_cache() / ("models--" + name.replace("/", "--")) / "snapshots").glob("*")
-    complete = [
-        s for s in snapshots if (s / "config.json").exists() and any(s.glob("*.safetensors"))
-    ]
-    return max(complete, key=lambda s: s.stat().st_mtime) if complete else None
+    snapshots = (_hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots").glob("*")
+    complete = [x for x in snapshots if (x / "config.json").exists() and [*x.glob("*.safetensors")]]
+    return max(complete, key=lambda x: x.stat().st_mtime, default=None)
 
 
 def _cached_dataset(hub_id: str) -> bool:
-    home = _hub_cache().parent
-    datasets_cache = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
+    datasets = Path(os.environ.get("HF_DATASETS_CACHE") or _hub_cache().parent / "datasets")
     folders = [
-        _hub_cache() / ("datasets--" + hub_id.replace("/", "--")),
-        datasets_cache / hub_id.replace("/", "___").lower(),
+        _hub_cache() / f"datasets--{hub_id.replace('/', '--')}",
+        datasets / hub_id.replace("/", "___").lower(),
     ]
     return any(folder.is_dir() and any(folder.rglob("*.*")) for folder in folders)
 
 
 def available(kind: str, name: str, hub_timeout: float = 3) -> str:
-    """Where an input would come from, without loading it: `folder`, `cache`, `hub`, or "" if it is not to be had.
+    """Where an input would come from: `folder`, `cache`, `hub`, or "" if it is not to be had.
 
-    `kind`: `model` (name: hub id) or `data` (name: folder of REPRO_DATA, or hub id). Used for choosing a scale.
+    Nothing is loaded: this chooses a scale. kind: `model` (name: hub id) or `data` (name: folder
+    of REPRO_DATA, or hub id). hub_timeout: seconds that the hub has to answer.
     """
     if kind not in ("model", "data"):
         raise ValueError(f"kind '{kind}' is not one of: model, data")
     layout = layout_of(name) if kind == "data" else None
     folders = {name, layout.folder} if layout and name == layout.source else {name}
-    if any(
-        _below(_root("REPRO_MODELS" if kind == "model" else "REPRO_DATA"), folder)
-        for folder in folders
-    ):
+    root = _root("REPRO_MODELS" if kind == "model" else "REPRO_DATA")
+    if any(_below(root, folder) for folder in folders):
         return "folder"
     hub_id = layout.source if layout else name
     if not re.fullmatch(r"[\w-]+/[\w.-]+", hub_id):
@@ -420,20 +419,17 @@ def available(kind: str, name: str, hub_timeout: float = 3) -> str:
     return "hub" if not offline() and _answers(kind, hub_id, hub_timeout) else ""
 
 
-_silent_hub: set[str] = (
-    set()
-)  # an endpoint that once did not answer is not asked again by this process
+_silent_hub: set[str] = set()  # endpoints that did not answer once: this process asks no more
 
 
 def _answers(kind: str, hub_id: str, timeout: float) -> bool:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     if endpoint in _silent_hub:
         return False
+    url = f"{endpoint}/api/{'models' if kind == 'model' else 'datasets'}/{hub_id}"
+    request = urllib.request.Request(url, method="HEAD")
     try:
-        url = f"{endpoint}/api/{'models' if kind == 'model' else 'datasets'}/{hub_id}"
-        with urllib.request.urlopen(
-            urllib.request.Request(url, method="HEAD"), timeout=timeout
-        ) as answer:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
             return answer.status == 200
     except urllib.error.HTTPError:
         return False

@@ -1,10 +1,11 @@
 """Arithmetic on lists of tensors, and changes to parameters that are undone bit for bit.
 
-A *vector* here is a list of tensors shaped like a list of parameters: a gradient, a direction, a residual. All functions
-work in place of a flattened vector without ever building one. `perturbed` and `Snapshot` are the only ways in which
-shared/ changes a parameter: both write through `.data`, so that no autograd version counter moves and a graph recorded
-before the change is still valid after it is undone, and both undo by copying the old bits back. (Adding and subtracting
-again does not: in float32 `(w + e) - e` differs from `w` in the last bit of about a third of the entries.)
+A *vector* here is a list of tensors shaped like a list of parameters: a gradient, a direction, a
+residual. No function builds the flattened vector that it stands for. `perturbed` and `Snapshot` are
+the only ways in which shared/ changes a parameter: both write through `.data`, so that no autograd
+version counter moves and a graph recorded before the change is still valid after it is undone, and
+both undo by copying the old bits back. (Adding and subtracting again does not: in float32
+`(w + e) - e` differs from `w` in the last bit of about a third of the entries.)
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 Vector = list[Tensor]
-Rate = (
-    float | Sequence[float | Tensor]
-)  # one number for all tensors, or for each tensor a number or a tensor of its shape
+# one number for all tensors, or for each tensor a number or a tensor of its shape
+Rate = float | Sequence[float | Tensor]
 
 
 def zeros_like(v: Sequence[Tensor]) -> Vector:
@@ -85,20 +85,20 @@ def clone(v: Sequence[Tensor]) -> Vector:
 
 
 def adam_rates(optimizer: torch.optim.Optimizer, theta: Sequence[Tensor]) -> Vector:
-    """The elementwise rate lr / (sqrt(v_hat) + eps) with which `optimizer` (Adam, AdamW) would now scale a gradient.
+    """The elementwise rate lr / (sqrt(v_hat) + eps) that `optimizer` (Adam, AdamW) would now use.
 
-    Pass it as `lr` to make a hypergradient aware of an adaptive inner optimiser (the idea of SAMA, arXiv 2310.05674):
-    the look-ahead and the mixed product then use the optimiser's own metric instead of a plain SGD step. The moments
-    themselves are held constant. Needs at least one step taken by the optimiser.
+    Pass it as `lr` to make a hypergradient aware of an adaptive inner optimiser (the idea of SAMA,
+    arXiv 2310.05674): the look-ahead and the mixed product then use the optimiser's own metric
+    instead of a plain SGD step. The moments themselves are held constant.
+    Raises ValueError where the optimiser has taken no step.
     """
     group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
     rates = []
     for i, p in enumerate(theta):
         state = optimizer.state.get(p, {})
         if "exp_avg_sq" not in state:
-            raise ValueError(
-                f"theta[{i}] has no second moment in the optimiser: take one real Adam step first"
-            )
+            remedy = "take one real Adam step first"
+            raise ValueError(f"theta[{i}] has no second moment in the optimiser: {remedy}")
         group = group_of[p]
         correction = 1 - group["betas"][1] ** float(state["step"])
         rates.append(group["lr"] / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"]))
@@ -118,9 +118,9 @@ def shift_(
 
 
 def probe_step(v: Sequence[Tensor], radius: float = 1e-2, size: float | None = None) -> float:
-    """eps = radius / |v|, the step along v of a two-sided difference (DARTS, eq. 8); 0.0 for a zero vector.
+    """eps = radius / |v|, the step along v of a two-sided difference (DARTS, eq. 8), or 0.0.
 
-    size: |v|, where the caller knows it.
+    size: |v|, where the caller has it. Raises FloatingPointError if it is not finite.
     """
     size = norm(v) if size is None else size
     if not math.isfinite(size):
@@ -143,13 +143,14 @@ def perturbed(theta: Sequence[Tensor], v: Sequence[Tensor], alpha: float) -> Ite
 
 
 class Snapshot:
-    """Within the block anything may happen to `theta`; on the way out everything is as it was, bit for bit.
+    """Within the block anything may happen to `theta`; afterwards all is as before, bit for bit.
 
-    Kept: the values of `theta`; `.grad` and `requires_grad` of `theta` and `others`; torch's random state on the CPU and on
-    the CUDA devices of these tensors; every buffer of every module that is called inside the block (BatchNorm's running
-    statistics). `rewind()` puts random state and buffers back in between, so that two evaluations of one closure see the
-    same dropout masks. Not kept: a `torch.Generator` of your own, numpy's and Python's random state; draw such noise outside
-    the closures.
+    Put back: the values of `theta`; `.grad` and `requires_grad` of `theta` and `others`; torch's
+    random state on the CPU and on the CUDA devices of these tensors; every buffer of every module
+    that is called inside the block (BatchNorm's running statistics). `rewind()` puts random state
+    and buffers back in between, so that two evaluations of one closure see the same dropout masks.
+    Not put back: a `torch.Generator` of your own, numpy's and Python's random state; draw such
+    noise outside the closures.
     """
 
     def __init__(self, theta: Sequence[Tensor], others: Sequence[Tensor] = ()) -> None:
@@ -160,9 +161,7 @@ class Snapshot:
         self.values = clone(self.theta)
         self._flags = [(p, p.grad, p.requires_grad) for p in self.tensors if p.is_leaf]
         for p, _, _ in self._flags:
-            p.grad = (
-                None  # a closure that calls backward() fills a throw-away .grad, not the caller's
-            )
+            p.grad = None  # a closure that calls backward() fills this one, not the caller's
         self._devices = sorted({p.device.index for p in self.tensors if p.is_cuda})
         self._random = torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in self._devices]
         self._buffers: dict[nn.Module, dict[str, tuple[Tensor | None, Tensor | None]]] = {}

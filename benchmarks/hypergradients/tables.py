@@ -158,7 +158,7 @@ def targets_table(result: dict[str, Any]) -> str:
     rows.append(
         [
             "three-level chain against full autograd, float64",
-            "tests/test_multilevel.py",
+            "tests/shared/test_multilevel.py",
             "1e-08",
             "a test",
         ]

@@ -18,7 +18,10 @@ def stream(seed: int) -> torch.Generator:
 
 
 def test_import_shared_is_light():
-    code = "import sys, shared, shared.sources, shared.bundled; print('transformers' in sys.modules, 'sklearn' in sys.modules)"
+    code = (
+        "import sys, shared, shared.sources, shared.bundled; "
+        "print('transformers' in sys.modules, 'sklearn' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
@@ -79,9 +82,7 @@ def test_corpus_is_the_one_of_the_pins_or_marked():
     assert bool(bundled.other_corpus()) == (entry["path"] == "other corpus")
     pins = dict(
         re.findall(
-            r"^([\w-]+)==(\S+)",
-            (Path(__file__).parent.parent / "requirements.txt").read_text(),
-            re.M,
+            r"^([\w-]+)==(\S+)", (Path(__file__).parents[2] / "requirements.txt").read_text(), re.M
         )
     )
     installed = {
@@ -109,7 +110,10 @@ def test_documentation_texts_leave_held_out_items_out():
 
 
 def test_docstrings_come_in_order_and_sections_are_cut():
-    code = 'class A:\n    """First. Then\n    more.\n\n    Parameters\n    ----------\n    x : int\n    """\n    if True:\n        def f():\n            """Second."""\n'
+    code = (
+        'class A:\n    """First. Then\n    more.\n\n    Parameters\n    ----------\n    x : int\n'
+        '    """\n    if True:\n        def f():\n            """Second."""\n'
+    )
     first, second = bundled._docstrings(code)
     assert bundled._prose(first) == "First. Then more." and second == "Second."
     assert bundled._prose("Sum.\n\nArgs:\n    x: an int") == "Sum."

@@ -1,6 +1,7 @@
-"""The body of a test: hypergradients of a data-parallel model, by every method. Run by tests/test_hypergrad.py.
+"""The body of a test: hypergradients of a data-parallel model, by every method.
 
-Usage: PYTHONPATH=. python tests/two_processes.py OUT.pt, alone, or as one of two processes under accelerate (RANK, WORLD_SIZE, ...).
+Usage: PYTHONPATH=. python tests/shared/two_processes.py OUT.pt, alone, or as one of two processes
+under accelerate (RANK, WORLD_SIZE, ...).
 """
 
 import sys

@@ -1,7 +1,8 @@
-"""shared/multilevel.py against autograd through everything: the three-level graphs of the papers, and a deeper one."""
+"""shared/multilevel.py against autograd through everything: the papers' graphs, and deeper."""
 
 import pytest
 import torch
+from multilevel_problems import MLOMAE, TapWeight, leaf, step
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,63 +23,6 @@ EXACT = [OneStep(), ForwardOverReverse(), Unrolled(1)]
 
 def named(method):
     return type(method).__name__
-
-
-def leaf(g, *shape, scale=1.0):
-    return (scale * torch.randn(*shape, generator=g, dtype=torch.float64)).requires_grad_()
-
-
-def step(loss, theta, lr):
-    """The functional counterpart of an inner step: new tensors that remember where they come from."""
-    g = torch.autograd.grad(loss, theta, create_graph=True)
-    return [p - lr * d for p, d in zip(theta, g)]
-
-
-class TapWeight:
-    """Level 1 pretrains theta_e and three heads under softmax(alpha); level 2 tunes phi, w near theta_e; level 3 validates."""
-
-    gamma, lr1, lr2 = 0.3, 0.2, 0.1
-
-    def __init__(self):
-        g = torch.Generator().manual_seed(0)
-        self.encoder, self.heads = leaf(g, 4, 6), [leaf(g, 6, 2) for _ in range(3)]
-        self.phi, self.w = leaf(g, 4, 6), leaf(g, 6, 3)
-        self.alpha = leaf(g, 3)
-        self.x, self.targets = (
-            torch.randn(3, 9, 4, generator=g, dtype=torch.float64),
-            torch.randn(3, 9, 2, generator=g, dtype=torch.float64),
-        )
-        self.y = torch.randint(0, 3, (2, 9), generator=g)
-
-    def objectives(self, encoder, heads):
-        return [
-            F.mse_loss(torch.tanh(self.x[0] @ encoder) @ h, t) for h, t in zip(heads, self.targets)
-        ]
-
-    def pretrain(self, encoder, *heads):
-        losses = self.objectives(encoder, heads)
-        return (torch.softmax(self.alpha, 0) * torch.stack(losses)).sum()
-
-    def task(self, phi, w, encoder):
-        prox = (phi - encoder).pow(2).sum()
-        return F.cross_entropy(torch.tanh(self.x[1] @ phi) @ w, self.y[0]) + self.gamma * prox
-
-    def validate(self, phi, w):
-        return F.cross_entropy(torch.tanh(self.x[2] @ phi) @ w, self.y[1])
-
-    def levels(self, methods, lr1=lr1, lr2=lr2):
-        theta, phi = [self.encoder, *self.heads], [self.phi, self.w]
-        return [
-            Level(lambda: self.pretrain(*theta), theta, lr1, methods[0]),
-            Level(lambda: self.task(*phi, self.encoder), phi, lr2, methods[1]),
-        ]
-
-    def exact(self):
-        encoder, *_ = step(
-            self.pretrain(self.encoder, *self.heads), [self.encoder, *self.heads], self.lr1
-        )
-        phi, w = step(self.task(self.phi, self.w, encoder), [self.phi, self.w], self.lr2)
-        return torch.autograd.grad(self.validate(phi, w), [self.alpha])
 
 
 @pytest.mark.parametrize("lower", EXACT, ids=named)
@@ -102,7 +46,7 @@ def test_tapweight_by_finite_differences():
 
 
 def test_tapweight_identity_rule_is_the_papers_dot_product():
-    """h_k = -2 gamma <grad_phi L_val, grad_theta L_k>, through the softmax; at the present point, without learning rates."""
+    """h_k = -2 gamma <grad_phi L_val, grad_theta L_k>, through the softmax, without rates."""
     t = TapWeight()
     got = chain(
         lambda: t.validate(t.phi, t.w),
@@ -116,40 +60,6 @@ def test_tapweight_identity_rule_is_the_papers_dot_product():
     h = torch.stack([-2 * t.gamma * (v * x).sum() for x in each])
     weights = torch.softmax(t.alpha, 0).detach()
     assert torch.allclose(got.grads[0], weights * (h - (weights * h).sum()), rtol=1e-10)
-
-
-class MLOMAE:
-    """Level 1: encoder and decoder under patch scores s = T(x); level 2: head on the encoder; level 3 uses both."""
-
-    lr1, lr2 = 0.2, 0.3
-
-    def __init__(self):
-        g = torch.Generator().manual_seed(1)
-        self.e, self.d, self.c = leaf(g, 5, 6, scale=0.5), leaf(g, 6, 5, scale=0.5), leaf(g, 6, 3)
-        self.t = [leaf(g, 5, 4), leaf(g, 4, 1)]
-        self.x, self.y = (
-            torch.randn(3, 10, 5, generator=g, dtype=torch.float64),
-            torch.randint(0, 3, (2, 10), generator=g),
-        )
-
-    def reconstruct(self, e, d):
-        scores = torch.sigmoid(torch.tanh(self.x[0] @ self.t[0]) @ self.t[1])[:, 0]
-        errors = (torch.tanh(self.x[0] @ e) @ d - self.x[0]).pow(2).mean(1)
-        return (scores * errors).mean()
-
-    def head(self, c, e, which=0):
-        return F.cross_entropy(torch.tanh(self.x[1 + which] @ e) @ c, self.y[which])
-
-    def levels(self, method):
-        return [
-            Level(lambda: self.reconstruct(self.e, self.d), [self.e, self.d], self.lr1, method),
-            Level(lambda: self.head(self.c, self.e), [self.c], self.lr2, method),
-        ]
-
-    def exact(self):
-        e, _d = step(self.reconstruct(self.e, self.d), [self.e, self.d], self.lr1)
-        (c,) = step(self.head(self.c, e), [self.c], self.lr2)
-        return torch.autograd.grad(self.head(c, e, 1), self.t)
 
 
 @pytest.mark.parametrize("method", EXACT, ids=named)
@@ -186,7 +96,7 @@ def test_mlo_mae_identity_rule_is_the_papers_product():
 
 
 def test_nested_generator_of_dasgm():
-    """A -> W' -> theta': the generator's loss sees the stepped classifier and A; the outer loss sees all three."""
+    """A -> W' -> theta': the generator sees the stepped classifier and A; the outer loss all."""
     g = torch.Generator().manual_seed(2)
     a, w, theta = leaf(g, 4), leaf(g, 4, 3), leaf(g, 3, 4)
     x, y = (
