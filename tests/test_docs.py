@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.reproduce import PAPERS
+from benchmarks import PAPERS
 from shared import protocol
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,12 +1,13 @@
-"""What one training step of each method costs over a plain step, over the official way, and against bounds.yaml.
+"""What a training step of each method costs: over a plain step, the official way, and its bounds.
 
-    python -m benchmarks.methods                     all papers, to runs/methods/cpu.json; says what became slower
-    --only autolora dasgm                            some papers: these replace what the file has
-    --rounds 3                                       timed rounds of each script instead of its own number
-    --record                                         (maintainers) keep the result in benchmarks/methods/results, write README.md
+    python -m benchmarks.methods     all papers, to runs/methods/cpu.json; says what became slower
+    --only autolora dasgm            some papers: these replace what the file has
+    --rounds 3                       timed rounds of each script instead of its own number
+    --record                         (maintainers) keep the result in results/ and write README.md
 
-Each script runs in a process of its own, one thread, one after another; `peak_megabytes` is the largest resident size of that
-process. About 10 CPU minutes. Exit status 1 if a script failed; a slower step is printed and does not fail: the machine may be busy.
+Each script runs in a process of its own, one thread, one after another; `peak_megabytes` is the
+largest resident size of that process. About 10 CPU minutes. Exit status 1 if a script failed; a
+slower step is printed and does not fail: the machine may be busy.
 """
 
 from __future__ import annotations
@@ -67,11 +68,10 @@ def main() -> None:
     for paper, bound, ours, same in tables.works(now):
         if ours:
             beside = f", official way {same['ratio']:.2f}" if same else ""
-            known = ", ".join(
-                f"{k} {bound[k]:g}" for k in ("official", "reached", "floor") if k in bound
-            )
-            print(f"  {paper}: {bound['work']}: {ours['ratio']:.2f}{beside} ({known}): "
-                  f"{tables.verdict(ours['ratio'], bound)}")  # fmt: skip
+            known = bound.model_dump(include={"official", "reached", "floor"}, exclude_none=True)
+            limits = ", ".join(f"{name} {value:g}" for name, value in known.items())
+            said = f"{ours['ratio']:.2f}{beside} ({limits}): {tables.verdict(ours['ratio'], bound)}"
+            print(f"  {paper}: {bound.work}: {said}")
     if not committed["papers"]:
         print("nothing is committed to compare with")
     else:
