@@ -93,7 +93,8 @@ def _bad_input(error: ValidationError, file: str) -> BadInput:
     *parents, key = problem["loc"] or ("paper",)
     where = ": ".join([file, *map(str, parents)])
     if problem["type"] == "extra_forbidden":
-        entry = {"questions": Question, "bounds": Bound}.get(str((*parents, "")[0]), Paper)
+        entries: dict[str, type[_Entry]] = {"questions": Question, "bounds": Bound}
+        entry = entries.get(str(parents[0]), Paper) if parents else Paper
         return unknown(str(key), entry.model_fields, where)
     if problem["type"] == "missing":
         return BadInput(f"{where}: {str(key)!r} is missing")

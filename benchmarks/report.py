@@ -617,7 +617,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         papers.append(
             {
                 "paper": row["paper"],
-                "arxiv": row["arxiv"],
+                "arxiv": row["about"].arxiv,
                 "scale": result.scale if result else None,
                 "created": result.data.get("created") if result else None,
                 "commit": result.data.get("commit") if result else None,
