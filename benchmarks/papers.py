@@ -71,7 +71,7 @@ class Paper(_Entry):
 
 
 def read(directory: Path) -> Paper:
-    """`directory`/paper.yaml. BadInput names the key and the nearest one that exists, or the value."""
+    """`directory`/paper.yaml; BadInput names a wrong key with the nearest one, or a wrong value."""
     document = yaml.safe_load((directory / "paper.yaml").read_text(encoding="utf-8"))
     try:
         return Paper.model_validate(document)
@@ -88,7 +88,7 @@ def paper(name: str) -> Paper:
 
 
 def _bad_input(error: ValidationError, file: str) -> BadInput:
-    """The first problem that pydantic lists, in the words that all files of a paper are refused with."""
+    """The first problem that pydantic lists, in the words that our other files use."""
     problem = error.errors()[0]
     *parents, key = problem["loc"] or ("paper",)
     where = ": ".join([file, *map(str, parents)])

@@ -1,4 +1,4 @@
-"""The HTML report and the README tables, out of results.json files (docs/verdicts.md, section 8). Nothing is judged here.
+"""The HTML report and the README tables, out of results.json files. Nothing is judged here.
 
     python -m benchmarks.report                    # all papers -> report/index.html
     python -m benchmarks.report autolora           # this page (and the overview) only
@@ -51,7 +51,7 @@ __all__ = [
     "write_readmes",
 ]
 
-# The short names by which a verdict says what it failed on (docs/verdicts.md, section 3), in words.
+# In words: what a verdict says that it failed on (docs/verdicts.md, section 3).
 REASONS = {
     "seeds": "too few seeds for a verdict",
     "failures": "more than 20 % of the runs of an arm diverged",
@@ -61,7 +61,7 @@ REASONS = {
     "items": "the interval over test items does not lie wholly on one side of the threshold",
 }
 
-# What is said of a published number that no run here is compared with (docs/verdicts.md, section 6).
+# Of a published number that no run here is compared with (docs/verdicts.md, section 6).
 SAID_OF_REPORTED = {
     "CONTEXT": "a number of somebody else's, shown beside the paper's and not judged",
     "NO COUNTERPART": "nothing that is run here answers it",
@@ -185,7 +185,7 @@ def meaning(claim: dict[str, Any], paper: str) -> str:
 
 
 def conditions(claim: dict[str, Any]) -> list[dict[str, Any]]:
-    """docs/verdicts.md, section 3, (a) to (c), both sides: what was required, what was found, whether it holds."""
+    """(a) to (c) of docs/verdicts.md, section 3, both sides: limit, number, whether it holds."""
     if (
         claim.get("kind") == "exact"
         or claim.get("role") == "exhibit"

@@ -454,7 +454,7 @@ def _add_wall(folder: Path, wall: float, runs: float, workers: int) -> None:
 
 
 def run_entry(record: dict[str, Any], attempts: int) -> dict[str, Any]:
-    """What results.json keeps of a run (VERDICTS section 8)."""
+    """What results.json keeps of a run (docs/verdicts.md, section 8)."""
     kept = ("arm", "task", "seed", "status", "config_sha256", "split_sha256", "state_sha256", "selection", "chosen_step",
             "validation", "metrics", "seconds", "gradient_evaluations", "gradient_evaluations_with_uses", "peak_memory_mb",
             "predictions_sha256")  # fmt: skip

@@ -29,7 +29,7 @@ def test_committed_files_follow_the_schema(root, paper):
 def test_numbers_equal_the_originals(root, paper):
     original = root.parent / "shared" / "papers" / f"{paper}.reported.yaml"
     if not original.exists():
-        pytest.skip("the files beside the specifications (../shared/papers) are not here")
+        pytest.skip("the original files (../shared/papers) are not here")
     theirs = reported.read_yaml(original)
     ours = load(root / paper / "reported.yaml")
     entries = theirs.get("entries") or theirs["reported"]
@@ -65,7 +65,7 @@ def test_a_paper_that_was_not_read_has_no_result_of_its_own(root):
 def test_conversion_is_repeatable(root, tmp_path):
     original = root.parent / "shared" / "papers" / "weight_mixup.reported.yaml"
     if not original.exists():
-        pytest.skip("the files beside the specifications (../shared/papers) are not here")
+        pytest.skip("the original files (../shared/papers) are not here")
     assert convert(original, tmp_path / "x" / "reported.yaml") == 21
     assert (tmp_path / "x" / "reported.yaml").read_bytes() == (
         root / "weight_mixup" / "reported.yaml"
