@@ -66,7 +66,7 @@ class Batches:
                 epoch,
                 self.rows[torch.randperm(len(self.rows), generator=generator).numpy()],
             )
-        return processes.mine(self.order[place * self.size : (place + 1) * self.size])
+        return processes.shard(self.order[place * self.size : (place + 1) * self.size])
 
 
 def task_loss(kind: str, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

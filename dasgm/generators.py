@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from shared import cifar, runs
-from shared.processes import own
+from shared.processes import noise_names
 
 KINDS = ("mlp", "residual", "dcgan")
 
@@ -211,7 +211,7 @@ class GAN:
 
     def draw(self, n: int, *name: Any) -> tuple[Tensor, Tensor]:
         """z (n, dz) ~ N(0, I) and y (n,) uniform, from the stream of this name."""
-        stream = runs.stream(self.seed, "latent", *name, *own())
+        stream = runs.stream(self.seed, "latent", *name, *noise_names())
         z = torch.randn(n, self.G.dz, generator=stream)
         y = torch.randint(self.G.classes, (n,), generator=stream)
         return z.to(self.device), y.to(self.device)
@@ -248,7 +248,7 @@ class GAN:
         """One step of phi (five with `dcgan`), one of theta on V_G, minus eta R if `weakness(fake, y) -> eta R` is given."""
         loss_D = torch.tensor(0.0)
         for k in range(5 if self.kind == "dcgan" else 1):
-            stream = runs.stream(self.seed, "gan", self.steps, k, *own())
+            stream = runs.stream(self.seed, "gan", self.steps, k, *noise_names())
             z, y_fake = self.draw(len(real), "gan", self.steps, k)
             with torch.no_grad():
                 fake = self.G(z, y_fake)
@@ -259,7 +259,7 @@ class GAN:
             self.optD.zero_grad(set_to_none=True)
             loss_D.backward()
             self.optD.step()
-        stream = runs.stream(self.seed, "gan", self.steps, "G", *own())
+        stream = runs.stream(self.seed, "gan", self.steps, "G", *noise_names())
         z, y_fake = self.draw(len(real), "gan", self.steps, "G")
         self.H.requires_grad_(False)
         fake = self.G(z, y_fake)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from shared.hypergrad import FiniteDifference, Hypergradient, Method, OneStep, hypergrad
 from shared.multilevel import Level, chain
-from shared.processes import average_gradients, averaged
+from shared.processes import mean_gradients, all_mean
 from shared.vectors import Vector
 
 Loss = Callable[[], Tensor]
@@ -136,7 +136,7 @@ def architecture_gradient(
     """
     if xi == 0:
         with frozen(W):
-            return averaged(torch.autograd.grad(F_(), list(A)))
+            return all_mean(torch.autograd.grad(F_(), list(A)))
     return hypergrad(F_, L_tr, W, A, float(xi), method).grads
 
 
@@ -166,7 +166,7 @@ def weight_step(
     """One SGD step on W; A takes no part in it: neither in the gradient, nor in the norm that is clipped."""
     for p, g in zip(W, torch.autograd.grad(loss, list(W))):
         p.grad = g
-    average_gradients(W)  # over processes, before the norm is taken
+    mean_gradients(W)  # over processes, before the norm is taken
     torch.nn.utils.clip_grad_norm_(list(W), clip)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)

@@ -68,8 +68,8 @@ class Retraining:
         )
 
     def _batch(self, t: int) -> tuple[Tensor, Tensor]:
-        rows = processes.mine(batch(self.rows, self.recipe.batch, t, self.seed, "retrain batches"))
-        stream = runs.stream(self.seed, "retrain augment", t, *processes.own())
+        rows = processes.shard(batch(self.rows, self.recipe.batch, t, self.seed, "retrain batches"))
+        stream = runs.stream(self.seed, "retrain augment", t, *processes.noise_names())
         if self.imagenet is not None:
             images, y = self.imagenet.batch("train", rows, stream)
             return images.to(self.device), y.to(self.device)
@@ -100,7 +100,7 @@ class Retraining:
             )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        processes.average_gradients(self.W)
+        processes.mean_gradients(self.W)
         torch.nn.utils.clip_grad_norm_(self.W, self.recipe.clip)
         self.optimiser.step()
         return loss.detach()

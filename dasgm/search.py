@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared import runs, vectors
-from shared.processes import alone, mine, own
+from shared.processes import single, shard, noise_names
 
 from . import baselines, darts_space, generators, method, nasbench
 from .data import Images, Problem, batch, gan_images
@@ -179,10 +179,10 @@ class Search:
         c, gan = self.config, self.gan
         assert gan is not None
         images = self.generator_images
-        rows = mine(batch(len(images), c.gan_batch, gan.steps, self.seed, "gan batches")).to(
+        rows = shard(batch(len(images), c.gan_batch, gan.steps, self.seed, "gan batches")).to(
             self.device
         )
-        stream = runs.stream(self.seed, "gan view", gan.steps, *own())
+        stream = runs.stream(self.seed, "gan view", gan.steps, *noise_names())
 
         def hunted(fake: Tensor, y: Tensor) -> Tensor:
             return c.eta * method.weakness(self.net(self.problem.T(fake, stream), self.A), y)
@@ -248,12 +248,12 @@ class Search:
             source = self.problem.validation if c.omega_from == "validation" else self.problem.train
             with (
                 torch.no_grad(),
-                alone(),
+                single(),
             ):  # all processes see the whole batch: omega is not a gradient
                 xo, yo = self.real(source, t, "omega batches")
                 self.omega.update(self.net(xo, self.A), yo)
             omega = self.omega.omega.to(self.device)
-        n, crops = len(mine(range(c.batch))), (self.seed, "crops", t, *own())
+        n, crops = len(shard(range(c.batch))), (self.seed, "crops", t, *noise_names())
         if c.variant == "adversarial" and c.eta:
             z, ys = gan.draw(n, "architecture", t)
 
@@ -273,8 +273,8 @@ class Search:
     # -- data of the levels
 
     def real(self, images: Images, t: int, name: str) -> tuple[Tensor, Tensor]:
-        rows = mine(batch(len(images), self.config.batch, t, self.seed, name)).to(self.device)
-        stream = runs.stream(self.seed, "view", name, t, *own())
+        rows = shard(batch(len(images), self.config.batch, t, self.seed, name)).to(self.device)
+        stream = runs.stream(self.seed, "view", name, t, *noise_names())
         return self.problem.view(images.pixels[rows], stream), images.labels[rows]
 
     def held_out(self, t: int) -> tuple[Tensor, Tensor]:
@@ -282,10 +282,10 @@ class Search:
         if self.config.variant != "aug_val":
             return self.real(self.problem.validation, t, "validation batches")
         images = self.problem.train
-        rows = mine(batch(len(images), self.config.batch, t, self.seed, "augmented batches")).to(
+        rows = shard(batch(len(images), self.config.batch, t, self.seed, "augmented batches")).to(
             self.device
         )
-        stream = runs.stream(self.seed, "strong", t, *own())
+        stream = runs.stream(self.seed, "strong", t, *noise_names())
         pixels = baselines.strong(images.pixels[rows], stream, self.problem.photographs)
         return self.problem.normalise(pixels), images.labels[rows]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from shared import runs
-from shared.processes import mine
+from shared.processes import shard
 
 from . import data, generators
 
@@ -36,7 +36,7 @@ def train_generator(
     for step in run.steps(
         saved["step"] if saved else 0, config.gan_steps, lambda: {"gan": gan.state()}, "generator"
     ):
-        rows = mine(
+        rows = shard(
             data.batch(len(images), config.gan_batch, gan.steps, config.seed, "gan batches")
         ).to(device)
         losses = gan.step(problem.signed(images.pixels[rows]), images.labels[rows])

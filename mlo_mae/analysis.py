@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared import runs, vectors
-from shared.processes import alone
+from shared.processes import single
 from shared.vectors import Vector
 
 from .data import SHOWN, Problem, digit_patches
@@ -32,7 +32,7 @@ def compare_with_exact(
     b = slice(0, CHECKED)
     mask = Mask(at.mask.keep[b], at.mask.restore[b], at.mask.m[b])
     small = Point(at.x[b], at.e[b], mask, at.x2[b], at.y2[b], at.xv[b], at.yv[b])
-    with alone():  # each of several processes compares on its own images
+    with single():  # each of several processes compares on its own images
         ours = estimator(nets, small, config.head_path, config.lr_head, config.radius)
         true = exact(nets, small, config.head_path, config.lr_head, config.radius)
     return {

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared import glue, runs
-from shared.processes import mine
+from shared.processes import shard
 
 from . import official
 from .data import SHOWN, Problem, Recipe
@@ -89,8 +89,8 @@ class Finetuning:
         c = self.config
         rows = self.rows(k)
         images = self.problem.train
-        x = mine(images.batch(rows, self.recipe, runs.stream(c.seed, "finetune crop", k)))
-        y = mine(images.labels[torch.as_tensor(rows, device=images.labels.device)])
+        x = shard(images.batch(rows, self.recipe, runs.stream(c.seed, "finetune crop", k)))
+        y = shard(images.labels[torch.as_tensor(rows, device=images.labels.device)])
         runs.seed_global(c.seed, "finetune dropout", k)
         self.E.train(), self.C.train()
         with self.autocast():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shared import runs, vectors
-from shared.processes import averaged, mine
+from shared.processes import all_mean, shard
 from shared.vectors import Vector
 
 from . import analysis, baselines, official
@@ -88,7 +88,7 @@ class Pretraining:
             if c.hypergrad != "none" or c.joint_weight
             else None
         )
-        self.nets = Networks(E, D, T, C, c.norm_pix, c.pool, c.normalise_scores, averaged)
+        self.nets = Networks(E, D, T, C, c.norm_pix, c.pool, c.normalise_scores, all_mean)
         self.parts: dict[str, nn.Module] = {
             k: n.to(device) for k, n in zip("EDTC", (E, D, T, C)) if n is not None
         }
@@ -153,8 +153,8 @@ class Pretraining:
         images = self.problem.train
         x = images.batch(rows, Recipe(), runs.stream(self.config.seed, level, "crop", k))
         return (
-            mine(x),
-            mine(images.labels[torch.as_tensor(rows, device=images.labels.device)]),
+            shard(x),
+            shard(images.labels[torch.as_tensor(rows, device=images.labels.device)]),
             images.ids[rows],
         )
 
@@ -255,7 +255,7 @@ class Pretraining:
                 METHODS[c.hypergrad], nets, at, c
             ).items():
                 self.facts[f"{name}_{'first' if cycle == 0 else 'last'}"] = value
-        g = averaged(
+        g = all_mean(
             METHODS[c.hypergrad](
                 nets, at, c.head_path, self.rate("C", (cycle + 1) * c.k2 - 1), c.radius
             )

@@ -78,7 +78,7 @@ def group_update(
     )
     optimizer.zero_grad(set_to_none=True)
     (
-        loss * processes.world()
+        loss * processes.world_size()
     ).backward()  # gradients are averaged over processes, while each holds its share of one sum
     optimizer.step()
     return {

@@ -8,7 +8,7 @@ from ppo_nlu import baselines, data, evaluate, models, prompts
 from ppo_nlu.starting import load_data, weights
 from ppo_nlu.steps import make_optimizer, schedule_of_rows, set_rate, with_steps
 from shared import runs
-from shared.processes import mine
+from shared.processes import shard
 
 
 def classify(config: runs.RunConfig, run: runs.Run) -> None:
@@ -36,7 +36,7 @@ def classify(config: runs.RunConfig, run: runs.Run) -> None:
         set_rate(optimizer, config, step)
         encoder.train()
         runs.seed_global(config.seed, "dropout", step)
-        some = [items.train[i] for i in mine(order[step]).tolist()]
+        some = [items.train[i] for i in shard(order[step]).tolist()]
         loss = baselines.classifier_loss(
             logits(some), torch.tensor([float(x.label) for x in some], device=device)
         )

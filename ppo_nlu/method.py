@@ -293,7 +293,7 @@ def update(
             f"reward of answer {bad} is {float(scores[bad])} for {batch.texts[bad]!r}"
         )
     quiet(policy)
-    world = processes.world()
+    world = processes.world_size()
     B, T, mask = len(batch), batch.T, batch.answer_mask()
     tokens = all_sum(mask.sum())
     log_old, V_old, log_ref, entropy = (torch.zeros(B, T, device=mask.device) for _ in range(4))

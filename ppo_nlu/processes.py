@@ -18,7 +18,7 @@ from shared.runs import BadInput
 def shard(policy: nn.Module) -> bool:
     """FSDP2, where the launcher's configuration asks for it (configs/fsdp2.yaml): the frozen weights of each block are divided
     among the processes and put together while the block computes. Returns whether."""
-    if not (processes.several() and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"):
+    if not (processes.world_size() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"):
         return False
     from torch.distributed.fsdp import fully_shard
 
@@ -58,7 +58,7 @@ def load_trained(policy: nn.Module, optimizer: torch.optim.Optimizer, saved: dic
 
 def all_sum(x: Tensor) -> Tensor:
     """Sum over processes; x itself where there is one."""
-    if processes.several():
+    if processes.world_size() > 1:
         x = x.clone()
         dist.all_reduce(x)
     return x

@@ -149,13 +149,13 @@ def make_base(config: runs.RunConfig, run: runs.Run) -> None:
     save = lambda: {"model": lm.state_dict(), "optimizer": optimizer.state_dict()}  # noqa: E731
     for step in run.steps(saved["step"] if saved else 0, config.steps, save):
         set_rate(optimizer, config, step)
-        batch = rows[processes.mine(order[step])].to(device)
+        batch = rows[processes.shard(order[step])].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = lm(input_ids=batch, labels=batch, use_cache=False).loss
         run.finite(loss, "language model", step, order[step])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        processes.average_gradients(lm.parameters())
+        processes.mean_gradients(lm.parameters())
         torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0:
@@ -205,7 +205,7 @@ def make_start(config: runs.RunConfig, run: runs.Run) -> None:
 
         for step in run.steps(saved["step"] if saved else 0, config.steps, save):
             set_rate(optimizer, config, step)
-            rows = processes.mine(order[step]).tolist()
+            rows = processes.shard(order[step]).tolist()
             pairs = []
             for i in rows:
                 k = config.shots if step % 2 else 0

@@ -11,9 +11,8 @@ strict parser, greedily and by sampling.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,120 +20,15 @@ import torch
 from ppo_nlu import baselines, evaluate, method, models, official, prompts
 from ppo_nlu.asking import Asker
 from ppo_nlu.classifier import classify
+from ppo_nlu.config import Config
 from ppo_nlu.method import Policy, rollout
 from ppo_nlu.processes import all_sum, load_trained, shard, trained_state
 from ppo_nlu.starting import load_data, make_base, make_start, starting_policy, weights
 from ppo_nlu.steps import count, make_optimizer, schedule_of_rows, set_rate, used_budget, with_steps
 from shared import processes, runs
-from shared.processes import mine
+from shared.processes import shard
 
-
-@dataclass(frozen=True)
-class Config(runs.RunConfig):
-    method: Literal[
-        "ppo", "sft", "prompt", "reinforce", "grpo", "rloo", "classifier", "start", "base"
-    ] = "ppo"
-    # how the arm learns; "prompt" does not; "base" and "start" make what the others use
-    stage: bool = False
-    # stop after training: other arms build on it
-    model: str = "digits"
-    # digits, minilm, decoder (trained in the run), tiny-llama, tiny-qwen2, tiny-mpt, or a hub id
-    steps: int = 300
-    # batches
-    epochs: float = 0.0
-    # passes over the training items instead of `steps`; 0: `steps` counts
-    mixture: tuple[str, ...] = ()
-    # tasks trained on together (multi-task supervised stage; start)
-    batch: int = 16
-    # labelled examples in a batch (official scripts)
-    examples: int = 0
-    # labelled examples an arm may see, those of runs it uses included: the currency of the comparison; 0: not declared
-    lr: float = 9e-6
-    # learning rate (official scripts)
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
-    # the official PPO uses Adafactor without its own step sizes
-    schedule: Literal["constant", "linear"] = "linear"
-    # linear: 5 % warm-up, then down to a tenth; the official code is constant
-    gradient_steps: int = 1
-    # supervised steps on each batch (PPO takes inner_epochs)
-    shots: int = 0
-    # solved examples in the prompt
-    flip: float = 0.0
-    # share of training labels replaced by another label
-    shuffle: bool = False
-    # control: the rule pays for the labels of other training examples
-    train_limit: int = 0
-    # first training items only; 0: all
-    test_limit: int = 0
-    # first test items only (rehearsal); 0: all
-    samples: int = 4
-    # sampled answers per test item
-    probe_every: int = 30
-    # batches between two looks at validation items; 0: never
-    max_new: int = 4
-    # longest answer in tokens; 0: drawn from 12..31 per batch, as the official code does
-    max_prompt: int = 650
-    # longer training prompts are left out and counted (the official rule never fires)
-    temperature: float = 1.0
-    # of sampling; 0.7 repeats the official accident (log-probabilities stay at 1)
-    stop_at_tag: bool = True
-    # an answer ends with its closing tag; the official code writes on
-    parser: Literal["strict", "official"] = "strict"
-    # how an answer is read in training
-    test_parser: Literal["strict", "official"] = "strict"
-    # how one is read afterwards, and at the looks at validation items; official: what cannot be read is a random label (D9)
-    targets: Literal["words", "official"] = "words"
-    # what the supervised arm learns to write
-    few: Literal["balanced", "first"] = "balanced"
-    # which solved examples; the official code takes the first rows
-    invalid: float = -3.0
-    # what an unreadable answer earns
-    responses: int = 1
-    # answers per prompt
-    beta: float = 0.2
-    # weight of the KL to the reference at the start
-    kl_target: float = 6.0
-    # nats per answer the controller steers to
-    kl_horizon: float = 10000.0
-    # answers after which beta may have doubled; 0: fixed
-    gamma: float = 1.0
-    # discount
-    lam: float = 0.95
-    # lambda of generalised advantage estimation
-    clip: float = 0.2
-    # epsilon
-    clip_value: float = 0.2
-    # epsilon of the value
-    value_weight: float = 0.1
-    # c_v
-    inner_epochs: int = 4
-    # optimiser steps on one batch of answers
-    minibatch: int = 16
-    # answers in one forward pass: bounds memory, moves nothing
-    lora_rank: int = 16
-    # 0: all weights train, the reference is a copy
-    lora_alpha: int = 32
-    # scale alpha / sqrt(rank) = 8 (rank-stabilised)
-    lora_bias: Literal["none", "all"] = "none"
-    # the official "all" moves the reference (D13)
-    lora_targets: Literal["default", "all"] = "default"
-    # default: query and value projections
-    precision: Literal["float32", "bfloat16"] = "float32"
-    # of the frozen network; adapter and value head stay fp32
-    checkpointing: bool = False
-    # recompute activations in the backward pass
-    start_right: float = 0.6
-    # start: share of right labels among well-formed answers
-    start_malformed: float = 0.15
-    # start: share of answers that break the format
-    width: int = 32
-    # of the decoder trained in the run
-    layers: int = 2
-    # of the decoder trained in the run
-    vocabulary: int = 600
-    # of its tokenizer
-    context: int = 128
-    # of the decoder trained in the run
+# of the decoder trained in the run
 
 
 def run(config: Config) -> Path:
@@ -169,7 +63,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy = Policy(lm.to(device)).to(device)
     if shard(policy):
-        run.say(f"weights divided among {processes.world()} processes (FSDP2)")
+        run.say(f"weights divided among {processes.world_size()} processes (FSDP2)")
     hyper = method.Hyper(config.gamma, config.lam, config.clip, config.clip_value, config.value_weight, config.inner_epochs,
                          config.minibatch, 10.0, config.kl_target, config.kl_horizon)  # fmt: skip
     asker = Asker(config, policy, tokenizer, task, items, run)
@@ -213,7 +107,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
         asker.check_identity(run)
         for step in run.steps(saved["step"] if saved else 0, steps, save):
             set_rate(optimizer, config, step)
-            rows = mine(order[step]).tolist()
+            rows = shard(order[step]).tolist()
             if config.method == "sft":
                 log = supervised_step(config, policy, optimizer, asker, rows, step, run, budget)
             else:
@@ -259,7 +153,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
 def supervised_step(config, policy, optimizer, asker, rows, step, run, budget) -> dict:
     """`gradient_steps` steps of -log pi(answer) on one batch."""
     pairs = [asker.pair(i) for i in rows]
-    world = processes.world()
+    world = processes.world_size()
     method.quiet(
         policy
     )  # dropout is 0 in the adapter; a base network with dropout keeps it off, as in PPO
@@ -299,7 +193,7 @@ def rewarded_step(
         max_new,
         generator=runs.stream(config.seed, "answers", step),
     )
-    own = mine(draws.view(config.batch, config.responses, max_new)).reshape(-1, max_new)
+    own = shard(draws.view(config.batch, config.responses, max_new)).reshape(-1, max_new)
     with memory_remedy("sampling answers", "lower --max-prompt or --batch"):
         batch = rollout(policy, asker.tokenizer, [asker.pair(i)[0] for i in asked], max_new, own,
                         prompts.CLOSE if config.stop_at_tag else None, config.temperature, asker.cache)  # fmt: skip

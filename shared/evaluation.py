@@ -111,9 +111,9 @@ class Call:
 
     def averaged(self, v: Partial) -> list[Tensor | None]:
         """The mean over all processes. A tensor that is None must be None in all of them."""
-        if not processes.several():
+        if not (processes.world_size() > 1):
             return list(v)
-        mean = iter(processes.averaged([x for x in v if x is not None]))
+        mean = iter(processes.all_mean([x for x in v if x is not None]))
         return [None if x is None else next(mean) for x in v]
 
     def vector(self, v: Partial, like: Sequence[Tensor]) -> Vector:

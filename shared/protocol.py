@@ -1,28 +1,34 @@
 """Which runs a paper consists of, where they live, and whether a finished run still stands.
 
-Reads `protocol.yaml` and the `Config` class of a paper's `train.py` *as text*: nothing here imports torch or a
-method, so that a wrong key is refused, and a finished paper is recognised, within a second.
+Reads `protocol.yaml` and `config.py` of a paper. Nothing here imports torch or a method, so that a wrong key is
+refused, and a finished paper is recognised, within a second.
 
-    run        one node (arm, task, seed)            runs/<paper>/<scale>/<task>/seed<k>/<arm>/
-    stage      a run without a score that others use
+    run          one node (arm, task, seed)            runs/<paper>/<scale>/<task>/seed<k>/<arm>/
+    stage        a run without a score that others use
     fingerprint  configuration + code + data read + runs used; a run whose fingerprint moved is made again
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
+import dataclasses
 import difflib
 import functools
 import hashlib
+import importlib.util
 import json
 import math
 import os
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 SCALES = ("cpu", "gpu", "paper", "rehearsal")
 BLOCK = 100  # verdict seeds of revision r begin at 100 (r + 1); seeds below 100 serve development
@@ -32,32 +38,15 @@ PLACE = {
     "device",
 }  # fields of Config that say where, not what: outside the fingerprint
 
-_TOP = {"paper", "defaults", "scales", "arms", "tiny", "tuning", "note"}
-_SCALE = {
-    "tasks",
-    "seeds",
-    "core",
-    "set",
-    "jobs",
-    "needs",
-    "hours",
-    "download_gb",
-    "disk_gb",
-    "like",
-    "note",
-}
-_TASK = {
-    "seeds",
-    "core",
-}  # of a task, beside settings; `core: false`: run with ARMS=all (or ONLY=) alone
-_ARM = {"stage", "uses", "over", "set", "scales", "tasks", "at", "note"}
+Key = tuple[str, str, int]  # arm, task, seed
+Settings = dict[str, Any]  # some fields of Config, as YAML has them
 
 
 class BadInput(ValueError):
     """A file, key or value from the user that cannot be used; the message names it and the remedy."""
 
 
-def unknown(key: str, valid: Any, where: str) -> BadInput:
+def unknown(key: object, valid: Iterable[object], where: str) -> BadInput:
     """The error for a key that does not exist, with the nearest one that does."""
     names = sorted(map(str, valid))
     near = difflib.get_close_matches(str(key), names, 1, 0.4)
@@ -65,25 +54,61 @@ def unknown(key: str, valid: Any, where: str) -> BadInput:
     return BadInput(f"{where}: unknown key '{key}'; {hint}")
 
 
-def _check_keys(given: dict[str, Any] | None, valid: Any, where: str) -> dict[str, Any]:
-    if given is None:
-        return {}
-    if not isinstance(given, dict):
-        raise BadInput(f"{where}: expected a mapping, got {type(given).__name__} ({given!r})")
-    for key in given:
-        if key not in valid:
-            raise unknown(key, valid, where)
-    return given
+# --- YAML files, read into typed models ------------------------------------------------------------------------
 
 
-# --- Config, read as text ------------------------------------------------------------------------------------
+class Document(BaseModel):
+    """Base of what a YAML file holds. Unknown keys are refused; an empty value is a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: object) -> object:
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise BadInput(f"expected a mapping, got {type(value).__name__} ({value!r})")
+        for key in value:
+            if key not in cls.model_fields:
+                raise unknown(key, cls.model_fields, "")
+        return {key: v for key, v in value.items() if v is not None}
+
+
+D = TypeVar("D", bound=BaseModel)
+
+
+def read_as(model: type[D], document: object, where: str) -> D:
+    """`document` as a `model`, or BadInput with the place, the value and what was expected."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = f"{where}: {'.'.join(str(x) for x in first['loc'] if x != '[key]')}".rstrip(": ")
+        refused = first.get("ctx", {}).get("error")
+        if isinstance(refused, BadInput):
+            raise BadInput(f"{place}: {str(refused).removeprefix(': ')}") from error
+        if first["type"] == "missing":
+            raise BadInput(f"{place} is missing") from error
+        if first["type"] == "literal_error":
+            choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+            raise unknown(first["input"], choices, place) from error
+        if first["type"] == "dict_type":
+            kind = type(first["input"]).__name__
+            raise BadInput(
+                f"{place}: expected a mapping, got {kind} ({first['input']!r})"
+            ) from error
+        raise BadInput(f"{place}: {first['input']!r}: {first['msg']}") from error
+
+
+# --- Config ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The fields every paper's `Config` begins with."""
+    """Which run this is, and where it is made."""
 
-    # cpu, gpu, paper or rehearsal: four scales of one protocol
+    # one protocol at four scales: cpu, gpu, paper or rehearsal
     scale: str = "cpu"
     # what is trained: the method, an opponent, a control or a stage; protocol.yaml lists them
     arm: str = ""
@@ -101,84 +126,145 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Field:
+    """One field of a paper's Config. `type`: its annotation, resolved."""
+
     name: str
-    annotation: str
+    type: Any
     default: Any
 
 
-def _fields_of(node: ast.ClassDef) -> list[Field]:
-    found = []
-    for item in node.body:
-        if (
-            isinstance(item, ast.AnnAssign)
-            and isinstance(item.target, ast.Name)
-            and item.value is not None
-        ):
+def config_fields(config_py: Path) -> dict[str, Field]:
+    """Fields of `Config` in a paper's `config.py` (those of RunConfig first). The file imports no method."""
+    if not config_py.exists():
+        raise BadInput(
+            f"{config_py} does not exist: '{config_py.parent.name}' is no paper of this repository"
+        )
+    name = f"_config_of_{config_py.parent.name}"
+    spec = importlib.util.spec_from_file_location(name, config_py)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    config = module.Config()
+    hints = typing.get_type_hints(module.Config)
+    fields = [
+        Field(f.name, hints[f.name], getattr(config, f.name)) for f in dataclasses.fields(config)
+    ]
+    first = [f.name for f in dataclasses.fields(RunConfig)]
+    return {f.name: f for f in sorted(fields, key=lambda f: f.name not in first)}
+
+
+def fitted(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the annotation `hint` has it (a list becomes a tuple, 1 becomes 1.0), or BadInput."""
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind is Literal:
+        if value in parts and type(value) in map(type, parts):
+            return value
+        near = difflib.get_close_matches(str(value), list(map(str, parts)), 1, 0.4)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise BadInput(f"{where} = {value!r} is not one of {', '.join(map(str, parts))}{hint}")
+    if kind in (types.UnionType, typing.Union):
+        for part in parts:
             try:
-                default = ast.literal_eval(item.value)
-            except ValueError:  # field(default_factory=dict | list | tuple)
-                default = {} if "dict" in ast.unparse(item.value) else ()
-            found.append(Field(item.target.id, ast.unparse(item.annotation), default))
-    return found
+                return fitted(value, part, where)
+            except BadInput as error:
+                refused = error
+        raise refused
+    if kind is tuple and isinstance(value, list | tuple):
+        return tuple(fitted(item, parts[0], where) for item in value)
+    if hint is float and isinstance(value, str):  # YAML reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind or hint) and not (isinstance(value, bool) and hint is not bool):
+        return value
+    wanted = getattr(hint, "__name__", str(hint))
+    raise BadInput(f"{where} = {value!r} is {type(value).__name__}, expected {wanted}")
 
 
-def config_fields(train_py: Path) -> dict[str, Field]:
-    """Fields of `Config` in `train_py` (those of RunConfig first), without importing the file."""
-    if not train_py.exists():
-        raise BadInput(
-            f"{train_py} does not exist: '{train_py.parent.name}' is not a paper of this repository"
-        )
-    own = [
-        n
-        for n in ast.parse(train_py.read_text()).body
-        if isinstance(n, ast.ClassDef) and n.name == "Config"
-    ]
-    if not own:
-        raise BadInput(f"{train_py}: no class Config")
-    base = [
-        n
-        for n in ast.parse(Path(__file__).read_text()).body
-        if isinstance(n, ast.ClassDef) and n.name == "RunConfig"
-    ]
-    return {f.name: f for f in _fields_of(base[0]) + _fields_of(own[0])}
+# --- protocol.yaml -----------------------------------------------------------------------------------------------
+
+ScaleName = Literal["cpu", "gpu", "paper", "rehearsal"]
 
 
-_SIMPLE: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-    "bool": (bool,),
-    "None": (type(None),),
-}
+class Needs(Document):
+    """What a scale needs that is not bundled: names for `sources.available`."""
+
+    models: list[str] = []
+    data: list[str] = []
 
 
-def _check_type(name: str, value: Any, annotation: str, where: str) -> Any:
-    """Refuse a value that does not fit the annotation; integers given for floats become floats."""
-    parts = [p.strip() for p in annotation.split("|")]
-    if any(p not in _SIMPLE for p in parts):
-        if annotation.startswith("Literal["):
-            choices = ast.literal_eval("(" + annotation[len("Literal[") : -1] + ",)")
-            if value not in choices:
-                raise BadInput(
-                    f"{where}: {name} = {value!r} is not one of {', '.join(map(str, choices))}"
-                )
-        return tuple(value) if isinstance(value, list) else value
-    if isinstance(value, str) and "float" in parts and "str" not in parts:
-        with contextlib.suppress(ValueError):
-            value = float(value)  # YAML reads 1e-4 as text
-    allowed = tuple(t for p in parts for t in _SIMPLE[p])
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-        raise BadInput(
-            f"{where}: {name} = {value!r} is {type(value).__name__}, expected {annotation}"
-        )
-    return (
-        float(value)
-        if "float" in parts and "int" not in parts and isinstance(value, int)
-        else value
-    )
+class Scale(Document):
+    """One scale of the protocol. A task may have settings of its own, `seeds`, and `core: false`."""
+
+    tasks: dict[str, Settings] = {}
+    seeds: int = 1
+    core: list[str] | None = None
+    set: Settings = {}
+    jobs: int = 1
+    needs: Needs = Needs()
+    hours: float | None = None
+    download_gb: float = 0.0
+    disk_gb: float = 0.2
+    like: ScaleName | None = None
+    note: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_without_settings(cls, value: Any) -> Any:
+        tasks = value.get("tasks") if isinstance(value, Mapping) else None
+        if tasks:
+            pairs = (
+                tasks.items() if isinstance(tasks, Mapping) else ((name, None) for name in tasks)
+            )
+            value = {**value, "tasks": {name: settings or {} for name, settings in pairs}}
+        return value
 
 
-# --- nodes -----------------------------------------------------------------------------------------------------
+class Arm(Document):
+    """A method, opponent, control or stage. `at`: settings for one scale, `tasks` among them for one task."""
+
+    stage: bool = False
+    uses: list[str] = []
+    over: dict[Literal["task", "seed"], Literal["one"]] = {}
+    set: Settings = {}
+    scales: list[ScaleName] | None = None
+    tasks: list[str] | None = None
+    at: dict[ScaleName, Settings] = {}
+    note: str = ""
+
+
+class Tiny(Document):
+    """What `--tiny` runs."""
+
+    arm: str
+    task: str
+    set: Settings = {}
+
+
+class ProtocolFile(Document):
+    """protocol.yaml."""
+
+    paper: str
+    defaults: Settings = {}
+    scales: dict[ScaleName, Scale] = {}
+    arms: dict[str, Arm] = {}
+    tiny: Tiny | None = None
+    tuning: list[dict[str, Any]] = []
+    note: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _arms_without_words(cls, value: Any) -> Any:
+        arms = value.get("arms") if isinstance(value, Mapping) else None
+        return {**value, "arms": {k: v or {} for k, v in arms.items()}} if arms else value
+
+
+OF_TASK = {"seeds", "core"}  # keys of a task that are no settings
+COSTS = ("needs", "hours", "download_gb", "disk_gb", "jobs")  # not taken over by `like`
 
 
 @dataclass(frozen=True)
@@ -189,11 +275,11 @@ class Node:
     task: str
     seed: int
     stage: bool
-    settings: dict[str, Any] = field(hash=False, compare=False, default_factory=dict)
-    uses: tuple[tuple[str, str, int], ...] = ()
+    settings: Settings = field(hash=False, compare=False, default_factory=dict)
+    uses: tuple[Key, ...] = ()
 
     @property
-    def key(self) -> tuple[str, str, int]:
+    def key(self) -> Key:
         return (self.arm, self.task, self.seed)
 
 
@@ -205,164 +291,140 @@ class Protocol:
         self.root = self.directory.parent
         self.paper = self.directory.name
         self.path = self.directory / "protocol.yaml"
-        self.fields = config_fields(self.directory / "train.py")
+        self.fields = config_fields(self.directory / "config.py")
         if not self.path.exists():
             raise BadInput(f"{self.paper}/protocol.yaml is missing")
+        self.where = f"{self.paper}/protocol.yaml"
         try:
-            self.document = yaml.safe_load(self.path.read_text()) or {}
+            document = yaml.safe_load(self.path.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
-            raise BadInput(f"{self.paper}/protocol.yaml is not valid YAML: {error}") from error
+            raise BadInput(f"{self.where} is not valid YAML: {error}") from error
+        self.document = read_as(ProtocolFile, document, self.where)
         self._check()
 
-    # -- reading and refusing
-
     def _check(self) -> None:
-        where = f"{self.paper}/protocol.yaml"
-        _check_keys(self.document, _TOP, where)
-        if self.document.get("paper") != self.paper:
+        """Names and settings that the document's own types cannot know."""
+        if self.document.paper != self.paper:
             raise BadInput(
-                f"{where}: paper is '{self.document.get('paper')}', expected '{self.paper}'"
+                f"{self.where}: paper is '{self.document.paper}', expected '{self.paper}'"
             )
-        self._check_settings(self.document.get("defaults"), f"{where}: defaults")
-        self.arms: dict[str, dict[str, Any]] = {
-            k: v or {} for k, v in (self.document.get("arms") or {}).items()
-        }
-        for scale, body in (self.document.get("scales") or {}).items():
-            if scale not in SCALES:
-                raise unknown(scale, SCALES, f"{where}: scales")
-            _check_keys(body, _SCALE, f"{where}: scales.{scale}")
-            self._check_settings(body.get("set"), f"{where}: scales.{scale}.set")
-            for task, values in self._tasks(body).items():
-                extra = {k: v for k, v in (values or {}).items() if k not in _TASK}
-                self._check_settings(extra, f"{where}: scales.{scale}.tasks.{task}")
-            for arm in body.get("core") or []:
-                if arm not in self.arms:
-                    raise unknown(arm, self.arms, f"{where}: scales.{scale}.core")
-        for arm, body in self.arms.items():
-            here = f"{where}: arms.{arm}"
-            _check_keys(body, _ARM, here)
-            self._check_settings(body.get("set"), f"{here}.set")
-            for used in body.get("uses") or []:
-                if used not in self.arms:
-                    raise unknown(used, self.arms, f"{here}.uses")
-            for scale, values in _check_keys(body.get("at"), SCALES, f"{here}.at").items():
-                plain = {k: v for k, v in (values or {}).items() if k != "tasks"}
-                self._check_settings(plain, f"{here}.at.{scale}")
-                for task, more in ((values or {}).get("tasks") or {}).items():
-                    self._check_settings(more, f"{here}.at.{scale}.tasks.{task}")
-            for scale in body.get("scales") or []:
-                if scale not in SCALES:
-                    raise unknown(scale, SCALES, f"{here}.scales")
-        tiny = _check_keys(self.document.get("tiny"), {"arm", "task", "set"}, f"{where}: tiny")
-        self._check_settings(tiny.get("set"), f"{where}: tiny.set")
+        for name, scale in self.document.scales.items():
+            for arm in scale.core or []:
+                self._arm_named(arm, f"scales.{name}.core")
+        for name, body in self.document.arms.items():
+            for used in body.uses:
+                self._arm_named(used, f"arms.{name}.uses")
+        for place, settings in self._blocks():
+            self.checked(settings, f"{self.where}: {place}")
 
-    def _check_settings(self, values: dict[str, Any] | None, where: str) -> dict[str, Any]:
-        values = _check_keys(
-            values, set(self.fields) - {"scale", "arm", "task", "seed", "out", "uses"}, where
-        )
-        return self.check_numbers(
-            {k: _check_type(k, v, self.fields[k].annotation, where) for k, v in values.items()},
-            where,
-        )
+    def _arm_named(self, arm: str, place: str) -> None:
+        if arm not in self.document.arms:
+            raise unknown(arm, self.document.arms, f"{self.where}: {place}")
 
-    def check_numbers(self, values: dict[str, Any], where: str) -> dict[str, Any]:
-        """`values`, or BadInput: a number must be finite, and at least 0 unless its default in Config is negative."""
+    def _blocks(self) -> Iterable[tuple[str, Settings]]:
+        """Every block of settings in the file, with its place."""
+        yield "defaults", self.document.defaults
+        for name, scale in self.document.scales.items():
+            yield f"scales.{name}.set", scale.set
+            for task, settings in scale.tasks.items():
+                yield f"scales.{name}.tasks.{task}", _without(settings, OF_TASK)
+        for name, arm in self.document.arms.items():
+            yield f"arms.{name}.set", arm.set
+            for scale_name, settings in arm.at.items():
+                yield f"arms.{name}.at.{scale_name}", _without(settings, {"tasks"})
+                for task, more in (settings.get("tasks") or {}).items():
+                    yield f"arms.{name}.at.{scale_name}.tasks.{task}", more
+        if self.document.tiny:
+            yield "tiny.set", self.document.tiny.set
+
+    def checked(self, settings: Settings, where: str) -> Settings:
+        """`settings` with values as Config has them; unknown keys and values that do not fit are refused.
+
+        A number must be finite, and at least 0 unless its default in Config is negative."""
+        fields = _without(self.fields, {"scale", "arm", "task", "seed", "out", "uses"})
+        for key in settings:
+            if key not in fields:
+                raise unknown(key, fields, where)
+        values = {k: fitted(v, fields[k].type, f"{where}: {k}") for k, v in settings.items()}
+        self.check_numbers(values, where)
+        return values
+
+    def check_numbers(self, values: Settings, where: str) -> None:
         for key, value in values.items():
             if isinstance(value, int | float):
                 default = self.fields[key].default
-                negative_too = isinstance(default, int | float) and default < 0
-                if not math.isfinite(value) or (value < 0 and not negative_too):
-                    least = "" if negative_too else " of at least 0"
+                at_least = -math.inf if isinstance(default, int | float) and default < 0 else 0
+                if not (math.isfinite(value) and value >= at_least):
+                    bound = " of at least 0" if at_least == 0 else ""
                     raise BadInput(
-                        f"{where}: {key} = {value} must be a finite number{least} (its default is {default})"
+                        f"{where}: {key} = {value} must be a finite number{bound} (its default is {default})"
                     )
-        return values
-
-    @staticmethod
-    def _tasks(body: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        tasks = body.get("tasks") or {}
-        return (
-            {t: {} for t in tasks}
-            if isinstance(tasks, list)
-            else {t: v or {} for t, v in tasks.items()}
-        )
-
-    def scale(self, name: str) -> dict[str, Any]:
-        """The scale's description; `like: paper` supplies what is not given."""
-        scales = self.document.get("scales") or {}
-        if name not in scales:
-            raise BadInput(f"{self.paper} has no scale '{name}'; it has {', '.join(scales)}")
-        body = dict(scales[name])
-        if "like" not in body:
-            return body
-        costs = {
-            "needs",
-            "hours",
-            "download_gb",
-            "disk_gb",
-            "jobs",
-        }  # those of the other scale do not hold here
-        return {**{k: v for k, v in scales[body["like"]].items() if k not in costs}, **body}
-
-    def _chain(self, scale: str) -> list[str]:
-        like = (self.document.get("scales") or {}).get(scale, {}).get("like")
-        return [like, scale] if like else [scale]
 
     # -- what is to be run
 
+    def scale(self, name: str) -> Scale:
+        """The scale's description; `like: paper` supplies what is not given, but for costs."""
+        scales: Mapping[str, Scale] = self.document.scales
+        if name not in scales:
+            raise BadInput(f"{self.paper} has no scale '{name}'; it has {', '.join(scales)}")
+        body = scales[name]
+        if body.like is None:
+            return body
+        own = {key: getattr(body, key) for key in body.model_fields_set}
+        base = {key: getattr(Scale(), key) for key in COSTS}
+        return scales[body.like].model_copy(update=base | own)
+
+    def _chain(self, scale: str) -> list[str]:
+        """The scale, after the one that it is like."""
+        like = self.scale(scale).like
+        return [like, scale] if like else [scale]
+
     def tasks(self, scale: str) -> list[str]:
-        return list(self._tasks(self.scale(scale)))
+        return list(self.scale(scale).tasks)
 
     def revision(self) -> int:
+        """How often claims or protocol were changed after scores had been seen."""
         claims = self.directory / "claims.yaml"
         if not claims.exists():
             return 0
-        return len((yaml.safe_load(claims.read_text()) or {}).get("revisions") or [])
+        return len(
+            (yaml.safe_load(claims.read_text(encoding="utf-8")) or {}).get("revisions") or []
+        )
 
     def seeds(self, scale: str, task: str | None = None) -> list[int]:
         """Verdict seeds: n consecutive integers from 100 (r + 1); a rehearsal takes development seeds."""
         body = self.scale(scale)
-        tasks = self._tasks(body)
-        count = body.get("seeds", 1)
-        counts = [tasks[t].get("seeds", count) for t in ([task] if task else tasks)]
+        counts = [body.tasks[t].get("seeds", body.seeds) for t in ([task] if task else body.tasks)]
         first = 0 if scale == "rehearsal" else BLOCK * (self.revision() + 1)
-        return list(range(first, first + max(counts, default=count)))
+        return list(range(first, first + max(counts, default=body.seeds)))
 
-    def arm(self, name: str) -> dict[str, Any]:
-        if name not in self.arms:
-            raise unknown(name, self.arms, f"{self.paper}: arm")
-        return self.arms[name]
+    def arm(self, name: str) -> Arm:
+        if name not in self.document.arms:
+            raise unknown(name, self.document.arms, f"{self.paper}: arm")
+        return self.document.arms[name]
 
     def at_scale(self, arm: str, scale: str) -> bool:
-        allowed = self.arm(arm).get("scales")
+        allowed = self.arm(arm).scales
         return scale == "tiny" or allowed is None or any(s in allowed for s in self._chain(scale))
 
     def arm_tasks(self, arm: str, scale: str) -> list[str]:
-        own = self.arm(arm).get("tasks")
-        return [t for t in self.tasks(scale) if own is None or t in own]
+        only = self.arm(arm).tasks
+        return [t for t in self.tasks(scale) if only is None or t in only]
 
-    def settings(self, scale: str, arm: str, task: str) -> dict[str, Any]:
-        """Fields of Config for one run: later entries of this list win (see CONTRIBUTING, the protocol)."""
-        layers: list[dict[str, Any] | None] = [self.document.get("defaults")]
+    def settings(self, scale: str, arm: str, task: str) -> Settings:
+        """Fields of Config for one run: later layers win (see CONTRIBUTING, the protocol)."""
+        of_arm, layers = self.arm(arm), [self.document.defaults]
         if scale == "tiny":
-            layers += [self.arm(arm).get("set"), (self.document.get("tiny") or {}).get("set")]
+            layers += [of_arm.set, self.document.tiny.set if self.document.tiny else {}]
         else:
-            for step, name in enumerate(self._chain(scale)):
-                body = (self.document["scales"])[name]
-                of_task = {
-                    k: v for k, v in self._tasks(body).get(task, {}).items() if k not in _TASK
-                }
-                at = (self.arm(arm).get("at") or {}).get(name) or {}
-                layers += [body.get("set"), of_task]
-                layers += [self.arm(arm).get("set")] if step == 0 else []
-                layers += [
-                    {k: v for k, v in at.items() if k != "tasks"},
-                    (at.get("tasks") or {}).get(task),
-                ]
-        merged: dict[str, Any] = {}
-        for layer in layers:
-            merged.update(self._check_settings(layer, f"{self.paper}/protocol.yaml"))
-        return merged
+            for name in self._chain(scale):
+                body: Scale = self.document.scales[name]  # type: ignore[index]
+                at = of_arm.at.get(name, {})  # type: ignore[call-overload]
+                layers += [body.set, _without(body.tasks.get(task, {}), OF_TASK)]
+                layers += [of_arm.set] if name == self._chain(scale)[0] else []
+                layers += [_without(at, {"tasks"}), (at.get("tasks") or {}).get(task) or {}]
+        merged = {key: value for layer in layers for key, value in layer.items()}
+        return self.checked(merged, self.where)
 
     def node(self, scale: str, arm: str, task: str, seed: int) -> Node:
         """One run with its resolved settings and the keys of the runs it uses."""
@@ -370,25 +432,24 @@ class Protocol:
         if scale != "tiny" and task not in self.tasks(scale):
             raise unknown(task, self.tasks(scale), f"{self.paper}: task at scale {scale}")
         if not self.at_scale(arm, scale):
-            raise BadInput(
-                f"{self.paper}: arm '{arm}' is not run at scale {scale} (only {', '.join(body['scales'])})"
-            )
-        uses = tuple(self._used(scale, used, task, seed) for used in body.get("uses") or [])
-        return Node(arm, task, seed, bool(body.get("stage")), self.settings(scale, arm, task), uses)
+            only = ", ".join(body.scales or [])
+            raise BadInput(f"{self.paper}: arm '{arm}' is not run at scale {scale} (only {only})")
+        uses = tuple(self._used(scale, used, task, seed) for used in body.uses)
+        return Node(arm, task, seed, body.stage, self.settings(scale, arm, task), uses)
 
-    def _used(self, scale: str, arm: str, task: str, seed: int) -> tuple[str, str, int]:
-        over = self.arm(arm).get("over") or {}
-        if over.get("seed") == "one":
+    def _used(self, scale: str, arm: str, task: str, seed: int) -> Key:
+        over = self.arm(arm).over
+        if "seed" in over:
             seed -= seed % BLOCK
-        if over.get("task") == "one" and scale != "tiny":
+        if "task" in over and scale != "tiny":
             task = self.arm_tasks(arm, scale)[0]
         return (arm, task, seed)
 
     def selected(self, scale: str, arms: str = "core") -> list[str]:
         """Arms with a score that are run: the scale's `core` list, or all that the scale has."""
-        core = self.scale(scale).get("core")
-        names = core if arms == "core" and core is not None else list(self.arms)
-        return [a for a in names if self.at_scale(a, scale) and not self.arm(a).get("stage")]
+        core = self.scale(scale).core
+        names = core if arms == "core" and core is not None else list(self.document.arms)
+        return [a for a in names if self.at_scale(a, scale) and not self.arm(a).stage]
 
     def nodes(
         self,
@@ -398,44 +459,45 @@ class Protocol:
         seeds: int | None = None,
     ) -> list[Node]:
         """All runs of a scale, stages before their users, seed by seed."""
-        names = self.selected(scale, arms)
+        names = only or self.selected(scale, arms)
         for name in only or []:
             if not self.at_scale(name, scale):
                 self.node(scale, name, self.tasks(scale)[0], 0)  # raises the right message
-        names = list(only) if only else names
-        found: dict[tuple[str, str, int], Node] = {}
+        nodes: dict[Key, Node] = {}
 
-        def add(arm: str, task: str, seed: int) -> None:
-            if (arm, task, seed) not in found:
-                node = self.node(scale, arm, task, seed)
+        def add(key: Key) -> None:
+            if key not in nodes:
+                node = self.node(scale, *key)
                 for used in node.uses:
-                    add(*used)
-                found[node.key] = node
+                    add(used)
+                nodes[key] = node
 
-        per_task = {
-            t: self.seeds(scale, t)[:seeds]
-            if only or arms != "core" or values.get("core", True)
-            else []
-            for t, values in self._tasks(self.scale(scale)).items()
+        whole = bool(only) or arms != "core"
+        of_task = {
+            task: self.seeds(scale, task)[:seeds] if whole or settings.get("core", True) else []
+            for task, settings in self.scale(scale).tasks.items()
         }
-        for seed in sorted({seed for seeds_ in per_task.values() for seed in seeds_}):
+        for seed in sorted({seed for chosen in of_task.values() for seed in chosen}):
             for name in names:
                 for task in self.arm_tasks(name, scale):
-                    if seed in per_task[task]:
-                        add(name, task, seed)
-        return list(found.values())
+                    if seed in of_task[task]:
+                        add((name, task, seed))
+        return list(nodes.values())
 
     def config(self, scale: str, node: Node) -> dict[str, Any]:
         """Every field of Config for a node, as JSON values."""
-        values = {name: f.default for name, f in self.fields.items()}
-        values.update(node.settings)
-        values.update(scale=scale, arm=node.arm, task=node.task, seed=node.seed)
-        values["uses"] = {k[0]: str(self.run_directory(scale, k)) for k in node.uses}
-        return values
+        values = {name: f.default for name, f in self.fields.items()} | node.settings
+        uses = {key[0]: str(self.run_directory(scale, key)) for key in node.uses}
+        run = {"scale": scale, "arm": node.arm, "task": node.task, "seed": node.seed, "uses": uses}
+        return values | run
 
-    def run_directory(self, scale: str, key: tuple[str, str, int]) -> Path:
+    def run_directory(self, scale: str, key: Key) -> Path:
         arm, task, seed = key
         return runs_root(self.root) / self.paper / scale / task / f"seed{seed}" / arm
+
+
+def _without(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if k not in keys}
 
 
 def runs_root(root: Path) -> Path:
@@ -446,9 +508,8 @@ def runs_root(root: Path) -> Path:
 
 
 def sha256_json(value: Any) -> str:
-    return hashlib.sha256(
-        json.dumps(value, sort_keys=True, separators=(",", ":"), default=list).encode()
-    ).hexdigest()
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=list)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -464,42 +525,70 @@ def sha256_file(path: Path | str) -> str:
 
 
 def config_sha256(config: dict[str, Any]) -> str:
-    return sha256_json({k: v for k, v in config.items() if k not in PLACE})
+    return sha256_json(_without(config, PLACE))
+
+
+def _meaning(node: Any) -> Any:
+    """A syntax tree as nested lists, without docstrings and other bare strings, comments, layout and line numbers."""
+    if isinstance(node, ast.AST):
+        fields = [[n, _meaning(v)] for n, v in ast.iter_fields(node) if n not in {"kind", "ctx"}]
+        return [type(node).__name__, *(f for f in fields if f[1] not in (None, []))]
+    if isinstance(node, list):
+        return [_meaning(n) for n in node if not _is_words(n)]
+    return None if node is None else f"{type(node).__name__} {node!r}"
+
+
+def _is_words(node: Any) -> bool:
+    value = getattr(node, "value", None) if isinstance(node, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(
+    path: str, size: int, modified: int
+) -> tuple[str, tuple[tuple[int, str, tuple[str, ...]], ...]]:
+    """(sha256 of what a Python file means, its imports: level, module, names)."""
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    imports = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += [(0, alias.name, ()) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imports.append((node.level, node.module or "", tuple(a.name for a in node.names)))
+    return sha256_json(_meaning(tree)), tuple(imports)
+
+
+def _parsed_file(path: Path) -> tuple[str, tuple[tuple[int, str, tuple[str, ...]], ...]]:
+    state = path.stat()
+    return _parsed(str(path), state.st_size, state.st_mtime_ns)
 
 
 def code_files(train_py: Path) -> list[str]:
     """The repository's own files that `train_py` imports, directly or not (also inside functions), and itself.
 
-    Found in the text, so the answer does not depend on what a process happened to import before."""
-    root = train_py.parent.parent
-    seen: set[Path] = set()
-    todo = [train_py]
+    Read in the text, so the answer does not depend on what a process happened to import before."""
+    root, files, todo = train_py.parent.parent, set(), [train_py]
     while todo:
         path = todo.pop()
-        if path in seen or not path.exists():
+        if path in files or not path.exists():
             continue
-        seen.add(path)
-        package = path.parent.name
-        for node in ast.walk(ast.parse(path.read_text())):
-            names: list[str] = []
-            if isinstance(node, ast.Import):
-                names = [a.name for a in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                module = (
-                    f"{package}.{node.module or ''}".strip(".") if node.level else node.module or ""
-                )
-                names = [module] + [f"{module}.{a.name}" for a in node.names]
-            for name in names:
+        files.add(path)
+        for level, module, names in _parsed_file(path)[1]:
+            module = f"{path.parent.name}.{module}".strip(".") if level else module
+            for name in (module, *(f"{module}.{n}" for n in names)):
                 parts = name.split(".")
                 if parts[0] in {train_py.parent.name, "shared"}:
-                    todo.append(root / parts[0] / "__init__.py")
-                    todo.append(root.joinpath(*parts).with_suffix(".py"))
-    return sorted(str(p.relative_to(root)) for p in seen)
+                    todo += [
+                        root / parts[0] / "__init__.py",
+                        root.joinpath(*parts).with_suffix(".py"),
+                    ]
+    return sorted(str(p.relative_to(root)) for p in files)
 
 
 def code_hashes(train_py: Path) -> dict[str, str]:
+    """sha256 of the meaning of each file that a run imports: words and layout do not change it."""
     root = train_py.parent.parent
-    return {name: sha256_file(root / name) for name in code_files(train_py)}
+    return {name: _parsed_file(root / name)[0] for name in code_files(train_py)}
 
 
 VOLATILE = {
@@ -514,59 +603,51 @@ VOLATILE = {
 
 
 def record_sha256(record: dict[str, Any]) -> str:
-    """Hash of what a run found; times, memory, machine and places are left out, so that equal runs have equal hashes."""
-    found = {k: v for k, v in record.items() if k not in VOLATILE}
-    seen = record.get("fingerprint") or {}
-    found["fingerprint"] = {
-        **seen,
-        "data": {k: v["sha256"] for k, v in (seen.get("data") or {}).items()},
-    }
-    return sha256_json(found)
+    """Hash of a run's outcome, without times, memory, machine and places."""
+    fingerprint = record.get("fingerprint") or {}
+    data = {name: source["sha256"] for name, source in (fingerprint.get("data") or {}).items()}
+    return sha256_json(_without(record, VOLATILE) | {"fingerprint": {**fingerprint, "data": data}})
 
 
 def read_record(directory: Path) -> dict[str, Any] | None:
     """The run's record, or None if there is none that can be read."""
     try:
-        found = json.loads((directory / "record.json").read_text())
+        record = json.loads((directory / "record.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return record if isinstance(record, dict) else None
 
 
 def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str | None:
-    """Why the run in `directory` must be made (again); None if its record stands. `code`: `code_hashes(train.py)`."""
+    """Why the run in `directory` must be made (again); None if its record stands.
+
+    `code`: `code_hashes(train.py)`."""
     record = read_record(directory)
     if record is None:
-        return (
-            "no record"
-            if not (directory / "record.json").exists()
-            else "record.json cannot be read"
-        )
+        return "record.json cannot be read" if (directory / "record.json").exists() else "no record"
     if any(record.get(k) != config[k] for k in ("arm", "task", "seed")):
         return "record.json is that of another run"
-    print_of = record.get("fingerprint") or {}
-    if print_of.get("config") != config_sha256(config):
+    fingerprint = record.get("fingerprint") or {}
+    if fingerprint.get("config") != config_sha256(config):
         old = record.get("config") or {}
         moved = [
-            k
-            for k in config
-            if k not in PLACE and sha256_json(old.get(k)) != sha256_json(config[k])
+            k for k in _without(config, PLACE) if sha256_json(old.get(k)) != sha256_json(config[k])
         ]
-        return f"settings changed: {', '.join(f'{k} {old.get(k)!r} -> {config[k]!r}' for k in moved) or 'fields'}"
-    if print_of.get("code") != code:
-        old_code = print_of.get("code") or {}
-        return f"code changed: {', '.join(sorted(k for k in set(code) | set(old_code) if code.get(k) != old_code.get(k)))}"
-    for name, seen in (print_of.get("data") or {}).items():
-        path = seen.get("path")
-        if path and Path(path).exists() and sha256_file(Path(path)) != seen["sha256"]:
+        changes = ", ".join(f"{k} {old.get(k)!r} -> {config[k]!r}" for k in moved)
+        return f"settings changed: {changes or 'fields'}"
+    old_code = fingerprint.get("code") or {}
+    if old_code != code:
+        files = sorted(k for k in {*code, *old_code} if code.get(k) != old_code.get(k))
+        return f"code changed: {', '.join(files)}"
+    for name, source in (fingerprint.get("data") or {}).items():
+        path = source.get("path")
+        if path and Path(path).exists() and sha256_file(Path(path)) != source["sha256"]:
             return f"data changed: {name}"
-    for arm, seen in (print_of.get("uses") or {}).items():
+    for arm, sha256 in (fingerprint.get("uses") or {}).items():
         used = read_record(Path(config["uses"][arm])) if arm in config["uses"] else None
-        if used is None or record_sha256(used) != seen:
+        if used is None or record_sha256(used) != sha256:
             return f"the run it uses changed: {arm}"
-    predictions = directory / "predictions.npz"
-    if record.get("predictions_sha256") and (
-        not predictions.exists() or sha256_file(predictions) != record["predictions_sha256"]
-    ):
+    expected, predictions = record.get("predictions_sha256"), directory / "predictions.npz"
+    if expected and not (predictions.exists() and sha256_file(predictions) == expected):
         return "predictions.npz does not match its record"
     return None

@@ -1,22 +1,29 @@
-"""One run, from its first line to its record: random streams, checkpoints, progress, gates, cache, command line.
+"""One run, from its first line to its record: streams, phases, checkpoints, gates, cache, command line.
 
     with runs.start(config, __file__) as run:
-        saved = run.resume()
-        for step in run.steps(saved["step"] if saved else 0, config.steps, save=lambda: {...}):
+        if run.finished:
+            return run.directory
+        work = runs.Parts(model=model, optimizer=optimizer)
+        for step in run.phase("training", config.steps, work):
             ...
         run.finish(metrics=..., state=[...])
 
-A run is finished when `record.json`, written last and by one rename, is there and its fingerprint still holds
-(`protocol.stale`). Until then the newest good checkpoint continues it, bit for bit.
+Phases stand one after the other. A run that was stopped or killed goes on, bit for bit, in the phase where its
+newest good checkpoint is; phases before it are put back at their end and yield nothing. A run is finished when
+`record.json`, written last and by one rename, is there and its fingerprint still holds (`protocol.stale`).
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import copy
+import dataclasses
 import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import resource
@@ -25,10 +32,11 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -36,10 +44,23 @@ import torch
 from shared import processes, protocol, sources
 from shared.protocol import BadInput, RunConfig
 
-__all__ = ["BadInput", "Diverged", "Run", "RunConfig", "Stopped", "cached", "command_line", "device",
-           "generator_states", "restore_generators", "seed_global", "start", "stream"]  # fmt: skip
+__all__ = ["BadInput", "Batches", "Diverged", "Parts", "Run", "RunConfig", "Stopped", "cached",
+           "command_line", "device", "schedule", "seed_global", "start", "stream"]  # fmt: skip
 
 CHECKPOINT_SECONDS = 60.0  # how much work an unannounced kill may cost; never moves a score
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "safetensors",
+    "tokenizers",
+)
+
+C = TypeVar("C", bound=RunConfig)
+Rows = TypeVar("Rows", np.ndarray, torch.Tensor)
 
 
 class Stopped(Exception):
@@ -52,12 +73,11 @@ class Diverged(Exception):
     def __init__(self, level: str, step: int, batch: Any = None, value: float = float("nan")):
         self.level, self.step, self.batch = level, step, batch
         items = "" if batch is None else f", batch items {np.asarray(batch).ravel()[:16].tolist()}"
-        super().__init__(
-            f"{level} level: value {value} at step {step}{items}; lower the learning rate or look at these items"
-        )
+        advice = "lower the learning rate or look at these items"
+        super().__init__(f"{level} level: value {value} at step {step}{items}; {advice}")
 
 
-# --- randomness ----------------------------------------------------------------------------------------------------
+# --- randomness, batches, rates ------------------------------------------------------------------------
 
 
 def _number(seed: int, names: Iterable[Any]) -> int:
@@ -66,31 +86,61 @@ def _number(seed: int, names: Iterable[Any]) -> int:
 
 
 def stream(seed: int, *names: Any) -> torch.Generator:
-    """A CPU generator for one purpose (`"split"`, `"head"`, `"batches"`, ...), independent of every other.
+    """A CPU generator for one purpose (`"split"`, `"head"`, ...), independent of every other.
 
     Leave the arm's name out where arms of a seed should share the draw."""
     return torch.Generator().manual_seed(_number(seed, names))
 
 
 def seed_global(seed: int, *names: Any) -> None:
-    """Set torch's global generators, which dropout draws from: the same masks for all arms at the same step."""
+    """Set torch's global generators, which dropout draws from: the same masks for all arms at a step."""
     number = _number(seed, names)
     if torch.cuda.is_available():
         torch.manual_seed(number)
-    else:  # the same CPU state; torch.manual_seed also formats a traceback for a CUDA that may come: 1 ms a call
+    else:  # the same state; torch.manual_seed also formats a traceback for a CUDA that may come: 1 ms
         torch.default_generator.manual_seed(number)
 
 
-def generator_states(*generators: torch.Generator) -> list[torch.Tensor]:
-    return [g.get_state() for g in generators]
+class Batches(typing.Generic[Rows]):
+    """Rows of the batch of step t: an endless pass over `rows`, reshuffled every epoch.
+
+    rows: (n,) row numbers. names: of the stream of the order, which is drawn anew each epoch. What is left of
+    an epoch after its last whole batch is dropped, or with `keep_last` is a smaller batch of its own.
+    Raises BadInput where there is nothing to draw from."""
+
+    def __init__(self, rows: Rows, size: int, seed: int, *names: Any, keep_last: bool = False):
+        if len(rows) == 0 or size < 1:
+            raise BadInput(f"batches of {size} from {len(rows)} rows: both must be at least 1")
+        self.rows, self.size, self.seed, self.names = rows, min(size, len(rows)), seed, names
+        self.per_epoch = -(-len(rows) // self.size) if keep_last else len(rows) // self.size
+        self._epoch, self._order = -1, rows
+
+    def __call__(self, step: int) -> Rows:
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            order = torch.randperm(len(self.rows), generator=stream(self.seed, *self.names, epoch))
+            index = order.numpy() if isinstance(self.rows, np.ndarray) else order
+            self._epoch, self._order = epoch, self.rows[index]  # type: ignore[index]
+        return self._order[place * self.size : (place + 1) * self.size]
 
 
-def restore_generators(states: list[torch.Tensor], *generators: torch.Generator) -> None:
-    for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state)
+def schedule(
+    kind: Literal["constant", "linear", "cosine"], step: float, total: float, warmup: float = 0
+) -> float:
+    """Factor of the learning rate at `step` of `total`: up to 1 within `warmup` steps, then down to 0.
+
+    The first step of the warm-up already moves: (step + 1) / warmup. `constant` stays at 1."""
+    if step < warmup:
+        return (step + 1) / warmup
+    if kind == "constant":
+        return 1.0
+    rest = max(1, total - warmup)
+    if kind == "linear":
+        return (total - step) / rest
+    return (1 + math.cos(math.pi * min(1.0, (step - warmup) / rest))) / 2
 
 
-# --- stopping ------------------------------------------------------------------------------------------------------
+# --- stopping ------------------------------------------------------------------------------------------
 
 _stop_asked: Callable[[], bool] = lambda: False  # noqa: E731  (a worker puts its event's `is_set` here)
 _worker = False  # inside a worker of the judge: lines go to log.txt alone
@@ -108,9 +158,7 @@ def _stop_on_signals() -> None:
     asked: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
-        if (
-            number in asked
-        ):  # a launcher of several processes hands Ctrl-C on as SIGTERM: that is not the second time
+        if number in asked:  # a launcher hands Ctrl-C on as SIGTERM: that is not the second time
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         asked.append(number)
@@ -121,7 +169,7 @@ def _stop_on_signals() -> None:
     _stop_asked = lambda: bool(asked)  # noqa: E731
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------------------
 
 
 def write_bytes(path: Path, payload: bytes) -> None:
@@ -129,16 +177,19 @@ def write_bytes(path: Path, payload: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as stream_:
-            stream_.write(payload)
-            stream_.flush()
-            os.fsync(stream_.fileno())
+        with open(temporary, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise OSError(error.errno, f"could not write {len(payload):,} bytes to {path} ({error.strerror}); "
-                      "the file that was there is untouched: free disk space and give the same command again") from error  # fmt: skip
+        what = f"could not write {len(payload):,} bytes to {path} ({error.strerror})"
+        remedy = "free disk space and give the same command again"
+        raise OSError(
+            error.errno, f"{what}; the file that was there is untouched: {remedy}"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -167,9 +218,8 @@ def unpack(payload: bytes, name: str) -> Any:
     """The value that `pack` packed; BadInput if a single bit moved. Never runs code from the file."""
     head, body = payload[:64], payload[65:]
     if payload[64:65] != b"\n" or hashlib.sha256(body).hexdigest().encode() != head:
-        raise BadInput(
-            f"{name}: the sha256 does not match its content (truncated or damaged); delete it and repeat"
-        )
+        damage = "the sha256 does not match its content (truncated or damaged)"
+        raise BadInput(f"{name}: {damage}; delete it and repeat")
     return torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
 
 
@@ -203,17 +253,17 @@ def cached(key: Any, make: Callable[[], Any]) -> Any:
         if path.exists():
             with contextlib.suppress(BadInput):
                 return unpack(path.read_bytes(), str(path))
-        with processes.alone():  # the others wait, and read it
+        with processes.single():  # the others wait, and read it
             value = make()
         write_bytes(path, pack(value))
         return value
 
 
-# --- machine ---------------------------------------------------------------------------------------------------------
+# --- machine -------------------------------------------------------------------------------------------
 
 
 def device(config: RunConfig) -> torch.device:
-    """The device of a run. CPU runs use one thread, so that a score depends on neither machine nor neighbours."""
+    """The device of a run. CPU runs use one thread: a score depends on neither machine nor neighbours."""
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -227,48 +277,28 @@ def device(config: RunConfig) -> torch.device:
 
 
 def environment() -> dict[str, Any]:
-    from importlib import metadata
-
-    def version(name: str) -> str | None:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return None
-
-    names = [
-        "torch",
-        "transformers",
-        "peft",
-        "numpy",
-        "scipy",
-        "scikit-learn",
-        "safetensors",
-        "tokenizers",
-    ]
+    """What the record says of the machine and of the packages."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    processor = platform.processor()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(x for x in lines if x.startswith("model name")).split(":", 1)[1].strip()
     return {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor, "packages": versions,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "packages": {n: v for n in names if (v := version(n))},
-    }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
+    }  # fmt: skip
 
 
 def commit(root: Path) -> str | None:
     """The checkout's commit, with `+changes` if tracked files differ from it; None outside git."""
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + (
@@ -283,20 +313,17 @@ def _peak_memory_mb(reset: bool = False) -> float:
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
-        line = next(
-            x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")
-        )
-        host = int(line.split()[1]) / 1024
+        lines = Path("/proc/self/status").read_text().splitlines()
+        host = int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) / 1024
     except (OSError, StopIteration):
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if torch.cuda.is_available():
-        if reset:
-            torch.cuda.reset_peak_memory_stats()
-        return max(
-            host if not torch.cuda.is_initialized() else 0.0,
-            torch.cuda.max_memory_allocated() / 2**20,
-        )
-    return host
+    if not torch.cuda.is_available():
+        return host
+    if reset:
+        torch.cuda.reset_peak_memory_stats()
+    return max(
+        0.0 if torch.cuda.is_initialized() else host, torch.cuda.max_memory_allocated() / 2**20
+    )
 
 
 def state_sha256(tensors: Iterable[torch.Tensor]) -> str:
@@ -308,38 +335,85 @@ def state_sha256(tensors: Iterable[torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-# --- a run ------------------------------------------------------------------------------------------------------------
+# --- what a phase changes ------------------------------------------------------------------------------
+
+
+class Work(Protocol):
+    """All that a phase changes: `state()` is read at a checkpoint, `load(state)` puts it back."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load(self, state: Any) -> None: ...
+
+
+class Parts:
+    """The work of a phase, part by part: modules and optimisers, generators, lists of tensors, lists, dicts.
+
+    Tensors are written in place, lists and dicts are refilled, so that whoever holds them sees the change."""
+
+    def __init__(self, **parts: Any):
+        self.parts = parts
+
+    def state(self) -> dict[str, Any]:
+        return {name: _state_of(part) for name, part in self.parts.items()}
+
+    def load(self, state: Any) -> None:
+        for name, part in self.parts.items():
+            _load_into(part, state[name])
+
+
+def _state_of(part: Any) -> Any:
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    return part.state_dict() if hasattr(part, "state_dict") else part
+
+
+def _load_into(part: Any, value: Any) -> None:
+    if isinstance(part, torch.Generator):
+        part.set_state(value)
+    elif hasattr(part, "load_state_dict"):
+        part.load_state_dict(value)
+    elif isinstance(part, list) and part and all(isinstance(x, torch.Tensor) for x in part):
+        for tensor, saved in zip(part, value, strict=True):
+            tensor.data.copy_(saved)
+    elif isinstance(part, list):
+        part[:] = value
+    elif isinstance(part, dict):
+        part.clear()
+        part.update(value)
+    else:
+        raise TypeError(
+            f"a {type(part).__name__} cannot be part of a checkpoint; use a list or a dict"
+        )
 
 
 class Saved(dict[str, Any]):
     """A checkpoint's content; a missing field is an error that names it."""
 
     def __missing__(self, key: str) -> Any:
+        fields = ", ".join(map(str, self))
         raise BadInput(
-            f"the checkpoint lacks '{key}' (it has {', '.join(map(str, self))}); delete checkpoint/ to start over"
+            f"the checkpoint lacks '{key}' (it has {fields}); delete checkpoint/ to start over"
         )
 
 
+# --- a run ---------------------------------------------------------------------------------------------
+
+
 class Run:
-    """What a run writes: config.json, metrics.jsonl, log.txt, splits.npz, predictions.npz, checkpoint/, record.json."""
+    """What a run writes: config.json, metrics.jsonl, log.txt, splits.npz, predictions.npz, checkpoint/,
+    record.json."""
 
     def __init__(self, config: RunConfig, file: str):
         self.config = config
         self.train_py = Path(file).resolve()
         self.paper = self.train_py.parent.name
         self.root = self.train_py.parent.parent
-        key = (config.arm, config.task, config.seed)
-        default = (
-            protocol.runs_root(self.root)
-            / self.paper
-            / config.scale
-            / config.task
-            / f"seed{config.seed}"
-            / config.arm
-        )
+        place = (config.scale, config.task, f"seed{config.seed}", config.arm)
+        default = protocol.runs_root(self.root).joinpath(self.paper, *place)
         self.directory = Path(config.out) if config.out else default
-        self.name = " ".join(map(str, [self.paper, config.scale, *key]))
-        self.fields = json.loads(json.dumps(asdict(config), default=_plain))
+        self.name = f"{self.paper} {config.scale} {config.arm} {config.task} {config.seed}"
+        self.fields = json.loads(json.dumps(dataclasses.asdict(config), default=_plain))
         self.code = protocol.code_hashes(self.train_py)
         self.finished = False
         self.gates: list[dict[str, Any]] = []
@@ -347,19 +421,25 @@ class Run:
             str, dict[str, str]
         ] = {}  # what the loaders of shared/ note while the run is open
         self._data: dict[str, dict[str, Any]] = {}
-        self._spent = {"seconds": 0.0, "cpu_seconds": 0.0}
+        self._splits: dict[str, str] = {}
         self._hashes: dict[str, str | None] = {"split_sha256": None, "predictions_sha256": None}
-        self._written: dict[str, Any] = {}
+        self._spent = {"seconds": 0.0, "cpu_seconds": 0.0}  # by interrupted calls
+        self._saved: dict[str, Any] | None = (
+            None  # phases of the checkpoint; None: not looked for yet
+        )
+        self._over: dict[
+            str, tuple[int, Any]
+        ] = {}  # phases that are over: steps, state at their end
 
     # -- opening
 
     def open(self) -> None:
+        """Look at what is in the directory: a finished run, one that goes on, or one to make again."""
         for arm, used in self.config.uses.items():
             status = (protocol.read_record(Path(used)) or {}).get("status", "not finished")
             if status != "finished":
-                raise BadInput(
-                    f"{self.name}: the run it uses, {arm}, {status} in {used}; train it first or give --uses.{arm} DIR"
-                )
+                remedy = f"train it first or give --uses.{arm} DIR"
+                raise BadInput(f"{self.name}: the run it uses, {arm}, {status} in {used}; {remedy}")
         reason = protocol.stale(self.directory, self.fields, self.code)
         if reason is None:
             self.finished = True
@@ -369,67 +449,58 @@ class Run:
                 )
             return
         begun = {"config": self.fields, "code": self.code, "uses": self._used_hashes()}
-        old = None
+        before: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):
-            old = json.loads((self.directory / "config.json").read_text())
-        if reason == "no record" and old and {k: old.get(k) for k in begun} == begun:
-            pass  # interrupted: its checkpoint is good
-        else:
-            present = [item for item in self.directory.iterdir() if item.name != ".lock"]
-            present.sort(
-                key=lambda item: item.name == "config.json"
-            )  # last: without it the rest would look foreign
-            if present and not old:
-                raise BadInput(
-                    f"{self.directory} holds files that are no run of this project; move them away, or give another --out"
-                )
-            for item in present:
-                shutil.rmtree(item) if item.is_dir() else item.unlink()
-            if present:
-                why = (
-                    "settings or code changed since it was interrupted"
-                    if reason == "no record"
-                    else reason
-                )
-                self.say(f"{self.name}: made again, {why}")
+            before = json.loads((self.directory / "config.json").read_text(encoding="utf-8"))
+        interrupted = reason == "no record" and {k: before.get(k) for k in begun} == begun
+        if not interrupted:
+            self._empty(bool(before), reason)
         write_json(self.directory / "config.json", begun)
         _peak_memory_mb(reset=True)
-        self._clock = time.time(), time.process_time()
+        self._clock = time.monotonic(), time.process_time()
+
+    def _empty(self, is_run: bool, reason: str) -> None:
+        """Delete an older run; config.json last, without which the rest would look foreign."""
+        present = [item for item in self.directory.iterdir() if item.name != ".lock"]
+        if present and not is_run:
+            what = f"{self.directory} holds files that are no run of this project"
+            raise BadInput(f"{what}; move them away, or give another --out")
+        for item in sorted(present, key=lambda item: item.name == "config.json"):
+            shutil.rmtree(item) if item.is_dir() else item.unlink()
+        if present:
+            changed = "settings or code changed since it was interrupted"
+            self.say(f"{self.name}: made again, {changed if reason == 'no record' else reason}")
 
     def _used_hashes(self) -> dict[str, str]:
-        return {
-            a: protocol.record_sha256(protocol.read_record(Path(d)) or {})
-            for a, d in self.config.uses.items()
-        }
+        used = {arm: protocol.read_record(Path(d)) or {} for arm, d in self.config.uses.items()}
+        return {arm: protocol.record_sha256(record) for arm, record in used.items()}
 
     # -- telling
 
     def say(self, text: str) -> None:
         """One line in log.txt, and on the terminal when run by hand."""
         if self.directory.exists():
-            with open(self.directory / "log.txt", "a") as log:
+            with open(self.directory / "log.txt", "a", encoding="utf-8") as log:
                 log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
         if not _worker and processes.rank() == 0:
             print(text, flush=True)
 
     def log(self, **values: Any) -> None:
         """One line of metrics.jsonl; every key is explained in the method's README."""
-        with open(self.directory / "metrics.jsonl", "a") as log:
+        with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps(values, default=_plain) + "\n")
 
     def gate(self, id: str, passed: bool, detail: str = "") -> None:
-        """Record a mechanical check that claims.yaml lists (VERDICTS section 7)."""
+        """Record a mechanical check that claims.yaml lists (docs/verdicts.md, section 7)."""
         self.gates.append({"id": id, "passed": bool(passed), "detail": detail})
         if not passed:
             self.say(f"gate {id} FAILED: {detail}")
 
     def finite(self, value: torch.Tensor | float, level: str, step: int, batch: Any = None) -> None:
         """Stop at once if a loss or vector is not finite, naming level, step and batch."""
-        ok = torch.isfinite(value).all() if isinstance(value, torch.Tensor) else np.isfinite(value)
-        if not ok:
-            raise Diverged(
-                level, step, batch, float(torch.as_tensor(value).detach().double().sum())
-            )
+        values = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
+        if not torch.isfinite(values).all():
+            raise Diverged(level, step, batch, float(values.detach().double().sum()))
 
     # -- data
 
@@ -444,104 +515,111 @@ class Run:
     def splits(self, **parts: Any) -> None:
         """Store which items each level sees. Parts must be disjoint: a shared item would leak."""
         arrays = {k: np.asarray(v) for k, v in parts.items()}
-        seen: dict[Any, str] = {}
+        part_of: dict[Any, str] = {}
         for name, ids in arrays.items():
             if len(ids) == 0:
                 raise BadInput(f"{self.name}: the part '{name}' of the data is empty")
             for item in ids.tolist():
-                if seen.setdefault(item, name) != name:
+                if (other := part_of.setdefault(item, name)) != name:
                     raise BadInput(
-                        f"{self.name}: item {item!r} is both in '{seen[item]}' and in '{name}'"
+                        f"{self.name}: item {item!r} is both in '{other}' and in '{name}'"
                     )
         save_arrays(self.directory / "splits.npz", arrays)
-        self._written["splits"] = {k: protocol.sha256_json(v.tolist()) for k, v in arrays.items()}
-        self._hashes["split_sha256"] = protocol.sha256_json(self._written["splits"])
+        self._splits = {k: protocol.sha256_json(v.tolist()) for k, v in arrays.items()}
+        self._hashes["split_sha256"] = protocol.sha256_json(self._splits)
 
-    # -- checkpoints
+    # -- phases
 
-    def resume(self) -> Saved | None:
-        """The newest checkpoint whose sha256 holds, or None. Several processes get the one that process 0 read."""
-        return processes.from_first(self._resume() if processes.rank() == 0 else None)
+    def phase(self, name: str, steps: int, work: Work | None = None) -> Iterator[int]:
+        """Steps 0 .. steps - 1 of one phase: progress, a checkpoint every minute, a clean stop when asked.
 
-    def _resume(self) -> Saved | None:
+        `work` holds all that the phase changes. After an interruption the phase goes on where its checkpoint is;
+        one that was over is put back at its end and yields nothing. Names of phases are unique in a run.
+        """
+        work = work or Parts()
+        if self._saved is None:
+            self._saved = (
+                processes.broadcast(self._resume() if processes.rank() == 0 else None) or {}
+            )
+        if name in self._over:
+            raise ValueError(f"two phases of {self.name} are called '{name}'")
+        start, state = self._saved.get(name, (0, None))
+        if state is not None:
+            work.load(state)
+        yield from self._steps(name, start, steps, work)
+        self._over[name] = (
+            steps,
+            copy.deepcopy(work.state()),
+        )  # later phases may go on with its tensors
+
+    def _steps(self, name: str, start: int, steps: int, work: Work) -> Iterator[int]:
+        interval = float(os.environ.get("REPRO_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS))
+        last_save = last_line = begun = time.monotonic()
+        with _bar(name, start, steps) as advance:
+            for step in range(start, steps):
+                yield step
+                now, done = time.monotonic(), step + 1
+                stop, due = processes.any_rank(_stop_asked(), now - last_save >= interval)
+                if stop or due:
+                    self._checkpoint(name, done, work)
+                    last_save = now
+                if stop:
+                    where = f"stopped after step {done} of {steps} ({name})"
+                    self.say(f"{self.name}: {where}; the same command continues it")
+                    raise Stopped(str(self.directory))
+                if advance:
+                    advance(done)
+                elif now - last_line >= 10 or done == steps:
+                    left = (now - begun) / (done - start) * (steps - done)
+                    self.say(f"{name}: {done}/{steps}" + (f", {left:.0f} s left" if left else ""))
+                    last_line = now
+
+    def _checkpoint(self, name: str, step: int, work: Work) -> None:
+        """Write where this phase is and how earlier ones ended; keep the last two."""
+        if processes.rank():
+            return
+        log = self.directory / "metrics.jsonl"
+        content = {
+            "phases": {**self._over, name: (step, work.state())}, "gates": self.gates,
+            "log_bytes": log.stat().st_size if log.exists() else 0, "spent": self._time(),
+        }  # fmt: skip
+        total = step + sum(steps for steps, _ in self._over.values())
+        directory = self.directory / "checkpoint"
+        write_bytes(directory / f"step-{total:09d}.pt", pack(content))
+        for old in sorted(directory.glob("step-*.pt"))[:-2]:
+            old.unlink()
+
+    def _resume(self) -> dict[str, Any]:
+        """The phases of the newest checkpoint whose sha256 holds; metrics.jsonl is cut to where it was then."""
+        log = self.directory / "metrics.jsonl"
         for path in sorted((self.directory / "checkpoint").glob("step-*.pt"), reverse=True):
             try:
                 saved = Saved(unpack(path.read_bytes(), str(path)))
             except BadInput as error:
                 self.say(f"{error}; trying an older checkpoint")
                 continue
-            self._spent = saved["_spent"]
-            self._cut_log(saved["step"])
-            self.say(f"{self.name}: continues at step {saved['step']}")
-            return saved
-        with contextlib.suppress(OSError):
-            (self.directory / "metrics.jsonl").unlink()
-        return None
-
-    def _cut_log(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl that the continued run will write again."""
-        path = self.directory / "metrics.jsonl"
-        if path.exists():
-            lines = []
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(ValueError):
-                    if json.loads(line).get("step", -1) < step:
-                        lines.append(line)
-            write_bytes(path, "".join(x + "\n" for x in lines).encode())
-
-    def checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        """Write `state` (continue at `step`) and keep the last two."""
-        if processes.rank():
-            return
-        directory = self.directory / "checkpoint"
-        write_bytes(
-            directory / f"step-{step:09d}.pt", pack({**state, "step": step, "_spent": self._time()})
-        )
-        for old in sorted(directory.glob("step-*.pt"))[:-2]:
-            old.unlink()
+            self._spent, self.gates = saved["spent"], saved["gates"]
+            if log.exists():
+                write_bytes(log, log.read_bytes()[: saved["log_bytes"]])
+            name, (step, _) = list(saved["phases"].items())[-1]
+            self.say(f"{self.name}: continues at step {step} ({name})")
+            return saved["phases"]
+        log.unlink(missing_ok=True)
+        return {}
 
     def _time(self) -> dict[str, float]:
-        wall, cpu = time.time() - self._clock[0], time.process_time() - self._clock[1]
+        wall, cpu = time.monotonic() - self._clock[0], time.process_time() - self._clock[1]
         return {
             "seconds": self._spent["seconds"] + wall,
             "cpu_seconds": self._spent["cpu_seconds"] + cpu,
         }
-
-    def steps(
-        self, start: int, total: int, save: Callable[[], dict[str, Any]], name: str = "steps"
-    ) -> Iterator[int]:
-        """Count from `start` to `total`: progress, a checkpoint every minute, a clean stop when asked."""
-        interval = float(os.environ.get("REPRO_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS))
-        last_save = last_line = begun = time.monotonic()
-        with _bar(name, start, total) as advance:
-            for step in range(start, total):
-                yield step
-                now, done = time.monotonic(), step + 1
-                stop, due = processes.agreed(_stop_asked(), now - last_save >= interval)
-                if stop:
-                    self.checkpoint(done, save())
-                    self.say(
-                        f"{self.name}: stopped after step {done} of {total}; the same command continues it"
-                    )
-                    raise Stopped(str(self.directory))
-                if due:
-                    self.checkpoint(done, save())
-                    last_save = now
-                if advance:
-                    advance(done)
-                elif now - last_line >= 10 or done == total:
-                    left = (now - begun) / (done - start) * (total - done)
-                    self.say(
-                        f"{name}: {done}/{total}" + (f", {left:.0f} s left" if done < total else "")
-                    )
-                    last_line = now
 
     # -- the end
 
     def predictions(self, **arrays: Any) -> None:
         """Predictions per test item: every array has one row per item, but for names that begin with `_`."""
         plain = {
-            k: (v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v))
+            k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v)
             for k, v in arrays.items()
         }
         rows = {k: len(v) for k, v in plain.items() if not k.startswith("_")}
@@ -562,44 +640,50 @@ class Run:
         **details: Any,
     ) -> None:
         """Write the record. `state`: trained tensors, hashed; `details`: anything small worth keeping."""
-        used = [protocol.read_record(Path(d)) or {} for d in self.config.uses.values()]
-        own = state_sha256(state)
-        if processes.several():
-            equal = len(set(processes.gathered(own))) == 1
-            details["processes"] = {"number": processes.world(), "equal": equal}
+        sha256 = state_sha256(state)
+        if processes.world_size() > 1:
+            equal = len(set(processes.gather(sha256))) == 1
+            details["processes"] = {"number": processes.world_size(), "equal": equal}
             if not equal:
                 self.say(
-                    f"{self.name}: warning: the processes ended with different weights; process 0's are kept"
+                    f"{self.name}: warning: the processes ended with different weights; process 0's count"
                 )
+        used = [protocol.read_record(Path(d)) or {} for d in self.config.uses.values()]
+        of_used = sum(r.get("gradient_evaluations_with_uses", 0) for r in used)
         self._record(
-            status="finished",
+            "finished",
             metrics={k: float(v) for k, v in (metrics or {}).items()},
             validation={k: float(v) for k, v in (validation or {}).items()},
-            state_sha256=own,
-            gradient_evaluations=int(gradient_evaluations),
-            gradient_evaluations_with_uses=int(
-                gradient_evaluations + sum(r.get("gradient_evaluations_with_uses", 0) for r in used)
-            ),
-            selection=selection,
-            chosen_step=chosen_step,
-            exports=list(exports),
-            details=details,
-        )
+            state_sha256=sha256, gradient_evaluations=int(gradient_evaluations),
+            gradient_evaluations_with_uses=int(gradient_evaluations + of_used),
+            selection=selection, chosen_step=chosen_step, exports=list(exports), details=details,
+        )  # fmt: skip
         self.say(f"{self.name}: finished in {self._time()['seconds']:.0f} s -> {self.directory}")
         for key, value in (metrics or {}).items():
             self.say(f"  {key} = {float(value):.4f}")
 
-    def _record(self, **values: Any) -> None:
-        config = self.config
-        data = {**self.read, **self._data}
+    def _diverged(self, error: Diverged) -> None:
+        self.say(f"{self.name}: diverged: {error}")
+        self._record("diverged", reason=str(error), metrics={}, validation={}, state_sha256=None,
+                     gradient_evaluations=0, gradient_evaluations_with_uses=0, selection="none",
+                     chosen_step=error.step, exports=[], details={})  # fmt: skip
+
+    def _record(self, status: str, **values: Any) -> None:
+        config, data = self.config, {**self.read, **self._data}
+        sha256 = protocol.config_sha256(self.fields)
+        fingerprint = {
+            "config": sha256,
+            "code": self.code,
+            "data": data,
+            "uses": self._used_hashes(),
+        }
         write_json(self.directory / "record.json", {
-            "paper": self.paper, "scale": config.scale, "arm": config.arm, "task": config.task, "seed": config.seed,
-            **values, **self._hashes, "gates": self.gates, "splits": self._written.get("splits", {}),
-            "config": self.fields, "config_sha256": protocol.config_sha256(self.fields),
-            "fingerprint": {"config": protocol.config_sha256(self.fields), "code": self.code, "data": data,
-                            "uses": self._used_hashes()},
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit(self.root),
-            **self._time(), "peak_memory_mb": round(_peak_memory_mb(), 1), "environment": environment(),
+            "paper": self.paper, "scale": config.scale, "arm": config.arm, "task": config.task,
+            "seed": config.seed, "status": status, **values, **self._hashes, "gates": self.gates,
+            "splits": self._splits, "config": self.fields, "config_sha256": sha256,
+            "fingerprint": fingerprint, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "commit": commit(self.root), **self._time(), "peak_memory_mb": round(_peak_memory_mb(), 1),
+            "environment": environment(),
         })  # fmt: skip
         if not os.environ.get("KEEP"):
             shutil.rmtree(self.directory / "checkpoint", ignore_errors=True)
@@ -608,44 +692,39 @@ class Run:
 @contextlib.contextmanager
 def start(config: RunConfig, file: str) -> Iterator[Run]:
     """Open the run of `config`; `file` is `__file__` of train.py. A divergence is recorded, then raised."""
-    with contextlib.ExitStack() as held:
-        run = Run(held.enter_context(processes.joined(config)), file)
+    with contextlib.ExitStack() as stack:
+        run = Run(stack.enter_context(processes.joined(config)), file)
         try:
             run.directory.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise BadInput(
-                f"{run.directory}: a file is in the place of a folder; move it away, or give another --out"
-            ) from error
-        _hold(held.enter_context(open(run.directory / ".lock", "w")), run.directory)
+            what = f"{run.directory}: a file is in the place of a folder"
+            raise BadInput(f"{what}; move it away, or give another --out") from error
+        _lock(stack.enter_context(open(run.directory / ".lock", "w")), run.directory)
         run.open()
-        run.finished = processes.from_first(run.finished)
+        run.finished = processes.broadcast(run.finished)
         try:
             with sources.recording() as run.read:
                 yield run
         except Diverged as error:
-            run.say(f"{run.name}: diverged: {error}")
-            run._record(status="diverged", reason=str(error), metrics={}, validation={}, state_sha256=None,
-                        gradient_evaluations=0, gradient_evaluations_with_uses=0, selection="none", chosen_step=error.step,
-                        exports=[], details={})  # fmt: skip
+            run._diverged(error)
             raise
 
 
-def _hold(lock: Any, directory: Path, patience: float = 5.0) -> None:
+def _lock(file: Any, directory: Path, patience: float = 5.0) -> None:
     """One process writes a run at a time; one that was just killed has a moment to go."""
     begun = time.monotonic()
     while True:
         try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if time.monotonic() - begun > patience:
-                raise BadInput(
-                    f"{directory} is being written by another process; wait for it or give --out"
-                ) from error
+                what = f"{directory} is being written by another process"
+                raise BadInput(f"{what}; wait for it or give --out") from error
             time.sleep(0.2)
 
 
 @contextlib.contextmanager
-def _bar(name: str, start_at: int, total: int) -> Iterator[Callable[[int], None] | None]:
+def _bar(name: str, begin: int, total: int) -> Iterator[Callable[[int], None] | None]:
     """A progress bar on a terminal; None where there is none (lines are printed instead)."""
     if _worker or processes.rank() or not sys.stderr.isatty():
         yield None
@@ -661,62 +740,31 @@ def _bar(name: str, start_at: int, total: int) -> Iterator[Callable[[int], None]
 
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(name, total=total, completed=start_at)
+        task = progress.add_task(name, total=total, completed=begin)
         yield lambda done: progress.update(task, completed=done)
 
 
-# --- command line -----------------------------------------------------------------------------------------------------
-
-
-def _option(argv: list[str], name: str) -> str | None:
-    """Value of `--name VALUE` or `--name=VALUE` in argv."""
-    for i, word in enumerate(argv):
-        if word == f"--{name}" and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(f"--{name}="):
-            return word.split("=", 1)[1]
-    return None
+# --- command line --------------------------------------------------------------------------------------
 
 
 def command_line(
-    config_class: type, run: Callable[[Any], Path], doc: str | None, file: str
+    config_class: type[C], run: Callable[[C], Path], doc: str | None, file: str
 ) -> None:
-    """`python -m <paper>.train`: choose a run of the protocol, change what you like, train it (and what it uses)."""
-    argv = sys.argv[1:]
+    """`python -m <paper>.train`: choose a run of the protocol, change what you like, train it and what it uses."""
     if int(os.environ.get("RANK", "0")):  # one of several processes, which say the same
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        paper = protocol.Protocol(Path(file).resolve().parent)
-        tiny = "--tiny" in argv
-        argv = [a for a in argv if a != "--tiny"]
-        small = paper.document.get("tiny") or {}
-        scale = "tiny" if tiny else _option(argv, "scale") or "cpu"
-        if tiny:
-            print((doc or "").strip().split("\n\n")[0], flush=True)
-            print(
-                f"A tiny run of arm '{small['arm']}' on task '{small['task']}': random or bundled model, no download.",
-                flush=True,
-            )
-        arm = _option(argv, "arm") or (small["arm"] if tiny else paper.selected(scale)[0])
-        task = _option(argv, "task") or (small["task"] if tiny else paper.arm_tasks(arm, scale)[0])
-        seed = _option(argv, "seed") or "0"
-        if not seed.isdecimal():
-            raise BadInput(f"--seed {seed}: expected a whole number of at least 0")
-        node = paper.node(scale, arm, task, int(seed))
-        chosen = paper.config(scale, node)
-        chosen["uses"] = {
-            k[0]: _option(argv, f"uses.{k[0]}") or chosen["uses"][k[0]] for k in node.uses
-        }
         import tyro
 
+        paper = protocol.Protocol(Path(file).resolve().parent)
+        scale, node, words = _chosen_run(paper, doc)
+        default = config_class(**paper.config(scale, node))
         prog = f"python -m {paper.paper}.train"
-        config = tyro.cli(
-            config_class, prog=prog, default=config_class(**chosen), args=argv, description=doc
-        )
-        paper.check_numbers({f: getattr(config, f) for f in paper.fields}, "command line")
+        config = tyro.cli(config_class, prog=prog, default=default, args=words, description=doc)
+        paper.check_numbers(vars(config), "command line")
         _stop_on_signals()
         for key in node.uses:
-            if _option(argv, f"uses.{key[0]}") is None:
+            if config.uses[key[0]] == str(paper.run_directory(scale, key)):
                 _train_used(paper, scale, key, config_class, run)
         run(config)
     except (BadInput, sources.MissingInput) as error:
@@ -728,12 +776,33 @@ def command_line(
         sys.exit(130)
 
 
+def _chosen_run(paper: protocol.Protocol, doc: str | None) -> tuple[str, protocol.Node, list[str]]:
+    """Scale and run that the command line names, by default the first arm's; and the words that are left."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--tiny", action="store_true")
+    for name in ("scale", "arm", "task", "seed"):
+        parser.add_argument(f"--{name}")
+    chosen, words = parser.parse_known_args()
+    tiny = paper.document.tiny if chosen.tiny else None
+    if tiny:
+        print((doc or "").strip().split("\n\n")[0])
+        print(f"A tiny run of arm '{tiny.arm}' on task '{tiny.task}': random or bundled model, no download.",
+              flush=True)  # fmt: skip
+    scale = "tiny" if tiny else chosen.scale or "cpu"
+    arm = chosen.arm or (tiny.arm if tiny else paper.selected(scale)[0])
+    task = chosen.task or (tiny.task if tiny else paper.arm_tasks(arm, scale)[0])
+    seed = chosen.seed or "0"
+    if not seed.isdecimal():
+        raise BadInput(f"--seed {seed}: expected a whole number of at least 0")
+    return scale, paper.node(scale, arm, task, int(seed)), words
+
+
 def _train_used(
     paper: protocol.Protocol,
     scale: str,
-    key: tuple[str, str, int],
-    config_class: type,
-    run: Callable[[Any], Path],
+    key: protocol.Key,
+    config_class: type[C],
+    run: Callable[[C], Path],
 ) -> None:
     """Train the run `key` (and what it uses in turn) unless its record stands."""
     node = paper.node(scale, *key)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared import runs
-from shared.processes import own
+from shared.processes import noise_names
 
 from . import molecules, objectives, rehearsal
 from .language import draw
@@ -127,7 +127,7 @@ class Images:
             for k, name in enumerate(self.names[: len(self.granularities)])
         ]
         classes = objectives.jigsaw_labels(
-            len(rows), JIGSAWS + 1, runs.stream(self.seed, "jigsaw", step, micro, *own())
+            len(rows), JIGSAWS + 1, runs.stream(self.seed, "jigsaw", step, micro, *noise_names())
         )
         square = F.interpolate(
             x, size=self.size - self.size % 3, mode="bilinear", align_corners=False
@@ -137,7 +137,7 @@ class Images:
             F.cross_entropy(heads["JPP"](encoder(puzzle)).float(), classes.to(self.device))
         )
         hole = max(1, round(16 * self.size / 224))
-        holed = objectives.erase(x, hole, runs.stream(self.seed, "hole", step, micro, *own()))
+        holed = objectives.erase(x, hole, runs.stream(self.seed, "hole", step, micro, *noise_names()))
         losses.append(objectives.mask_contrast(features, encoder(holed)))
         return losses
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared import bundled, runs, sources
-from shared.processes import own
+from shared.processes import noise_names
 
 from . import data, objectives, rehearsal
 from .method import squared_error
@@ -329,7 +329,7 @@ class Language:
         if not self.copies:
             found = []
             for k in range(2):
-                g = runs.stream(self.seed, "mask", step, micro, k, *own())
+                g = runs.stream(self.seed, "mask", step, micro, k, *noise_names())
                 altered, at, targets = self._mask(rows, g)
                 inputs = self.plain.batch(rows, self.device)
                 longest = inputs["input_ids"].shape[1]

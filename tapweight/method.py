@@ -41,7 +41,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shared import vectors
 from shared.hypergrad import FiniteDifference, ForwardOverReverse, through_level
-from shared.processes import averaged
+from shared.processes import all_mean
 from shared.vectors import Vector
 
 Losses = Callable[[], list[Tensor]]  # the K pretraining losses of one batch, scalars
@@ -194,7 +194,7 @@ def _gradients(batches: Sequence[Losses], theta: Vector, u: Vector) -> Alignment
                     reached = [(a, b) for a, b in zip(g[k], more) if b is not None]
                     if reached:
                         torch._foreach_add_(*map(list, zip(*reached)), alpha=1 / len(batches))
-    everything, K = [*map(averaged, g), u], len(g)
+    everything, K = [*map(all_mean, g), u], len(g)
     gram = torch.tensor(
         [[vectors.dot(a, b) for b in everything] for a in everything], dtype=torch.float64
     )
@@ -263,7 +263,7 @@ def validation_gradient(validation_loss: Loss, phi: Vector) -> tuple[Vector, Ten
         loss = validation_loss()
         v = torch.autograd.grad(loss, phi, allow_unused=True)
     v = [torch.zeros_like(p) if x is None else x for x, p in zip(v, phi)]
-    return averaged(v), loss.detach()
+    return all_mean(v), loss.detach()
 
 
 def level_three_step(

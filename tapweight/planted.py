@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared import bundled, runs
-from shared.processes import own
+from shared.processes import noise_names
 
 NAMES = ("reconstruction", "half-noise", "shifted", "junk")
 ALIGNED = 1
@@ -82,7 +82,7 @@ class Planted:
         items = self.u[rows]
         x = self.x[items]
         kept = (
-            torch.rand(x.shape, generator=runs.stream(self.seed, "pixels", step, micro, *own())).to(
+            torch.rand(x.shape, generator=runs.stream(self.seed, "pixels", step, micro, *noise_names())).to(
                 x.device
             )
             < 0.5

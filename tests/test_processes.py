@@ -25,7 +25,7 @@ def test_rows_are_divided_evenly_and_none_is_left_out(monkeypatch, n, kind):
     monkeypatch.setattr(processes, "world", lambda: 4)
     for k in range(4):
         monkeypatch.setattr(processes, "rank", lambda k=k: k)
-        taken.append([int(x) for x in processes.mine(kind(rows))])
+        taken.append([int(x) for x in processes.shard(kind(rows))])
     assert {len(t) for t in taken} == {-(-n // 4)}
     assert {x for t in taken for x in t} == set(rows)
 
@@ -34,9 +34,9 @@ def test_one_process_is_left_alone():
     rows = torch.arange(5)
     gradient = torch.nn.Parameter(torch.ones(2))
     gradient.grad = torch.tensor([1.0, 2.0])
-    processes.average_gradients([gradient])
-    assert processes.mine(rows) is rows and processes.own() == () and processes.world() == 1
-    assert processes.agreed(True, False) == (True, False) and processes.from_first("x") == "x"
+    processes.mean_gradients([gradient])
+    assert processes.shard(rows) is rows and processes.noise_names() == () and processes.world_size() == 1
+    assert processes.any_rank(True, False) == (True, False) and processes.broadcast("x") == "x"
     assert gradient.grad.tolist() == [1.0, 2.0]
 
 
@@ -46,8 +46,8 @@ from accelerate import PartialState
 from shared import processes
 PartialState(cpu=True)
 rank = processes.rank()
-assert processes.world() == 2 and processes.gathered(rank) == [0, 1]
-assert processes.from_first(rank) == 0 and processes.agreed(rank == 1, False) == (True, False)
+assert processes.world_size() == 2 and processes.gather(rank) == [0, 1]
+assert processes.broadcast(rank) == 0 and processes.any_rank(rank == 1, False) == (True, False)
 a, b, c = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
 processes.average_before_steps()
 optimiser = torch.optim.SGD([a, b, c], lr=1.0)
@@ -55,11 +55,11 @@ a.grad = torch.full((2,), float(rank))        # 0 and 1: mean 0.5
 if rank: b.grad = torch.ones(2)               # only one process has a gradient: it counts as zero in the other
 optimiser.step()
 assert a.tolist() == [-0.5, -0.5] and b.tolist() == [-0.5, -0.5] and c.grad is None, (a, b, c)
-with processes.alone():                       # no message is sent: the other process is elsewhere
+with processes.single():                       # no message is sent: the other process is elsewhere
     if rank:
         a.grad = torch.ones(2)
         optimiser.step()
-        assert processes.mine([1, 2]) == [1, 2]
+        assert processes.shard([1, 2]) == [1, 2]
 assert a.tolist() == ([-0.5, -0.5] if rank == 0 else [-1.5, -1.5])
 dist.destroy_process_group()
 """

@@ -108,9 +108,9 @@ def test_yaml_exponents_are_numbers(toy):
 
 
 def test_config_is_read_without_importing(toy):
-    fields = protocol.config_fields(toy / "toy" / "train.py")
+    fields = protocol.config_fields(toy / "toy" / "config.py")
     assert list(fields)[:7] == ["scale", "arm", "task", "seed", "device", "out", "uses"]
-    assert fields["nan_at"].default == -1 and fields["lr"].annotation == "float"
+    assert fields["nan_at"].default == -1 and fields["lr"].type is float
 
 
 def test_code_files_are_those_imported(toy):
@@ -121,6 +121,58 @@ def test_code_files_are_those_imported(toy):
     assert "toy/figures.py" not in names and not any(
         n.startswith(("tests", "benchmarks")) for n in names
     )
+
+
+PLAIN = """import math
+
+
+def half(x: float = 1.0) -> float:
+    # why
+    return math.sqrt(x) / 2
+"""
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda s: s.replace("# why", "# because"),
+        lambda s: s.replace("    # why\n", '    """Half of the root."""\n    # why\n'),
+        lambda s: s.replace("x) / 2", "\n        x\n    ) / (2)"),
+        lambda s: '"""What is here."""\n' + s,
+        lambda s: s + "\n\n# the end\n",
+    ],
+)
+def test_words_and_layout_do_not_change_the_hash_of_code(tmp_path, edit):
+    hashes = []
+    for name, text in (("a", PLAIN), ("b", edit(PLAIN))):
+        folder = tmp_path / name / "toy"
+        folder.mkdir(parents=True)
+        (folder / "train.py").write_text(text)
+        hashes.append(protocol.code_hashes(folder / "train.py"))
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda s: s.replace("/ 2", "/ 2.0"),
+        lambda s: s.replace("/ 2", "/ 3"),
+        lambda s: s.replace("/ 2", "* 2"),
+        lambda s: s.replace("= 1.0", "= 1"),
+        lambda s: s.replace("= 1.0", "= True"),
+        lambda s: s.replace("def half", "@staticmethod\ndef half"),
+        lambda s: s.replace("sqrt", "exp"),
+        lambda s: s.replace("    return", "    x = 'words'\n    return"),
+        lambda s: s.replace("import math", "import numpy as math"),
+    ],
+)
+def test_what_can_move_a_score_changes_the_hash_of_code(tmp_path, edit):
+    (tmp_path / "toy").mkdir()
+    path = tmp_path / "toy" / "train.py"
+    path.write_text(PLAIN)
+    before = protocol.code_hashes(path)
+    path.write_text(edit(PLAIN))
+    assert protocol.code_hashes(path) != before
 
 
 def test_record_hash_ignores_time_and_place():

@@ -201,11 +201,11 @@ def test_a_damaged_checkpoint_falls_back_to_an_older_one(toy, monkeypatch, capsy
     "edit, reason",
     [
         (
-            lambda root: (root / "toy" / "evaluate.py").open("a").write("\n# edited\n"),
+            lambda root: (root / "toy" / "evaluate.py").open("a").write("\nEDITED = 1\n"),
             "code changed: toy/evaluate.py",
         ),
         (
-            lambda root: (root / "shared" / "runs.py").open("a").write("\n# edited\n"),
+            lambda root: (root / "shared" / "runs.py").open("a").write("\nEDITED = 1\n"),
             "code changed: shared/runs.py",
         ),
         (
@@ -319,6 +319,7 @@ def test_command_line(toy):
         (["--arm", "godo"], ["unknown key 'godo'", "did you mean 'good'"]),
         (["--scale", "cpuu"], ["cpuu"]),
         (["--lr", "-1"], ["lr = -1.0 must be positive"]),
+        (["--noise", "-1"], ["noise = -1.0", "at least 0"]),
         (["--stpes", "3"], ["stpes"]),
         (["--device", "cuda"], ["cuda", "--device cpu"]),
     ):

@@ -10,26 +10,13 @@ TRAIN = '''
 """Toy: expect an accuracy near 0.9 in a second on any machine."""
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from shared import runs
 from toy import evaluate
-
-
-@dataclass(frozen=True)
-class Config(runs.RunConfig):
-    steps: int = 20  # gradient steps
-    lr: float = 0.5  # learning rate
-    noise: float = 0.0  # standard deviation of noise on the inputs
-    nan_at: int = -1  # put a NaN in at this step
-    crash: int = -1  # the run of this seed dies without a word
-
-    def __post_init__(self):
-        if self.lr <= 0:
-            raise runs.BadInput(f"lr = {self.lr} must be positive")
+from toy.config import Config
 
 
 def run(config):
@@ -50,15 +37,7 @@ def run(config):
         run.splits(train=range(200), test=range(200, 300))
         theta = torch.zeros(5, requires_grad=True)
         noise = runs.stream(config.seed, "noise")
-        saved = run.resume()
-        if saved:
-            theta.data.copy_(saved["theta"])
-            runs.restore_generators(saved["generators"], noise)
-
-        def save():
-            return {"theta": theta.detach().clone(), "generators": runs.generator_states(noise)}
-
-        for step in run.steps(saved["step"] if saved else 0, config.steps, save):
+        for step in run.phase("training", config.steps, runs.Parts(theta=[theta], noise=noise)):
             inputs = x[:200] + config.noise * torch.randn(200, 5, generator=noise)
             loss = torch.nn.functional.binary_cross_entropy_with_logits(inputs @ theta, y[:200])
             if step == config.nan_at:
@@ -77,6 +56,38 @@ def run(config):
 
 if __name__ == "__main__":
     runs.command_line(Config, run, __doc__, __file__)
+'''
+
+CONFIG = '''
+"""What toy can be told."""
+from dataclasses import dataclass
+
+from shared.protocol import BadInput, RunConfig
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the weights are learned."""
+
+    # gradient steps
+    steps: int = 20
+    # learning rate
+    lr: float = 0.5
+    # standard deviation of noise on the inputs
+    noise: float = 0.0
+    # put a NaN in at this step
+    nan_at: int = -1
+    # the run of this seed dies without a word
+    crash: int = -1
+
+
+@dataclass(frozen=True)
+class Config(RunConfig, Training):
+    """Everything a run of toy can be told."""
+
+    def __post_init__(self):
+        if self.lr <= 0:
+            raise BadInput(f"lr = {self.lr} must be positive")
 '''
 
 EVALUATE = """
@@ -152,6 +163,7 @@ def write(root: Path) -> Path:
     (folder / "__init__.py").write_text("")
     for name, text in {
         "train.py": TRAIN,
+        "config.py": CONFIG,
         "evaluate.py": EVALUATE,
         "figures.py": FIGURES,
         "paper.yaml": PAPER,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from shared.hypergrad import Hypergradient, hypergrad
-from shared.processes import average_gradients
+from shared.processes import mean_gradients
 
 # ------------------------------------------------------------------------------------- the mixed weight
 
@@ -227,7 +227,7 @@ def w_step(optimizer: torch.optim.Optimizer, w: list[Tensor], lower: Loss, clip:
     loss = lower()
     for weight, gradient in zip(w, torch.autograd.grad(loss, w), strict=True):
         weight.grad = gradient
-    average_gradients(w)  # over processes, before the norm is taken
+    mean_gradients(w)  # over processes, before the norm is taken
     nn.utils.clip_grad_norm_(w, clip)
     optimizer.step()
     optimizer.zero_grad()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shared import runs, vectors
 from shared.hypergrad import FiniteDifference, FirstOrder, OneStep, self_check
-from shared.processes import average_gradients, mine
+from shared.processes import mean_gradients, shard
 
 from . import baselines, data, method, official
 
@@ -180,7 +180,7 @@ class Training:
         xi = config.lr * linear(t, self.plan.T, config.warmup)
         set_rate(self.opt_w, xi)
         lower_items = self.everything if config.search == "joint" else self.d_tr
-        b_tr = mine(batch(lower_items, config.batch, t, config.seed, "lower", k))
+        b_tr = shard(batch(lower_items, config.batch, t, config.seed, "lower", k))
         lower = self.loss_of(b_tr)
         self.new_masks("search", k, t)
         facts = {}
@@ -189,7 +189,7 @@ class Training:
             set_rate(self.opt_a, config.alpha_lr * cosine(t, self.plan.T, config.warmup))
             if config.search == "joint":
                 return self.joint_step(lower, xi, b_tr, k, t)
-            b_val = mine(batch(self.d_val, config.batch, t, config.seed, "upper", k))
+            b_val = shard(batch(self.d_val, config.batch, t, config.seed, "upper", k))
             g, direct, implicit = self.hypergradient(self.loss_of(b_val), lower, xi, k, t)
             size = vectors.norm(g)
             self.run.finite(
@@ -242,7 +242,7 @@ class Training:
         gradients = torch.autograd.grad(loss, [*self.alpha, *w])
         for weight, gradient in zip(w, gradients[len(self.alpha) :], strict=True):
             weight.grad = gradient
-        average_gradients(w)
+        mean_gradients(w)
         torch.nn.utils.clip_grad_norm_(w, self.config.search_clip)
         self.opt_w.step()
         self.opt_w.zero_grad()
@@ -295,7 +295,7 @@ class Training:
         config, w = self.config, list(self.w.values())
         rate = config.lr * linear(t, self.plan.finetune, config.warmup)
         set_rate(self.opt_w, rate)
-        b = mine(batch(self.everything, config.batch, t, config.seed, "finetune"))
+        b = shard(batch(self.everything, config.batch, t, config.seed, "finetune"))
         items = self.train.take(b)
         self.new_masks("finetune", t)
 
@@ -312,7 +312,7 @@ class Training:
 
         for weight, gradient in zip(w, torch.autograd.grad(loss, w), strict=True):
             weight.grad = gradient
-        average_gradients(w)
+        mean_gradients(w)
         torch.nn.utils.clip_grad_norm_(w, config.clip)
         if config.finetune == "child_f":
             baselines.child_f_([weight.grad for weight in w], config.strength)
