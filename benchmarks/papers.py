@@ -7,19 +7,15 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from benchmarks import PAPERS, ROOT
-from shared.protocol import BadInput, unknown
+from shared.protocol import Document, read_as, unknown
 
 Ratio = Annotated[float, Field(gt=0)]  # of one step to a plain step on the same kind of work
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Question(_Entry):
+class Question(Document):
     """A reader's question; a "supported" of the claim answers it with yes.
 
     With `control` the question is whether the method beats that control of the claim.
@@ -30,7 +26,7 @@ class Question(_Entry):
     control: str | None = None
 
 
-class Bound(_Entry):
+class Bound(Document):
     """What one step or cycle costs, in plain steps on the same kind of work; good to 5 to 7 %.
 
     `row`, `same_work` and `over` name rows of the measurements of `benchmarks/methods/<dir>.py`.
@@ -58,7 +54,7 @@ class Bound(_Entry):
         return self.reached or self.floor
 
 
-class Paper(_Entry):
+class Paper(Document):
     order: int = Field(ge=1)  # place in the overview
     title: str
     authors: list[str] = Field(min_length=1)
@@ -73,10 +69,7 @@ class Paper(_Entry):
 def read(directory: Path) -> Paper:
     """`directory`/paper.yaml; BadInput names a wrong key with the nearest one, or a wrong value."""
     document = yaml.safe_load((directory / "paper.yaml").read_text(encoding="utf-8"))
-    try:
-        return Paper.model_validate(document)
-    except ValidationError as error:
-        raise _bad_input(error, f"{directory.name}/paper.yaml") from None
+    return read_as(Paper, document, f"{directory.name}/paper.yaml")
 
 
 @cache
@@ -85,17 +78,3 @@ def paper(name: str) -> Paper:
     if name not in PAPERS:
         raise unknown(name, PAPERS, "papers")
     return read(ROOT / name)
-
-
-def _bad_input(error: ValidationError, file: str) -> BadInput:
-    """The first problem that pydantic lists, in the words that our other files use."""
-    problem = error.errors()[0]
-    *parents, key = problem["loc"] or ("paper",)
-    where = ": ".join([file, *map(str, parents)])
-    if problem["type"] == "extra_forbidden":
-        entries: dict[str, type[_Entry]] = {"questions": Question, "bounds": Bound}
-        entry = entries.get(str(parents[0]), Paper) if parents else Paper
-        return unknown(str(key), entry.model_fields, where)
-    if problem["type"] == "missing":
-        return BadInput(f"{where}: {str(key)!r} is missing")
-    return BadInput(f"{where}: {key} = {problem['input']!r}: {problem['msg']}")
