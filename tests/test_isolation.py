@@ -73,8 +73,8 @@ def test_a_copy_with_shared_alone_trains_and_evaluates(paper, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert "tiny run" in done.stdout
     paper_protocol = protocol.Protocol(tmp_path / paper)
-    tiny = paper_protocol.document["tiny"]
-    directory = tmp_path / "runs" / paper / "tiny" / tiny["task"] / "seed0" / tiny["arm"]
+    tiny = paper_protocol.document.tiny
+    directory = tmp_path / "runs" / paper / "tiny" / tiny.task / "seed0" / tiny.arm
     metrics = json.loads((directory / "record.json").read_text())["metrics"]
     done = subprocess.run(
         [sys.executable, "-m", f"{paper}.evaluate", str(directory)],
@@ -96,7 +96,7 @@ def test_config_read_as_text_is_the_config(paper):
     assert done.returncode == 0, done.stderr[-2000:]
     values = {
         k: list(f.default) if isinstance(f.default, tuple) else f.default
-        for k, f in protocol.config_fields(ROOT / paper / "train.py").items()
+        for k, f in protocol.config_fields(ROOT / paper / "config.py").items()
     }
     assert json.loads(done.stdout.splitlines()[-1]) == json.loads(json.dumps(values, default=list))
     assert asdict(protocol.RunConfig())["seed"] == 0
@@ -109,7 +109,7 @@ def test_every_scale_of_the_protocol_resolves(paper):
 
     p = protocol.Protocol(ROOT / paper)
     claims = yaml.safe_load((ROOT / paper / "claims.yaml").read_text())
-    assert set(p.document["scales"]) == set(protocol.SCALES)
+    assert set(p.document.scales) == set(protocol.SCALES)
     for scale in protocol.SCALES:
         nodes = p.nodes(scale)
         assert nodes, scale
