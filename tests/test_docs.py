@@ -109,7 +109,7 @@ def defined(path: Path) -> set[str]:
     return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)}
 
 
-def tests_of(paper: str) -> list[str]:
+def files_of_tests(paper: str) -> list[str]:
     """Files of tests of one paper, from the repository's folder."""
     files = [*ROOT.glob(f"tests/test_{paper}.py"), *ROOT.glob(f"tests/{paper}/test_*.py")]
     return [str(file.relative_to(ROOT)) for file in files]
@@ -124,7 +124,7 @@ def test_the_hour_names_what_there_is(paper):
     for file, names in steps:
         missing = set(re.findall(r"`(\w+)`", names)) - defined(ROOT / file)
         assert not missing, f"{paper}/README.md: {file} defines no {missing}"
-    tests = set().union(*(defined(ROOT / file) for file in tests_of(paper)))
+    tests = set().union(*(defined(ROOT / file) for file in files_of_tests(paper)))
     named = set(re.findall(r"`(test_\w+)`", text))
     assert named and named <= tests, f"{paper}/README.md: no such test: {named - tests}"
     minutes = [int(m) for m in re.findall(r"^\d\. \((\d+)", text, re.MULTILINE)]
@@ -140,7 +140,7 @@ def test_the_exercise_changes_a_line_that_is_there(paper):
     )
     assert new != old and new not in code.splitlines()
     ast.parse(code.replace(old, new))
-    assert command[:3] == ["python", "-m", "pytest"] and command[3] in tests_of(paper)
+    assert command[:3] == ["python", "-m", "pytest"] and command[3] in files_of_tests(paper)
     assert command[4] == "-k"
     chosen = [word for word in command[5].split() if word != "or"]
     for word in chosen:
