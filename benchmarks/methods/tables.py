@@ -2,8 +2,8 @@
 
     python -m benchmarks.methods.tables     table and figure from the committed result, unmeasured
 
-A result is {machine, versions, papers: {paper: {rows: {name: {ratio, lowest, highest, memory, ...}},
-peak_megabytes, ...}}}; the bounds beside it stand in each paper's paper.yaml.
+A result is {machine, versions, papers: {paper: {rows: {name: {ratio, lowest, highest, memory,
+...}}, peak_megabytes, ...}}}; the bounds beside it stand in each paper's paper.yaml.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def opt(vocab_size: int, d: int, layers: int, heads: int) -> Any:
     from transformers import OPTConfig, OPTForCausalLM
 
     torch.manual_seed(0)
-    size = {"hidden_size": d, "word_embed_proj_dim": d, "num_hidden_layers": layers}
+    size: Any = {"hidden_size": d, "word_embed_proj_dim": d, "num_hidden_layers": layers}
     size |= {"ffn_dim": 4 * d, "num_attention_heads": heads, "max_position_embeddings": 512}
     tokens: Any = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
     config = OPTConfig(vocab_size=vocab_size, dropout=0.0, **size, **tokens)
@@ -83,7 +83,7 @@ def model_step(rounds: int) -> float:
 
 
 def detection(rounds: int) -> dict[str, float]:
-    """ms a token, 200-token texts at V = 50,272 (the official detector: 0.33): z_score has no cache."""
+    """ms a token, 200-token texts at V = 50,272 (the official detector: 0.33)."""
     g = torch.Generator().manual_seed(0)
     texts = [torch.randint(2000, (200,), generator=g).tolist() for _ in range(3)]
     detector = Detector(watermark_of(50_272))
@@ -102,7 +102,7 @@ def training(rounds: int, T: int) -> dict[str, cost.Row]:
 
     V, d = 2000, 256
     model = opt(V, d, 4, 4)
-    size = {"num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 4 * d}
+    size: Any = {"num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 4 * d}
     encoder = BertModel(BertConfig(vocab_size=V, hidden_size=d, **size)).eval()
     encoder.requires_grad_(False)
     sim = encoder.get_input_embeddings().weight.detach()
