@@ -20,13 +20,13 @@ COPIED = ("shared", "benchmarks", "tests", "docs", "scripts")
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the repository without its papers, in which `my_paper` was made."""
+    """A copy of the repository without its papers, in which `weigh_columns` was made."""
     root = tmp_path_factory.mktemp("checkout")
     for name in COPIED:
         shutil.copytree(ROOT / name, root / name, ignore=LEFT_OUT)
     for name in ("Makefile", "pyproject.toml", "README.md", "CONTRIBUTING.md"):
         shutil.copy(ROOT / name, root)
-    done = python(root, "-m", "benchmarks.new_paper", "my_paper")
+    done = python(root, "-m", "benchmarks.new_paper", "weigh_columns")
     assert done.returncode == 0, done.stderr
     return root
 
@@ -40,26 +40,28 @@ def python(root, *words):
 
 
 def test_it_trains_and_is_judged(checkout):
-    done = python(checkout, "-m", "my_paper.train", "--tiny")
+    done = python(checkout, "-m", "weigh_columns.train", "--tiny")
     assert done.returncode == 0 and "tiny run" in done.stdout, done.stderr
-    done = python(checkout, "-m", "benchmarks.reproduce", "my_paper", "--scale", "cpu")
+    done = python(checkout, "-m", "benchmarks.reproduce", "weigh_columns", "--scale", "cpu")
     assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads((checkout / "runs/my_paper/cpu/results.json").read_text())
+    result = json.loads((checkout / "runs/weigh_columns/cpu/results.json").read_text())
     verdicts = {claim["id"]: claim["verdict"] for claim in result["claims"]}
     assert "NOT RUN" not in " ".join(verdicts.values()) and len(verdicts) == 2
     assert all(gate["passed"] for gate in result["gates"])
-    assert "my_paper" in (checkout / "report/index.html").read_text()
+    assert "weigh_columns" in (checkout / "report/index.html").read_text()
 
 
 def test_it_passes_its_tests_and_those_of_every_paper(checkout):
     """Without a line of its own anywhere else."""
     judged = ["tests/test_papers.py", "tests/test_isolation.py", "tests/test_docs.py"]
-    chosen = ["-k", "my_paper or registers or order", "-p", "no:cacheprovider"]
-    done = python(checkout, "-m", "pytest", "tests/my_paper", *judged, *chosen)
+    chosen = ["-k", "weigh_columns or registers or order", "-p", "no:cacheprovider"]
+    done = python(checkout, "-m", "pytest", "tests/weigh_columns", *judged, *chosen)
     assert done.returncode == 0, done.stdout
-    done = python(checkout, "-m", "ruff", "check", "my_paper", "tests/my_paper")
+    done = python(checkout, "-m", "ruff", "check", "weigh_columns", "tests/weigh_columns")
     assert done.returncode == 0, done.stdout
-    formatted = python(checkout, "-m", "ruff", "format", "--check", "my_paper", "tests/my_paper")
+    formatted = python(
+        checkout, "-m", "ruff", "format", "--check", "weigh_columns", "tests/weigh_columns"
+    )
     assert formatted.returncode == 0, formatted.stdout
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,7 +37,17 @@ def create(name: str, root: Path = ROOT) -> list[Path]:
             text = source.read_text(encoding="utf-8").replace(PLACEHOLDER, name)
             target.write_text(text.replace("order: 1\n", f"order: {order}\n"), encoding="utf-8")
             files.append(target)
+    tidy(files)
     return files
+
+
+def tidy(files: list[Path]) -> None:
+    """Imports in the order, and lines in the breaks, that a name of this length asks for."""
+    code = [str(file) for file in files if file.suffix == ".py"]
+    if importlib.util.find_spec("ruff"):
+        ruff = [sys.executable, "-m", "ruff"]
+        subprocess.run([*ruff, "check", "--quiet", "--select", "I", "--fix", *code], check=True)
+        subprocess.run([*ruff, "format", "--quiet", *code], check=True)
 
 
 def main() -> int:

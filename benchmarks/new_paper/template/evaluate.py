@@ -24,9 +24,7 @@ STATISTICS: dict[str, Callable[[dict[str, Predictions]], float]] = {}
 def main(directory: str) -> None:
     path = Path(directory) / "predictions.npz"
     if not path.exists():
-        sys.exit(
-            f"error: no predictions.npz in {directory}; train first: python -m example_paper.train"
-        )
+        sys.exit(f"error: no predictions.npz in {directory}; train the run first")
     with np.load(path, allow_pickle=False) as archive:
         for name, value in score({k: archive[k] for k in archive.files}).items():
             print(f"{name} = {value:.4f}")
