@@ -63,7 +63,9 @@ class Paper(Document):
     repository: str | None = Field(default=None, pattern=r"^https://")  # the official one
     line: str  # the idea in one sentence
     questions: list[Question] = Field(min_length=1)
-    bounds: list[Bound] = []  # of its step cost, measured by `benchmarks/methods/<dir>.py`
+    bounds: list[Bound] = Field(
+        default_factory=list
+    )  # of its step cost, measured by `benchmarks/methods/<dir>.py`
 
 
 def read(directory: Path) -> Paper:
