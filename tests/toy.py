@@ -134,6 +134,16 @@ claims:
 targets: []
 """
 
+PAPER = """
+order: 1
+title: A toy
+authors: [Nobody]
+venue: nowhere
+arxiv: "0000.00000"
+line: Clean inputs beat noisy ones.
+questions: [{ask: "Do clean inputs beat noisy ones?", claim: C1}]
+"""
+
 REPORTED = """
 paper: toy
 arxiv: '0000.00000'
@@ -148,12 +158,20 @@ def write(root: Path) -> Path:
     here = Path(__file__).resolve().parent.parent
     for name in ("shared", "benchmarks"):  # copies: the judge finds papers beside itself
         shutil.copytree(here / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "benchmarks" / "__init__.py").write_text('PAPERS = ("toy",)\n')
     folder = root / "toy"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("")
-    for name, text in {"train.py": TRAIN, "config.py": CONFIG, "evaluate.py": EVALUATE, "figures.py": FIGURES, "protocol.yaml": PROTOCOL,
-                       "claims.yaml": CLAIMS, "reported.yaml": REPORTED, "README.md": "# toy\n"}.items():  # fmt: skip
+    for name, text in {
+        "train.py": TRAIN,
+        "config.py": CONFIG,
+        "evaluate.py": EVALUATE,
+        "figures.py": FIGURES,
+        "paper.yaml": PAPER,
+        "protocol.yaml": PROTOCOL,
+        "claims.yaml": CLAIMS,
+        "reported.yaml": REPORTED,
+        "README.md": "# toy\n",
+    }.items():
         (folder / name).write_text(text.lstrip("\n"))
     return folder
 
