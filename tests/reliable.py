@@ -1,7 +1,7 @@
-"""A method's tiny configuration, run, stopped and looked at: what tests/reliability/ asks all papers with.
+"""A method's tiny configuration, run, stopped and looked at: what tests/reliability/ uses.
 
 Each method runs its `tiny` configuration (protocol.yaml: no download, seconds).
-`python -m benchmarks.reliability` counts what passed; the numbers of the items are those of its table.
+`python -m benchmarks.reliability` counts what passed; the items are those of its table.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Method:
         add(self.protocol.node("tiny", tiny.arm, tiny.task, 0))
 
     def finish(self) -> None:
-        """Make what is not finished yet, and note each run's number of steps over all its phases."""
+        """Make what is not finished yet, and note how many steps each run's phases have."""
         with open(self.home / f"{self.paper}.lock", "w") as lock, by_hand():
             fcntl.flock(lock, fcntl.LOCK_EX)
             path = self.home / f"{self.paper}-steps.json"
@@ -95,7 +95,7 @@ def by_hand() -> Iterator[None]:
 
 @contextlib.contextmanager
 def steps_taken(before=lambda number: None) -> Iterator[list[int]]:
-    """Within the block a list grows by one with each step of any phase; `before` hears its number."""
+    """Within the block a list grows with each step of any phase; `before` hears its number."""
     numbers: list[int] = []
     phase = runs.Run.phase
 
@@ -117,7 +117,7 @@ def stop_after(patch: pytest.MonkeyPatch, steps: int) -> None:
 
 
 def stopped(method: Method, node: protocol.Node, out: Path, steps: int) -> list[Path]:
-    """Begin the run in `out`, stop it after so many steps; its checkpoints. Empty: it ended before."""
+    """Begin the run in `out`, stop it after so many steps; its checkpoints, or [] if it ended."""
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, steps)
         try:

@@ -1,4 +1,4 @@
-"""benchmarks/hypergradients: the cells run, the tables say what the records say, the worked example learns."""
+"""benchmarks/hypergradients: cells run, tables say what the records say, the example learns."""
 
 import json
 import os

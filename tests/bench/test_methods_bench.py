@@ -1,4 +1,4 @@
-"""benchmarks/methods: what scripts write is read, what became slower is said, table and figure say what the records say."""
+"""benchmarks/methods: scripts are read, what became slower is said, tables show the records."""
 
 import json
 import sys

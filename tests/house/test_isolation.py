@@ -1,4 +1,4 @@
-"""A method directory imports itself, `shared` and third-party packages only; with `shared` alone beside it, it trains and evaluates."""
+"""A method imports itself, `shared` and third parties; with `shared` alone beside it, it works."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ from pathlib import Path
 from shared.protocol import Protocol
 for paper in {PAPERS!r}:
     Protocol(Path(paper))
-heavy = [m for m in sys.modules if m.split(".")[0] in {{"torch", "transformers", "numpy", *{PAPERS!r}}}]
+unwanted = {{"torch", "transformers", "numpy", *{PAPERS!r}}}
+heavy = [m for m in sys.modules if m.split(".")[0] in unwanted]
 assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -104,7 +105,7 @@ assert not heavy, heavy
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_config_is_sections_alone(paper):
-    """Fields stand in sections with a docstring; Config joins them; no section has another's field."""
+    """Fields stand in sections with a docstring; Config joins them; no two share a field."""
     config = protocol.config_class(ROOT / paper / "config.py")
     assert "__annotations__" not in vars(config) or not vars(config)["__annotations__"]
     sections = config.__mro__[1:-1]
@@ -115,7 +116,7 @@ def test_config_is_sections_alone(paper):
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_every_scale_of_the_protocol_resolves(paper):
-    """All four scales exist and resolve; the arms of the claims are run; verdict seeds are as many as promised."""
+    """All four scales exist and resolve; the arms of the claims are run; seeds are enough."""
     import yaml
 
     p = protocol.Protocol(ROOT / paper)
@@ -149,7 +150,7 @@ def test_every_scale_of_the_protocol_resolves(paper):
 
 
 def test_nothing_unsafe_in_the_tree():
-    """No unsafe pickles, no remote code, no eval: see shared/sources.py for what is done instead."""
+    """No unsafe pickles, no remote code, no eval: shared/sources.py says what is done instead."""
     unsafe = re.compile(
         r"weights_only\s*=\s*False|trust_remote_code\s*=\s*True|pickle\.loads?\(|(?<![\w.])(?:eval|exec)\("
     )

@@ -1,4 +1,4 @@
-"""Damaged files: kills in a save, flipped bits, cut files, full disks, planted pickles (items 5 to 8, 11)."""
+"""Damaged files: kills in a save, flipped bits, cuts, full disks, pickles (items 5 to 8, 11)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ class Slow:
     def __exit__(self, *error): self.file.close()
     def __getattr__(self, name): return getattr(self.file, name)
     def write(self, payload):
-        for i in range(0, len(payload), max(1, len(payload) // 100)):
-            self.file.write(payload[i : i + max(1, len(payload) // 100)]); self.file.flush(); time.sleep(0.005)
+        part = max(1, len(payload) // 100)
+        for i in range(0, len(payload), part):
+            self.file.write(payload[i : i + part]); self.file.flush(); time.sleep(0.005)
 
 old, new = Path(sys.argv[1]), Path(sys.argv[2])
 payload = old.read_bytes()

@@ -1,4 +1,4 @@
-"""No item leaks between levels (item 13); without network and data, the answer is clear (item 20)."""
+"""No item leaks between levels (item 13); without network and data the answer is clear (20)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from shared import runs
 
 
 def test_no_item_is_in_two_levels(method, record_property):
-    """Parts of one run are disjoint, pair by pair; and no stage saw a test item of the run that is scored."""
-    parts = {n.arm: runs.load_arrays(method.directory(n.key) / "splits.npz") for n in method.nodes
-             if (method.directory(n.key) / "splits.npz").exists()}  # fmt: skip
+    """Parts of a run are disjoint, pair by pair; no stage saw a test item of the scored run."""
+    paths = {n.arm: method.directory(n.key) / "splits.npz" for n in method.nodes}
+    parts = {arm: runs.load_arrays(path) for arm, path in paths.items() if path.exists()}
     pairs = 0
     for split in parts.values():
         for a, b in itertools.combinations(split, 2):
@@ -36,7 +36,7 @@ def test_no_item_is_in_two_levels(method, record_property):
 
 
 def without_network() -> list[str]:
-    """Words that run a command in a network namespace without routes, where this machine allows it."""
+    """Words that run a command in a network namespace without routes, where that is allowed."""
     words = ["unshare", "-rn"]
     try:
         allowed = subprocess.run([*words, "true"], capture_output=True).returncode == 0
@@ -51,8 +51,9 @@ def cold(tmp_path: Path) -> dict[str, str]:
     rest = {k: v for k, v in os.environ.items() if not k.startswith(places)}
     home = tmp_path / "home"
     home.mkdir()
-    return {**rest, "HOME": str(home), "REPRO_RUNS": str(tmp_path / "runs"), "REPRO_CACHE": str(tmp_path / "cache"),
-            "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+    folders = {f"REPRO_{name.upper()}": str(tmp_path / name) for name in ("runs", "cache")}
+    machine = {"HOME": str(home), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**rest, **folders, **machine}
 
 
 @pytest.mark.slow
@@ -65,7 +66,7 @@ def test_offline_cold_start_trains(paper, tmp_path):
 
 
 def without_data(paper: str, tmp_path: Path) -> str:
-    """What the judge says of the paper's own protocol on a machine without data, models and network."""
+    """What the judge says of scale paper on a machine without data, models and network."""
     words = ["-m", "benchmarks.reproduce", paper, "--scale", "paper"]
     command = [*without_network(), sys.executable, *words]
     env = cold(tmp_path) | {"REPRO_DATA": str(tmp_path / "home")}

@@ -1,4 +1,4 @@
-"""Not a number: found within its step, named, recorded, and no checkpoint is written after (item 9)."""
+"""Not a number: found within its step, named, recorded; no checkpoint is written after (item 9)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shared import protocol, runs
 def poisoned(
     method: Method, node: protocol.Node, out: Path, at: int, which: int
 ) -> tuple[str, int] | None:
-    """The run with NaN in the variables of its `which`-th optimiser before step `at`; None: no such.
+    """The run with NaN in its `which`-th optimiser's variables before step `at`; None: no such.
 
     Every level moves its own variables by its own optimiser, so this is a fault of one level.
     Returns how the run ended and the last step that a checkpoint would continue at."""
@@ -63,7 +63,7 @@ USED = {"mlo_mae": 3}
 
 @pytest.mark.slow
 def test_nan_in_any_level_stops_within_its_step(method, tmp_path, record_property):
-    """Each optimiser's variables of each run in turn, at an early step, and those in use at the end:
+    """Each optimiser's variables of each run, at an early step, and those in use at the end:
     recorded as diverged, a level named, no checkpoint written after."""
     ends = {}
     for node in method.nodes:

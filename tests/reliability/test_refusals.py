@@ -90,13 +90,23 @@ def test_a_bad_command_is_refused_before_anything_is_loaded(
     assert error.value.code != 0 and all(w in said for w in expected), said
 
 
+# case -> what spoils the document `d` (`f`: the field of the batch), what the refusal says
 BAD_PROTOCOLS = {
-    "key of the defaults misspelt": (lambda d, f: d.setdefault("defaults", {}).update({f + "z": 1}), lambda f: f"did you mean '{f}'"),
-    "type in tiny": (lambda d, f: d["tiny"]["set"].update({f: "many"}), lambda f: f"{f} = 'many'"),
-    "unknown stage": (lambda d, f: next(iter(d["arms"].values())).update(uses=["nothing"]), lambda f: "unknown key 'nothing'"),
-    "negative number": (lambda d, f: d["tiny"]["set"].update({f: -4}), lambda f: f"{f}: -4 must be a finite number of at least 0"),
-    "unknown scale": (lambda d, f: d["scales"].update(cpuu={"tasks": []}), lambda f: "did you mean 'cpu'"),
-}  # fmt: skip
+    "key of the defaults misspelt": (
+        lambda d, f: d.setdefault("defaults", {}).update({f + "z": 1}),
+        "did you mean '{f}'",
+    ),
+    "type in tiny": (lambda d, f: d["tiny"]["set"].update({f: "many"}), "{f} = 'many'"),
+    "unknown stage": (
+        lambda d, f: next(iter(d["arms"].values())).update(uses=["nothing"]),
+        "unknown key 'nothing'",
+    ),
+    "negative number": (
+        lambda d, f: d["tiny"]["set"].update({f: -4}),
+        "{f}: -4 must be a finite number of at least 0",
+    ),
+    "unknown scale": (lambda d, f: d["scales"].update(cpuu={"tasks": []}), "did you mean 'cpu'"),
+}
 
 
 @pytest.mark.parametrize("case", BAD_PROTOCOLS)
@@ -115,4 +125,4 @@ def test_a_bad_protocol_is_refused_before_anything_is_loaded(paper, case, tmp_pa
     (tmp_path / paper / "protocol.yaml").write_text(yaml.safe_dump(document))
     with pytest.raises(protocol.BadInput) as error:
         protocol.Protocol(tmp_path / paper)
-    assert expected(field) in str(error.value)
+    assert expected.format(f=field) in str(error.value)

@@ -19,7 +19,7 @@ from shared import runs
 @pytest.mark.slow
 @pytest.mark.parametrize("paper", PAPERS)
 def test_repeat_is_bitwise(paper, tmp_path, record_property):
-    """Two fresh processes: every run of the chain (stages too) has the same states, predictions and splits."""
+    """Two fresh processes: every run of the chain has the same states, predictions and splits."""
     records = []
     for name in "ab":
         done = subprocess.run(
