@@ -109,7 +109,7 @@ def tensors(value, name=""):
             yield from tensors(inner, f"{name}.{key}")
 
 
-# Methods whose rows draw no noise of their own, whose networks hold no batch statistics and in which
+# Methods whose rows draw no noise of their own, whose networks hold no batch statistics and where
 # nothing is ranked: the masks of mlo_mae may flip by rounding (its own test compares fewer steps),
 # the answers of ppo_nlu are drawn (its own test compares updates).
 @pytest.mark.slow
