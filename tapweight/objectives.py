@@ -1,4 +1,6 @@
-"""The pretraining objectives: what is shown to the encoder, and the loss on what comes out. Networks are elsewhere.
+"""The pretraining objectives: what the encoder is shown, and the loss on what comes out.
+
+Networks are elsewhere; the losses of the downstream tasks stand first.
 
 language    CL   contrast: a text encoded twice under two dropout masks must find itself among the batch (SimCSE)
             MLM  masked language modelling, 15 % of the word pieces
@@ -18,7 +20,30 @@ from torch import Tensor
 
 IGNORED = -100
 
-# ------------------------------------------------------------------------------------------------------ language
+# ------------------------------------------------------------------------------- downstream tasks
+
+
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error that refuses to broadcast.
+
+    (B, 1) against (B) would compare every item with every other (README, row 10)."""
+    if prediction.shape != target.shape:
+        shapes = f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)}"
+        raise ValueError(f"{shapes} differ in shape: squeeze the output")
+    return F.mse_loss(prediction, target)
+
+
+def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy over the labels that are there; -1 and NaN mean missing.
+
+    logits, labels: (B, tasks)."""
+    there = ~(torch.isnan(labels) | (labels < 0))
+    if not there.any():
+        return logits.sum() * 0.0
+    return F.binary_cross_entropy_with_logits(logits[there], labels[there])
+
+
+# -------------------------------------------------------------------------------------- language
 
 
 def contrastive(a: Tensor, b: Tensor, temperature: float = 0.05) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from shared import multilevel
 from shared.hypergrad import ConjugateGradient
 
-from . import method
+from tapweight import method
+from tapweight.config import Mode
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def run(
     warmup: int = 40,
     lr: float = 0.1,
     lr_alpha: float = 0.02,
-    mode: str = "exact-dot",
+    mode: Mode = "exact-dot",
 ) -> Tensor:
     """Section 3.4 on a quadratic: SGD at levels I and II, Adam on alpha, from theta = phi = 0. Returns the weights, (K,)
 
@@ -136,16 +137,12 @@ def run(
         torch.optim.SGD(phi.parameters(), lr=lr),
         torch.optim.Adam([alpha], lr=lr_alpha),
     ]
-    levels = method.Levels(
-        theta, phi, alpha, optimizers, method.SquaredDistance(problem.gamma), mode
-    )
+    pair, prox = method.matched(phi, theta), method.SquaredDistance(problem.gamma)
+    levels = method.Levels(*pair, alpha, optimizers, prox, mode)
+    one, two = lambda: problem.level_one(theta.x), lambda: problem.level_two(phi.x)  # noqa: E731
+    three = lambda: problem.level_three(phi.x)  # noqa: E731
     for t in range(steps):
-        levels.cycle(
-            [[lambda: problem.level_one(theta.x)]],
-            [lambda: problem.level_two(phi.x)],
-            lambda: problem.level_three(phi.x),
-            learn=t >= warmup,
-        )
+        method.cycle(levels, [[one]], [two], (three, [one]), learn=t >= warmup)
     return method.weights(alpha)
 
 
