@@ -223,8 +223,8 @@ def finetune(config: Config, run: Run, domain: Domain) -> tuple[nn.Module, int]:
 
     All arms of a seed have the same head, batches and dropout."""
     part: Part = config.finetune_on
-    _, n_train, n_validation = domain.sizes
-    rows = torch.arange(n_train if part == "train" else n_train + n_validation)
+    parts = ("train",) if part == "train" else ("train", "validation")
+    rows = torch.arange(sum(len(domain.items[name]) for name in parts))
     batches = Batches(rows, config.finetune_batch, config.seed, "finetune")
     of_epochs = max(1, round(config.finetune_epochs * batches.per_epoch))
     steps = config.finetune_steps or of_epochs
