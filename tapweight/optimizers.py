@@ -35,8 +35,11 @@ def rate(kind: Schedule, step: int, steps: int, warmup: float) -> float:
     return runs.schedule(kind, step, steps, ramp if kind == "linear" else 0)
 
 
-def set_rates(optimizers: Sequence[Optimizer], factor: float) -> None:
-    """Rate of each optimiser = its initial rate times a factor of the schedule."""
+def set_rates(
+    optimizers: Sequence[Optimizer], kind: Schedule, step: int, steps: int, warmup: float
+) -> None:
+    """Rate of each optimiser = its initial rate times the factor of the schedule."""
+    factor = rate(kind, step, steps, warmup)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
 
-from shared import protocol, runs
+from shared import protocol, runs, vectors
 from shared.runs import Run
-from tapweight import data, evaluate, images, language, planted
+from tapweight import data, evaluate, images, language, method, planted
 from tapweight.config import Config
-from tapweight.domain import Domain, Predictions
+from tapweight.domain import Domain, Part, Predictions
 
 
 @dataclass
@@ -87,6 +87,27 @@ def scored(domain: Domain, predictions: Predictions, lam: Tensor | None) -> dict
     if isinstance(domain, planted.Planted):
         more["_planted"] = np.array(planted.ALIGNED)
     return {k: np.asarray(v) for k, v in predictions.items()} | more
+
+
+def part_for_choices(config: Config) -> Part | None:
+    """What choices between settings are made on, never on test: items the finetuning left out."""
+    if config.score_spare:
+        return "spare"
+    return "validation" if config.finetune_on == "train" else None
+
+
+def compare(
+    levels: method.Levels, three: tuple[method.Loss, Sequence[method.Losses]], h: Tensor | None,
+    agreement: list[float],
+) -> dict[str, Tensor | float | None]:  # fmt: skip
+    """The exact gradient of the weights beside h (K,); their cosine joins `agreement`."""
+    v, _ = method.validation_gradient(three[0], levels.phi)
+    exact = method.gradient_of_weights(levels, three[1], v, "exact-dot")
+    values = {"exact_h": exact.h, "cosines": exact.gram, "norms": exact.norms}
+    if h is None:  # the weights warm up
+        return {**values}
+    agreement.append(vectors.cosine([h.double()], [exact.h.double()]))
+    return {**values, "agreement": agreement[-1]}
 
 
 def check_weights(config: Config, run: Run, lam: Tensor, agreement: list[float]) -> None:

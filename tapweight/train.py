@@ -14,13 +14,13 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from shared import processes, runs, vectors
+from shared import processes, runs
 from shared.runs import Batches, Parts, Run
 from tapweight import baselines, images, language, method, official, optimizers, outcome
 from tapweight.config import Config
@@ -48,10 +48,8 @@ def run(config: Config) -> Path:
             return run.directory
         head, steps = finetune(config, run, domain)
         test = predict(run, domain, head, "test")
-        choices = None
-        if config.score_spare or config.finetune_on == "train":
-            part: Part = "spare" if config.score_spare else "validation"
-            choices = predict(run, domain, head, part)
+        part = outcome.part_for_choices(config)
+        choices = predict(run, domain, head, part) if part else None
         outcome.finish(config, run, domain, head, pretrained, steps, test, choices)
     return run.directory
 
@@ -63,7 +61,7 @@ def pretrain(config: Config, run: Run, domain: Domain) -> Pretrained:
     """Under weights that nothing learns: the arms cp-..., random and grid, and their base."""
     theta = [*domain.encoder.parameters(), *domain.heads.parameters()]
     if config.job == "base":
-        lam = baselines.fixed_weights("uniform", domain.names, config.seed, {})
+        lam = torch.full((len(domain.names),), 1 / len(domain.names))
         domain.encoder.requires_grad_(config.base_trains == "all")
         steps, size = config.base_steps, config.base_batch
         trained = [p for p in theta if p.requires_grad]
@@ -75,8 +73,7 @@ def pretrain(config: Config, run: Run, domain: Domain) -> Pretrained:
     unlabelled = Batches(torch.arange(domain.sizes[0]), size, config.seed, "unlabelled")
     work = Parts(encoder=domain.encoder, heads=domain.heads, optimizer=optimizer)
     for t in run.phase("pretraining", steps, work):
-        factor = optimizers.rate(config.schedule, t, steps, config.warmup)
-        optimizers.set_rates([optimizer], factor)
+        optimizers.set_rates([optimizer], config.schedule, t, steps, config.warmup)
         domain.encoder.train()
         domain.heads.train()
         one = objectives(config, run, domain, unlabelled, t)
@@ -94,7 +91,7 @@ def learn_weights(config: Config, run: Run, domain: Domain) -> Pretrained:
     w = domain.head(config.seed, "head", "level two")
     phi = domain.encoder if config.job == "blo" else copy.deepcopy(domain.encoder)
     levels, cycle = start_levels(config, domain, phi, w)
-    pretrained = Pretrained(method.weights(levels.alpha), config.steps, [0.0, 0.0, 0.0])
+    pretrained = Pretrained(steps=config.steps, seconds=[0.0, 0.0, 0.0])
     of_u, of_train, of_validation = (torch.arange(n) for n in domain.sizes)
     unlabelled = Batches(of_u, config.batch_I, config.seed, "unlabelled")
     labelled = Batches(of_train, config.batch_II, config.seed, "labelled")
@@ -106,8 +103,7 @@ def learn_weights(config: Config, run: Run, domain: Domain) -> Pretrained:
     work = Parts(**modules, **moments, **notes, alpha=[levels.alpha])
     start_clock = optimizers.clock(levels.optimizers, pretrained.seconds)
     for t in run.phase("pretraining", config.steps, work):
-        factor = optimizers.rate(config.schedule, t, config.steps, config.warmup)
-        optimizers.set_rates(levels.optimizers, factor)
+        optimizers.set_rates(levels.optimizers, config.schedule, t, config.steps, config.warmup)
         for module in modules.values():
             module.train()
         one = objectives(config, run, domain, unlabelled, t)
@@ -115,13 +111,13 @@ def learn_weights(config: Config, run: Run, domain: Domain) -> Pretrained:
         three = task("validation", outer, t), one[-1] if config.whole_batch else one[-1][-1:]
         start_clock()
         facts = cycle(levels, one, two, three, learn=t >= outcome.warm_up(config))
-        pretrained.lam = method.weights(levels.alpha)
-        run.finite(pretrained.lam, "III", t)
+        lam = method.weights(levels.alpha)
+        run.finite(lam, "III", t)
         values = {name: value for name, value in vars(facts).items() if value is not None}
         if config.watch and t % config.watch == config.watch - 1 and config.job == "tapweight":
-            values |= compare(levels, three, facts.h, pretrained.agreement)
-        run.log(step=t, phase="pretrain", weights=pretrained.lam, **values)
-    pretrained.lam = method.weights(levels.alpha)  # also where the phase was over before
+            values |= outcome.compare(levels, three, facts.h, pretrained.agreement)
+        run.log(step=t, phase="pretrain", weights=lam, **values)
+    pretrained.lam = method.weights(levels.alpha)
     return pretrained
 
 
@@ -132,7 +128,8 @@ def start_levels(
     alpha = method.start_logits(len(domain.names))
     theta = [*domain.encoder.parameters(), *domain.heads.parameters()]
     lower = [*phi.parameters(), *w.parameters()]
-    prox, cycle, decay = method.SquaredDistance(config.gamma), method.cycle, 0.0
+    prox, decay = method.SquaredDistance(config.gamma), 0.0
+    cycle: Callable[..., method.Facts] = method.cycle
     if config.job == "blo":
         theta += w.parameters()
         cycle = baselines.two_level_cycle
@@ -195,20 +192,6 @@ def task_loss(
     return loss
 
 
-def compare(
-    levels: method.Levels, three: tuple[method.Loss, Sequence[method.Losses]], h: Tensor | None,
-    agreement: list[float],
-) -> dict[str, Tensor | float | None]:  # fmt: skip
-    """The exact gradient of the weights beside h; their cosine joins `agreement`."""
-    v, _ = method.validation_gradient(three[0], levels.phi)
-    exact = method.gradient_of_weights(levels, three[1], v, "exact-dot")
-    values = {"exact_h": exact.h, "cosines": exact.gram, "norms": exact.norms}
-    if h is None:  # the weights warm up
-        return values
-    agreement.append(vectors.cosine([h.double()], [exact.h.double()]))
-    return values | {"agreement": agreement[-1]}
-
-
 def autocast(config: Config, domain: Domain) -> method.Autocast:
     """bf16 where asked for; made anew for every block."""
     on, kind = config.precision == "bf16", domain.device.type
@@ -226,8 +209,8 @@ def finetune(config: Config, run: Run, domain: Domain) -> tuple[nn.Module, int]:
     parts = ("train",) if part == "train" else ("train", "validation")
     rows = torch.arange(sum(len(domain.items[name]) for name in parts))
     batches = Batches(rows, config.finetune_batch, config.seed, "finetune")
-    of_epochs = max(1, round(config.finetune_epochs * batches.per_epoch))
-    steps = config.finetune_steps or of_epochs
+    epochs = config.finetune_epochs
+    steps = config.finetune_steps or max(1, round(epochs * batches.per_epoch))
     head = domain.head(config.seed, "head", "finetune")
     parameters = [*domain.encoder.parameters(), *head.parameters()]
     lr, decay = config.finetune_lr, config.finetune_weight_decay
@@ -236,7 +219,7 @@ def finetune(config: Config, run: Run, domain: Domain) -> tuple[nn.Module, int]:
     for t in run.phase("finetuning", steps, work):
         domain.encoder.train()
         head.train()
-        optimizers.set_rates([optimizer], optimizers.rate("linear", t, steps, config.warmup))
+        optimizers.set_rates([optimizer], "linear", t, steps, config.warmup)
         chosen = processes.shard(batches(t))
         runs.seed_global(config.seed, "dropout", "finetune", t)
         optimizer.zero_grad(set_to_none=True)
