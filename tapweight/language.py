@@ -231,7 +231,7 @@ class Language:
         """A transformers checkpoint of the encoder and, beside it, the head trained on it."""
         from safetensors.torch import save_file
 
-        model = self.below if isinstance(self.encoder, encoders.TopBlocks) else self.encoder.model
+        model: Any = self.below or self.encoder.model
         if isinstance(self.encoder, encoders.TopBlocks):
             for i, block in enumerate(self.encoder.blocks):  # those below are the checkpoint's
                 model.encoder.layer[self.depth + i] = block
