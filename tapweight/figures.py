@@ -33,7 +33,7 @@ Trajectories = dict[str, list[Trajectory]]  # task -> a run for each seed
 
 
 def figures(results: dict[str, Any], run_dirs: RunDirs) -> list[Picture]:
-    """[(name, caption, alt, figure)]; what needs run directories is left out where they are gone."""
+    """What needs run directories is left out where they are gone."""
     tasks = _trajectories(run_dirs)
     made = [
         weights_over_time(tasks),
@@ -179,7 +179,7 @@ def objective_names(task: str, count: int) -> list[str]:
 
 
 def final_weights(results: dict[str, Any]) -> Picture | None:
-    """Final weights of every seed, from the results alone: a clone without runs has a picture too."""
+    """Final weights of every seed, from the results alone: also in a clone without runs."""
     import matplotlib.pyplot as plt
 
     rows: dict[str, list[list[float]]] = defaultdict(list)
@@ -241,8 +241,8 @@ def molecule_views(run_dirs: RunDirs) -> Picture | None:
         of_row[0].set_ylabel(name, fontsize=8)
     figure.tight_layout()
     caption = (
-        "Four textbook molecules as the objectives see them: whole, as a jigsaw of nine tiles, with "
-        "a (here larger) hole."
+        "Four textbook molecules as the objectives see them: whole, as a jigsaw of nine tiles, "
+        "with a (larger) hole."
     )
     alt = "Three rows of four drawings of molecules: whole, shuffled tiles, with a hole."
     return "molecules", caption, alt, figure

@@ -136,7 +136,7 @@ def permutations(count: int, tiles: int = 9, seed: int = 0, pool: int = 2000) ->
 def jigsaw_labels(
     n: int, classes: int, generator: torch.Generator, in_order: float = 0.8
 ) -> Tensor:
-    """Class 0 (identity) with probability 0.8, else one of all classes (0 among them) drawn evenly. (n,)"""
+    """Class 0 (identity) with probability 0.8, else one of all classes (0 among them). (n,)"""
     drawn = torch.randint(classes, (n,), generator=generator)
     return torch.where(torch.rand(n, generator=generator) < in_order, 0, drawn)
 
