@@ -192,3 +192,5 @@ class Config(RunConfig, Job, Language, Molecules, Base, Optimisation, Weighing, 
         if self.job == "blo" and self.steps_I != self.steps_II:
             sums = f"blo sums both losses in a step, steps_I = {self.steps_I}"
             raise BadInput(f"{sums}, steps_II = {self.steps_II}; give the same number")
+        if self.score_spare and self.task not in ("", "documentation"):
+            raise BadInput(f"score_spare: only task documentation has spare items, not {self.task}")
