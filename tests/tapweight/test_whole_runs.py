@@ -52,13 +52,7 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path, monkeypatch, stop):
         train.run(cut)
     monkeypatch.setattr(runs, "_stop_asked", lambda: False)
     continued = record_of(cut)
-    for key in (
-        "state_sha256",
-        "predictions_sha256",
-        "gradient_evaluations",
-        "gates",
-        "validation",
-    ):
+    for key in ("state_sha256", "predictions_sha256", "gates", "validation", "metrics"):
         assert continued[key] == whole[key]
     weights = [(tmp_path / name / "weights.json").read_text() for name in ("whole", "cut")]
     assert weights[0] == weights[1]
@@ -143,10 +137,7 @@ def test_the_grid_takes_the_best_on_validation(tmp_path):
         directory.mkdir()
         uses[arm] = str(directory)
         runs.write_json(directory / "record.json", {"validation": {"score": score}})
-        weights = {
-            "names": language.NAMES,
-            "weights": [float(arm.endswith(n)) for n in ("cl", "mlm", "sop")],
-        }
+        weights = {"names": language.NAMES, "weights": torch.eye(3)[k]}
         runs.write_json(directory / "weights.json", weights)
     lam = baselines.fixed_weights("best", language.NAMES, 0, uses)
     assert lam.tolist() == [0.0, 1.0, 0.0]
