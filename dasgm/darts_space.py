@@ -28,11 +28,12 @@ OPERATIONS = (
     "dil_conv_5x5",
 )
 NODES = 4
+PARTIAL = 4  # PC-DARTS: 1 / PARTIAL of the channels go through the mixed operation
 EDGES = [
     (i, 2 + j) for j in range(NODES) for i in range(2 + j)
 ]  # 14 rows of alpha: (source, target)
 
-Kept = list[list[list[str]]]  # [normal, reduce][edge] -> its operations
+Choices = list[list[list[str]]]  # [normal, reduce][edge] -> its operations
 
 
 # --- genotypes ------------------------------------------------------------------------------------------------------
@@ -51,10 +52,10 @@ class Genotype:
     @staticmethod
     def from_json(text: str) -> Genotype:
         """Raises ValueError for an operation or source that cannot be."""
-        found = json.loads(text)
+        document = json.loads(text)
         cells = []
         for kind in ("normal", "reduce"):
-            pairs = tuple((str(op), int(source)) for op, source in found.get(kind, ()))
+            pairs = tuple((str(op), int(source)) for op, source in document.get(kind, ()))
             if len(pairs) != 2 * NODES:
                 raise ValueError(f"genotype: {kind} has {len(pairs)} edges, expected {2 * NODES}")
             for k, (op, source) in enumerate(pairs):
@@ -70,11 +71,11 @@ class Genotype:
         return sum(op == "skip_connect" for op, _ in self.normal)
 
 
-def everything() -> Kept:
+def everything() -> Choices:
     return [[list(OPERATIONS) for _ in EDGES] for _ in range(2)]
 
 
-def weights_of(A: Sequence[Tensor], kept: Kept) -> list[Tensor]:
+def weights_of(A: Sequence[Tensor]) -> list[Tensor]:
     """Two tables (14, operations of an edge): softmax(alpha), with beta softmax(alpha) * softmax(beta)."""
     tables = [F.softmax(a.detach(), -1) for a in A[:2]]
     if len(A) == 4:
@@ -92,20 +93,20 @@ def _edge_weights(beta: Tensor) -> Tensor:
 
 
 def derive(
-    A: Sequence[Tensor], kept: Kept | None = None, most_skips: int | None = None
+    A: Sequence[Tensor], choices: Choices | None = None, most_skips: int | None = None
 ) -> Genotype:
     """The discrete cells. most_skips (P-DARTS): while the normal cell has more skips, its weakest one is struck off."""
-    kept = kept or everything()
-    tables = [t.clone() for t in weights_of(A, kept)]
-    genotype = Genotype(*(_parse(t, names) for t, names in zip(tables, kept)))
+    choices = choices or everything()
+    tables = [t.clone() for t in weights_of(A)]
+    genotype = Genotype(*(_parse(t, names) for t, names in zip(tables, choices)))
     while most_skips is not None and genotype.skips() > most_skips:
         row, column = min(
-            ((EDGES.index((source, 2 + k // 2)), kept[0][EDGES.index((source, 2 + k // 2))].index("skip_connect"))
+            ((EDGES.index((source, 2 + k // 2)), choices[0][EDGES.index((source, 2 + k // 2))].index("skip_connect"))
              for k, (op, source) in enumerate(genotype.normal) if op == "skip_connect"),
             key=lambda at: float(tables[0][at]),
         )  # fmt: skip
         tables[0][row, column] = 0.0
-        genotype = Genotype(_parse(tables[0], kept[0]), genotype.reduce)
+        genotype = Genotype(_parse(tables[0], choices[0]), genotype.reduce)
     return genotype
 
 
@@ -124,14 +125,10 @@ def _parse(table: Tensor, names: Sequence[Sequence[str]]) -> tuple[tuple[str, in
     return tuple(chosen)
 
 
-def shrink(A: Sequence[Tensor], kept: Kept, size: int) -> Kept:
-    """P-DARTS between stages: the `size` (at least 2) operations with the largest weight of every edge, in their old order."""
-    if size < 2:
-        raise ValueError(
-            f"{size} operations per edge: at least 2, so that one other than `none` is left to derive from"
-        )
-    new: Kept = []
-    for table, edges in zip(weights_of(A, kept), kept):
+def shrink(A: Sequence[Tensor], size: int, choices: Choices | None = None) -> Choices:
+    """P-DARTS between stages: the `size` operations with the largest weight of every edge, in order."""
+    new: Choices = []
+    for table, edges in zip(weights_of(A), choices or everything()):
         rows = []
         for weights, names in zip(table, edges):
             order = sorted(range(len(names)), key=lambda c: (-float(weights[c]), c))
@@ -223,7 +220,7 @@ class MixedOperation(nn.Module):
         )
         terms = [weights[c] * self.ops[n](head) for c, n in enumerate(self.names) if n != "none"]
         out = torch.stack(terms).sum(0) if len(terms) > 1 else terms[0] if terms else None
-        if out is None:  # an edge that kept nothing but `none`
+        if out is None:  # an edge whose only choice is `none`
             out = torch.zeros_like(head[:, :, :: self.stride, :: self.stride])
         if rest is None:
             return out
@@ -290,12 +287,12 @@ class RelaxedNetwork(nn.Module):
         channels: int,
         layers: int,
         classes: int,
-        kept: Kept | None = None,
+        choices: Choices | None = None,
         partial: int = 1,
         skip_dropout: float = 0.0,
     ):
         super().__init__()
-        kept = kept or everything()
+        choices = choices or everything()
         if channels % partial:
             raise ValueError(f"{channels} channels are not divisible by partial = {partial}")
         self.stem = nn.Sequential(*conv_bn(3, 3 * channels, 3, 1, False))
@@ -306,7 +303,7 @@ class RelaxedNetwork(nn.Module):
             channels = 2 * channels if reduce else channels
             cells.append(
                 RelaxedCell(
-                    kept[int(reduce)], (c0, c1, channels), reduce, before, partial, skip_dropout
+                    choices[int(reduce)], (c0, c1, channels), reduce, before, partial, skip_dropout
                 )
             )
             before, c0, c1 = reduce, c1, NODES * channels
@@ -323,9 +320,9 @@ class RelaxedNetwork(nn.Module):
         return self.head(s1.mean((2, 3)))
 
 
-def initial(kept: Kept, partial: int, generator: torch.Generator) -> list[Tensor]:
+def initial(choices: Choices, partial: int, generator: torch.Generator) -> list[Tensor]:
     """A ~ 1e-3 N(0, 1)."""
-    A = [1e-3 * torch.randn(len(EDGES), len(names[0]), generator=generator) for names in kept]
+    A = [1e-3 * torch.randn(len(EDGES), len(names[0]), generator=generator) for names in choices]
     return A + (
         [1e-3 * torch.randn(len(EDGES), generator=generator) for _ in range(2)]
         if partial > 1

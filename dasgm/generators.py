@@ -1,7 +1,7 @@
-"""Level 2: class-conditional generators G(z, y), their discriminators H(x, y), one adversarial step, and the fidelity gate.
+"""Level 2's networks: class-conditional generators G(z, y), their opponents H(x, y), and the fidelity gate.
 
 What the paper used is unknown; everything here is decided by this project, except the option `dcgan`, whose sizes follow
-a public prototype by other people (README). Images are (n, c, h, w) in [-1, 1].
+a public prototype by other people (docs/papers/dasgm.md, section 3.5). Images are (n, c, h, w) in [-1, 1].
 
     hinge      max_phi  -E relu(1 - H(x, y)) - E relu(1 + H(G(z, y), y))      min_theta  V_G = -E H(G(z, y), y)
     wgan-gp    max_phi   E H(x, y) - E H(G(z, y), y) - 10 E (|grad_x H| - 1)^2
@@ -21,7 +21,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from shared import cifar, runs
 from shared.processes import noise_names
 
-KINDS = ("mlp", "residual", "dcgan")
+from .config import Config
 
 
 class MLPGenerator(nn.Module):
@@ -182,38 +182,45 @@ def _small_weights(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, 0.02)
 
 
-# --- one generator with its opponent ----------------------------------------------------------------------------------
+# --- one generator with its opponent -----------------------------------------------------------------
+
+NETWORKS = {
+    "mlp": (MLPGenerator, MLPDiscriminator),
+    "residual": (ResidualGenerator, ResidualDiscriminator),
+    "dcgan": (DCGenerator, DCDiscriminator),
+}
+AVERAGE = 0.999  # of theta, over steps
 
 
 class GAN:
-    """theta (G), phi (H), the moving average of theta, two Adams; `step` is one update of each.
+    """theta (G), phi (H), the moving average of theta (ema) and two Adams; `method.generator_step` moves them.
 
-    Every draw comes from a stream named by the step, so a continued run draws what an uninterrupted one would.
-    """
+    Every draw comes from a stream named by the step, so a continued run draws what an uninterrupted one would."""
 
-    def __init__(self, kind: str, classes: int, shape: tuple[int, int, int], seed: int, lr_G: float, lr_D: float,
-                 device: torch.device, width: int = 0, average: float = 0.999):  # fmt: skip
-        if kind not in KINDS:
-            raise runs.BadInput(f"generator {kind!r} is unknown; it is one of {', '.join(KINDS)}")
-        makers = {"mlp": (MLPGenerator, MLPDiscriminator), "residual": (ResidualGenerator, ResidualDiscriminator),
-                  "dcgan": (DCGenerator, DCDiscriminator)}  # fmt: skip
-        runs.seed_global(seed, "gan")
-        generator, discriminator = makers[kind]
-        size: dict[str, Any] = {"width": width} if width else {}
-        self.kind, self.seed, self.device, self.average = kind, seed, device, average
+    def __init__(
+        self, config: Config, classes: int, shape: tuple[int, int, int], device: torch.device
+    ):
+        self.kind, self.seed, self.device, self.classes = config.gan, config.seed, device, classes
+        runs.seed_global(config.seed, "gan")
+        generator, discriminator = NETWORKS[config.gan]
+        size: dict[str, Any] = {"width": config.gan_width} if config.gan_width else {}
         self.G = generator(classes, shape, **size).to(device)
         self.H = discriminator(classes, shape, **size).to(device)
         self.ema = copy.deepcopy(self.G).requires_grad_(False)
-        betas = (0.0, 0.9) if kind != "mlp" else (0.5, 0.9)
-        self.optG = torch.optim.Adam(self.G.parameters(), lr=lr_G, betas=betas)
-        self.optD = torch.optim.Adam(self.H.parameters(), lr=lr_D, betas=betas)
+        betas = (0.5, 0.9) if config.gan == "mlp" else (0.0, 0.9)
+        self.opt_G = torch.optim.Adam(self.G.parameters(), lr=config.gan_lr, betas=betas)
+        self.opt_H = torch.optim.Adam(self.H.parameters(), lr=config.gan_lr_D, betas=betas)
         self.steps = 0
+        self.critic_steps = 5 if config.gan == "dcgan" else 1
+
+    def noise(self, *name: Any) -> torch.Generator:
+        return runs.stream(self.seed, *name, *noise_names())
 
     def draw(self, n: int, *name: Any) -> tuple[Tensor, Tensor]:
         """z (n, dz) ~ N(0, I) and y (n,) uniform, from the stream of this name."""
-        stream = runs.stream(self.seed, "latent", *name, *noise_names())
+        stream = self.noise("latent", *name)
         z = torch.randn(n, self.G.dz, generator=stream)
-        y = torch.randint(self.G.classes, (n,), generator=stream)
+        y = torch.randint(self.classes, (n,), generator=stream)
         return z.to(self.device), y.to(self.device)
 
     @torch.no_grad()
@@ -222,118 +229,83 @@ class GAN:
         z, y = self.draw(n, *name)
         return self.ema(z, y), y
 
-    def generator_loss(self, fake: Tensor, y: Tensor) -> Tensor:
+    def loss_G(self, fake: Tensor, y: Tensor) -> Tensor:
         """V_G."""
         return -self.H(fake, y).mean()
 
-    def discriminator_loss(
+    def loss_H(
         self, real: Tensor, y: Tensor, fake: Tensor, y_fake: Tensor, stream: torch.Generator
     ) -> Tensor:
-        """Real and generated images in one batch: one forward, and batch statistics that cannot tell them apart."""
-        on_real, on_fake = self.H(torch.cat([real, fake]), torch.cat([y, y_fake])).split(
-            [len(real), len(fake)]
-        )
+        """-V. One forward for real and generated images: batch statistics cannot tell them apart."""
+        scores = self.H(torch.cat([real, fake]), torch.cat([y, y_fake]))
+        on_real, on_fake = scores.split([len(real), len(fake)])
         if self.kind != "dcgan":
             return F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean()
         mix = torch.rand(len(real), 1, 1, 1, generator=stream).to(real.device)
         between = (mix * real + (1 - mix) * fake).requires_grad_()
         slope = torch.autograd.grad(self.H(between, y).sum(), between, create_graph=True)[0]
-        return (
-            on_fake.mean()
-            - on_real.mean()
-            + 10 * (slope.flatten(1).norm(dim=1) - 1).square().mean()
-        )
+        penalty = 10 * (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        return on_fake.mean() - on_real.mean() + penalty
 
-    def step(self, real: Tensor, y: Tensor, weakness: Any = None) -> dict[str, float]:
-        """One step of phi (five with `dcgan`), one of theta on V_G, minus eta R if `weakness(fake, y) -> eta R` is given."""
-        loss_D = torch.tensor(0.0)
-        for k in range(5 if self.kind == "dcgan" else 1):
-            stream = runs.stream(self.seed, "gan", self.steps, k, *noise_names())
-            z, y_fake = self.draw(len(real), "gan", self.steps, k)
-            with torch.no_grad():
-                fake = self.G(z, y_fake)
-            seen = shifted(torch.cat([real, fake]), stream, flip=self.kind != "mlp")
-            loss_D = self.discriminator_loss(
-                seen[: len(real)], y, seen[len(real) :], y_fake, stream
-            )
-            self.optD.zero_grad(set_to_none=True)
-            loss_D.backward()
-            self.optD.step()
-        stream = runs.stream(self.seed, "gan", self.steps, "G", *noise_names())
-        z, y_fake = self.draw(len(real), "gan", self.steps, "G")
-        self.H.requires_grad_(False)
-        fake = self.G(z, y_fake)
-        loss_G = self.generator_loss(shifted(fake, stream, flip=self.kind != "mlp"), y_fake)
-        if weakness is not None:
-            loss_G = loss_G - weakness(fake, y_fake)
-        theta = list(self.G.parameters())
-        for p, g in zip(
-            theta, torch.autograd.grad(loss_G, theta)
-        ):  # not backward(): W and A are no business of this level
-            p.grad = g
-        self.optG.step()
-        self.optG.zero_grad(set_to_none=True)
-        self.H.requires_grad_(True)
+    def shifted(self, images: Tensor, stream: torch.Generator) -> Tensor:
+        """What H sees of both real and generated images, because the training half is small and H would learn it by
+        heart: moved by up to an eighth of the width (black comes in), photographs also mirrored."""
+        images = cifar.random_crop(images + 1, stream, max(1, images.shape[-1] // 8)) - 1
+        return images if self.kind == "mlp" else cifar.random_flip(images, stream)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """The average after a step. Its length grows with the steps: a short run would keep its random start."""
         self.steps += 1
-        # A short run would keep its random start in an average of fixed length: the length grows with the steps.
-        decay = min(self.average, (1 + self.steps) / (10 + self.steps))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.G.parameters()), 1 - decay)
-        return {"loss_D": float(loss_D.detach()), "loss_G": float(loss_G.detach())}
+        decay = min(AVERAGE, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.G.parameters()), 1 - decay)
 
-    def state(self) -> dict[str, Any]:
-        parts = {"G": self.G, "H": self.H, "ema": self.ema, "optG": self.optG, "optD": self.optD}
-        return {**{k: p.state_dict() for k, p in parts.items()}, "steps": self.steps}
+    def state_dict(self) -> dict[str, Any]:
+        parts = ("G", "H", "ema", "opt_G", "opt_H")
+        return {name: getattr(self, name).state_dict() for name in parts} | {"steps": self.steps}
 
-    def load(self, state: dict[str, Any]) -> None:
-        for name in ("G", "H", "ema", "optG", "optD"):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("G", "H", "ema", "opt_G", "opt_H"):
             getattr(self, name).load_state_dict(state[name])
         self.steps = state["steps"]
 
 
-def shifted(images: Tensor, stream: torch.Generator, flip: bool) -> Tensor:
-    """Random translation by an eighth of the width (black comes in) and, for photographs, mirroring: what H sees of both
-    real and generated images, because the training half is small and H would learn it by heart."""
-    images = cifar.random_crop(images + 1, stream, max(1, images.shape[-1] // 8)) - 1
-    return cifar.random_flip(images, stream) if flip else images
-
-
-# --- the fidelity gate ------------------------------------------------------------------------------------------------
+# --- the fidelity gate -------------------------------------------------------------------------------
 
 
 def reference_classifier(c_in: int, classes: int, width: int = 32) -> nn.Module:
     """A small convolutional classifier, trained on D_tr alone, that reads the labels of generated images."""
+
+    def block(a: int, b: int) -> list[nn.Module]:
+        return [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
+
     return nn.Sequential(
-        nn.Conv2d(c_in, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes),
-    )  # fmt: skip
-
-
-@torch.no_grad()
-def fidelity(sample: Any, classifier: nn.Module, view: Any, n: int = 2000) -> float:
-    """Share of n generated images that the reference classifier gives their label. sample(n, part) -> images, labels."""
-    classifier.eval()
-    right = 0
-    parts = [min(500, n - done) for done in range(0, n, 500)]
-    for part, size in enumerate(parts):
-        images, y = sample(size, part)
-        right += int((classifier(view(images)).argmax(1) == y).sum())
-    return right / n
+        *block(c_in, width),
+        nn.MaxPool2d(2),
+        *block(width, 2 * width),
+        nn.MaxPool2d(2),
+        *block(2 * width, 2 * width),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2 * width, classes),
+    )
 
 
 class GeneratorFailed(RuntimeError):
-    """The generator's images do not carry their labels: a search on them would test the generator, not the method."""
+    """The generator's images do not carry their labels: a search on them would test the generator alone."""
 
 
-def fidelity_gate(value: float, classes: int, warn_below: float = 0.5) -> str:
-    """Raises below 3 times chance; a warning text below `warn_below`; else ''. (3.5)"""
-    if value < 3 / classes:
+def fidelity_gate(fidelity: float, classes: int, warn_below: float = 0.5) -> str:
+    """Raises GeneratorFailed below 3 times chance; a warning below `warn_below`; else '' (docs/papers/dasgm.md, section 3.5).
+
+    fidelity: share of generated images to which the reference classifier gives their label."""
+    if fidelity < 3 / classes:
         raise GeneratorFailed(
-            f"label fidelity {value:.3f} of the generator is below 3 times chance ({3 / classes:.3f}): its images do not show "
-            "their class, so a search on them says nothing about the method; train it longer (--gan_steps) or change --gan_lr"
+            f"label fidelity {fidelity:.3f} of the generator is below 3 times chance"
+            f" ({3 / classes:.3f}): its images do not show their class, so a search on them says"
+            " nothing about the method; train it longer (--gan_steps) or change --gan_lr"
         )
-    if value < warn_below:
-        return f"label fidelity {value:.3f} is below {warn_below}: expect artefacts of the generator in the search"
+    if fidelity < warn_below:
+        artefacts = "expect artefacts of the generator in the search"
+        return f"label fidelity {fidelity:.3f} is below {warn_below}: {artefacts}"
     return ""

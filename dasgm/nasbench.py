@@ -38,7 +38,7 @@ def to_string(operations: Sequence[str], nodes: int) -> str:
 
 def from_string(cell: str) -> list[str]:
     """`|op~0|+|op~0|op~1|+...|` -> one operation per edge; ValueError names what is wrong."""
-    found: list[str] = []
+    operations: list[str] = []
     for j, node in enumerate(cell.split("+"), start=1):
         parts = re.fullmatch(r"\|((?:[^|~]+~\d+\|)+)", node)
         steps = parts[1].rstrip("|").split("|") if parts else []
@@ -52,8 +52,8 @@ def from_string(cell: str) -> list[str]:
                 raise ValueError(
                     f"cell {cell!r}: {step!r} should be `op~{i}` with op one of {', '.join(OPERATIONS)}"
                 )
-            found.append(operation)
-    return found
+            operations.append(operation)
+    return operations
 
 
 def all_cells(nodes: int, exclude_none: bool = False) -> list[str]:
