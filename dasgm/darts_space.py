@@ -100,12 +100,13 @@ def derive(
     tables = [t.clone() for t in weights_of(A)]
     genotype = Genotype(*(_parse(t, names) for t, names in zip(tables, choices)))
     while most_skips is not None and genotype.skips() > most_skips:
-        row, column = min(
-            ((EDGES.index((source, 2 + k // 2)), choices[0][EDGES.index((source, 2 + k // 2))].index("skip_connect"))
-             for k, (op, source) in enumerate(genotype.normal) if op == "skip_connect"),
-            key=lambda at: float(tables[0][at]),
-        )  # fmt: skip
-        tables[0][row, column] = 0.0
+        rows = [EDGES.index((source, 2 + k // 2)) for k, (_, source) in enumerate(genotype.normal)]
+        skips = [
+            (row, choices[0][row].index("skip_connect"))
+            for row, (operation, _) in zip(rows, genotype.normal)
+            if operation == "skip_connect"
+        ]
+        tables[0][min(skips, key=lambda at: float(tables[0][at]))] = 0.0
         genotype = Genotype(_parse(tables[0], choices[0]), genotype.reduce)
     return genotype
 
@@ -256,7 +257,6 @@ class RelaxedCell(nn.Module):
         drop: float,
     ):
         super().__init__()
-        self.reduce = reduce
         self.pre0 = preprocess(cs[0], cs[2], reduce_before, False)
         self.pre1 = preprocess(cs[1], cs[2], False, False)
         self.ops = nn.ModuleList(
@@ -301,21 +301,18 @@ class RelaxedNetwork(nn.Module):
         for layer in range(layers):
             reduce = layer in reductions(layers)
             channels = 2 * channels if reduce else channels
-            cells.append(
-                RelaxedCell(
-                    choices[int(reduce)], (c0, c1, channels), reduce, before, partial, skip_dropout
-                )
-            )
+            widths, names = (c0, c1, channels), choices[int(reduce)]
+            cells.append(RelaxedCell(names, widths, reduce, before, partial, skip_dropout))
             before, c0, c1 = reduce, c1, NODES * channels
         self.cells = nn.ModuleList(cells)
         self.head = nn.Linear(c1, classes)
 
     def forward(self, x: Tensor, A: Sequence[Tensor]) -> Tensor:
         weights = [F.softmax(a, -1) for a in A[:2]]
-        edge = [_edge_weights(b) for b in A[2:]] or [None, None]
+        edge = [_edge_weights(b) for b in A[2:]] if len(A) == 4 else [None, None]
         s0 = s1 = self.stem(x)
-        for cell in self.cells:
-            kind = int(cell.reduce)
+        for layer, cell in enumerate(self.cells):
+            kind = int(layer in reductions(len(self.cells)))
             s0, s1 = s1, cell(s0, s1, weights[kind], edge[kind])
         return self.head(s1.mean((2, 3)))
 
@@ -323,11 +320,9 @@ class RelaxedNetwork(nn.Module):
 def initial(choices: Choices, partial: int, generator: torch.Generator) -> list[Tensor]:
     """A ~ 1e-3 N(0, 1)."""
     A = [1e-3 * torch.randn(len(EDGES), len(names[0]), generator=generator) for names in choices]
-    return A + (
-        [1e-3 * torch.randn(len(EDGES), generator=generator) for _ in range(2)]
-        if partial > 1
-        else []
-    )
+    if partial == 1:
+        return A
+    return A + [1e-3 * torch.randn(len(EDGES), generator=generator) for _ in range(2)]
 
 
 def random_genotype(generator: torch.Generator) -> Genotype:
@@ -337,9 +332,8 @@ def random_genotype(generator: torch.Generator) -> Genotype:
         pairs = []
         for node in range(NODES):
             for source in sorted(torch.randperm(2 + node, generator=generator)[:2].tolist()):
-                pairs.append(
-                    (OPERATIONS[1 + int(torch.randint(7, (1,), generator=generator))], source)
-                )
+                operation = OPERATIONS[1 + int(torch.randint(7, (1,), generator=generator))]
+                pairs.append((operation, source))
         cells.append(tuple(pairs))
     return Genotype(*cells)
 
@@ -351,6 +345,21 @@ def drop_path(x: Tensor, p: float) -> Tensor:
     """Zeroes whole examples with probability p and scales the others."""
     keep = torch.bernoulli(torch.full((len(x), 1, 1, 1), 1 - p, device=x.device))
     return x * keep / (1 - p)
+
+
+def auxiliary_head(channels: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Conv2d(channels, 128, 1, bias=False),
+        nn.BatchNorm2d(128),
+        nn.ReLU(),
+        nn.Conv2d(128, 768, 2, bias=False),
+        nn.BatchNorm2d(768),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(768, classes),
+    )
 
 
 class DerivedCell(nn.Module):
@@ -406,10 +415,8 @@ class DerivedNetwork(nn.Module):
             self.stem1 = nn.Sequential(nn.ReLU(), *conv_bn(channels, channels, 3, 2, True))
             c0 = c1 = channels
         else:
-            self.stem0, self.stem1 = (
-                nn.Sequential(*conv_bn(3, 3 * channels, 3, 1, True)),
-                nn.Identity(),
-            )
+            self.stem0 = nn.Sequential(*conv_bn(3, 3 * channels, 3, 1, True))
+            self.stem1 = nn.Sequential()
             c0 = c1 = 3 * channels
         before, cells = imagenet, []
         self.auxiliary_at = 2 * layers // 3 if auxiliary else -1
@@ -417,20 +424,11 @@ class DerivedNetwork(nn.Module):
         for layer in range(layers):
             reduce = layer in reductions(layers)
             channels = 2 * channels if reduce else channels
-            cells.append(
-                DerivedCell(
-                    genotype.reduce if reduce else genotype.normal,
-                    (c0, c1, channels),
-                    reduce,
-                    before,
-                )
-            )
+            pairs = genotype.reduce if reduce else genotype.normal
+            cells.append(DerivedCell(pairs, (c0, c1, channels), reduce, before))
             before, c0, c1 = reduce, c1, NODES * channels
             if layer == self.auxiliary_at:
-                self.auxiliary = nn.Sequential(
-                    nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Conv2d(c1, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU(),
-                    nn.Conv2d(128, 768, 2, bias=False), nn.BatchNorm2d(768), nn.ReLU(), nn.Flatten(), nn.Linear(768, classes),
-                )  # fmt: skip
+                self.auxiliary = auxiliary_head(c1, classes)
         self.cells = nn.ModuleList(cells)
         self.head = nn.Linear(c1, classes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from shared.runs import Batches, stream
 
 from . import baselines
 from .config import Config
-from .generators import GAN
+
+if TYPE_CHECKING:
+    from .generators import GAN
 
 # of the 1,797 images, as the CIFAR constants are of its training images
 DIGITS_MEAN, DIGITS_STD = 0.3053, 0.3764
@@ -63,6 +65,10 @@ class Problem:
         return c, h, w
 
     @property
+    def ids(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name).ids for name in ("train", "validation", "test")}
+
+    @property
     def photographs(self) -> bool:
         return self.name != "digits"
 
@@ -73,13 +79,13 @@ class Problem:
         return (pixels / 255 - DIGITS_MEAN) / DIGITS_STD
 
     def view(self, pixels: Tensor, stream: torch.Generator) -> Tensor:
-        """What a search network sees of 0-255 pixels: for photographs a random crop and flip first."""
+        """What a search network sees of 0-255 pixels: of photographs a random crop, flipped."""
         if self.photographs:
             pixels = cifar.random_flip(cifar.random_crop(pixels, stream), stream)
         return self.normalise(pixels)
 
     def T(self, generated: Tensor, stream: torch.Generator) -> Tensor:
-        """Generator output in [-1, 1] -> what the network would see of these pixels. Differentiable."""
+        """Generator output in [-1, 1] -> what a search network sees of these pixels. Differentiable."""
         return self.view(self.pixels(generated), stream)
 
     def signed(self, pixels: Tensor) -> Tensor:
@@ -94,7 +100,7 @@ class Problem:
 def load(
     name: str, seed: int, split: str = "stratified", n: int = 0, device: torch.device | str = "cpu"
 ) -> Problem:
-    """D_tr and D_val are halves of the training images, split by the seed or, `darts`, first and second.
+    """D_tr and D_val are halves of the training images: by the seed, or, `darts`, first and second.
 
     n > 0: only the first n of each half and of the test set (rehearsals)."""
     rest, test, classes = _digits() if name == "digits" else _photographs(name)
@@ -131,59 +137,55 @@ def _photographs(name: str) -> tuple[Images, Images, int]:
 
 
 class Views:
-    """What each level sees in step t: images (n, c, h, w) as the network sees them, and labels (n,).
+    """What each level sees in step t: images (n, c, h, w) as the network sees them, labels (n,).
 
-    Every draw is from a stream named by its purpose and t, without the arm: arms of a seed share them, and both sides
-    of a difference quotient see the same ones."""
+    Every draw is from a stream named by its purpose and t, without the arm: arms of a seed share
+    them, and both sides of a difference quotient see the same ones."""
 
-    def __init__(self, config: Config, problem: Problem, device: torch.device):
-        self.config, self.problem, self.device = config, problem, device
-        self.of_weights = problem.train
+    def __init__(self, config: Config, problem: Problem):
+        self.config, self.problem = config, problem
+        self.of_generator = self.of_weights = problem.train
         if config.full_data_weights:
             self.of_weights = problem.train + problem.validation
+        self.size = len(shard(range(config.batch)))  # of a generated batch, on this process
         self.batches: dict[str, Batches[Tensor]] = {}
-
-    def rows(self, images: Images, size: int, name: str, t: int) -> Tensor:
-        """This process's row numbers of batch t of the pass called `name`."""
-        if name not in self.batches:
-            every = torch.arange(len(images))
-            self.batches[name] = Batches(every, size, self.config.seed, name)
-        return shard(self.batches[name](t)).to(self.device)
 
     def noise(self, *names: Any) -> torch.Generator:
         return stream(self.config.seed, *names, *noise_names())
 
+    def batch(self, images: Images, name: str, t: int, size: int = 0) -> Images:
+        """This process's share of batch t of the pass over the images that is called `name`."""
+        if name not in self.batches:
+            rows = torch.arange(len(images))
+            self.batches[name] = Batches(rows, size or self.config.batch, self.config.seed, name)
+        return images[shard(self.batches[name](t))]
+
     def real(self, images: Images, name: str, t: int) -> tuple[Tensor, Tensor]:
-        rows = self.rows(images, self.config.batch, name, t)
-        pixels = self.problem.view(images.pixels[rows], self.noise("view", name, t))
-        return pixels, images.labels[rows]
+        part = self.batch(images, name, t)
+        return self.problem.view(part.pixels, self.noise("view", name, t)), part.labels
 
     def training(self, t: int) -> tuple[Tensor, Tensor]:
         """Level 1: D_tr; with `full_data_weights` D_val too, in the same number of steps."""
         return self.real(self.of_weights, "batches", t)
 
-    def photographs(self, step: int) -> tuple[Tensor, Tensor]:
-        """Level 2: real images of D_tr in [-1, 1], at a step of the generator."""
-        images = self.problem.train
-        rows = self.rows(images, self.config.gan_batch, "gan batches", step)
-        return self.problem.signed(images.pixels[rows]), images.labels[rows]
+    def photographs(self, step: int) -> Images:
+        """Level 2: images of D_tr, at a step of the generator."""
+        return self.batch(self.of_generator, "gan batches", step, self.config.gan_batch)
 
     def held_out(self, t: int) -> tuple[Tensor, Tensor]:
-        """Level 3, real images: D_val; for the controls the batch of level 1, or D_tr strongly augmented."""
+        """Level 3, real images: D_val; for the controls level 1's batch, or D_tr augmented."""
         if self.config.job == "train_as_val":
             return self.training(t)
         if self.config.job == "aug_val":
-            images = self.problem.train
-            rows = self.rows(images, self.config.batch, "augmented batches", t)
-            pixels = baselines.strong(
-                images.pixels[rows], self.noise("strong", t), self.problem.photographs
-            )
-            return self.problem.normalise(pixels), images.labels[rows]
+            part = self.batch(self.problem.train, "augmented batches", t)
+            noise = self.noise("strong", t)
+            pixels = baselines.strong(part.pixels, noise, self.problem.photographs)
+            return self.problem.normalise(pixels), part.labels
         return self.real(self.problem.validation, "validation batches", t)
 
     def generated(self, gan: GAN, t: int) -> tuple[Tensor, Tensor]:
         """Level 3, T(G(z, y)) and y, from the averaged generator; no gradient reaches theta."""
-        images, y = gan.sample(len(shard(range(self.config.batch))), "architecture", t)
+        images, y = gan.sample(self.size, "architecture", t)
         if self.config.labels == "permuted":
             y = baselines.permuted(y, stream(self.config.seed, "permuted labels", t))
         return self.T(images, "crops", t), y

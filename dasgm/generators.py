@@ -10,6 +10,7 @@ a public prototype by other people (docs/papers/dasgm.md, section 3.5). Images a
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -22,9 +23,16 @@ from shared import cifar, runs
 from shared.processes import noise_names
 
 from .config import Config
+from .data import Problem
 
 
-class MLPGenerator(nn.Module):
+class Generator(nn.Module):
+    """G(z, y): z (n, dz), y (n,) -> images (n, c, h, w)."""
+
+    dz: int
+
+
+class MLPGenerator(Generator):
     """8x8 digits: z (16) and the one-hot label, two hidden layers of 128, tanh."""
 
     def __init__(self, classes: int, shape: tuple[int, int, int], dz: int = 16, width: int = 128):
@@ -88,7 +96,7 @@ class UpBlock(nn.Module):
         return up + self.c2(F.relu(self.n2(h, y)))
 
 
-class ResidualGenerator(nn.Module):
+class ResidualGenerator(Generator):
     """z (128) -> 4x4x256 -> three residual up-blocks -> 3x32x32."""
 
     def __init__(self, classes: int, shape: tuple[int, int, int], dz: int = 128, width: int = 256):
@@ -137,7 +145,7 @@ class ResidualDiscriminator(nn.Module):
         return self.head(features).squeeze(1) + (self.embed(y) * features).sum(1)
 
 
-class DCGenerator(nn.Module):
+class DCGenerator(Generator):
     """Option: latent 100 with a label embedding of 100, four transposed convolutions with widths 256, 128, 64."""
 
     def __init__(self, classes: int, shape: tuple[int, int, int], dz: int = 100, width: int = 16):
@@ -184,16 +192,18 @@ def _small_weights(module: nn.Module) -> None:
 
 # --- one generator with its opponent -----------------------------------------------------------------
 
-NETWORKS = {
+NETWORKS: dict[str, tuple[Callable[..., Generator], Callable[..., nn.Module]]] = {
     "mlp": (MLPGenerator, MLPDiscriminator),
     "residual": (ResidualGenerator, ResidualDiscriminator),
     "dcgan": (DCGenerator, DCDiscriminator),
 }
 AVERAGE = 0.999  # of theta, over steps
+PARTS = ("G", "H", "ema", "opt_G", "opt_H", "reference")
 
 
 class GAN:
-    """theta (G), phi (H), the moving average of theta (ema) and two Adams; `method.generator_step` moves them.
+    """theta (G), phi (H), the moving average of theta (ema) and two Adams: `method.generator_step`
+    moves them. reference: the classifier that reads the labels of the images.
 
     Every draw comes from a stream named by the step, so a continued run draws what an uninterrupted one would."""
 
@@ -210,6 +220,8 @@ class GAN:
         betas = (0.5, 0.9) if config.gan == "mlp" else (0.0, 0.9)
         self.opt_G = torch.optim.Adam(self.G.parameters(), lr=config.gan_lr, betas=betas)
         self.opt_H = torch.optim.Adam(self.H.parameters(), lr=config.gan_lr_D, betas=betas)
+        runs.seed_global(config.seed, "reference")
+        self.reference = reference_classifier(shape[0], classes).to(device)
         self.steps = 0
         self.critic_steps = 5 if config.gan == "dcgan" else 1
 
@@ -260,13 +272,26 @@ class GAN:
         decay = min(AVERAGE, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.G.parameters()), 1 - decay)
 
+    def labels_read(self, problem: Problem, *name: Any) -> int:
+        """Of 500 images drawn by this name: how many the reference classifier gives their label."""
+        images, y = self.sample(500, *name)
+        self.reference.eval()
+        with torch.no_grad():
+            logits = self.reference(problem.normalise(problem.pixels(images)))
+        return int((logits.argmax(1) == y).sum())
+
+    @torch.no_grad()
+    def samples(self, each: int = 8) -> tuple[Tensor, Tensor]:
+        """`each` images of at most ten classes, and their labels, for the figure."""
+        y = torch.arange(min(10, self.classes), device=self.device).repeat_interleave(each)
+        return self.ema(self.draw(len(y), "samples")[0], y), y
+
     def state_dict(self) -> dict[str, Any]:
-        parts = ("G", "H", "ema", "opt_G", "opt_H")
-        return {name: getattr(self, name).state_dict() for name in parts} | {"steps": self.steps}
+        return {part: getattr(self, part).state_dict() for part in PARTS} | {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in ("G", "H", "ema", "opt_G", "opt_H"):
-            getattr(self, name).load_state_dict(state[name])
+        for part in PARTS:
+            getattr(self, part).load_state_dict(state[part])
         self.steps = state["steps"]
 
 

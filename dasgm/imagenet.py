@@ -42,8 +42,8 @@ class ImageNet:
                     " remedy: fetch that part again"
                 )
         self.rows, self.ids = len(self.parts["train"]), torch.arange(len(self.parts["val"]))
-        files = [p for part in parts for p, _ in self.parts[part]]
-        listing = "\n".join(f"{p.relative_to(root)}\t{p.stat().st_size}" for p in files)
+        paths = [p for part in parts for p, _ in self.parts[part]]
+        listing = "\n".join(f"{p.relative_to(root)}\t{p.stat().st_size}" for p in paths)
         sources.note("imagenet listing", hashlib.sha256(listing.encode()).hexdigest())
         self.pool = ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1))
 

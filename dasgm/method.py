@@ -46,7 +46,7 @@ def cycle(
     gan: None where level 3 sees no generated image (lam = 0). learn_A: false in warm-up epochs."""
     facts: dict[str, float] = {"gradient_evaluations": 1}
     if gan is not None and views.config.job != "static":
-        facts |= generator_step(gan, *views.photographs(gan.steps), hunt(f, gan, views))
+        facts |= generator_step(gan, views, hunt(f, gan, views))
         facts["gradient_evaluations"] += gan.critic_steps + 1
     L_tr = real_loss(f, *views.training(t))
     if learn_A:
@@ -163,10 +163,11 @@ def architecture_step(
 
 
 def generator_step(
-    gan: GAN, real: Tensor, y: Tensor, eta_R: Callable[[Tensor, Tensor], Tensor] | None = None
+    gan: GAN, views: Views, eta_R: Callable[[Tensor, Tensor], Tensor] | None = None
 ) -> dict[str, float]:
-    """(2): phi climbs V (`dcgan`: five times), then theta descends V_G, or V_G - eta R. real (n, c, h, w) in [-1, 1]."""
-    n = len(real)
+    """(2): phi climbs V (`dcgan`: five times), then theta descends V_G, or V_G - eta R."""
+    images = views.photographs(gan.steps)
+    real, y, n = views.problem.signed(images.pixels), images.labels, len(images)
     for k in range(gan.critic_steps):
         stream = gan.noise("gan", gan.steps, k)
         z, y_fake = gan.draw(n, "gan", gan.steps, k)

@@ -13,6 +13,7 @@ import functools
 import itertools
 import re
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +121,7 @@ class Cell(nn.Module):
                 if target == j:
                     for column, name in enumerate(self.choices[row]):
                         if name != "none":
-                            terms.append(self.edges[row][name](states[i]))
+                            terms.append(cast(nn.ModuleDict, self.edges[row])[name](states[i]))
                             shares.append(row * len(OPERATIONS) + column)
             states.append(_sum(terms, None if weights is None else weights.flatten()[shares], x))
         return states[-1]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -31,6 +32,7 @@ from .imagenet import ImageNet
 
 MOMENTUM, CLIP = 0.9, 5.0  # of the SGD of W and of its gradient's norm, as in DARTS
 TEST_BATCH = 256
+Derived = nasbench.Network | darts_space.DerivedNetwork
 
 
 # --- relaxed -----------------------------------------------------------------------------------------
@@ -94,7 +96,8 @@ def new_supernet(
     device: torch.device,
 ) -> Supernet:
     """The same start for every arm of a seed. choices: the operations of each edge; None: all."""
-    c, net = config, nn.Module()
+    c = config
+    net: nn.Module
     runs.seed_global(c.seed, "supernet", stage.number)
     stream = runs.stream(c.seed, "A", stage.number)
     if c.space == "nasbench":
@@ -109,8 +112,7 @@ def new_supernet(
         A = darts_space.initial(choices, partial, stream)
     net.to(device)
     A = [a.to(device).requires_grad_() for a in A]
-    decay = {"weight_decay": c.weight_decay}
-    opt_W = torch.optim.SGD(net.parameters(), c.lr, MOMENTUM, nesterov=c.nesterov, **decay)
+    opt_W = torch.optim.SGD(net.parameters(), c.lr, MOMENTUM, 0.0, c.weight_decay, c.nesterov)
     opt_A = torch.optim.Adam(A, c.arch_lr, betas=(0.5, 0.999), weight_decay=1e-3)  # DARTS
     return Supernet(net, A, opt_W, opt_A, torch.full((problem.classes,), torch.nan))
 
@@ -193,14 +195,10 @@ def describe(config: Config, problem: Problem, cell: str, classes: int) -> dict[
     """What `build` needs to make the derived network: JSON values alone."""
     if config.space == "nasbench":
         return {"space": "nasbench", "cell": cell, "network": nasbench_network(config, problem)}
-    network = {
-        "channels": config.retrain_channels,
-        "layers": config.retrain_layers,
-        "classes": classes,
-        "auxiliary": config.auxiliary > 0,
-        "imagenet": config.retrain_on == "imagenet",
-    }
-    return {**json.loads(cell), "network": network}
+    size = {"channels": config.retrain_channels, "layers": config.retrain_layers}
+    heads = {"classes": classes, "auxiliary": config.auxiliary > 0}
+    imagenet = config.retrain_on == "imagenet"
+    return {**json.loads(cell), "network": {**size, **heads, "imagenet": imagenet}}
 
 
 def nasbench_network(config: Config, problem: Problem) -> dict[str, Any]:
@@ -217,7 +215,7 @@ def nasbench_network(config: Config, problem: Problem) -> dict[str, Any]:
     }
 
 
-def build(description: dict[str, Any]) -> nn.Module:
+def build(description: dict[str, Any]) -> Derived:
     """genotype.json's content -> the derived network, weights drawn from torch's global state."""
     space = description.get("space")
     if space == "nasbench":
@@ -228,7 +226,7 @@ def build(description: dict[str, Any]) -> nn.Module:
     raise ValueError(f"genotype.json: space is {space!r}, expected nasbench or darts")
 
 
-def load(directory: str | Path) -> nn.Module:
+def load(directory: str | Path) -> Derived:
     """An export as a plain network."""
     network = build(json.loads((Path(directory) / "genotype.json").read_text()))
     weights = Path(directory) / "weights.pt"
@@ -238,16 +236,20 @@ def load(directory: str | Path) -> nn.Module:
 
 
 def export(
-    directory: Path, description: dict[str, Any], trained: nn.Module | None, about: str
+    directory: Path, config: Config, problem: Problem, cell: str, trained: Derived | None
 ) -> None:
+    """genotype.json, README.md, and weights.pt of a network that was trained."""
+    classes, weights = problem.classes, "no weights: the cell was looked up in a table"
     directory.mkdir(exist_ok=True)
-    (directory / "genotype.json").write_text(json.dumps(description, indent=1) + "\n")
-    weights = "no weights: the cell was looked up in a table"
     if trained is not None:
+        classes, weights = trained.head.out_features, "trained weights in weights.pt"
         torch.save(trained.state_dict(), directory / "weights.pt")
-        weights = "trained weights in weights.pt"
+    description = describe(config, problem, cell, classes)
+    (directory / "genotype.json").write_text(json.dumps(description, indent=1) + "\n")
     (directory / "README.md").write_text(
-        f"# A derived cell\n\n{about}\n\n"
+        f"# A derived cell\n\nFound by arm `{config.arm}` (job {config.job}) of dasgm (after arXiv"
+        f" 2112.00171), task `{config.task}`, scale `{config.scale}`, seed {config.seed}. Licence:"
+        " that of the repository; the terms of the data apply to trained weights.\n\n"
         f"`genotype.json`: the cell and the network around it; {weights}.\n"
         "`from dasgm import networks; network = networks.load(DIR)` gives a plain `nn.Module`.\n"
     )
@@ -256,7 +258,7 @@ def export(
 # --- from scratch ------------------------------------------------------------------------------------
 
 
-class Photographs:
+class OwnImages:
     """The search's images for the retraining: D_tr and D_val to train on, D_te to test on."""
 
     def __init__(self, problem: Problem, cutout: int):
@@ -279,8 +281,8 @@ class Photographs:
 class Student:
     """A derived network that learns: its images, its recipe and its optimiser."""
 
-    network: nn.Module
-    images: Photographs | ImageNet
+    network: Derived
+    images: OwnImages | ImageNet
     recipe: Retraining
     seed: int
     device: torch.device
@@ -300,6 +302,15 @@ class Student:
         self.batches = runs.Batches(rows, recipe.retrain_batch, self.seed, "retrain batches")
         self.steps = recipe.retrain_epochs * self.batches.per_epoch
         self.test_batches = torch.arange(len(self.images.ids)).split(TEST_BATCH)
+
+
+def new_student(config: Config, problem: Problem, cell: str, device: torch.device) -> Student:
+    """The same start for every arm of a seed that derived this cell."""
+    own = config.retrain_on == "own"
+    images = OwnImages(problem, config.cutout) if own else ImageNet(size=config.image_size)
+    runs.seed_global(config.seed, "retrain network")
+    network = build(describe(config, problem, cell, images.classes))
+    return Student(network, images, config, config.seed, device)
 
 
 def retrain_step(student: Student, t: int) -> Tensor:
@@ -331,9 +342,22 @@ def retrain_step(student: Student, t: int) -> Tensor:
 
 @torch.no_grad()
 def answers(student: Student, k: int) -> Tensor:
-    """(n, 3) for batch k of the test images: label, prediction, whether the label is among the best five."""
+    """Batch k of the test images -> (n, 3): label, prediction, whether the label is in the top 5."""
     student.network.eval()
     x, y = student.images.testing(student.test_batches[k])
     logits, y = student.network(x.to(student.device)).cpu(), y.cpu()
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     return torch.stack([y, logits.argmax(1), (best == y[:, None]).any(1)], dim=1)
+
+
+def predictions(student: Student, cell: str, rows: list[Tensor]) -> dict[str, np.ndarray]:
+    """rows: all `answers`, in order."""
+    label, prediction, top5 = torch.cat(rows).T.numpy()
+    named = student.network.named_parameters()
+    size = sum(
+        p.numel() for name, p in named if "auxiliary" not in name
+    )  # it is dropped after training
+    columns = {"id": student.images.ids.numpy(), "label": label, "prediction": prediction}
+    top = {"top5": top5.astype(bool)} if isinstance(student.images, ImageNet) else {}
+    numbers = {"_parameters": np.array(size), "_skips": np.array(float(skips(cell)))}
+    return {**columns, **top, **numbers}

@@ -8,22 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from shared import runs, sources
 
-from . import nasbench
-from .data import DIGITS_TEST
+from . import baselines, nasbench
+from .config import Config
+from .data import DIGITS_TEST, Problem
 
 DIGITS_TABLE = Path(__file__).resolve().parent / "results" / "digits_cells.csv"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Ground truth of every cell of a space. columns: name -> (cells,) accuracy in [0, 1]; the first one is the score.
-
-    correct: (cells, test items) mean correctness over the trainings of a cell, where the table has it, else None.
-    """
+    """Ground truth of every cell of a space. columns: name -> (cells,) accuracy in [0, 1]; the first
+    one is the score. correct: (cells, test items) mean over the trainings of a cell, or None."""
 
     cells: dict[str, int]
     columns: dict[str, np.ndarray]
@@ -45,8 +43,11 @@ class Table:
         return float(((self.score < value).mean(1) + 0.5 * (self.score == value).mean(1)).mean())
 
 
-NASBENCH_COLUMNS = {"cifar10": "cifar10_test_200ep", "cifar100": "cifar100_test_200ep",
-                    "imagenet16": "imagenet16_120_test_200ep"}  # fmt: skip
+NASBENCH_COLUMNS = {
+    "cifar10": "cifar10_test_200ep",
+    "cifar100": "cifar100_test_200ep",
+    "imagenet16": "imagenet16_120_test_200ep",
+}
 
 
 def nasbench_table(path: Path | None = None) -> Table:
@@ -67,25 +68,22 @@ def nasbench_table(path: Path | None = None) -> Table:
                 f"{source} row {number + 1}: {error}. Remedy: make the table again"
             ) from error
         cells[row["arch"]] = number
-    return Table(
-        cells, {k: np.array([float(r[c]) for r in rows]) / 100 for k, c in NASBENCH_COLUMNS.items()}
-    )
+    columns = {k: [float(r[name]) for r in rows] for k, name in NASBENCH_COLUMNS.items()}
+    return Table(cells, {k: np.array(v) / 100 for k, v in columns.items()})
 
 
 def digits_rows(path: Path = DIGITS_TABLE) -> dict[tuple[str, int], np.ndarray]:
-    """(cell, training seed) -> which of the 897 test images the trained cell classifies correctly (bool)."""
+    """(cell, training seed) -> which of the 897 test images it classifies correctly (bool)."""
     if not path.exists():
         return {}
     rows = {}
     with open(path, newline="") as file:
         for row in csv.DictReader(line for line in file if not line.startswith("#")):
-            bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["correct"]), np.uint8))[
-                :DIGITS_TEST
-            ].astype(bool)
+            packed = np.frombuffer(bytes.fromhex(row["correct"]), np.uint8)
+            bits = np.unpackbits(packed)[:DIGITS_TEST].astype(bool)
             if abs(bits.mean() - float(row["accuracy"])) > 1e-6:
-                raise ValueError(
-                    f"{path}: {row['cell']} seed {row['seed']}: accuracy and bits disagree; make the table again"
-                )
+                training = f"{path}: {row['cell']} seed {row['seed']}"
+                raise ValueError(f"{training}: accuracy and bits disagree; make the table again")
             rows[row["cell"], int(row["seed"])] = bits
     return rows
 
@@ -98,34 +96,38 @@ def digits_table(path: Path = DIGITS_TABLE) -> Table:
     missing = [(c, s) for c in cells for s in seeds or [0] if (c, s) not in rows]
     if missing:
         raise runs.BadInput(
-            f"{path}: {len(missing)} of {len(cells) * max(1, len(seeds))} trainings are missing, first {missing[0]}; "
-            "remedy: python -m dasgm.truth_table"
+            f"{path}: {len(missing)} of {len(cells) * max(1, len(seeds))} trainings are missing,"
+            f" first {missing[0]}; remedy: python -m dasgm.truth_table"
         )
     sources.note("dasgm/results/digits_cells.csv", path)
     correct = np.stack([np.mean([rows[c, s] for s in seeds], axis=0) for c in cells])
     return Table({c: i for i, c in enumerate(cells)}, {"accuracy": correct.mean(1)}, correct)
 
 
-def table(name: str) -> Table:
-    return digits_table() if name == "digits" else nasbench_table()
-
-
 def look_up(
-    table: Table, ids: Tensor, numbers: list[int], early: int | None = None
-) -> dict[str, np.ndarray]:
-    """Predictions of one cell, or of several that are averaged (`random`). early: the early-stopped cell.
+    config: Config, problem: Problem, cell: str, early: str | None
+) -> tuple[list[int], dict[str, np.ndarray]]:
+    """Numbers of the cells that count, and predictions: of one cell, or for `random` of 1,000 draws.
 
-    digits: one row per test image (ids), `correct` of `_trials` trainings. NAS-Bench-201 has no images: one row."""
-    cells = np.array(numbers)
+    digits: one row per test image, `correct` of `_trials` trainings. NAS-Bench-201 has no images:
+    one row. early: the early-stopped cell."""
+    table = digits_table() if problem.name == "digits" else nasbench_table()
+    numbers = [table.number(cell)]
+    if config.job == "random":
+        allowed = [table.number(c) for c in nasbench.all_cells(config.nodes, config.exclude_none)]
+        numbers = baselines.random_cells(allowed, 1000, runs.stream(config.seed, "random cells"))
+    names, cells = list(table.cells), np.array(numbers)
     predictions = {
         "_percentile": np.array(table.percentile(cells)),
         "_regret": np.array(table.score.max() - table.score[cells].mean()),
-        "_early": np.array(table.score[cells if early is None else early].mean()),
+        "_early": np.array(table.score[table.number(early) if early else cells].mean()),
+        "_skips": np.array(np.mean([nasbench.skips(names[n]) for n in numbers])),
     }
     if table.correct is None:
-        names = {f"_accuracy_{k}": np.array(v[cells].mean()) for k, v in table.columns.items()}
-        return {"id": np.array([0]), **names, **predictions}
+        columns = {f"_accuracy_{k}": np.array(v[cells].mean()) for k, v in table.columns.items()}
+        return numbers, {"id": np.array([0]), **columns, **predictions}
     # thirds of three trainings, summed over the draws, are whole numbers: stored as such
     trials = len({seed for _, seed in digits_rows()}) * len(cells)
     correct = np.rint(table.correct[cells].sum(0) * trials / len(cells)).astype(np.int64)
-    return {"id": ids.numpy(), "correct": correct, "_trials": np.array(trials), **predictions}
+    per_image = {"id": problem.test.ids.numpy(), "correct": correct, "_trials": np.array(trials)}
+    return numbers, {**per_image, **predictions}

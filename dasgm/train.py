@@ -10,34 +10,22 @@ a collapsed DARTS 54.3, the median cell 90.8, the best 94.4 %.
 
 from __future__ import annotations
 
-import contextlib
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from shared import runs
+from shared import processes, runs
 from shared.runs import Parts, Run
 
-from . import (
-    baselines,
-    darts_space,
-    data,
-    evaluate,
-    generators,
-    method,
-    nasbench,
-    networks,
-    rehearsal,
-    tables,
-)
+from . import darts_space, data, evaluate, generators, method, networks, rehearsal, tables
 from .config import Config
-from .imagenet import ImageNet
 
 NOTICE = (
     "note: no number of the DASGM paper (arXiv 2112.00171) could be read;"
@@ -50,26 +38,25 @@ def run(config: Config) -> Path:
     if config.generated and not config.uses:
         remedy = "give --uses.generator DIR, or an arm that uses one"
         raise runs.BadInput(f"job {config.job} needs a generator: {remedy}")
-    made_up = rehearsal.made_up(config.n) if config.scale == "rehearsal" else None
-    with runs.start(config, __file__) as run, made_up or contextlib.nullcontext():
+    made_up = rehearsal.made_up(config.n) if config.scale == "rehearsal" else nullcontext()
+    with runs.start(config, __file__) as run, made_up:
         if run.finished:
             return run.directory
         run.say(NOTICE)
         device = runs.device(config)
         problem = data.load(config.data, config.seed, config.split, config.n, device)
-        parts = {"train": problem.train, "validation": problem.validation, "test": problem.test}
-        run.splits(**{name: images.ids for name, images in parts.items()})
+        run.splits(**problem.ids)
         if config.job == "generator":
             warm_start(config, run, problem, device)
             return run.directory
-        if config.job == "random":
-            result = Result(networks.random_cell(config))
-        else:
+        result = Result(networks.random_cell(config))
+        if config.job != "random":
             result = search(config, run, problem, device)
         if config.judge == "table":
-            look_up(config, run, problem, result)
+            look_up(config, problem, result)
         else:
             retrain(config, run, problem, device, result)
+        finish(config, run, problem, result)
     return run.directory
 
 
@@ -78,43 +65,40 @@ def run(config: Config) -> Path:
 
 def warm_start(config: Config, run: Run, problem: data.Problem, device: torch.device) -> None:
     """Phases: the generator, the classifier that reads its labels, what that one reads."""
-    views = data.Views(config, problem, device)
+    views = data.Views(config, problem)
     gan = generators.GAN(config, problem.classes, problem.shape, device)
     for step in run.phase("generator", config.gan_steps, Parts(gan=gan)):
-        losses = method.generator_step(gan, *views.photographs(step))
-        rows = views.rows(problem.train, config.gan_batch, "gan batches", step).cpu()
-        run.finite(losses["loss_G"], level="generator", step=step, batch=rows)
+        losses = method.generator_step(gan, views)
+        batch = views.photographs(step).ids
+        run.finite(losses["loss_G"], level="generator", step=step, batch=batch)
         if step % 50 == 0:
             run.log(step=step, **losses)
 
-    runs.seed_global(config.seed, "reference")
-    reference = generators.reference_classifier(problem.shape[0], problem.classes).to(device)
-    optimizer = torch.optim.Adam(reference.parameters(), 2e-3)
-    every = torch.arange(len(problem.train))
-    batches = runs.Batches(every, config.batch, config.seed, "reference batches")
-    work = Parts(reference=reference, optimizer=optimizer)
+    optimizer = torch.optim.Adam(gan.reference.parameters(), 2e-3)
+    work = Parts(reference=gan.reference, optimizer=optimizer)
     for step in run.phase("reference", config.reference_steps, work):
-        rows = batches(step).to(device)
-        stream = runs.stream(config.seed, "reference view", step)
-        x = problem.view(problem.train.pixels[rows], stream)
+        with processes.single():  # all processes learn from whole batches
+            images = views.batch(problem.train, "reference batches", step)
+        x = problem.view(images.pixels, runs.stream(config.seed, "reference view", step))
         optimizer.zero_grad(set_to_none=True)
-        cross_entropy(reference(x), problem.train.labels[rows]).backward()
+        cross_entropy(gan.reference(x), images.labels).backward()
         optimizer.step()
-    reference.eval()
+    gan.reference.eval()
 
     right: list[int] = []
     for k in run.phase("fidelity", 4, Parts(right=right)):
-        right.append(labels_read(problem, gan, reference, "fidelity", k))
+        right.append(gan.labels_read(problem, "fidelity", k))
     fidelity = sum(right) / 2000
-    accuracy = held_out_accuracy(run, problem, reference)
+    accuracy = held_out_accuracy(run, problem, gan.reference)
     check_fidelity(config, run, problem, fidelity)
     passed = not config.fidelity_gate or fidelity >= 3 / problem.classes
     run.gate("label-fidelity", passed, f"{fidelity:.3f} of 2,000 images")
-    apart = set(problem.train.ids.tolist()).isdisjoint(problem.validation.ids.tolist())
-    run.gate("generator-data", apart, f"{len(problem.train)} images of D_tr")
-    packed = runs.pack({"gan": gan.state_dict(), "reference": reference.state_dict()})
-    runs.write_bytes(run.directory / "generator.pt", packed)
-    runs.save_arrays(run.directory / "samples.npz", samples(problem, gan))
+    inside = set(views.of_generator.ids.tolist()) <= set(problem.train.ids.tolist())
+    run.gate("generator-data", inside, f"{len(views.of_generator)} images of D_tr")
+    runs.write_bytes(run.directory / "generator.pt", runs.pack(gan.state_dict()))
+    generated, labels = gan.samples()
+    pixels = problem.pixels(generated).round().clamp(0, 255).byte()
+    runs.save_arrays(run.directory / "samples.npz", {"pixels": pixels.cpu(), "label": labels.cpu()})
     run.finish(
         state=gan.G.parameters(),
         gradient_evaluations=config.gan_steps * (gan.critic_steps + 1),
@@ -122,46 +106,27 @@ def warm_start(config: Config, run: Run, problem: data.Problem, device: torch.de
     )
 
 
-def labels_read(
-    problem: data.Problem, gan: generators.GAN, reference: nn.Module, *name: Any
-) -> int:
-    """Of 500 generated images: how many the reference classifier gives their label."""
-    images, y = gan.sample(500, *name)
-    return correct(reference, problem.normalise(problem.pixels(images)), y)
-
-
 def check_fidelity(config: Config, run: Run, problem: data.Problem, fidelity: float) -> None:
-    """The gate stays active while theta moves (docs/papers/dasgm.md, section 3.5)."""
-    off = not config.fidelity_gate
-    warning = "" if off else generators.fidelity_gate(fidelity, problem.classes)
-    if warning or off:
-        run.say(f"warning: {warning or 'fidelity gate switched off'}")
-
-
-@torch.no_grad()
-def correct(network: nn.Module | networks.Supernet, x: Tensor, y: Tensor) -> int:
-    return int((network(x).argmax(1) == y).sum())
+    """The gate stays active while theta moves (docs/papers/dasgm.md, section 8)."""
+    warning = "fidelity gate switched off"
+    if config.fidelity_gate:
+        warning = generators.fidelity_gate(fidelity, problem.classes)
+    if warning:
+        run.say(f"warning: {warning}")
 
 
 def held_out_accuracy(
-    run: Run, problem: data.Problem, network: nn.Module | networks.Supernet
+    run: Run, problem: data.Problem, network: Callable[[Tensor], Tensor]
 ) -> float:
     """On D_val: a search-time quantity, the only one that settings were chosen by."""
     right: list[int] = []
     parts = torch.arange(len(problem.validation)).split(256)
     for k in run.phase("held-out accuracy", len(parts), Parts(right=right)):
         part = problem.validation[parts[k]]
-        right.append(correct(network, problem.normalise(part.pixels), part.labels))
+        with torch.no_grad():
+            guess = network(problem.normalise(part.pixels)).argmax(1)
+        right.append(int((guess == part.labels).sum()))
     return sum(right) / len(problem.validation)
-
-
-def samples(problem: data.Problem, gan: generators.GAN, each: int = 8) -> dict[str, Any]:
-    """`each` generated images of at most ten classes, for the figure."""
-    y = torch.arange(min(10, problem.classes), device=gan.device).repeat_interleave(each)
-    with torch.no_grad():
-        images = gan.ema(gan.draw(len(y), "samples")[0], y)
-    pixels = problem.pixels(images).round().clamp(0, 255).byte()
-    return {"pixels": pixels.cpu().numpy(), "label": y.cpu().numpy()}
 
 
 # --- the search --------------------------------------------------------------------------------------
@@ -169,20 +134,26 @@ def samples(problem: data.Problem, gan: generators.GAN, each: int = 8) -> dict[s
 
 @dataclass
 class Result:
-    """What a search comes to. state: tensors whose hash identifies it."""
+    """What a search comes to, and what its cell is worth. state: tensors whose hash identifies it."""
 
     cell: str
     early: str | None = None
     steps: int = 0
-    state: list[Tensor] = field(default_factory=list)
+    gradient_evaluations: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     validation: dict[str, float] = field(default_factory=dict)
+    state: list[Tensor] = field(default_factory=list)
+    predictions: dict[str, Any] = field(default_factory=dict)
+    network: networks.Derived | None = None  # the derived one, where it was trained
 
 
 def search(config: Config, run: Run, problem: data.Problem, device: torch.device) -> Result:
     """One phase for each stage of the base, then the relaxed network's accuracy on D_val."""
-    views = data.Views(config, problem, device)
-    gan, reference = load_generator(config, problem, device) if config.generated else (None, None)
+    views, gan = data.Views(config, problem), None
+    if config.generated:
+        gan = generators.GAN(config, problem.classes, problem.shape, device)
+        (path,) = (Path(used) / "generator.pt" for used in config.uses.values())
+        gan.load_state_dict(runs.unpack(path.read_bytes(), str(path)))
     level_2 = {"gan": gan} if gan is not None else {}
     counts = {"weight_steps": 0, "architecture_steps": 0, "gan_steps": 0, "gradient_evaluations": 0}
     history: list[dict[str, Any]] = []
@@ -199,7 +170,7 @@ def search(config: Config, run: Run, problem: data.Problem, device: torch.device
             cosine = runs.schedule("cosine", epoch, config.epochs)
             f.opt_W.param_groups[0]["lr"] = config.lr_min + (config.lr - config.lr_min) * cosine
             runs.seed_global(config.seed, "dropout", t)
-            with networks.levels_apart(run, f, gan) if t == 0 else contextlib.nullcontext():
+            with networks.levels_apart(run, f, gan) if t == 0 else nullcontext():
                 facts = method.cycle(f, gan, views, t, learn_A=epoch >= config.warmup)
             count(run, counts, facts, t)
             line: dict[str, Any] = {"step": t, **facts}
@@ -207,7 +178,7 @@ def search(config: Config, run: Run, problem: data.Problem, device: torch.device
                 history.append(networks.epoch_line(config, f, choices))
                 line |= history[-1]
             if gan is not None and config.job != "static" and (t + 1) % quarter == 0:
-                line["fidelity"] = labels_read(problem, gan, reference, ("search", t), 0) / 500
+                line["fidelity"] = gan.labels_read(problem, ("search", t), 0) / 500
                 check_fidelity(config, run, problem, line["fidelity"])
             run.log(**line)
 
@@ -217,41 +188,19 @@ def search(config: Config, run: Run, problem: data.Problem, device: torch.device
     made, n = (counts["weight_steps"], counts["architecture_steps"]), len(stages)
     planned = n * per_stage, n * (config.epochs - config.warmup) * per_epoch
     run.gate("budget", made == planned, f"{made[0]} weight and {made[1]} architecture steps")
-    cells = {
-        "final": networks.derive(config, f.A, choices),
-        "early": networks.early(config, history),
-    }
-    (run.directory / "cells.json").write_text(json.dumps(cells, indent=1) + "\n")
-    return Result(
-        cells["final"],
-        cells["early"],
-        steps=planned[0],
-        state=[*f.A, *f.W],
-        counts=counts,
-        validation={"held_out_accuracy": accuracy},
-    )
-
-
-def load_generator(
-    config: Config, problem: data.Problem, device: torch.device
-) -> tuple[generators.GAN, nn.Module]:
-    """The warm-started generator, and the classifier that reads its labels."""
-    (directory,) = config.uses.values()
-    path = Path(directory) / "generator.pt"
-    saved = runs.unpack(path.read_bytes(), str(path))
-    gan = generators.GAN(config, problem.classes, problem.shape, device)
-    gan.load_state_dict(saved["gan"])
-    reference = generators.reference_classifier(problem.shape[0], problem.classes).to(device)
-    reference.load_state_dict(saved["reference"])
-    return gan, reference.eval()
+    final, early = networks.derive(config, f.A, choices), networks.early(config, history)
+    cells = json.dumps({"final": final, "early": early}, indent=1)
+    (run.directory / "cells.json").write_text(cells + "\n")
+    result = Result(final, early, planned[0], counts["gradient_evaluations"], counts)
+    result.state, result.validation = [*f.A, *f.W], {"held_out_accuracy": accuracy}
+    return result
 
 
 def count(run: Run, counts: dict[str, int], facts: dict[str, float], t: int) -> None:
     """Refuse a loss that is not finite; count steps and gradients."""
-    losses = {"loss_G": "generator", "loss_A": "architecture", "loss_W": "weight"}
-    for name, level in losses.items():
-        if name in facts:
-            run.finite(facts[name], level=level, step=t)
+    levels = {"loss_G": "generator", "loss_A": "architecture", "loss_W": "weight"}
+    for loss in levels.keys() & facts.keys():
+        run.finite(facts[loss], level=levels[loss], step=t)
     counts["weight_steps"] += 1
     counts["architecture_steps"] += "loss_A" in facts
     counts["gan_steps"] += "loss_G" in facts
@@ -261,34 +210,18 @@ def count(run: Run, counts: dict[str, int], facts: dict[str, float], t: int) -> 
 # --- what the cell is worth --------------------------------------------------------------------------
 
 
-def look_up(config: Config, run: Run, problem: data.Problem, result: Result) -> None:
-    """In a table of all cells; for `random` the mean over 1,000 draws."""
-    table = tables.table(config.data)
-    numbers = [table.number(result.cell)]
+def look_up(config: Config, problem: data.Problem, result: Result) -> None:
+    """In a table of all cells."""
+    numbers, result.predictions = tables.look_up(config, problem, result.cell, result.early)
     if config.job == "random":
-        allowed = [table.number(c) for c in nasbench.all_cells(config.nodes, config.exclude_none)]
-        stream = runs.stream(config.seed, "random cells")
-        numbers = baselines.random_cells(allowed, 1000, stream)
         result.state = [torch.tensor(numbers)]
-    early = None if result.early is None else table.number(result.early)
-    predictions = tables.look_up(table, problem.test.ids, numbers, early)
-    names = list(table.cells)
-    predictions["_skips"] = np.mean([float(networks.skips(names[n])) for n in numbers])
-    description = networks.describe(config, problem, result.cell, problem.classes)
-    finish(config, run, result, predictions, description)
 
 
 def retrain(
     config: Config, run: Run, problem: data.Problem, device: torch.device, result: Result
 ) -> None:
-    """From scratch on real images; phases: retraining, test. The test images are seen once, here."""
-    own = config.retrain_on == "own"
-    images = (
-        networks.Photographs(problem, config.cutout) if own else ImageNet(size=config.image_size)
-    )
-    description = networks.describe(config, problem, result.cell, images.classes)
-    runs.seed_global(config.seed, "retrain network")
-    student = networks.Student(networks.build(description), images, config, config.seed, device)
+    """From scratch on real images. The test images are looked at once, after every choice."""
+    student = networks.new_student(config, problem, result.cell, device)
     work = Parts(network=student.network, optimizer=student.optimizer)
     for step in run.phase("retraining", student.steps, work):
         loss = networks.retrain_step(student, step)
@@ -298,46 +231,22 @@ def retrain(
     rows: list[Tensor] = []
     for k in run.phase("test", len(student.test_batches), Parts(rows=rows)):
         rows.append(networks.answers(student, k))
-    label, prediction, top5 = torch.cat(rows).T
-    named = student.network.named_parameters()
-    predictions = {
-        "id": images.ids,
-        "label": label,
-        "prediction": prediction,
-        "_parameters": sum(p.numel() for name, p in named if "auxiliary" not in name),
-        "_skips": float(networks.skips(result.cell)),
-    }
-    if not own:
-        predictions["top5"] = top5.bool()
+    result.predictions = networks.predictions(student, result.cell, rows)
+    result.network = student.network
+    result.gradient_evaluations += student.steps
     if config.job == "random":
-        text = bytearray(result.cell.encode())
-        result.state = [torch.frombuffer(text, dtype=torch.uint8)]
+        result.state = [torch.frombuffer(bytearray(result.cell.encode()), dtype=torch.uint8)]
     result.state += student.W
-    finish(config, run, result, predictions, description, student)
 
 
-def finish(
-    config: Config,
-    run: Run,
-    result: Result,
-    predictions: dict[str, Any],
-    description: dict[str, Any],
-    student: networks.Student | None = None,
-) -> None:
-    """Predictions, export, record."""
-    run.predictions(**predictions)
-    about = (
-        f"Found by arm `{config.arm}` (job {config.job}) of dasgm (after arXiv 2112.00171), task"
-        f" `{config.task}`, scale `{config.scale}`, seed {config.seed}. Licence: that of the"
-        " repository; the terms of the data apply to trained weights."
-    )
-    networks.export(run.directory / "export", description, student and student.network, about)
-    retraining = student.steps if student else 0
+def finish(config: Config, run: Run, problem: data.Problem, result: Result) -> None:
+    run.predictions(**result.predictions)
+    networks.export(run.directory / "export", config, problem, result.cell, result.network)
     run.finish(
-        metrics=evaluate.score({k: np.asarray(v) for k, v in predictions.items()}),
+        metrics=evaluate.score(result.predictions),
         validation=result.validation,
         state=result.state,
-        gradient_evaluations=result.counts.get("gradient_evaluations", 0) + retraining,
+        gradient_evaluations=result.gradient_evaluations,
         chosen_step=result.steps,
         exports=["export"],
         cell=result.cell,
