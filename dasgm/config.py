@@ -1,7 +1,7 @@
 """What a run of dasgm can be told, in sections.
 
-Help names its source: [abstract] of the paper; [DARTS], [P-DARTS], [PC-DARTS], [NB201] the public code of these methods;
-[decided] by this project, because nothing was read (docs/papers/dasgm.md).
+Help names its source: [abstract] of the paper; [DARTS], [P-DARTS], [PC-DARTS], [NB201] the public
+code of these methods; [decided] by this project, because nothing was read (docs/papers/dasgm.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class Data:
     data: Literal["digits", "cifar10", "cifar100"] = "digits"
     # 0: all; else the first n images of each half and of the test set (rehearsals)
     n: int = 0
-    # halves of the training images for W and A: stratified by the seed [decided], or darts: first and second half [DARTS]
+    # halves of the training images for W and A: stratified by the seed [decided], or darts: first
+    # and second half [DARTS]
     split: Literal["stratified", "darts"] = "stratified"
 
 
@@ -28,9 +29,10 @@ class Data:
 class Levels:
     """What the three levels see, and how the architecture is differentiated."""
 
-    # darts: level 3 on held-out images; static, joint, weighted, adversarial: on generated ones (joint is what the abstract
-    # states [abstract, inferred], weighted and adversarial are interpretations [decided]); train_as_val, aug_val: controls;
-    # random: no search; generator: the stage that warm-starts the generator
+    # darts: level 3 on held-out images; static, joint, weighted, adversarial: on generated ones
+    # (joint is what the abstract states [abstract, inferred], weighted and adversarial are
+    # interpretations [decided]); train_as_val, aug_val: controls; random: no search; generator: the
+    # stage that warm-starts the generator
     job: Literal[
         "darts",
         "static",
@@ -42,17 +44,19 @@ class Levels:
         "random",
         "generator",
     ] = "darts"
-    # share of the generated loss in level 3; 1: the abstract's reading [abstract], below 1: `mixed` [decided]
+    # share of the generated loss in level 3; 1: the abstract's reading [abstract], below 1: `mixed`
+    # [decided]
     lam: float = 1.0
     # adversarial: how much the generator hunts for the classifier's weakness, at most 0.1 [decided]
     eta: float = 0.1
     # of generated images: own, or permuted within the batch (control) [decided]
     labels: Literal["own", "permuted"] = "own"
-    # W also learns from D_val, which lam = 1 leaves free; off, so that all arms have equal data [decided]
+    # W also learns from D_val, which lam = 1 leaves free; off, so that all arms have equal data
+    # [decided]
     full_data_weights: bool = False
     # 1: first order, xi = 0; 2: second order, xi = the rate of W [DARTS offers both]
     order: Literal[1, 2] = 1
-    # of the mixed second derivative: exact (double backward) [decided], or finite_difference [DARTS]
+    # of the mixed second derivative: exact, by double backward [decided]; finite_difference [DARTS]
     estimator: Literal["exact", "finite_difference"] = "exact"
 
     @property
@@ -65,8 +69,8 @@ class Levels:
 class Space:
     """The cells that are searched, and the relaxed network around them."""
 
-    # nasbench: the cell of NAS-Bench-201 [NB201]; darts: DARTS' cells [DARTS]; pdarts, pcdarts: the same cells, searched in
-    # three stages [P-DARTS] or on a quarter of the channels [PC-DARTS]
+    # nasbench: the cell of NAS-Bench-201 [NB201]; darts: DARTS' cells [DARTS]; pdarts, pcdarts: the
+    # same cells, searched in three stages [P-DARTS] or on a quarter of the channels [PC-DARTS]
     space: Literal["nasbench", "darts", "pdarts", "pcdarts"] = "nasbench"
     # nodes of a nasbench cell: 4 [NB201]; 3 in the digits test bed
     nodes: int = 4
@@ -112,7 +116,7 @@ class Search:
 class Generator:
     """Level 2: the class-conditional generator and its warm start."""
 
-    # mlp for digits, residual for photographs, dcgan (after a public prototype by other people) [decided]
+    # mlp for digits, residual for photographs, dcgan after a public prototype by others [decided]
     gan: Literal["mlp", "residual", "dcgan"] = "residual"
     # warm start K0: steps of each of phi and theta before the search [decided]
     gan_steps: int = 6000
@@ -132,7 +136,7 @@ class Generator:
 
 @dataclass(frozen=True)
 class Retraining:
-    """How the derived network is trained from scratch on real images; defaults are DARTS' for CIFAR."""
+    """How the derived network is trained from scratch; defaults are DARTS' for CIFAR."""
 
     # passes over D_tr and D_val [DARTS: 600; ImageNet: 250]
     retrain_epochs: int = 600
@@ -150,7 +154,7 @@ class Retraining:
     cutout: int = 16
     # weight of the auxiliary head's loss [DARTS]; 0: no such head
     auxiliary: float = 0.4
-    # probability to drop a path in the last epoch, linear from 0 [DARTS: 0.2; P-DARTS, PC-DARTS: 0.3]
+    # probability to drop a path in the last epoch, linear from 0 [DARTS: 0.2; P-, PC-DARTS: 0.3]
     drop_path: float = 0.2
     # of labels [DARTS, ImageNet: 0.1]
     smoothing: float = 0.0
@@ -179,9 +183,7 @@ class Config(RunConfig, Data, Levels, Space, Search, Generator, Judge, Retrainin
     def __post_init__(self) -> None:
         """Refuse settings that cannot be meant together, before anything is loaded."""
         if not 0 <= self.lam <= 1:
-            raise BadInput(
-                f"lam {self.lam} is outside [0, 1]: it is the share of the generated loss in level 3"
-            )
+            raise BadInput(f"lam {self.lam} is outside [0, 1]: it is a share; take 1 or --lam 0.5")
         if not 0 < self.eta <= 0.1:
             raise BadInput(
                 f"eta {self.eta} is outside (0, 0.1]: above, generated images leave their class;"

@@ -1,10 +1,13 @@
-"""The DARTS space: 8 candidate operations, cells of four nodes, relaxed and derived networks; PC-DARTS' partial channels,
-P-DARTS' shrinking lists of operations and its limit on skips. Layout read in the three public repositories, written anew.
+"""The DARTS space: 8 candidate operations, cells of four nodes, relaxed and derived networks; also
+PC-DARTS' partial channels, P-DARTS' shrinking lists of operations and its limit on skips. Layout
+read in the three public repositories, written anew.
 
-    cell inputs    s0 = output of the cell before the last, s1 = output of the last;  nodes 2..5 sum their incoming edges
-    relaxed edge   sum_o softmax(alpha_edge)_o * o(x)          PC-DARTS: on 1/4 of the channels, edge weighted by softmax(beta)
-    derived node   the two incoming edges with the largest non-`none` weight, on each the largest non-`none` operation
-    output         nodes 2..5, concatenated
+    cell inputs    s0, s1: outputs of the cell before the last and of the last
+    nodes 2..5     sums of their incoming edges; concatenated they are the cell's output
+    relaxed edge   sum_o softmax(alpha_edge)_o * o(x)
+    PC-DARTS       that on 1/4 of the channels; the edge weighted by softmax(beta)
+    derived node   the two incoming edges with the largest weight other than `none`, on each the
+                   largest operation other than `none`
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ EDGES = [
 Choices = list[list[list[str]]]  # [normal, reduce][edge] -> its operations
 
 
-# --- genotypes ------------------------------------------------------------------------------------------------------
+# --- genotypes ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ class Genotype:
             for k, (op, source) in enumerate(pairs):
                 if op not in OPERATIONS[1:] or not 0 <= source < 2 + k // 2:
                     raise ValueError(
-                        f"genotype: {kind} edge {k} is ({op!r}, {source}); the operation must be one of "
-                        f"{', '.join(OPERATIONS[1:])} and the source below {2 + k // 2}"
+                        f"genotype: {kind} edge {k} is ({op!r}, {source}); the operation must be"
+                        f" one of {', '.join(OPERATIONS[1:])} and the source below {2 + k // 2}"
                     )
             cells.append(pairs)
         return Genotype(*cells)
@@ -76,7 +79,7 @@ def everything() -> Choices:
 
 
 def weights_of(A: Sequence[Tensor]) -> list[Tensor]:
-    """Two tables (14, operations of an edge): softmax(alpha), with beta softmax(alpha) * softmax(beta)."""
+    """Two tables (14, operations of an edge): softmax(alpha), with beta times softmax(beta)."""
     tables = [F.softmax(a.detach(), -1) for a in A[:2]]
     if len(A) == 4:
         tables = [t * _edge_weights(b.detach())[:, None] for t, b in zip(tables, A[2:])]
@@ -95,7 +98,7 @@ def _edge_weights(beta: Tensor) -> Tensor:
 def derive(
     A: Sequence[Tensor], choices: Choices | None = None, most_skips: int | None = None
 ) -> Genotype:
-    """The discrete cells. most_skips (P-DARTS): while the normal cell has more skips, its weakest one is struck off."""
+    """The discrete cells. most_skips (P-DARTS): a normal cell with more loses its weakest."""
     choices = choices or everything()
     tables = [t.clone() for t in weights_of(A)]
     genotype = Genotype(*(_parse(t, names) for t, names in zip(tables, choices)))
@@ -127,7 +130,7 @@ def _parse(table: Tensor, names: Sequence[Sequence[str]]) -> tuple[tuple[str, in
 
 
 def shrink(A: Sequence[Tensor], size: int, choices: Choices | None = None) -> Choices:
-    """P-DARTS between stages: the `size` operations with the largest weight of every edge, in order."""
+    """P-DARTS between stages: of every edge the `size` operations with the largest weight."""
     new: Choices = []
     for table, edges in zip(weights_of(A), choices or everything()):
         rows = []
@@ -138,7 +141,7 @@ def shrink(A: Sequence[Tensor], size: int, choices: Choices | None = None) -> Ch
     return new
 
 
-# --- operations -------------------------------------------------------------------------------------------------------
+# --- operations -----------------------------------------------------------------------------------
 
 
 def conv_bn(c_in: int, c_out: int, kernel: int, stride: int, affine: bool) -> list[nn.Module]:
@@ -163,7 +166,7 @@ def separable(
 
 
 class FactorizedReduce(nn.Module):
-    """Halves the resolution without losing every other pixel: two strided 1x1 convolutions, one shifted by a pixel."""
+    """Halves the resolution and loses no pixel: two strided 1x1 convolutions, one shifted."""
 
     def __init__(self, c_in: int, c_out: int, affine: bool):
         super().__init__()
@@ -179,7 +182,7 @@ class FactorizedReduce(nn.Module):
 def operation(
     name: str, channels: int, stride: int, affine: bool, skip_dropout: float = 0.0
 ) -> nn.Module:
-    """In the relaxed network (affine=False) batch norm follows a pooling, so that it competes on equal scale."""
+    """In the relaxed network (affine=False) batch norm follows a pooling, for an equal scale."""
     if name == "skip_connect":
         skip = nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
         return nn.Sequential(skip, nn.Dropout(skip_dropout)) if skip_dropout else skip
@@ -200,7 +203,8 @@ def operation(
 
 
 class MixedOperation(nn.Module):
-    """sum_o w_o o(x); `partial` k > 1 (PC-DARTS): on the first 1/k of the channels, the rest bypasses, then a shuffle."""
+    """sum_o w_o o(x); `partial` k > 1 (PC-DARTS): on the first 1/k of the channels, the rest
+    bypasses, then a shuffle."""
 
     def __init__(
         self, names: Sequence[str], channels: int, stride: int, partial: int, skip_dropout: float
@@ -232,7 +236,7 @@ class MixedOperation(nn.Module):
         )
 
 
-# --- the relaxed network ---------------------------------------------------------------------------------------------
+# --- the relaxed network --------------------------------------------------------------------------
 
 
 def reductions(layers: int) -> set[int]:
@@ -279,8 +283,8 @@ class RelaxedCell(nn.Module):
 
 
 class RelaxedNetwork(nn.Module):
-    """f(x; A, W): `layers` cells from `channels`; A = [alpha_normal, alpha_reduce] (14, operations), with partial channels
-    also [beta_normal, beta_reduce] (14,). A is an argument, never a parameter of the module."""
+    """f(x; A, W): `layers` cells from `channels`; A = [alpha_normal, alpha_reduce] (14, operations)
+    and, with partial channels, [beta_normal, beta_reduce] (14,). A is never its parameter."""
 
     def __init__(
         self,
@@ -338,7 +342,7 @@ def random_genotype(generator: torch.Generator) -> Genotype:
     return Genotype(*cells)
 
 
-# --- the derived network --------------------------------------------------------------------------------------------
+# --- the derived network --------------------------------------------------------------------------
 
 
 def drop_path(x: Tensor, p: float) -> Tensor:
@@ -392,9 +396,9 @@ class DerivedCell(nn.Module):
 
 
 class DerivedNetwork(nn.Module):
-    """x -> logits; while training, with `auxiliary`, (logits, logits of the head at two thirds of the depth).
-
-    imagenet: a stem that divides the resolution by eight before the first cell. drop_path: set by the training loop."""
+    """x -> logits; while training, with `auxiliary`, (logits, logits of the head at two thirds of
+    the depth). imagenet: a stem that divides the resolution by eight before the first cell.
+    drop_path: set by the training loop."""
 
     def __init__(
         self,

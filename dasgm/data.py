@@ -51,7 +51,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Problem:
-    """D_tr (weights, generator), D_val (DARTS' architecture level), D_te; how a network sees them."""
+    """D_tr (weights, generator), D_val (DARTS' level 3), D_te, and how a network sees them."""
 
     name: str
     classes: int
@@ -85,7 +85,7 @@ class Problem:
         return self.normalise(pixels)
 
     def T(self, generated: Tensor, stream: torch.Generator) -> Tensor:
-        """Generator output in [-1, 1] -> what a search network sees of these pixels. Differentiable."""
+        """Images in [-1, 1] -> what a search network sees of these pixels. Differentiable."""
         return self.view(self.pixels(generated), stream)
 
     def signed(self, pixels: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
-"""Level 2's networks: class-conditional generators G(z, y), their opponents H(x, y), and the fidelity gate.
+"""Level 2's networks: generators G(z, y), their opponents H(x, y), and the fidelity gate.
 
-What the paper used is unknown; everything here is decided by this project, except the option `dcgan`, whose sizes follow
-a public prototype by other people (docs/papers/dasgm.md, section 3.5). Images are (n, c, h, w) in [-1, 1].
+What the paper used is unknown; everything here is decided by this project, except the option
+`dcgan`, whose sizes follow a public prototype by other people (docs/papers/dasgm.md, section 3.5).
+Images are (n, c, h, w) in [-1, 1].
 
-    hinge      max_phi  -E relu(1 - H(x, y)) - E relu(1 + H(G(z, y), y))      min_theta  V_G = -E H(G(z, y), y)
-    wgan-gp    max_phi   E H(x, y) - E H(G(z, y), y) - 10 E (|grad_x H| - 1)^2
+    all       min_theta  V_G = -E H(G(z, y), y)
+    hinge     max_phi    -E relu(1 - H(x, y)) - E relu(1 + H(G(z, y), y))
+    wgan-gp   max_phi     E H(x, y) - E H(G(z, y), y) - 10 E (|grad_x H| - 1)^2      (`dcgan`)
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class MLPGenerator(Generator):
         size = shape[0] * shape[1] * shape[2]
         layers: list[nn.Module] = []
         for a in (dz + classes, width):
-            # Batch statistics keep images of different labels apart; without them this network draws one image for all.
+            # Batch statistics keep labels apart; without them it draws one image for all.
             layers += [
                 nn.Linear(a, width),
                 nn.BatchNorm1d(width, track_running_stats=False),
@@ -115,7 +117,7 @@ class ResidualGenerator(Generator):
 
 
 class ResidualDiscriminator(nn.Module):
-    """Four residual blocks, spectral normalisation everywhere, projection of the class onto the pooled features."""
+    """Four residual blocks, spectral normalisation, the class projected onto pooled features."""
 
     def __init__(self, classes: int, shape: tuple[int, int, int], width: int = 128):
         super().__init__()
@@ -146,7 +148,7 @@ class ResidualDiscriminator(nn.Module):
 
 
 class DCGenerator(Generator):
-    """Option: latent 100 with a label embedding of 100, four transposed convolutions with widths 256, 128, 64."""
+    """Latent and label embedding of 100, four transposed convolutions of widths 256 to 64."""
 
     def __init__(self, classes: int, shape: tuple[int, int, int], dz: int = 100, width: int = 16):
         super().__init__()
@@ -167,7 +169,7 @@ class DCGenerator(Generator):
 
 
 class DCDiscriminator(nn.Module):
-    """The critic: the label as one more image plane; no batch norm, which the gradient penalty does not allow."""
+    """The critic: the label is one more plane; no batch norm, which the penalty does not allow."""
 
     def __init__(self, classes: int, shape: tuple[int, int, int], width: int = 16):
         super().__init__()
@@ -190,7 +192,7 @@ def _small_weights(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, 0.02)
 
 
-# --- one generator with its opponent -----------------------------------------------------------------
+# --- one generator with its opponent --------------------------------------------------------------
 
 NETWORKS: dict[str, tuple[Callable[..., Generator], Callable[..., nn.Module]]] = {
     "mlp": (MLPGenerator, MLPDiscriminator),
@@ -205,7 +207,7 @@ class GAN:
     """theta (G), phi (H), the moving average of theta (ema) and two Adams: `method.generator_step`
     moves them. reference: the classifier that reads the labels of the images.
 
-    Every draw comes from a stream named by the step, so a continued run draws what an uninterrupted one would."""
+    Every draw comes from a stream named by the step: continued runs draw what whole ones would."""
 
     def __init__(
         self, config: Config, classes: int, shape: tuple[int, int, int], device: torch.device
@@ -248,7 +250,7 @@ class GAN:
     def loss_H(
         self, real: Tensor, y: Tensor, fake: Tensor, y_fake: Tensor, stream: torch.Generator
     ) -> Tensor:
-        """-V. One forward for real and generated images: batch statistics cannot tell them apart."""
+        """-V. One forward for both kinds: batch statistics cannot tell them apart."""
         scores = self.H(torch.cat([real, fake]), torch.cat([y, y_fake]))
         on_real, on_fake = scores.split([len(real), len(fake)])
         if self.kind != "dcgan":
@@ -260,14 +262,14 @@ class GAN:
         return on_fake.mean() - on_real.mean() + penalty
 
     def shifted(self, images: Tensor, stream: torch.Generator) -> Tensor:
-        """What H sees of both real and generated images, because the training half is small and H would learn it by
-        heart: moved by up to an eighth of the width (black comes in), photographs also mirrored."""
+        """What H sees of real and generated images, as it would learn the training half by heart:
+        moved by up to an eighth of the width (black comes in), photographs also mirrored."""
         images = cifar.random_crop(images + 1, stream, max(1, images.shape[-1] // 8)) - 1
         return images if self.kind == "mlp" else cifar.random_flip(images, stream)
 
     @torch.no_grad()
     def follow(self) -> None:
-        """The average after a step. Its length grows with the steps: a short run would keep its random start."""
+        """After a step. The average grows with them: a short run would keep its random start."""
         self.steps += 1
         decay = min(AVERAGE, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.G.parameters()), 1 - decay)
@@ -281,10 +283,11 @@ class GAN:
         return int((logits.argmax(1) == y).sum())
 
     @torch.no_grad()
-    def samples(self, each: int = 8) -> tuple[Tensor, Tensor]:
-        """`each` images of at most ten classes, and their labels, for the figure."""
+    def samples(self, problem: Problem, each: int = 8) -> dict[str, Tensor]:
+        """For the figure: `each` images (uint8) of at most ten classes, and their labels."""
         y = torch.arange(min(10, self.classes), device=self.device).repeat_interleave(each)
-        return self.ema(self.draw(len(y), "samples")[0], y), y
+        pixels = problem.pixels(self.ema(self.draw(len(y), "samples")[0], y))
+        return {"pixels": pixels.round().clamp(0, 255).byte().cpu(), "label": y.cpu()}
 
     def state_dict(self) -> dict[str, Any]:
         return {part: getattr(self, part).state_dict() for part in PARTS} | {"steps": self.steps}
@@ -295,11 +298,11 @@ class GAN:
         self.steps = state["steps"]
 
 
-# --- the fidelity gate -------------------------------------------------------------------------------
+# --- the fidelity gate ----------------------------------------------------------------------------
 
 
 def reference_classifier(c_in: int, classes: int, width: int = 32) -> nn.Module:
-    """A small convolutional classifier, trained on D_tr alone, that reads the labels of generated images."""
+    """A small convolutional classifier, trained on D_tr alone, that reads labels of images."""
 
     def block(a: int, b: int) -> list[nn.Module]:
         return [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
@@ -317,11 +320,11 @@ def reference_classifier(c_in: int, classes: int, width: int = 32) -> nn.Module:
 
 
 class GeneratorFailed(RuntimeError):
-    """The generator's images do not carry their labels: a search on them would test the generator alone."""
+    """The images do not carry their labels: a search on them would test the generator alone."""
 
 
 def fidelity_gate(fidelity: float, classes: int, warn_below: float = 0.5) -> str:
-    """Raises GeneratorFailed below 3 times chance; a warning below `warn_below`; else '' (docs/papers/dasgm.md, section 3.5).
+    """A warning below `warn_below`, else ''. Raises GeneratorFailed below 3 times chance.
 
     fidelity: share of generated images to which the reference classifier gives their label."""
     if fidelity < 3 / classes:

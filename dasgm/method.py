@@ -1,15 +1,18 @@
-"""DASGM: the weights learn from photographs, the architecture is judged on images nobody photographed.
+"""DASGM: the weights learn from photographs, the architecture is judged on generated images.
 
-    (1)  W*(A)        = argmin_W  L_tr(A, W)                                      weights       [read]
-    (2)  theta*, phi* = argmin_theta argmax_phi  V(theta, phi; D_tr)  [- eta R]   generator     [inferred]
-    (3)  min_A  F(A)  = lam L_syn(A, W*(A), theta*) + (1 - lam) L_val(A, W*(A))   architecture  [read]
+    (1)  W*(A)        = argmin_W  L_tr(A, W)                                       [read]
+    (2)  theta*, phi* = argmin_theta argmax_phi  V(theta, phi; D_tr)  [- eta R]    [inferred]
+    (3)  min_A  F(A)  = lam L_syn(A, W*(A), theta*) + (1 - lam) L_val(A, W*(A))    [read]
 
-L_tr, L_val: mean cross-entropy (CE) on the two real halves; L_syn: on generated images T(G(z, y)). DARTS is lam = 0, the
-abstract is lam = 1. No equation of the paper could be read: [read] is in its abstract, [inferred] from DARTS' code; eta,
-(6) and (7) are options that were decided here. Numbers are those of docs/papers/dasgm.md, section 3.
+W are the weights of a relaxed network f(x; A, W), theta and phi a generator G(z, y) and its
+opponent, A the architecture. L_tr and L_val are mean cross-entropies (CE) on the two halves of the
+real images, L_syn is that on T(G(z, y)), generated images as f sees them. DARTS is lam = 0, the
+abstract is lam = 1. No equation of the paper could be read: [read] is in its abstract, [inferred]
+from DARTS' code; eta, (6) and (7) are options that were decided here. Equation numbers are those
+of docs/papers/dasgm.md, section 3.
 
-`cycle` alternates the levels. Below it, in this order: level 3, level 2, level 1, the option (7), and what makes the
-look-ahead of level 3 cheap.
+`cycle` alternates the levels. Below it come level 3, level 2, level 1, the option (7), and what
+makes the look-ahead of level 3 cheap.
 """
 
 from __future__ import annotations
@@ -41,24 +44,25 @@ ESTIMATORS: dict[str, Method] = {"finite_difference": FiniteDifference(), "exact
 def cycle(
     f: Supernet, gan: GAN | None, views: Views, t: int, learn_A: bool = True
 ) -> dict[str, float]:
-    """Step t of the search: one step of each level. Returns the losses and how many gradients it took.
+    """Step t of the search: one step of each level. Returns the losses, and how many gradients.
 
-    gan: None where level 3 sees no generated image (lam = 0). learn_A: false in warm-up epochs."""
+    gan: None where level 3 sees no generated image (lam = 0). learn_A: false in warm-up epochs.
+    views: what each level sees of the data in step t."""
     facts: dict[str, float] = {"gradient_evaluations": 1}
     if gan is not None and views.config.job != "static":
-        facts |= generator_step(gan, views, hunt(f, gan, views))
+        facts |= generator_step(gan, views, hunt(f, gan, views))  # level 2: theta and phi
         facts["gradient_evaluations"] += gan.critic_steps + 1
     L_tr = real_loss(f, *views.training(t))
     if learn_A:
         gradient = architecture_gradient(*architecture_losses(f, gan, views, t, L_tr), f.A)
-        architecture_step(gradient.grads, f.A, f.opt_A, views.config.arch_clip)
+        architecture_step(gradient.grads, f.A, f.opt_A, views.config.arch_clip)  # level 3: A
         facts["loss_A"] = gradient.outer_loss
         facts["gradient_evaluations"] += gradient.gradient_evaluations
-    facts["loss_W"] = weight_step(L_tr(), f.W, f.opt_W)
+    facts["loss_W"] = weight_step(L_tr(), f.W, f.opt_W)  # level 1: W
     return facts
 
 
-# --- level 3: the architecture -----------------------------------------------------------------------
+# --- level 3: the architecture --------------------------------------------------------------------
 
 
 def architecture_gradient(
@@ -71,8 +75,8 @@ def architecture_gradient(
         (6)      the same + xi_theta eta [d2 R / dA dtheta] v,    v = dF/dtheta',
                  with u = dF/dW' + xi_theta eta [d2 R / dW' dtheta] v
 
-    weights: L_tr, W, xi, and how a product [..] u is taken, by (5) or exactly. generator: J = V_G - eta R, theta, xi_theta;
-    None where theta does not depend on A."""
+    weights: L_tr, W, xi, and how the products [..] u are taken, by (5) or exactly. generator: the
+    same of theta, whose loss is J = V_G - eta R; None where theta does not depend on A."""
     if not weights.lr:
         with frozen(weights.theta):  # saves the weight gradients: 5/3 of a plain step
             loss = F()
@@ -87,8 +91,10 @@ def architecture_gradient(
 def architecture_losses(
     f: Supernet, gan: GAN | None, views: Views, t: int, L_tr: Loss
 ) -> tuple[Loss, Level, Level | None]:
-    """F of step t and the levels below it. All that is random is drawn here, or in a call from a stream that the call
-    begins anew: both sides of a difference quotient see the same z, y and crops."""
+    """F of step t and the levels below it, as `architecture_gradient` takes them.
+
+    All that is random is drawn here, or in each call from a stream that the call begins anew: both
+    sides of a difference quotient see the same z, y and crops."""
     c = views.config
     L_syn, J = (None, None) if gan is None else generated_losses(f, gan, views, t)
     lam = 0.0 if gan is None else c.lam
@@ -117,7 +123,7 @@ def real_loss(f: Supernet, x: Tensor, y: Tensor) -> Loss:
 
 
 def generated_losses(f: Supernet, gan: GAN, views: Views, t: int) -> tuple[Loss, Loss | None]:
-    """L_syn of step t; for `adversarial`, whose F reaches theta, also the generator's J = V_G - eta R."""
+    """L_syn of step t; for `adversarial`, whose F reaches theta, also J = V_G - eta R."""
     c = views.config
     if c.job == "adversarial":
         z, y = gan.draw(views.size, "architecture", t)
@@ -135,14 +141,14 @@ def generated_losses(f: Supernet, gan: GAN, views: Views, t: int) -> tuple[Loss,
 
 
 def synthesized_loss(logits: Tensor, y: Tensor, omega: Tensor | None = None) -> Tensor:
-    """L_syn = E[omega_y CE(f(T(G(z, y))), y)]: logits (n, C), y (n,), omega (C,) or None -> scalar."""
+    """L_syn = E[omega_y CE(f(T(G(z, y))), y)]; logits (n, C), y (n,), omega (C,) or None."""
     if omega is None:
         return cross_entropy(logits, y)
     return (omega[y] * cross_entropy(logits, y, reduction="none")).mean()
 
 
 def weakness(logits: Tensor, y: Tensor) -> Tensor:
-    """R = E min(CE, tau), tau = log C: the cap keeps a generator that hunts for it from leaving its class."""
+    """R = E min(CE, tau), tau = log C: the cap keeps a generator that hunts in its class."""
     return cross_entropy(logits, y, reduction="none").clamp(max=math.log(logits.shape[1])).mean()
 
 
@@ -159,13 +165,16 @@ def architecture_step(
     optimizer.zero_grad(set_to_none=True)
 
 
-# --- level 2: the generator --------------------------------------------------------------------------
+# --- level 2: the generator -----------------------------------------------------------------------
 
 
 def generator_step(
     gan: GAN, views: Views, eta_R: Callable[[Tensor, Tensor], Tensor] | None = None
 ) -> dict[str, float]:
-    """(2): phi climbs V (`dcgan`: five times), then theta descends V_G, or V_G - eta R."""
+    """(2): phi climbs V, theta descends V_G, or V_G - eta R for `adversarial`.
+
+    V = -E relu(1 - H(x, y)) - E relu(1 + H(G(z, y), y)) and V_G = -E H(G(z, y), y); the option
+    `dcgan` has another V, which phi climbs five times."""
     images = views.photographs(gan.steps)
     real, y, n = views.problem.signed(images.pixels), images.labels, len(images)
     for k in range(gan.critic_steps):
@@ -200,11 +209,11 @@ def hunt(f: Supernet, gan: GAN, views: Views) -> Callable[[Tensor, Tensor], Tens
     return lambda fake, y: eta * weakness(f(views.T(fake, "gan view", step)), y)
 
 
-# --- level 1: the weights ----------------------------------------------------------------------------
+# --- level 1: the weights -------------------------------------------------------------------------
 
 
 def weight_step(loss: Tensor, W: Sequence[Tensor], optimizer: Optimizer) -> float:
-    """(1): one SGD step on W; A takes no part in it, neither in the gradient nor in the norm that is clipped."""
+    """(1): one SGD step on W; A has no part in it, neither in the gradient nor in its norm."""
     for p, g in zip(W, torch.autograd.grad(loss, list(W))):
         p.grad = g
     mean_gradients(W)  # over processes, before the norm is taken
@@ -214,19 +223,19 @@ def weight_step(loss: Tensor, W: Sequence[Tensor], optimizer: Optimizer) -> floa
     return float(loss.detach())
 
 
-# --- option `weighted` -------------------------------------------------------------------------------
+# --- option `weighted` ----------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def class_weights(f: Supernet, views: Views, t: int) -> Tensor:
-    """(7): omega (C,) after the classes' losses on a batch of D_val; the whole batch on every process."""
+    """(7): omega (C,) after the losses on a batch of D_val, the whole one on every process."""
     with single():
         x, y = views.real(views.problem.validation, "omega batches", t)
         weighted.follow(f.class_losses, f(x), y)
     return weighted.omega(f.class_losses).to(x.device)
 
 
-# --- what makes the look-ahead cheap -----------------------------------------------------------------
+# --- what makes the look-ahead cheap --------------------------------------------------------------
 
 
 @contextmanager
@@ -245,9 +254,10 @@ def frozen(W: Sequence[Tensor]) -> Iterator[None]:
 def look_ahead_loss(
     L_tr: Loss, W: Sequence[Tensor], momentum: Sequence[Tensor | None], weight_decay: float
 ) -> Loss:
-    """L_tr, with the gradient g_W + weight_decay W + mu m that the step of SGD follows in its place.
+    """L_tr with the gradient g_W + weight_decay W + mu m, which the step of SGD follows.
 
-    The added terms hold no A: they change W', not the mixed derivative. momentum: a buffer m per tensor, None = 0."""
+    The added terms hold no A: they change W', not the mixed derivative. momentum: a buffer m for
+    each tensor, None = 0."""
 
     def loss() -> Tensor:
         value = L_tr()

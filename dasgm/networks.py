@@ -35,7 +35,7 @@ TEST_BATCH = 256
 Derived = nasbench.Network | darts_space.DerivedNetwork
 
 
-# --- relaxed -----------------------------------------------------------------------------------------
+# --- relaxed --------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -117,6 +117,13 @@ def new_supernet(
     return Supernet(net, A, opt_W, opt_A, torch.full((problem.classes,), torch.nan))
 
 
+def begin_step(config: Config, f: Supernet, t: int, epoch: int) -> None:
+    """Dropout's draws of step t, and W's rate in an epoch of a stage."""
+    runs.seed_global(config.seed, "dropout", t)
+    cosine = runs.schedule("cosine", epoch, config.epochs)
+    f.opt_W.param_groups[0]["lr"] = config.lr_min + (config.lr - config.lr_min) * cosine
+
+
 @contextmanager
 def levels_apart(run: runs.Run, f: Supernet, gan: GAN | None) -> Iterator[None]:
     """Gate of a search's first cycle: a step of an optimiser moves its own variables alone."""
@@ -142,7 +149,7 @@ def levels_apart(run: runs.Run, f: Supernet, gan: GAN | None) -> Iterator[None]:
     run.gate("levels-apart", all(apart), said)
 
 
-# --- cells -------------------------------------------------------------------------------------------
+# --- cells ----------------------------------------------------------------------------------------
 
 
 def derive(config: Config, A: Sequence[Tensor], choices: darts_space.Choices | None) -> str:
@@ -188,7 +195,7 @@ def early(config: Config, history: list[dict[str, Any]]) -> str:
     return history[max(0, full[0] - 1) if full else -1]["cell"]
 
 
-# --- derived -----------------------------------------------------------------------------------------
+# --- derived --------------------------------------------------------------------------------------
 
 
 def describe(config: Config, problem: Problem, cell: str, classes: int) -> dict[str, Any]:
@@ -255,7 +262,7 @@ def export(
     )
 
 
-# --- from scratch ------------------------------------------------------------------------------------
+# --- from scratch ---------------------------------------------------------------------------------
 
 
 class OwnImages:
@@ -342,7 +349,7 @@ def retrain_step(student: Student, t: int) -> Tensor:
 
 @torch.no_grad()
 def answers(student: Student, k: int) -> Tensor:
-    """Batch k of the test images -> (n, 3): label, prediction, whether the label is in the top 5."""
+    """Test images of batch k -> (n, 3): label, prediction, whether the label is in the top 5."""
     student.network.eval()
     x, y = student.images.testing(student.test_batches[k])
     logits, y = student.network(x.to(student.device)).cpu(), y.cpu()

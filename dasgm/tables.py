@@ -1,4 +1,4 @@
-"""Tables of ground truth that answer for a cell: the published NAS-Bench-201, and the digits test bed's own."""
+"""Tables of ground truth that answer for a cell: NAS-Bench-201's, and the digits test bed's."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ DIGITS_TABLE = Path(__file__).resolve().parent / "results" / "digits_cells.csv"
 
 @dataclass(frozen=True)
 class Table:
-    """Ground truth of every cell of a space. columns: name -> (cells,) accuracy in [0, 1]; the first
-    one is the score. correct: (cells, test items) mean over the trainings of a cell, or None."""
+    """Ground truth of every cell of a space. columns: name -> (cells,) accuracy in [0, 1]; the
+    first is the score. correct: (cells, test items) mean over the trainings of a cell, or None."""
 
     cells: dict[str, int]
     columns: dict[str, np.ndarray]
@@ -51,7 +51,7 @@ NASBENCH_COLUMNS = {
 
 
 def nasbench_table(path: Path | None = None) -> Table:
-    """`REPRO_DATA/nasbench201.csv.gz`: 200-epoch test accuracy, mean over the benchmark's trials, of 15,625 cells."""
+    """`REPRO_DATA/nasbench201.csv.gz`: 200-epoch test accuracy of 15,625 cells (mean of trials)."""
     source = path or sources.find_data("nasbench201.csv.gz")
     assert isinstance(source, Path)  # no hub has this file
     sources.note("nasbench201.csv.gz", source)
@@ -107,7 +107,7 @@ def digits_table(path: Path = DIGITS_TABLE) -> Table:
 def look_up(
     config: Config, problem: Problem, cell: str, early: str | None
 ) -> tuple[list[int], dict[str, np.ndarray]]:
-    """Numbers of the cells that count, and predictions: of one cell, or for `random` of 1,000 draws.
+    """Numbers of the cells that count, and predictions of one cell, or for `random` of 1,000 draws.
 
     digits: one row per test image, `correct` of `_trials` trainings. NAS-Bench-201 has no images:
     one row. early: the early-stopped cell."""

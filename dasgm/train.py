@@ -53,14 +53,15 @@ def run(config: Config) -> Path:
         if config.job != "random":
             result = search(config, run, problem, device)
         if config.judge == "table":
-            look_up(config, problem, result)
+            numbers, result.predictions = tables.look_up(config, problem, result.cell, result.early)
+            result.state = result.state or [torch.tensor(numbers)]
         else:
             retrain(config, run, problem, device, result)
         finish(config, run, problem, result)
     return run.directory
 
 
-# --- the stage: a generator, and how well its images carry their labels -------------------------------
+# --- the stage: a generator, and how well its images carry their labels ---------------------------
 
 
 def warm_start(config: Config, run: Run, problem: data.Problem, device: torch.device) -> None:
@@ -96,9 +97,7 @@ def warm_start(config: Config, run: Run, problem: data.Problem, device: torch.de
     inside = set(views.of_generator.ids.tolist()) <= set(problem.train.ids.tolist())
     run.gate("generator-data", inside, f"{len(views.of_generator)} images of D_tr")
     runs.write_bytes(run.directory / "generator.pt", runs.pack(gan.state_dict()))
-    generated, labels = gan.samples()
-    pixels = problem.pixels(generated).round().clamp(0, 255).byte()
-    runs.save_arrays(run.directory / "samples.npz", {"pixels": pixels.cpu(), "label": labels.cpu()})
+    runs.save_arrays(run.directory / "samples.npz", gan.samples(problem))
     run.finish(
         state=gan.G.parameters(),
         gradient_evaluations=config.gan_steps * (gan.critic_steps + 1),
@@ -108,9 +107,7 @@ def warm_start(config: Config, run: Run, problem: data.Problem, device: torch.de
 
 def check_fidelity(config: Config, run: Run, problem: data.Problem, fidelity: float) -> None:
     """The gate stays active while theta moves (docs/papers/dasgm.md, section 8)."""
-    warning = "fidelity gate switched off"
-    if config.fidelity_gate:
-        warning = generators.fidelity_gate(fidelity, problem.classes)
+    warning = config.fidelity_gate and generators.fidelity_gate(fidelity, problem.classes)
     if warning:
         run.say(f"warning: {warning}")
 
@@ -120,7 +117,7 @@ def held_out_accuracy(
 ) -> float:
     """On D_val: a search-time quantity, the only one that settings were chosen by."""
     right: list[int] = []
-    parts = torch.arange(len(problem.validation)).split(256)
+    parts = torch.arange(len(problem.validation)).split(networks.TEST_BATCH)
     for k in run.phase("held-out accuracy", len(parts), Parts(right=right)):
         part = problem.validation[parts[k]]
         with torch.no_grad():
@@ -129,12 +126,12 @@ def held_out_accuracy(
     return sum(right) / len(problem.validation)
 
 
-# --- the search --------------------------------------------------------------------------------------
+# --- the search -----------------------------------------------------------------------------------
 
 
 @dataclass
 class Result:
-    """What a search comes to, and what its cell is worth. state: tensors whose hash identifies it."""
+    """What a search comes to. state: tensors whose hash identifies it."""
 
     cell: str
     early: str | None = None
@@ -167,9 +164,7 @@ def search(config: Config, run: Run, problem: data.Problem, device: torch.device
         work = Parts(**f.parts(), **level_2, counts=counts, history=history)
         for step in run.phase(stage.name, per_stage, work):
             t, epoch = stage.number * per_stage + step, step // per_epoch
-            cosine = runs.schedule("cosine", epoch, config.epochs)
-            f.opt_W.param_groups[0]["lr"] = config.lr_min + (config.lr - config.lr_min) * cosine
-            runs.seed_global(config.seed, "dropout", t)
+            networks.begin_step(config, f, t, epoch)
             with networks.levels_apart(run, f, gan) if t == 0 else nullcontext():
                 facts = method.cycle(f, gan, views, t, learn_A=epoch >= config.warmup)
             count(run, counts, facts, t)
@@ -199,22 +194,16 @@ def search(config: Config, run: Run, problem: data.Problem, device: torch.device
 def count(run: Run, counts: dict[str, int], facts: dict[str, float], t: int) -> None:
     """Refuse a loss that is not finite; count steps and gradients."""
     levels = {"loss_G": "generator", "loss_A": "architecture", "loss_W": "weight"}
-    for loss in levels.keys() & facts.keys():
-        run.finite(facts[loss], level=levels[loss], step=t)
+    for loss, level in levels.items():
+        if loss in facts:
+            run.finite(facts[loss], level=level, step=t)
     counts["weight_steps"] += 1
     counts["architecture_steps"] += "loss_A" in facts
     counts["gan_steps"] += "loss_G" in facts
     counts["gradient_evaluations"] += int(facts.pop("gradient_evaluations"))
 
 
-# --- what the cell is worth --------------------------------------------------------------------------
-
-
-def look_up(config: Config, problem: data.Problem, result: Result) -> None:
-    """In a table of all cells."""
-    numbers, result.predictions = tables.look_up(config, problem, result.cell, result.early)
-    if config.job == "random":
-        result.state = [torch.tensor(numbers)]
+# --- what the cell is worth -----------------------------------------------------------------------
 
 
 def retrain(
@@ -234,9 +223,8 @@ def retrain(
     result.predictions = networks.predictions(student, result.cell, rows)
     result.network = student.network
     result.gradient_evaluations += student.steps
-    if config.job == "random":
-        result.state = [torch.frombuffer(bytearray(result.cell.encode()), dtype=torch.uint8)]
-    result.state += student.W
+    cell = torch.frombuffer(bytearray(result.cell.encode()), dtype=torch.uint8)
+    result.state = [*(result.state or [cell]), *student.W]
 
 
 def finish(config: Config, run: Run, problem: data.Problem, result: Result) -> None:

@@ -1,11 +1,13 @@
-"""Ground truth of the digits test bed: trains each of the 125 cells, writes results/digits_cells.csv.
+"""Ground truth of the digits test bed: trains the 125 cells, writes results/digits_cells.csv.
 
-    python -m dasgm.truth_table        3 trainings of each cell; 6 CPU minutes; continues where it was
-    python -m dasgm.truth_table --out FILE --epochs 1 --seeds 1       a quick look elsewhere
+    python -m dasgm.truth_table                                   3 trainings a cell, 6 CPU minutes
+    python -m dasgm.truth_table --out FILE --epochs 1 --seeds 1   a quick look elsewhere
+
+It continues where it was.
 
 A row is one training: cell, seed, test accuracy, and which of the 897 test images it classifies
-correctly (bits in hexadecimal), so that the judge can resample test items. Every cell of a seed sees
-the same batches in the same order.
+correctly (bits in hexadecimal), so that the judge can resample test items. Every cell of a seed
+sees the same batches in the same order.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ HEAD = ["cell", "seed", "accuracy", "correct"]
 
 
 def train_cell(cell: str, seed: int, problem: Problem, recipe: Retraining = RECIPE) -> np.ndarray:
-    """Which test images (bool, 897) the cell classifies correctly after training on the other 900."""
+    """Which test images (bool, 897) the cell classifies correctly, trained on the other 900."""
     runs.seed_global(seed, "retrain network")
     network = nasbench.Network(
         cell, channels=8, N=1, stages=2, nodes=3, classes=10, c_in=1, reduction="conv"

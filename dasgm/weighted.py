@@ -1,4 +1,7 @@
-"""Option `weighted`: a class counts by how badly the classifier does on it (docs/papers/dasgm.md, section 3.6)."""
+"""Option `weighted`: a class counts by how badly the classifier does on it.
+
+docs/papers/dasgm.md, section 3.6.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 @torch.no_grad()
 def follow(running: Tensor, logits: Tensor, y: Tensor, decay: float = 0.9) -> None:
-    """Moves running (C,) towards each class's mean loss; a class that is not in the batch keeps its own."""
+    """Moves running (C,) towards each class's mean loss; a class that is not in the batch stays."""
     losses = cross_entropy(logits.detach(), y, reduction="none").cpu().double()
     y = y.cpu()
     counts = torch.bincount(y, minlength=len(running))
@@ -21,7 +24,8 @@ def follow(running: Tensor, logits: Tensor, y: Tensor, decay: float = 0.9) -> No
 
 
 def omega(running: Tensor, clip: tuple[float, float] = (0.2, 5.0)) -> Tensor:
-    """(7): running (C,) over its mean, within `clip` and of mean 1; a class without a loss counts as average."""
+    """(7): running (C,) over its mean, within `clip` and of mean 1; a class without a loss counts
+    as average."""
     unseen = running.isnan()
     mean = running[~unseen].mean()
     if unseen.all() or mean == 0:
