@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .mae import Encoder
+from .config import Config
+from .networks import Encoder
 
 
 def expected_shapes(E: Encoder) -> dict[str, tuple[int, ...]]:
@@ -35,7 +36,7 @@ def expected_shapes(E: Encoder) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def write_export(directory: Path, E: Encoder, config: Any) -> None:
+def write_export(directory: Path, E: Encoder, config: Config) -> None:
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
