@@ -1,5 +1,5 @@
-"""Measurements on a run: the hypergradient beside the exact one, the descent test, what is masked, the
-planted signal, probes. None of them changes what is trained."""
+"""Measurements on a run: the hypergradient beside the exact one, the descent test, what is masked,
+the planted signal, probes. None of them changes what is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from shared import runs, vectors
 from shared.processes import single
 
-from . import method
+from . import estimators, method
 from .data import Images, Problem, chunks, digit_patches, labels_of
 from .folders import Files, Rows
 from .method import Estimator, First, Levels, Point
@@ -47,8 +47,8 @@ def moments(cycles: int, number: int) -> set[int]:
 
 
 def compared(estimate: Estimator, facts: dict[str, float], when: str) -> Estimator:
-    """`estimate`, which also notes cosine and ratio of norms to double backward on the first images of
-    the same batches, and whether every parameter is bit-identical afterwards."""
+    """`estimate`, which also notes how well it agrees with double backward, and whether every
+    parameter is bit-identical afterwards."""
 
     def both(nets: Networks, at: Point, radius: float) -> list[Tensor]:
         parameters = [p for part in nets.parts().values() for p in part.parameters()]
@@ -63,11 +63,11 @@ def compared(estimate: Estimator, facts: dict[str, float], when: str) -> Estimat
 
 
 def agreement(estimate: Estimator, nets: Networks, at: Point, radius: float) -> dict[str, float]:
-    """`cosine` and `norm_ratio` of an estimator to double backward, on `CHECKED` images of each batch."""
+    """`cosine` and `norm_ratio` to double backward, on the first images of each batch."""
     b = slice(0, CHECKED)
     mask = Mask(at.mask.keep[b], at.mask.restore[b], at.mask.m[b])
-    batches = (at.x2[b], at.y2[b], at.xv[b], at.yv[b])
-    small = Point(at.x[b], at.e[b], mask, *batches, head_rate=at.head_rate)
+    first = (at.x[b], at.e[b], mask, at.x2[b], at.y2[b], at.xv[b], at.yv[b])
+    small = Point(*first, head_rate=at.head_rate)
     with single():  # each of several processes compares on its own images
         ours, true = estimate(nets, small, radius), method.exact(nets, small)
     ratio = vectors.norm(ours) / max(vectors.norm(true), 1e-30)
@@ -80,13 +80,13 @@ def trial_cycles(cycles: int, trials: int) -> set[int]:
 
 
 def descent_trial(L: Levels, t: int, estimate: Estimator) -> list[float]:
-    """L3 after the lower levels of cycle t, run from the same state on the same batches with T moved.
+    """L3 after the lower levels of cycle t, run from one state on the same batches with T moved.
 
-    -> [unmoved, along -g_T, along a random direction, and the same two with the masks as they were].
-    Both moves have norm DESCENT_STEP. With the masks as they were, T acts through the weights alone,
-    which is all that g_T knows of. Everything is put back."""
+    -> [unmoved, along -g_T, along a random direction, and these two with the masks as they were].
+    Both moves have norm DESCENT_STEP. With the masks as they were, T acts through the weights
+    alone, which is all that g_T knows of. Everything is put back."""
     c, T = L.config, list(L.nets.T.parameters())
-    work = runs.Parts(**parts(L))
+    work = runs.Parts(**L.parts())
     start = copy.deepcopy(work.state())
     steps, heads = range(t * c.k1, (t + 1) * c.k1), range(t * c.k2, (t + 1) * c.k2)
     lower = [method.level1(L, i) for i in steps]
@@ -117,13 +117,18 @@ def validation_loss(nets: Networks, at: Point) -> float:
 def updates(L: Levels) -> dict[str, int]:
     """Steps that E, C and T have taken, as their optimisers count them; of descent tests, none."""
     state = {p: s for optimizer in L.optimizers.values() for p, s in optimizer.state.items()}
-    first = {name: next(part.parameters(), None) for name, part in L.nets.parts().items()}
-    return {name: int(state[first[name]]["step"]) if first[name] in state else 0 for name in "ECT"}
+    return {
+        name: max((int(state[p]["step"]) for p in part.parameters() if p in state), default=0)
+        for name, part in L.nets.parts().items()
+        if name != "D"  # steps with E
+    }
 
 
-def parts(L: Levels) -> dict[str, Any]:
-    """All that a cycle changes, by name."""
-    return {**L.nets.parts(), **{f"optimizer{level}": o for level, o in L.optimizers.items()}}
+def evaluations(L: Levels) -> int:
+    """Backward passes so far."""
+    c, steps = L.config, updates(L)
+    of_T = estimators.EVALUATIONS[c.hypergrad][c.head_path != "none"] if steps["T"] else 0
+    return steps["E"] + steps["C"] + of_T * steps["T"]
 
 
 # --- what is masked -------------------------------------------------------------------------------
@@ -176,9 +181,9 @@ def write_masks(path: Path, L: Levels, problem: Problem, notes: Notes) -> None:
 
 
 def planted(L: Levels, problem: Problem, quadrant: np.ndarray) -> dict[str, np.ndarray]:
-    """Per test image, over the patches of the digit's `quadrant` and over the others: how often masked,
-    mean score, and the mean a_j of the masked ones under uniformly random masks, which do not depend on
-    what T prefers."""
+    """Per test image, over the patches of the digit's `quadrant` and over the others: how often
+    masked, mean score, and the mean a_j of those that uniformly random masks hide, which do not
+    depend on what T prefers."""
     c, nets, N = L.config, L.nets, L.nets.E.N
     x = problem.test.batch(range(len(problem.test)))
     inside = torch.from_numpy(digit_patches(quadrant, round(N**0.5))).to(x.device)
@@ -188,14 +193,12 @@ def planted(L: Levels, problem: Problem, quadrant: np.ndarray) -> dict[str, np.n
     if c.hypergrad != "none":
         nets.C.eval()
         K, draw = visible(N, c.mask_ratio), runs.stream(c.seed, "planted masks")
-        batches = [
-            value
-            for rows in (problem.inner, problem.outer)
-            for value in (problem.train.batch(rows), labels_of(problem.train, rows))
-        ]
+        x2, xv = (problem.train.batch(rows) for rows in (problem.inner, problem.outer))
+        y2, yv = (labels_of(problem.train, rows) for rows in (problem.inner, problem.outer))
         head_rate = {"identity": 1.0, "unrolled": c.lr_head, "none": 0.0}[c.head_path]
         random = rank(torch.rand(s.shape, generator=draw).to(x.device), K)
-        v = method.validation_direction(nets, Point(x, x, random, *batches, head_rate=head_rate))
+        at = Point(x, x, random, x2, y2, xv, yv, head_rate=head_rate)
+        v = method.validation_direction(nets, at)
         values["a"] = (method.alignment(nets, x, random, v, c.radius), random.m)
     rows = {}
     for name, (value, used) in values.items():
@@ -243,8 +246,8 @@ def ridge_accuracy(train: Tensor, y: Tensor, test: Tensor, y_test: Tensor, class
 
 def softmax_regression(
     train: Tensor, y: Tensor, test: Tensor, classes: int, l2: float = 1e-3
-) -> Tensor:
-    """Predicted classes of `test` by logistic regression on standardised features: the linear probe."""
+) -> np.ndarray:
+    """Predicted classes of `test` by logistic regression on standardised features."""
     train, test = standardised(train, test)
     shape = (train.shape[1] + 1, classes)
     W = torch.zeros(shape, dtype=train.dtype, device=train.device, requires_grad=True)
@@ -257,4 +260,4 @@ def softmax_regression(
         return value
 
     optimizer.step(loss)
-    return (test @ W[:-1] + W[-1]).argmax(1)
+    return (test @ W[:-1] + W[-1]).argmax(1).cpu().numpy()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def uniformity(z: Tensor) -> Tensor:
-    """U-MAE's regulariser: mean squared inner product of the normalised features of different images.
+    """U-MAE's regulariser: mean squared inner product of normalised features of different images.
 
     z (B, d). ValueError for a batch of one."""
     if len(z) < 2:

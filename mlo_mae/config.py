@@ -1,7 +1,7 @@
 """What a run can be told, section by section. The comment above a field is its help (`--help`).
 
 Defaults are those of the official CIFAR scripts unless the comment says otherwise. "Section" means
-a section of docs/papers/mlo_mae.md, "row" a row of the table of differences in this folder's README.
+a section of docs/papers/mlo_mae.md, "row" a row of the table of differences in README.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Data:
     data: Literal[
         "digits", "planted", "cifar10", "cifar100", "imagenet", "cub", "cars", "inat2019"
     ] = "digits"
-    # pixels a side of images from folders; the other data have their own size (section 3.1)
+    # pixels a side of images from folders; other data have a fixed size (section 3.1)
     image_size: int = 224
     # share of the training images that is D_val, level 3's part (section 6.1: 20 %)
     val_share: float = 0.2
@@ -46,7 +46,7 @@ class Network:
     decoder_depth: int = 8
     # attention heads of the decoder
     decoder_heads: int = 16
-    # T: mlp on the flattened image (paper) or patchwise, a small one of our own (section 8)
+    # T: mlp on the flattened image (paper) or patchwise, a small one for comparisons (section 8)
     T_arch: Literal["mlp", "patchwise"] = "mlp"
     # hidden units of T
     T_hidden: int = 512
@@ -58,7 +58,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Masking:
-    """How patches are chosen and weighted, and how T learns (section 3); baselines switch it off."""
+    """How patches are chosen and weighted, and how T learns (section 3)."""
 
     # share of patches that is masked
     mask_ratio: float = 0.75
@@ -177,22 +177,25 @@ class Config(RunConfig, Data, Network, Masking, Pretraining, Finetuning, Evaluat
     def __post_init__(self) -> None:
         if self.hypergrad != "none" and self.joint_weight:
             raise BadInput(
-                f"joint_weight {self.joint_weight} trains the encoder on labels, which level 2 never "
-                f"does; give --hypergrad none, or --joint_weight 0"
+                f"joint_weight {self.joint_weight} trains the encoder on labels, which level 2 "
+                f"never does; give --hypergrad none, or --joint_weight 0"
             )
         if self.hypergrad != "none" and (self.mask, self.weight) == ("random", "one"):
             raise BadInput(
                 "mask random with weight one: T neither masks nor weighs, so its gradient is zero; "
                 "give --mask learned or --weight scores, or --hypergrad none"
             )
-        if self.k1 < 1 or self.steps % self.k1:
+        if self.k1 < 1 or self.k2 < 1:
+            raise BadInput(f"k1 {self.k1} and k2 {self.k2} must be at least 1")
+        if self.steps % self.k1:
             raise BadInput(
-                f"steps {self.steps} is not a multiple of k1 {self.k1}: the last cycle would be cut"
+                f"steps {self.steps} is not a multiple of k1 {self.k1}, so the last cycle would "
+                f"be cut; give {self.steps - self.steps % self.k1}"
             )
         if not 0 < self.val_share < 1:
-            raise BadInput(f"val_share {self.val_share} must lie between 0 and 1")
+            raise BadInput(f"val_share {self.val_share} must lie between 0 and 1; the paper: 0.2")
         if not self.finetune_labels or len(set(self.finetune_labels)) < len(self.finetune_labels):
             raise BadInput(
-                f"finetune_labels {list(self.finetune_labels)}: give one number or more, each once; "
-                "the first gives the score, 0 means all labels"
+                f"finetune_labels {list(self.finetune_labels)}: give one number or more, each "
+                "once; the first gives the score, 0 means all labels"
             )

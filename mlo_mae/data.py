@@ -1,9 +1,8 @@
 """Images of every task, cut into levels; batches of them.
 
 digits    scikit-learn's 1,797 images of 8 x 8; 400 test items, the same for every seed
-planted   the same digits, each in one quadrant of a 16 x 16 canvas; the other three hold pixels
-          shuffled from other digits: same histogram, nothing to recognise. The quadrant is drawn per
-          image.
+planted   the same digits, each in one quadrant of a 16 x 16 canvas, drawn per image; the other
+          three hold pixels shuffled from other digits: same histogram, nothing to recognise
 cifar10, cifar100     shared/cifar.py
 imagenet, cub, cars, inat2019     folders.py
 """
@@ -30,7 +29,7 @@ DIGIT_MEAN, DIGIT_STD = 0.3053, 0.3760  # of all pixels, rounded
 
 
 class Images:
-    """Images in memory, on the run's device: `pixels` uint8 (CIFAR) or float, normalised (digits)."""
+    """Images in memory, on the run's device: `pixels` uint8 (CIFAR), or float and normalised."""
 
     def __init__(self, name: str, ids: Tensor, pixels: Tensor, labels: Tensor):
         self.name, self.ids, self.pixels, self.labels = name, ids.numpy(), pixels, labels
@@ -45,7 +44,7 @@ class Images:
     def batch(
         self, rows: Rows, recipe: Recipe = PLAIN, generator: torch.Generator | None = None
     ) -> Tensor:
-        """(B, C, H, W) float32. `generator` (CPU) draws crop and flip; without it images are whole."""
+        """(B, C, H, W) float32. `generator` (CPU) draws crop and flip; whole images without it."""
         x = self.pixels[torch.as_tensor(rows, device=self.pixels.device)]
         if self.name in BUNDLED:
             return x
@@ -175,7 +174,7 @@ def digits(planted: bool) -> tuple[Images, Images, np.ndarray | None]:
 
 
 def plant(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, np.ndarray]:
-    """(n, 1, 8, 8) -> (n, 1, 16, 16) and the quadrant (n,) that holds the digit: 0, 1 above, 2, 3 below.
+    """(n, 1, 8, 8) -> (n, 1, 16, 16) and quadrant (n,) of the digit: 0, 1 above, 2, 3 below.
 
     A distractor quadrant holds the 64 pixels of another image in random order."""
     n = len(pixels)

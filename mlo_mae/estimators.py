@@ -1,4 +1,4 @@
-"""Other ways to g_T, for comparisons: each takes networks, point and radius as `method.hypergradient` does."""
+"""Other ways to g_T, for comparisons: functions of the kind of `method.hypergradient`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from shared.processes import all_mean
 from shared.vectors import Vector
 
 from . import method, official
-from .config import Config
 from .method import Estimator, Networks, Point
 from .networks import Mask
 
@@ -34,7 +33,7 @@ def alignment_jvp(nets: Networks, x: Tensor, mask: Mask, v: Vector) -> Tensor:
 
 
 def fd_darts(nets: Networks, at: Point, radius: float = 1e-2) -> Vector:
-    """Differences of gradients, level by level from the top, as Betty's `darts` does; both paths at once.
+    """Differences of gradients, level by level from the top, as Betty's `darts`; paths together.
 
     shared/hypergrad.py knows nothing of the closed form."""
     E, C, T = (list(part.parameters()) for part in (nets.E, nets.C, nets.T))
@@ -65,9 +64,3 @@ ESTIMATORS: dict[str, Estimator] = {
 # backward passes of one level 3: (without, with) the path through the head
 EVALUATIONS = {"fd_forward": (2, 3), "jvp": (2, 3), "fd_darts": (3, 5), "exact": (4, 7),
                "official": (3, 7)}  # fmt: skip
-
-
-def evaluations(config: Config, updates: dict[str, int]) -> int:
-    """Backward passes of so many updates of E, C and T."""
-    of_T = EVALUATIONS[config.hypergrad][config.head_path != "none"] if updates["T"] else 0
-    return updates["E"] + updates["C"] + of_T * updates["T"]

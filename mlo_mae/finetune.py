@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,49 +15,67 @@ from shared import glue, runs
 
 from . import official
 from .config import Config
-from .data import Images, Loader, Problem
+from .data import Images, Loader, Problem, chunks
 from .folders import Files, Recipe, Rows
-from .networks import Encoder, Head, autocast
+from .networks import Block, Encoder, Head, autocast
+
+PREDICTED = 256  # images of a step of a test
 
 
 @dataclass
 class Classifier:
-    """An encoder, its head, and how they are trained."""
+    """An encoder with a head, and how they are trained.
+
+    looks: batches of the test set that are predicted after each epoch, to find the `best` one
+    (row 12 of the differences); none by default."""
 
     config: Config
     E: Encoder
     C: Head
     optimizer: torch.optim.AdamW
     batch: Loader
+    test: Images | Files
+    looks: list[np.ndarray]
     finite: Callable[..., None]
+    best: dict[str, Any] = field(default_factory=dict)
 
     @property
     def epoch(self) -> int:
-        """Steps of an epoch."""
+        """Training steps of an epoch."""
         return self.batch.order.per_epoch
 
     @property
-    def steps(self) -> int:
+    def updates(self) -> int:
+        """Training steps."""
         return self.config.finetune_epochs * self.epoch
+
+    @property
+    def steps(self) -> int:
+        """Training steps and looks."""
+        return self.config.finetune_epochs * (self.epoch + len(self.looks))
+
+    def parts(self) -> runs.Parts:
+        return runs.Parts(E=self.E, C=self.C, optimizer=self.optimizer, best=self.best)
 
 
 def begin(
     config: Config, problem: Problem, E: Encoder, labels: int, finite: Callable[..., None]
 ) -> Classifier:
     """`E`, which is trained in place, with a fresh head, on so many labels (0: all)."""
-    c, device = config, E.cls_token.device
+    c, test = config, problem.test
     runs.seed_global(c.seed, "finetune head", labels)
-    C = Head(c.width, problem.classes, c.dropout).to(device)
+    C = Head(c.width, problem.classes, c.dropout).to(E.cls_token.device)
     for k, block in enumerate(E.blocks):
-        block.drop_path = c.drop_path * k / max(1, len(E.blocks) - 1)
+        cast(Block, block).drop_path = c.drop_path * k / max(1, len(E.blocks) - 1)
     other_std = "finetune_std" in c.official and problem.name == "cifar10"
-    std = official.FINETUNE_STD if other_std else ()
-    recipe = Recipe(c.cutout, c.erasing, c.randaug, std)
+    recipe = Recipe(c.cutout, c.erasing, c.randaug, official.FINETUNE_STD if other_std else ())
     rows = labelled_rows(problem, labels, c.seed)
     order = runs.Batches(rows, c.finetune_batch, c.seed, f"finetune {labels}")
     batch = Loader(problem.train, order, c.seed, ("finetune crop",), recipe)
     optimizer = torch.optim.AdamW(groups(c, E, C), betas=(0.9, c.finetune_beta2), fused=True)
-    return Classifier(c, E, C, optimizer, batch, finite)
+    looked = "best_epoch" in c.official and labels == c.finetune_labels[0]
+    looks = chunks(np.arange(len(test)), PREDICTED) if looked else []
+    return Classifier(c, E, C, optimizer, batch, test, looks, finite)
 
 
 def labelled_rows(problem: Problem, n: int, seed: int) -> np.ndarray:
@@ -74,7 +93,7 @@ def labelled_rows(problem: Problem, n: int, seed: int) -> np.ndarray:
 
 
 def groups(config: Config, E: Encoder, C: Head) -> list[dict[str, object]]:
-    """No decay on biases and norms; layer k of L learns at layer_decay^(L + 1 - k) of the peak rate."""
+    """No decay on biases and norms; layer k of L learns at layer_decay^(L + 1 - k) of the rate."""
     depth = len(E.blocks)
     of_layer: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, p in [*E.named_parameters(), *(("head", p) for p in C.parameters())]:
@@ -92,8 +111,22 @@ def groups(config: Config, E: Encoder, C: Head) -> list[dict[str, object]]:
     ]
 
 
-def step(f: Classifier, k: int) -> float:
-    """Step k; returns its loss. Rates: linear warm-up, then a cosine to 0."""
+def step(f: Classifier, k: int) -> dict[str, float]:
+    """Step k: a training step or, where there are `looks`, one of them. Returns, at the end of an
+    epoch, the number of training steps and the loss."""
+    epoch, place = divmod(k, f.epoch + len(f.looks))
+    if place >= f.epoch:
+        part = f.looks[place - f.epoch]
+        last = part is f.looks[-1]
+        official.look(f.best, classes(f, f.test, part), f.test.labels, last)
+        return {}
+    done = epoch * f.epoch + place
+    loss = descend(f, done)
+    return {"step": done + 1, "loss": loss} if place + 1 == f.epoch else {}
+
+
+def descend(f: Classifier, k: int) -> float:
+    """Training step k; returns its loss. Rates: linear warm-up, then a cosine to 0."""
     c, (x, y, ids) = f.config, f.batch(k)
     runs.seed_global(c.seed, "finetune dropout", k)
     f.E.train(), f.C.train()
@@ -102,8 +135,8 @@ def step(f: Classifier, k: int) -> float:
     loss = F.cross_entropy(logits.float(), y, label_smoothing=c.smoothing)
     f.finite(loss, "finetuning", k, ids)
     loss.backward()
+    factor = runs.schedule("cosine", k, f.updates, c.warmup_epochs * f.epoch)
     for group in f.optimizer.param_groups:
-        factor = runs.schedule("cosine", k, f.steps, c.warmup_epochs * f.epoch)
         group["lr"] = group["peak"] * factor
     f.optimizer.step()
     f.optimizer.zero_grad(set_to_none=True)

@@ -30,9 +30,9 @@ Rows = np.ndarray | Sequence[int]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How images are shown. Cutout, erasing and RandAugment are drawn like crops: in training alone.
+    """How images are shown. Cutout, erasing and RandAugment are drawn, like crops, in training.
 
-    std: of CIFAR, in place of the data's own."""
+    std: of CIFAR, in place of the usual ones."""
 
     cutout: int = 0
     erasing: float = 0.0
@@ -64,7 +64,7 @@ class Files:
     def batch(
         self, rows: Rows, recipe: Recipe = PLAIN, generator: torch.Generator | None = None
     ) -> Tensor:
-        """(B, 3, size, size) float32. `generator` (CPU) draws crop and flip; without it the centre."""
+        """(B, 3, size, size) float32. `generator` (CPU) draws crop and flip; else the centre."""
         rows = np.asarray(rows)
         self._threads = self._threads or ThreadPoolExecutor()
         draws: list[Tensor | None] = [None] * len(rows)
@@ -88,16 +88,17 @@ class Files:
         except OSError as error:
             what = f"{self.name} row {row} ({source}): not a readable image"
             raise BadInput(f"{what}; fetch it again") from error
-        drawn = draw is not None
-        box = resized_crop(image.size, draw) if drawn else centre_crop(image.size, self.size)
-        image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
-        if drawn and draw[4] < 0.5:
+        out, bicubic = (self.size, self.size), Image.Resampling.BICUBIC
+        if draw is None:
+            return np.asarray(image.resize(out, bicubic, centre_crop(image.size, self.size)))
+        image = image.resize(out, bicubic, resized_crop(image.size, draw))
+        if draw[4] < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.asarray(_randaug(self.size)(image) if drawn and recipe.randaug else image)
+        return np.asarray(_randaug(self.size)(image) if recipe.randaug else image)
 
 
 def resized_crop(size: tuple[int, int], draw: Tensor) -> tuple[float, float, float, float]:
-    """A box of 20 to 100 % of the area and aspect 3/4 to 4/3, shrunk to fit; four uniform numbers decide."""
+    """A box of 20 to 100 % of the area and aspect 3/4 to 4/3, shrunk to fit, from 4 numbers."""
     width, height = size
     area = width * height * (0.2 + 0.8 * float(draw[0]))
     ratio = math.exp((2 * float(draw[1]) - 1) * math.log(4 / 3))
@@ -116,7 +117,7 @@ def centre_crop(size: tuple[int, int], out: int) -> tuple[float, float, float, f
 def _randaug(size: int) -> Callable[[Any], Any]:
     """RandAugment of magnitude 9 as timm has it.
 
-    It draws from Python's and numpy's generators, in threads: such runs do not repeat bit for bit."""
+    It draws from Python's and numpy's generators, in threads: such runs do not repeat exactly."""
     from timm.data.auto_augment import rand_augment_transform
 
     return rand_augment_transform("rand-m9-mstd0.5-inc1", {"translate_const": int(size * 0.45)})
@@ -139,7 +140,7 @@ def erase(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
 
 
 def load(name: str, size: int) -> tuple[Files, Files, int]:
-    """Training part, test part, number of classes. ImageNet's validation images are its test part."""
+    """Training part, test part, number of classes. ImageNet is tested on its validation images."""
     source = sources.find_data(name, Hub("ILSVRC/imagenet-1k") if name == "imagenet" else None)
     if isinstance(source, Path) and not list(source.glob("**/train*.parquet"))[:1]:
         parts, classes = _folders(name, source)
@@ -156,8 +157,8 @@ def _folders(name: str, root: Path) -> tuple[list[tuple[Sequence[Any], Tensor]],
     test = next((root / part for part in ("val", "test") if (root / part).is_dir()), None)
     if not (root / "train").is_dir() or test is None:
         raise MissingInput(
-            f"{name}: {root} needs folders train/ and val/ (or test/), with a folder for each class\n"
-            "  remedy:  unpack the archives so; for CUB, Cars and iNaturalist use the official split"
+            f"{name}: {root} needs train/ and val/ (or test/), with a folder for each class\n"
+            "  remedy:  unpack the archives so; for CUB, Cars, iNaturalist by the official split"
         )
     classes = sorted(p.name for p in (root / "train").iterdir() if p.is_dir())
     number = {n: i for i, n in enumerate(classes)}

@@ -1,16 +1,17 @@
 """MLO-MAE: three levels, and the gradient of the third for the masking network.
 
-    level 1  E, D   L1 = sum_j m_j s_j l_j / sum_j m_j    s = T(embed(x)), m masks the N - K largest s,
-                                                          l_j error of patch j; s and m constant
+    level 1  E, D   L1 = sum_j m_j s_j l_j / sum_j m_j    s = T(embed(x)); m masks the N - K largest
+                                                          s; l_j error of patch j; s, m constant
     level 2  C      L2 = CE(C(E(x2)_CLS), y2)             whole images; E constant
     level 3  T      L3 = CE(C*(E*(T)(xv)_CLS), yv)        T reaches L3 only through E: through which
                                                           patches E learned from
 
-`cycle` alternates them. Choosing patches (a ranking) has no gradient; the weight s_j has. With every
-inverse Hessian replaced by the identity, the gradient of L3 for T is (docs/papers/mlo_mae.md, 3.3)
+`cycle` alternates them. Choosing patches (a ranking) has no gradient; the weight s_j has. With
+every inverse Hessian replaced by the identity, the gradient of L3 for T is
+(docs/papers/mlo_mae.md, section 3.3)
 
-    v   = dL3/dE - [d2 L2 / dE dC] dL3/dC                 what validation wants of E, with the head's
-                                                          reaction
+    v   = dL3/dE - [d2 L2 / dE dC] dL3/dC                 what validation wants of E, including
+                                                          how the head reacts
     g_T = -[d2 L1 / dT dE] v
         = -(1 / sum m) sum_j m_j a_j ds_j/dT,             a_j = <grad_E l_j, v>
 
@@ -21,8 +22,9 @@ forward passes without gradient; then one backward pass goes through the small n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,12 +44,12 @@ from .networks import Mask, Networks, autocast, rank, scored, visible
 
 @dataclass
 class Levels:
-    """What a cycle works on: the networks, and for each level (1, 2, 3) an optimiser and its batches."""
+    """What a cycle works on: networks, and for each level (1, 2, 3) an optimiser and batches."""
 
     config: Config
     nets: Networks
     optimizers: dict[int, torch.optim.AdamW]  # of E and D; of C; of T
-    batch: dict[int, Callable[[int], Batch]]  # number of a step -> its batch
+    batch: Mapping[int, Callable[[int], Batch]]  # number of a step -> its batch
     scores: Callable[[Networks, Tensor], Tensor]
     finite: Callable[[Tensor | float, str, int, np.ndarray | None], None]  # refuses what is not
 
@@ -59,13 +61,20 @@ class Levels:
         self.advance(level, k)
 
     def advance(self, level: int, k: int) -> None:
-        """Step k of a level along `.grad`. Rates fall by a cosine over the number of level-1 steps in
-        all levels: C and T, which step more rarely, end well above 0, as in the official code."""
+        """Step k of a level along `.grad`.
+
+        All rates fall by a cosine over the number of level-1 steps: those of C and T, which step
+        more rarely, end well above 0, as in the official code."""
         optimizer = self.optimizers[level]
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * runs.schedule("cosine", k, self.config.steps)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+    def parts(self) -> dict[str, Any]:
+        """All that a cycle changes."""
+        optimizers = {f"optimizer{level}": o for level, o in self.optimizers.items()}
+        return {**self.nets.parts(), **optimizers}
 
 
 ORDINAL = {1: "first", 2: "second", 3: "third"}
@@ -73,7 +82,7 @@ ORDINAL = {1: "first", 2: "second", 3: "third"}
 
 @dataclass
 class First:
-    """What a step of level 1 leaves: its number, images (B, C, H, W), scores (None: unscored), masks."""
+    """What a step of level 1 leaves: number, images (B, C, H, W), scores (None: no T), masks."""
 
     step: int
     x: Tensor
@@ -84,7 +93,7 @@ class First:
 
 @dataclass
 class Second:
-    """What a step of level 2 leaves. z: features (B, d) of x with their graph, where level 3 uses it."""
+    """What a step of level 2 leaves. z: features (B, d) with their graph, if level 3 uses it."""
 
     x: Tensor
     y: Tensor
@@ -94,10 +103,10 @@ class Second:
 
 @dataclass
 class Point:
-    """Where level 3 is differentiated: after the inner updates, on the last batch of each lower level.
+    """Where level 3 is differentiated: after the inner updates, on the last batches of the levels.
 
-    e (B, N, d) and mask are those of x, computed once, at the unperturbed E. head_rate: factor of the
-    path through the head; 0 leaves it out, 1 counts the head's inverse Hessian as the identity."""
+    e (B, N, d) and mask are those of x, computed once, at the unperturbed E. head_rate: factor of
+    the path through the head; 0: left out, 1: the head's inverse Hessian is the identity."""
 
     x: Tensor
     e: Tensor
@@ -118,7 +127,7 @@ Estimator = Callable[[Networks, Point, float], Vector]  # networks, point, radiu
 
 
 def cycle(L: Levels, t: int, estimate: Estimator | None) -> tuple[dict[str, float], First]:
-    """Cycle t: k1 steps of E and D, k2 of C, one of T. Returns losses and |g_T|, and the last masks.
+    """Cycle t: k1 steps of E and D, k2 of C, one of T. Returns losses and |g_T|; the last masks.
 
     estimate: `hypergradient`, or another way to g_T; None for arms without levels 2 and 3."""
     c = L.config
@@ -197,7 +206,7 @@ def scores(nets: Networks, x: Tensor) -> Tensor:
 
 
 def choose(c: Config, s: Tensor | None, x: Tensor, N: int, i: int) -> Mask:
-    """Masks of level-1 step i: the N - K highest scores, or random from a stream that all arms share."""
+    """Masks of level-1 step i: the N - K highest scores, or random, the same in all arms."""
     K, draw = visible(N, c.mask_ratio), runs.stream(c.seed, "mask", i)
     if s is None or c.mask == "random":
         return rank(torch.rand(len(x), N, generator=draw).to(x.device), K)
@@ -207,8 +216,8 @@ def choose(c: Config, s: Tensor | None, x: Tensor, N: int, i: int) -> Mask:
 
 
 def weights(s: Tensor, m: Tensor, normalise: bool = False) -> Tensor:
-    """Weight of each patch in L1: its score; normalised: over the batch's mean masked score, gradient
-    included."""
+    """Weight of each patch in L1: its score; normalised, over the batch's mean masked score, whose
+    gradient counts."""
     return s * (m.sum() / (m * s).sum()) if normalise else s
 
 

@@ -27,7 +27,6 @@ from shared import runs
 from .config import Config
 from .data import Problem
 
-
 # --- images and patches ---------------------------------------------------------------------------
 
 
@@ -41,7 +40,7 @@ def patchify(x: Tensor, p: int) -> Tensor:
 
 
 def targets(x: Tensor, p: int, normalise: bool) -> Tensor:
-    """(B, N, C p p): pixels of each patch; normalised: minus mean, over sqrt(unbiased variance + 1e-6)."""
+    """(B, N, C p p): pixels; normalised, minus their mean, over sqrt(unbiased variance + 1e-6)."""
     values = patchify(x, p)
     if not normalise:
         return values
@@ -50,9 +49,9 @@ def targets(x: Tensor, p: int, normalise: bool) -> Tensor:
 
 
 def sincos_positions(width: int, side: int) -> Tensor:
-    """(1, 1 + side^2, width): fixed 2-D sine-cosine positions, half of the width each for rows and columns.
+    """(1, 1 + side^2, width): sines and cosines of row and column; zero for CLS, the first.
 
-    CLS, the first, is zero. ValueError where sine and cosine of two coordinates cannot share the width."""
+    ValueError where sine and cosine of two coordinates cannot share the width."""
     if width % 4:
         raise ValueError(f"width {width} is not a multiple of 4, which 2-D positions need")
     omega = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
@@ -113,7 +112,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """timm's `patch_embed.proj`, a convolution of stride p; applied as the linear map that it is."""
+    """timm's `patch_embed.proj`, a convolution of stride p, applied as the linear map it is."""
 
     def __init__(self, channels: int, p: int, width: int):
         super().__init__()
@@ -144,7 +143,7 @@ class Encoder(nn.Module):
         return self.patch_embed(x) + self.pos_embed[:, 1:]
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(B, 1 + K, d): CLS and the visible tokens after blocks and last norm; all N without `keep`."""
+        """(B, 1 + K, d): CLS and visible tokens after blocks and last norm; all without `keep`."""
         tokens = self.embed(x)
         if keep is not None:
             tokens = tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
@@ -186,14 +185,15 @@ class Decoder(nn.Module):
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Linear maps and patch projection Xavier-uniform, biases 0, CLS and mask token normal(0, 0.02)."""
+    """Linear maps, patch projection Xavier-uniform; biases 0; CLS, mask token normal(0, 0.02)."""
     with torch.no_grad():
         for part in module.modules():
             if isinstance(part, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(part.weight.view(len(part.weight), -1), generator=generator)
-                nn.init.zeros_(part.bias)
         for name, p in module.named_parameters():
-            if name in ("cls_token", "mask_token"):
+            if name.endswith("bias"):
+                p.zero_()
+            elif name in ("cls_token", "mask_token"):
                 p.normal_(0, 0.02, generator=generator)
 
 
@@ -214,7 +214,7 @@ class MaskNet(nn.Module):
 
 
 class PatchMaskNet(nn.Module):
-    """A small T of our own: the same map for each patch, which also sees the mean over patches."""
+    """A small T for comparisons: the same map for each patch, which also sees the mean over patches."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -244,7 +244,7 @@ def visible(N: int, ratio: float) -> int:
 
 
 def rank(scores: Tensor, K: int) -> Mask:
-    """Keep the K lowest scores of each image, mask the rest; ties go by position. No gradient passes."""
+    """Keep the K lowest scores of each image, mask the rest; ties by position. No gradient."""
     order = scores.detach().argsort(dim=1, stable=True)
     restore = order.argsort(dim=1)
     return Mask(order[:, :K], restore, (restore >= K).to(scores.dtype))
@@ -269,7 +269,7 @@ class Head(nn.Module):
 
 @dataclass
 class Networks:
-    """E, D, T and C of one run. T and C are `nn.Identity`, without parameters, where an arm has none.
+    """E, D, T and C of one run. Where an arm has no T or C, `nn.Identity`, without parameters.
 
     norm_pix: targets normalised per patch. pool: feature of an image. normalise_scores: see
     `method.weights`."""
@@ -283,7 +283,7 @@ class Networks:
     normalise_scores: bool = False
 
     def reconstruction(self, tokens: Tensor, x: Tensor, mask: Mask) -> Tensor:
-        """l (B, N): mean squared error of every patch, decoded from the visible tokens (B, 1 + K, d)."""
+        """l (B, N): mean squared error of every patch, decoded from tokens (B, 1 + K, d)."""
         decoded = self.D(tokens, mask.restore).to(x.dtype)  # x is never half precision
         return (decoded - targets(x, self.E.p, self.norm_pix)).square().mean(-1)
 
@@ -329,6 +329,6 @@ def build(config: Config, problem: Problem, device: torch.device) -> Networks:
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager:
-    """bf16 for level 1 and finetuning on CUDA. Levels 2 and 3 stay in fp32: a probe vanishes in bf16."""
+    """bf16 for level 1 and finetuning on CUDA; in levels 2 and 3 a probe would vanish in it."""
     on = config.precision == "bf16" and device.type == "cuda"
     return torch.autocast("cuda", torch.bfloat16) if on else nullcontext()

@@ -1,10 +1,10 @@
 """What the official code does that the paper does not say; rows are those of the README's table of
 differences. A student may skip this file.
 
-`hypergrad: official` is rows 6, 7 and 8 together. The other accidents are names in `official: [...]`:
+`hypergrad: official` is rows 6, 7 and 8 together. Other accidents are names in `official: [...]`:
 
-    attached_scores   row 1: T's input is not detached, so level 1 also trains E to lower its own loss
-                      weights
+    attached_scores   row 1: T's input is not detached, so level 1 also trains E to lower its own
+                      loss weights
     index_split       row 5: levels are cut by index, not drawn (`data.load`)
     finetune_std      row 14: finetuning divides by other standard deviations than pretraining
     best_epoch        row 12: the best epoch on the test set is reported beside the last one
@@ -12,7 +12,7 @@ differences. A student may skip this file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ def attached_scores(nets: Networks, x: Tensor) -> Tensor:
 def look(best: dict[str, Any], classes: Tensor, labels: Tensor, last: bool) -> None:
     """Take in the predictions of one batch of test images; after the last, keep the better epoch.
 
-    best: `prediction` (n,) of the best epoch, `right`, its accuracy, and the epoch under way, `now`."""
+    best: `prediction` (n,) of the best epoch, its accuracy `right`, the epoch under way `now`."""
     best.setdefault("now", []).extend(classes.tolist())
     if last:
         right = (torch.tensor(best["now"]) == labels.cpu()).float().mean().item()
@@ -49,8 +49,8 @@ def look(best: dict[str, Any], classes: Tensor, labels: Tensor, last: bool) -> N
 def hypergradient(nets: Networks, at: Point, radius: float) -> Vector:
     """The two paths (T <- E and T <- E <- C) walked apart: four reconstructions with gradient.
 
-    The head's dropout is on and draws anew in each evaluation (row 7); T and the masks are evaluated
-    again on the perturbed embedding (row 8)."""
+    The head's dropout is on and draws anew in each evaluation (row 7); T and the masks are
+    evaluated again on the perturbed embedding (row 8)."""
     E, C, T = (list(part.parameters()) for part in (nets.E, nets.C, nets.T))
     K = at.mask.keep.shape[1]
 
@@ -82,7 +82,9 @@ def hypergradient(nets: Networks, at: Point, radius: float) -> Vector:
         nets.C.train(training)
 
 
-def _difference(theta: Vector, d: Vector, slope: Callable[[], Vector], radius: float) -> Vector:
+def _difference(
+    theta: Sequence[Tensor], d: Vector, slope: Callable[[], Vector], radius: float
+) -> Vector:
     """(slope(theta + eps d) - slope(theta - eps d)) / (2 eps).
 
     Random numbers go on between the two, as in the official code."""

@@ -1,4 +1,4 @@
-"""Inputs of a rehearsal: made-up images in each source's own layout, which the same loaders read."""
+"""Inputs of a rehearsal: made-up images in the layout of each source, read by the same loaders."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from . import folders
 ITEMS = 40
 
 
-def inputs(scale: str) -> contextlib.AbstractContextManager[None]:
-    """At scale `rehearsal`, REPRO_DATA is the made-up folder inside the block."""
-    if scale == "rehearsal":
-        return sources.pointed_at(REPRO_DATA=folder())
-    return contextlib.nullcontext()
+def inputs() -> contextlib.AbstractContextManager[None]:
+    """REPRO_DATA is the made-up folder inside the block."""
+    return sources.pointed_at(REPRO_DATA=folder())
 
 
 def folder() -> Path:

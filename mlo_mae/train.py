@@ -1,18 +1,19 @@
 """Pretrain one arm of MLO-MAE on one task with one seed, then finetune its encoder.
 
-    python -m mlo_mae.train --tiny                                        under a minute, no download
-    python -m mlo_mae.train --scale cpu --arm mlo --task digits --seed 0  about 15 CPU seconds
+    python -m mlo_mae.train --tiny                                   under a minute, no download
+    python -m mlo_mae.train --scale cpu --arm mlo --task digits      about 15 CPU seconds
 
 Expect at scale cpu an accuracy of 50 to 80 % after finetuning on 200 labels, depending on the seed
-(README has the mean of eight). At scale paper a run takes hours to days of a GPU (protocol.yaml).
+(README has means over eight). At scale paper a run takes hours to days of a GPU (protocol.yaml).
 
-Phases: pretraining in cycles (`method.cycle`), then for each entry of `finetune_labels` a finetuning
-from the pretrained encoder with a fresh head and its test, then a linear probe. Every score is that of
-the last step: nothing is selected on test items.
+Pretraining goes in cycles of the three levels (`method.cycle`). Then, for each number of labels,
+the pretrained encoder is finetuned with a fresh head and tested. Every score is that of the last
+step: nothing is selected on test items.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterable
@@ -36,7 +37,6 @@ from .folders import Files
 from .method import Estimator, First, Levels
 from .networks import Encoder, build, scored
 
-PREDICTED = 256  # images of a step of a test
 FEATURES = 512  # images of a step of a probe
 LINES = 400  # of metrics.jsonl in pretraining, about
 
@@ -46,43 +46,40 @@ def run(config: Config) -> Path:
         if run.finished:
             return run.directory
         device = runs.device(config)
-        with rehearsal.inputs(config.scale):
+        made_up = config.scale == "rehearsal"
+        with rehearsal.inputs() if made_up else contextlib.nullcontext():
             problem = data.load(config, device)
-        ids, test = problem.train.ids, problem.test
-        run.splits(inner=ids[problem.inner], outer=ids[problem.outer], test=test.ids)
+        images, test = problem.train, problem.test
+        inner, outer = images.ids[problem.inner], images.ids[problem.outer]
+        run.splits(inner=inner, outer=outer, test=test.ids)
         levels, notes = begin(config, problem, device, run.finite), Notes()
-        E = levels.nets.E
         if config.uses:
-            load_encoder(E, config)
-        begun, cycles = time.process_time(), config.steps // config.k1
-        for t in run.phase("pretraining", cycles, Parts(**analysis.parts(levels), **vars(notes))):
-            losses, last = method.cycle(levels, t, observed(levels, problem, notes, t))
+            load_encoder(levels.nets.E, config)
+        cycles, begun = config.steps // config.k1, time.process_time()
+        for t in run.phase("pretraining", cycles, Parts(**levels.parts(), **vars(notes))):
+            estimate = observed(levels, problem, notes, t)
+            losses, last = method.cycle(levels, t, estimate)
             if facts := look(levels, problem, last, t, begun):
-                run.log(**facts, **losses)
-        evaluations = estimators.evaluations(config, analysis.updates(levels))
+                run.log(phase="pretraining", **losses, **facts)
         rows: dict[str, Any] = {"id": test.ids, "label": test.labels.cpu().numpy()}
-        validation: dict[str, float] = {}
+        validation, evaluations = {}, analysis.evaluations(levels)
         for labels in config.finetune_labels:
+            f = finetune.begin(config, problem, copy.deepcopy(levels.nets.E), labels, run.finite)
+            for k in run.phase(f"finetuning {labels}", f.steps, f.parts()):
+                if facts := finetune.step(f, k):
+                    run.log(phase=f"finetuning {labels}", **facts)
             first = labels == config.finetune_labels[0]
-            every = np.arange(len(test))
-            looks = chunks(every, PREDICTED) if first and "best_epoch" in config.official else []
-            tuned = finetune.begin(config, problem, copy.deepcopy(E), labels, run.finite)
-            best = train_classifier(run, tuned, labels, test, looks)
             name = "prediction" if first else f"prediction_{labels}"
-            rows[name] = predict(run, f"test {labels}", tuned, test, every)
-            if best:
-                rows["prediction_best_epoch"] = np.array(best["prediction"])
+            rows[name] = predict(run, f"test {labels}", f, test, np.arange(len(test))).numpy()
+            if f.best:
+                rows["prediction_best_epoch"] = np.array(f.best["prediction"])
             if labels:  # D_val's labels were not used
-                guess = predict(run, f"validation {labels}", tuned, problem.train, problem.outer)
-                truth = data.labels_of(problem.train, problem.outer).cpu()
-                right = (torch.from_numpy(guess) == truth).float()
-                validation[f"accuracy_{labels}"] = right.mean().item()
-            evaluations += tuned.steps
-        if config.probe:
-            rows["probe"] = probe(run, levels, problem)
-        if config.pixels:
-            rows["pixels"] = pixels(problem)
-        finish(run, levels, problem, notes, tuned, rows, validation, evaluations)
+                classes = predict(run, f"validation {labels}", f, images, problem.outer)
+                right = classes == data.labels_of(images, problem.outer).cpu()
+                validation[f"accuracy_{labels}"] = right.float().mean().item()
+            evaluations += f.updates
+        rows |= probes(run, levels, problem)
+        finish(run, levels, problem, notes, f, rows, validation, evaluations)
     return run.directory
 
 
@@ -94,7 +91,8 @@ def begin(
 ) -> Levels:
     """The three levels at their start; which have an optimiser depends on the arm."""
     c, nets = config, build(config, problem, device)
-    matrices, rest = [], []
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, p in [*nets.E.named_parameters(), *nets.D.named_parameters()]:
         (matrices if p.dim() > 1 and "pos_embed" not in name else rest).append(p)
     head = group(nets.C.parameters(), c.lr_head, c.outer_decay)
@@ -129,10 +127,9 @@ def load_encoder(E: Encoder, config: Config) -> None:
 
 
 def observed(levels: Levels, problem: Problem, notes: Notes, t: int) -> Estimator | None:
-    """Look at the networks before cycle t. Returns how the cycle finds g_T, checked in the first and
-    the last cycle; None for arms without levels 2 and 3."""
-    c = levels.config
-    cycles = c.steps // c.k1
+    """Look at the networks before cycle t. Returns how the cycle finds g_T, checked in the first
+    and the last; None for arms without levels 2 and 3."""
+    c, cycles = levels.config, levels.config.steps // levels.config.k1
     if c.curve_points and t in {0} | analysis.moments(cycles, 5):
         analysis.show(levels, problem, notes, t * c.k1)
     if c.hypergrad == "none":
@@ -146,78 +143,52 @@ def observed(levels: Levels, problem: Problem, notes: Notes, t: int) -> Estimato
 
 
 def look(levels: Levels, problem: Problem, last: First, t: int, begun: float) -> dict[str, Any]:
-    """What is logged after cycle t beside its losses, about 400 times in all; empty in between."""
-    c = levels.config
-    cycles, done = c.steps // c.k1, t + 1
+    """What is logged after cycle t beside its losses; empty for most cycles of a long run."""
+    c, done = levels.config, t + 1
+    cycles = c.steps // c.k1
     on_curve = done in analysis.moments(cycles, c.curve_points)
-    if t % max(1, cycles // LINES) and not on_curve and done < cycles:
+    if t % max(1, cycles // LINES) and done < cycles and not on_curve:
         return {}
-    facts: dict[str, Any] = {"step": done * c.k1, "phase": "pretraining"}
-    if t % (25 * max(1, cycles // LINES)) == 0 or done == cycles:
-        facts |= analysis.statistics(last)
+    facts = {"step": done * c.k1, **analysis.statistics(last)}
     if on_curve:
         facts["curve"] = analysis.curve_point(levels.nets, problem)
         facts["cpu_seconds"] = round(time.process_time() - begun, 2)
-        facts["evaluations"] = estimators.evaluations(c, analysis.updates(levels))
+        facts["evaluations"] = analysis.evaluations(levels)
     return facts
 
 
-# --- finetuning, test, probe ----------------------------------------------------------------------
+# --- test and probe -------------------------------------------------------------------------------
 
 
-def train_classifier(
-    run: Run, f: Classifier, labels: int, test: Images | Files, looks: list[np.ndarray]
-) -> dict[str, Any]:
-    """Finetune on so many labels. `looks`: batches of test rows that are predicted after each epoch, of
-    which `official.look` finds the best epoch, the value that is returned."""
-    best: dict[str, Any] = {}
-    name, length = f"finetuning {labels}", f.epoch + len(looks)
-    work = Parts(E=f.E, C=f.C, optimizer=f.optimizer, best=best)
-    for k in run.phase(name, f.config.finetune_epochs * length, work):
-        epoch, place = divmod(k, length)
-        if place < f.epoch:
-            loss = finetune.step(f, epoch * f.epoch + place)
-            if place + 1 == f.epoch:
-                run.log(step=(epoch + 1) * f.epoch, phase=name, loss=loss)
-        else:
-            classes = finetune.classes(f, test, looks[place - f.epoch])
-            official.look(best, classes, test.labels, last=place + 1 == length)
-    return best
-
-
-def predict(
-    run: Run, name: str, f: Classifier, images: Images | Files, rows: np.ndarray
-) -> np.ndarray:
-    """Predicted classes (n,) of whole images."""
+def predict(run: Run, name: str, f: Classifier, images: Images | Files, rows: np.ndarray) -> Tensor:
+    """Predicted classes (n,) of whole images, on the CPU."""
     classes: list[int] = []
-    batches = chunks(rows, PREDICTED)
+    batches = chunks(rows, finetune.PREDICTED)
     for k in run.phase(name, len(batches), Parts(classes=classes)):
         classes += finetune.classes(f, images, batches[k]).tolist()
-    return np.array(classes)
+    return torch.tensor(classes)
 
 
-def probe(run: Run, levels: Levels, problem: Problem) -> np.ndarray:
-    """Classes of the test images by a linear map on the frozen encoder, with all training labels."""
-    rows, features = problem.everything, list[Tensor]()
-    batches = [(problem.train, part) for part in chunks(rows, FEATURES)]
-    batches += [(problem.test, part) for part in chunks(np.arange(len(problem.test)), FEATURES)]
-    for k in run.phase("probe", len(batches), Parts(features=features)):
-        features.append(analysis.features(levels.nets, *batches[k]).cpu())
-    y = data.labels_of(problem.train, rows)
-    z = torch.cat(features).to(y.device)
-    guess = analysis.softmax_regression(z[: len(rows)], y, z[len(rows) :], problem.classes)
-    return guess.cpu().numpy()
-
-
-def pixels(problem: Problem) -> np.ndarray:
-    """The same on raw pixels, for reference."""
-    rows = problem.everything
-    x, x_test = (
-        images.batch(part).flatten(1)
-        for images, part in ((problem.train, rows), (problem.test, range(len(problem.test))))
-    )
-    y = data.labels_of(problem.train, rows)
-    return analysis.softmax_regression(x, y, x_test, problem.classes).cpu().numpy()
+def probes(run: Run, levels: Levels, problem: Problem) -> dict[str, np.ndarray]:
+    """Classes of the test images by linear maps that see all training labels: on features of the
+    frozen encoder (`probe`) and, for reference, on raw pixels."""
+    rows, inputs = problem.everything, {}
+    train, test = problem.train, problem.test
+    if levels.config.probe:
+        features: list[Tensor] = []
+        batches = [(train, part) for part in chunks(rows, FEATURES)]
+        batches += [(test, part) for part in chunks(np.arange(len(test)), FEATURES)]
+        for k in run.phase("probe", len(batches), Parts(features=features)):
+            features.append(analysis.features(levels.nets, *batches[k]).cpu())
+        inputs["probe"] = torch.cat(features).to(train.labels.device)
+    if levels.config.pixels:
+        x = [train.batch(rows), test.batch(range(len(test)))]
+        inputs["pixels"] = torch.cat(x).flatten(1)
+    y = data.labels_of(train, rows)
+    return {
+        name: analysis.softmax_regression(x[: len(y)], y, x[len(y) :], problem.classes)
+        for name, x in inputs.items()
+    }
 
 
 # --- the record -----------------------------------------------------------------------------------
@@ -253,11 +224,12 @@ def finish(
     levels: Levels,
     problem: Problem,
     notes: Notes,
-    tuned: Classifier,
+    f: Classifier,
     rows: dict[str, Any],
     validation: dict[str, float],
     evaluations: int,
 ) -> None:
+    """Everything that a run leaves."""
     c, nets, quadrant = levels.config, levels.nets, problem.quadrant
     if quadrant is not None and scored(c):
         rows |= analysis.planted(levels, problem, quadrant)
@@ -273,15 +245,13 @@ def finish(
     run.finish(
         metrics=evaluate.score(rows),
         validation=validation,
-        state=[*nets.E.parameters(), *tuned.C.parameters()],
+        state=[*nets.E.parameters(), *f.C.parameters()],
         gradient_evaluations=evaluations,
         chosen_step=c.steps,
         exports=["export"] if c.export else [],
         updates=analysis.updates(levels),
         facts=notes.facts,
-        sizes={
-            name: sum(p.numel() for p in part.parameters()) for name, part in nets.parts().items()
-        },
+        sizes={k: sum(p.numel() for p in part.parameters()) for k, part in nets.parts().items()},
     )
 
 
