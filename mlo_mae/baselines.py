@@ -50,7 +50,7 @@ def extra(L: Levels, tokens: Tensor, i: int) -> Tensor | float:
         loss = loss + c.uniformity * uniformity(tokens[:, 0].float())
     if c.joint_weight:
         runs.seed_global(c.seed, "dropout", i)
-        x, y, _ = L.batch[2](i)
+        x, y, _ = L.batch["second"](i)
         nets.C.train()
         with autocast(c, x.device):
             logits = nets.C(nets.features(x))

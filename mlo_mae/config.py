@@ -12,14 +12,19 @@ from typing import Literal
 from shared.protocol import BadInput, RunConfig
 
 
+DataName = Literal[
+    "digits", "planted", "cifar10", "cifar100", "imagenet", "cub", "cars", "inat2019"
+]
+Hypergradient = Literal["none", "fd_forward", "jvp", "fd_darts", "exact", "official"]
+Accident = Literal["attached_scores", "index_split", "finetune_std", "best_epoch"]
+
+
 @dataclass(frozen=True)
 class Data:
     """Which images, and which level sees which of them (section 6.1)."""
 
     # digits and planted are bundled; cub, cars and inat2019 serve the transfer of an encoder
-    data: Literal[
-        "digits", "planted", "cifar10", "cifar100", "imagenet", "cub", "cars", "inat2019"
-    ] = "digits"
+    data: DataName = "digits"
     # pixels a side of images from folders; other data have a fixed size (section 3.1)
     image_size: int = 224
     # share of the training images that is D_val, level 3's part (section 6.1: 20 %)
@@ -70,7 +75,7 @@ class Masking:
     weight: Literal["scores", "one"] = "one"
     # gradient of level 3: none (no levels 2 and 3), fd_forward (closed form, section 3.3), jvp (the
     # same with exact a_j), fd_darts, exact (double backward), official (rows 1, 6, 7 and 8)
-    hypergrad: Literal["none", "fd_forward", "jvp", "fd_darts", "exact", "official"] = "none"
+    hypergrad: Hypergradient = "none"
     # path of the hypergradient through the head: identity (official), unrolled (times the head's
     # rate) or none (row 17)
     head_path: Literal["identity", "unrolled", "none"] = "identity"
@@ -115,9 +120,7 @@ class Pretraining:
     # lambda of the cross-entropy on D_tr's labels beside a plain MAE: control joint (section 5)
     joint_weight: float = 0.0
     # accidents of the official code that are switched on (rows 1, 5, 14 and 12)
-    official: tuple[
-        Literal["attached_scores", "index_split", "finetune_std", "best_epoch"], ...
-    ] = ()
+    official: tuple[Accident, ...] = ()
 
 
 @dataclass(frozen=True)

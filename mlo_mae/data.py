@@ -118,10 +118,13 @@ class Problem:
         """Rows of D_tr and D_val."""
         return np.sort(np.concatenate([self.inner, self.outer]))
 
-    def level(self, number: int, size: int, seed: int) -> Loader:
-        """Batches of `size` images for level 1, 2 or 3."""
-        rows, name = (self.pretrain, self.inner, self.outer)[number - 1], f"level{number}"
-        return Loader(self.train, runs.Batches(rows, size, seed, name), seed, (name, "crop"))
+    def levels(self, size: int, seed: int) -> dict[str, Loader]:
+        """Batches of `size` images for the three levels."""
+        rows = {"first": self.pretrain, "second": self.inner, "third": self.outer}
+        return {
+            level: Loader(self.train, runs.Batches(r, size, seed, name), seed, (name, "crop"))
+            for (level, r), name in zip(rows.items(), ("level1", "level2", "level3"))
+        }
 
 
 def load(config: Config, device: torch.device) -> Problem:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shared.runs import BadInput
+
 from .config import Config
 from .networks import Encoder
 
@@ -46,3 +48,13 @@ def write_export(directory: Path, E: Encoder, config: Config) -> None:
     sizes |= {"embed_dim": E.width, "depth": len(E.blocks), "num_heads": config.heads}
     arguments = ", ".join(f"{k}={v}" for k, v in {**sizes, "num_classes": 0}.items())
     (directory / "README.md").write_text(TEXT.format(arguments=arguments, **vars(config)))
+
+
+def load_encoder(E: Encoder, directory: str) -> None:
+    """Put the encoder that another run exported into E (transfer)."""
+    from safetensors.torch import load_file
+
+    path = Path(directory) / "export" / "encoder.safetensors"
+    if not path.exists():
+        raise BadInput(f"{path} is missing; train that run with --export")
+    E.load_state_dict(load_file(path))

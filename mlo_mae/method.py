@@ -10,8 +10,7 @@
 every inverse Hessian replaced by the identity, the gradient of L3 for T is
 (docs/papers/mlo_mae.md, section 3.3)
 
-    v   = dL3/dE - [d2 L2 / dE dC] dL3/dC                 what validation wants of E, including
-                                                          how the head reacts
+    v   = dL3/dE - [d2 L2 / dE dC] dL3/dC                 what validation wants of E
     g_T = -[d2 L1 / dT dE] v
         = -(1 / sum m) sum_j m_j a_j ds_j/dT,             a_j = <grad_E l_j, v>
 
@@ -44,23 +43,23 @@ from .networks import Mask, Networks, autocast, rank, scored, visible
 
 @dataclass
 class Levels:
-    """What a cycle works on: networks, and for each level (1, 2, 3) an optimiser and batches."""
+    """What a cycle works on: networks, and for each level an optimiser and batches."""
 
     config: Config
     nets: Networks
-    optimizers: dict[int, torch.optim.AdamW]  # of E and D; of C; of T
-    batch: Mapping[int, Callable[[int], Batch]]  # number of a step -> its batch
+    optimizers: dict[str, torch.optim.AdamW]  # first: of E and D; second: of C; third: of T
+    batch: Mapping[str, Callable[[int], Batch]]  # number of a step -> its batch
     scores: Callable[[Networks, Tensor], Tensor]
     finite: Callable[[Tensor | float, str, int, np.ndarray | None], None]  # refuses what is not
 
-    def descend(self, level: int, loss: Tensor, k: int, ids: np.ndarray) -> None:
+    def descend(self, level: str, loss: Tensor, k: int, ids: np.ndarray) -> None:
         """Step k of a level along the gradient of its loss."""
-        self.finite(loss, ORDINAL[level], k, ids)
+        self.finite(loss, level, k, ids)
         groups = self.optimizers[level].param_groups
         loss.backward(inputs=[p for group in groups for p in group["params"]])
         self.advance(level, k)
 
-    def advance(self, level: int, k: int) -> None:
+    def advance(self, level: str, k: int) -> None:
         """Step k of a level along `.grad`.
 
         All rates fall by a cosine over the number of level-1 steps: those of C and T, which step
@@ -73,18 +72,13 @@ class Levels:
 
     def parts(self) -> dict[str, Any]:
         """All that a cycle changes."""
-        optimizers = {f"optimizer{level}": o for level, o in self.optimizers.items()}
-        return {**self.nets.parts(), **optimizers}
-
-
-ORDINAL = {1: "first", 2: "second", 3: "third"}
+        return {**self.nets.parts(), **self.optimizers}
 
 
 @dataclass
 class First:
-    """What a step of level 1 leaves: number, images (B, C, H, W), scores (None: no T), masks."""
+    """What a step of level 1 leaves: images (B, C, H, W), scores (B, N; None without T), masks."""
 
-    step: int
     x: Tensor
     s: Tensor | None
     mask: Mask
@@ -144,7 +138,7 @@ def cycle(L: Levels, t: int, estimate: Estimator | None) -> tuple[dict[str, floa
 def level1(L: Levels, i: int, mask: Mask | None = None) -> First:
     """Step i of E and D on L1. `mask`: to use instead of the one that T chooses."""
     c, nets = L.config, L.nets
-    x, _, ids = L.batch[1](i)
+    x, _, ids = L.batch["first"](i)
     s = L.scores(nets, x) if scored(c) else None
     mask = mask or choose(c, s, x, nets.E.N, i)
     w = 1.0 if s is None or c.weight == "one" else weights(s, mask.m, c.normalise_scores)
@@ -154,32 +148,32 @@ def level1(L: Levels, i: int, mask: Mask | None = None) -> First:
     loss = weighted_loss(l, mask.m, w)
     if c.uniformity or c.joint_weight:
         loss = loss + baselines.extra(L, tokens, i)
-    L.descend(1, loss, i, ids)
-    return First(i, x, s, mask, loss.item())
+    L.descend("first", loss, i, ids)
+    return First(x, s, mask, loss.item())
 
 
 def level2(L: Levels, j: int) -> Second:
     """Step j of C on L2."""
     c, nets = L.config, L.nets
-    x, y, ids = L.batch[2](j)
+    x, y, ids = L.batch["second"](j)
     used_again = c.head_path != "none" and c.hypergrad in ("fd_forward", "jvp")
     with torch.set_grad_enabled(used_again):
         z = nets.features(x)
     runs.seed_global(c.seed, "dropout", j)
     nets.C.train()
     loss = nets.head_loss(z.detach(), y)
-    L.descend(2, loss, j, ids)
+    L.descend("second", loss, j, ids)
     return Second(x, y, z if used_again else None, loss.item())
 
 
 def point(L: Levels, first: First, second: Second, t: int) -> Point:
     """Where cycle t differentiates level 3. The head is in evaluation mode: no dropout."""
     c, nets = L.config, L.nets
-    xv, yv, ids = L.batch[3](t)
+    xv, yv, ids = L.batch["third"](t)
     nets.C.eval()
     with torch.no_grad():
         e = nets.E.embed(first.x)
-        mask = choose(c, nets.T(e), first.x, nets.E.N, first.step)
+        mask = choose(c, nets.T(e), first.x, nets.E.N, (t + 1) * c.k1 - 1)
     last_rate = c.lr_head * runs.schedule("cosine", (t + 1) * c.k2 - 1, c.steps)
     head_rate = {"identity": 1.0, "unrolled": last_rate, "none": 0.0}[c.head_path]
     return Point(first.x, e, mask, second.x, second.y, xv, yv, second.z, head_rate, ids)
@@ -189,10 +183,10 @@ def level3(L: Levels, at: Point, t: int, estimate: Estimator) -> float:
     """Step t of T along -g_T. Returns |g_T|."""
     g_T = all_mean(estimate(L.nets, at, L.config.radius))
     size = vectors.norm(g_T)
-    L.finite(size, ORDINAL[3], t, at.ids)
+    L.finite(size, "third", t, at.ids)
     for p, g in zip(L.nets.T.parameters(), g_T):
         p.grad = g
-    L.advance(3, t)
+    L.advance("third", t)
     return size
 
 
@@ -216,8 +210,7 @@ def choose(c: Config, s: Tensor | None, x: Tensor, N: int, i: int) -> Mask:
 
 
 def weights(s: Tensor, m: Tensor, normalise: bool = False) -> Tensor:
-    """Weight of each patch in L1: its score; normalised, over the batch's mean masked score, whose
-    gradient counts."""
+    """Weight of each patch in L1: its score; normalised, over the batch's mean masked score."""
     return s * (m.sum() / (m * s).sum()) if normalise else s
 
 
@@ -256,10 +249,9 @@ def head_reaction(nets: Networks, z2: Tensor, y2: Tensor, v_C: Vector) -> Tensor
 
 @torch.no_grad()
 def alignment(nets: Networks, x: Tensor, mask: Mask, v: Vector, radius: float = 1e-2) -> Tensor:
-    """a (B, N), a_j = <grad_E l_j, v> by a central difference; E is put back bit for bit.
+    """a (B, N), a_j = <grad_E l_j, v> by a central difference: step radius / |v|, error O(step^2).
 
-    Step radius / |v|, error O(step^2). Only E may move between the two probes: not x, the mask, or
-    T's input."""
+    Only E may move between the probes, not x, mask or T's input; it is put back bit for bit."""
     theta = list(nets.E.parameters())
     step = vectors.probe_step(v, radius)
     if step == 0.0:

@@ -214,7 +214,7 @@ class MaskNet(nn.Module):
 
 
 class PatchMaskNet(nn.Module):
-    """A small T for comparisons: the same map for each patch, which also sees the mean over patches."""
+    """A small T, for comparisons: one map for each patch, which also sees the mean over patches."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()

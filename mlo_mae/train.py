@@ -25,17 +25,17 @@ import torch
 from torch import Tensor
 
 from shared import runs
-from shared.runs import BadInput, Parts, Run
+from shared.runs import Parts, Run
 
 from . import analysis, data, estimators, evaluate, finetune, method, official, rehearsal
 from .analysis import Notes
 from .config import Config
 from .data import Images, Problem, chunks
-from .export import expected_shapes, write_export
+from .export import expected_shapes, load_encoder, write_export
 from .finetune import Classifier
 from .folders import Files
 from .method import Estimator, First, Levels
-from .networks import Encoder, build, scored
+from .networks import build, scored
 
 FEATURES = 512  # images of a step of a probe
 LINES = 400  # of metrics.jsonl in pretraining, about
@@ -54,7 +54,7 @@ def run(config: Config) -> Path:
         run.splits(inner=inner, outer=outer, test=test.ids)
         levels, notes = begin(config, problem, device, run.finite), Notes()
         if config.uses:
-            load_encoder(levels.nets.E, config)
+            load_encoder(levels.nets.E, *config.uses.values())
         cycles, begun = config.steps // config.k1, time.process_time()
         for t in run.phase("pretraining", cycles, Parts(**levels.parts(), **vars(notes))):
             estimate = observed(levels, problem, notes, t)
@@ -96,16 +96,17 @@ def begin(
     for name, p in [*nets.E.named_parameters(), *nets.D.named_parameters()]:
         (matrices if p.dim() > 1 and "pos_embed" not in name else rest).append(p)
     head = group(nets.C.parameters(), c.lr_head, c.outer_decay)
-    groups = {1: [group(matrices, c.lr, c.weight_decay), group(rest, c.lr, 0.0)]}
+    groups = {"first": [group(matrices, c.lr, c.weight_decay), group(rest, c.lr, 0.0)]}
     if c.joint_weight:
-        groups[1].append(head)
+        groups["first"].append(head)
     if c.hypergrad != "none":
-        groups |= {2: [head], 3: [group(nets.T.parameters(), c.lr_mask, c.outer_decay)]}
+        of_T = group(nets.T.parameters(), c.lr_mask, c.outer_decay)
+        groups |= {"second": [head], "third": [of_T]}
     optimizers = {
         level: torch.optim.AdamW(of_level, betas=(0.9, c.beta2), fused=True)
         for level, of_level in groups.items()
     }
-    batches = {level: problem.level(level, c.batch, c.seed) for level in (1, 2, 3)}
+    batches = problem.levels(c.batch, c.seed)
     attached = "attached_scores" in c.official
     scores = official.attached_scores if attached else method.scores
     return Levels(config, nets, optimizers, batches, scores, finite)
@@ -113,17 +114,6 @@ def begin(
 
 def group(parameters: Iterable[Tensor], peak: float, decay: float) -> dict[str, Any]:
     return {"params": list(parameters), "lr": peak, "peak": peak, "weight_decay": decay}
-
-
-def load_encoder(E: Encoder, config: Config) -> None:
-    """Start from the encoder that another run exported (transfer)."""
-    from safetensors.torch import load_file
-
-    (directory,) = config.uses.values()
-    path = Path(directory) / "export" / "encoder.safetensors"
-    if not path.exists():
-        raise BadInput(f"{path} is missing; train that run with --export")
-    E.load_state_dict(load_file(path))
 
 
 def observed(levels: Levels, problem: Problem, notes: Notes, t: int) -> Estimator | None:
