@@ -11,7 +11,6 @@ from typing import Literal
 
 from shared.protocol import BadInput, RunConfig
 
-
 DataName = Literal[
     "digits", "planted", "cifar10", "cifar100", "imagenet", "cub", "cars", "inat2019"
 ]
