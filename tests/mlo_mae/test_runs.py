@@ -142,10 +142,8 @@ def test_two_processes_equal_one(tmp_path):
     """Global batch and averaged gradients: the same encoder up to rounding."""
     from test_processes import launch
 
-    words = (
-        "-m mlo_mae.train --tiny --device cpu --dropout 0.0 --steps 8 --descent_trials 0".split()
-    )
-    words += ["--export", "--out"]
+    words = ["-m", "mlo_mae.train", "--tiny", "--device", "cpu", "--dropout", "0.0"]
+    words += ["--steps", "8", "--descent_trials", "0", "--export", "--out"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *words, str(tmp_path / "one")]
     one = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
