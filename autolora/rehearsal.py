@@ -12,17 +12,15 @@ from typing import Any
 
 import torch
 
-from autolora import data
+from autolora import corpora
 from shared import glue, runs, sources
 
 ITEMS = 24  # rows of every part
 MODELS = ("FacebookAI/roberta-base", "openai-community/gpt2-medium")
 
 
-def inputs(scale: str) -> contextlib.AbstractContextManager[None]:
-    """At scale `rehearsal`, REPRO_DATA and REPRO_MODELS are the made-up folders inside the block."""
-    if scale != "rehearsal":
-        return contextlib.nullcontext()
+def inputs() -> contextlib.AbstractContextManager[None]:
+    """Inside the block REPRO_DATA and REPRO_MODELS are the made-up folders."""
     root = folder()
     return sources.pointed_at(REPRO_DATA=root / "data", REPRO_MODELS=root / "models")
 
@@ -30,7 +28,8 @@ def inputs(scale: str) -> contextlib.AbstractContextManager[None]:
 def folder() -> Path:
     """The made-up inputs below .cache/, written once; another version of this file writes its own."""
     code = (
-        b"".join(Path(m.__file__).read_bytes() for m in (data, glue)) + Path(__file__).read_bytes()
+        b"".join(Path(m.__file__).read_bytes() for m in (corpora, glue))
+        + Path(__file__).read_bytes()
     )
     root = runs.cache_root() / f"autolora-rehearsal-{hashlib.sha256(code).hexdigest()[:16]}"
     root.mkdir(parents=True, exist_ok=True)
@@ -47,8 +46,8 @@ def write_data(root: Path) -> list[str]:
     """Every task's files; returns their text, for the tokenizers."""
     for task in glue.GLUE:
         glue.write_sample(root, task, ITEMS, runs.stream(0, "rehearsal", task))
-    for task in (*data.TAGGING, *data.GENERATION):
-        for name, content in data.sample_files(
+    for task in (*corpora.TAGGING, *corpora.GENERATION):
+        for name, content in corpora.sample_files(
             task, ITEMS, runs.stream(0, "rehearsal", task)
         ).items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)

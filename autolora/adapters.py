@@ -1,0 +1,180 @@
+"""What retraining trains: plain LoRA with given ranks, every weight, or AdaLoRA.
+
+AdaLoRA is the opponent that prunes singular triplets under a global budget in one run (peft's).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from autolora import grid, method, ranks
+from autolora.config import Config
+from autolora.method import lora_layers, with_peft
+from autolora.ranks import Ranks
+from autolora.setting import Setting
+from shared import runs
+from shared.runs import BadInput, Run
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ORTHOGONALITY = 0.5  # weight of |P P^T - I| in the loss; peft's default
+
+
+def adapted(
+    config: Config, run: Run, setting: Setting, maps: dict[str, nn.Linear], total: int
+) -> tuple[Any, Ranks]:
+    """The network with what this arm trains, and the rank of every map ({} where there is none).
+
+    maps: those to adapt; total: training steps."""
+    model, head = setting.network.model, setting.network.head
+    if config.adapter == "full":
+        return model.requires_grad_(True), {}
+    if config.adapter == "adalora":
+        budget = ranks.read(used(config))["budget"]
+        runs.seed_global(config.seed, "adalora")
+        wrapped = adalora(model, list(maps), budget, total, head, config.c, config.lora_dropout)
+        return wrapped.to(setting.device).train(), {}
+    chosen = chosen_ranks(config, run, maps)
+    wrapped = method.lora(
+        model,
+        chosen,
+        config.k,
+        head,
+        setting.draw,
+        config.c,
+        config.scale_rule,
+        config.lora_dropout,
+        config.bias,
+    )
+    built = method.ranks_read_back(wrapped)
+    detail = f"wanted {list(chosen.values())}, built {list(built.values())}"
+    run.gate("ranks-read-back", built == chosen, detail)
+    return wrapped.to(setting.device).train(), chosen
+
+
+def chosen_ranks(config: Config, run: Run, maps: dict[str, nn.Linear]) -> Ranks:
+    """The ranks of this arm; gates say whether a control kept the budget and changed the maps."""
+    rule, search = config.ranks, None
+    if rule == "grid":
+        rule = str(grid.best_of(config)[1])
+    elif config.uses:
+        search = ranks.read(used(config))
+    chosen = ranks.choose(rule, search, maps, runs.stream(config.seed, "control ranks", rule))
+    ranks.check(chosen, maps)
+    if search is None or rule not in ("permuted", "equal"):
+        return chosen
+    learned = search["ranks"]
+    before, after = sorted(learned.values()), sorted(chosen.values())
+    same = before == after if rule == "permuted" else sum(before) == sum(after)
+    run.gate("equal-budget", same, f"{rule}: {after}, learned: {before}")
+    if rule == "permuted":
+        alike = chosen == learned and len(set(before)) > 1
+        detail = f"learned {list(learned.values())}, permuted {list(chosen.values())}"
+        run.gate("permutation-differs", not alike, detail)
+    return chosen
+
+
+def used(config: Config) -> Path:
+    """Directory of the one run that this one uses."""
+    if len(config.uses) != 1:
+        number = f"it has {', '.join(config.uses) or 'none'}; give --uses.search DIR"
+        raise BadInput(f"arm '{config.arm}' reads ranks from exactly one run, {number}")
+    return Path(next(iter(config.uses.values())))
+
+
+# --- AdaLoRA -------------------------------------------------------------------------------------
+
+
+def adalora(
+    model: nn.Module,
+    names: Sequence[str],
+    total: int,
+    steps: int,
+    head: str,
+    c: float = 16.0,
+    dropout: float = 0.1,
+) -> PeftModel:
+    """AdaLoRA that ends with `total` triplets over the maps `names`, from half as many again.
+
+    Pruning begins after a tenth of the steps and ends at six tenths."""
+    from peft import AdaLoraConfig
+
+    config = AdaLoraConfig(
+        init_r=math.ceil(1.5 * total / len(names)),
+        target_r=max(1, total // len(names)),
+        lora_alpha=c,
+        lora_dropout=dropout,
+        target_modules=list(names),
+        modules_to_save=[head] if head else None,
+        tinit=max(1, steps // 10),
+        tfinal=max(1, 4 * steps // 10),
+        deltaT=max(1, steps // 100),
+        total_step=steps,
+        beta1=0.85,
+        beta2=0.85,
+        orth_reg_weight=ORTHOGONALITY,
+    )
+    wrapped = with_peft(model, config)
+    # target_r is per map; this makes the total exact
+    wrapped.base_model.rankallocator.target_bgt = total
+    return wrapped
+
+
+def orthogonality(wrapped: nn.Module) -> Tensor:
+    """Mean over P and Q of |P P^T - I|_F; peft adds it only to models that return their own loss."""
+    parts = []
+    for layer in lora_layers(wrapped).values():
+        for factor in (layer.lora_A["default"], layer.lora_B["default"].T):
+            identity = torch.eye(len(factor), device=factor.device)
+            parts.append(torch.linalg.norm(factor @ factor.T - identity))
+    return torch.stack(parts).mean()
+
+
+def ranks_left(wrapped: PeftModel) -> Ranks:
+    """Triplets left in each map: peft's final pattern is a mask, not a number."""
+    masks = wrapped.peft_config["default"].rank_pattern or {}
+    left = {
+        n.split(".lora_E")[0].removeprefix("base_model.model.").removeprefix("model."): sum(mask)
+        for n, mask in masks.items()
+    }
+    layers = lora_layers(wrapped)
+    return {
+        name: int(left.get(name, len(layer.lora_A["default"]))) for name, layer in layers.items()
+    }
+
+
+def gated_ranks(config: Config, run: Run, wrapped: PeftModel) -> Ranks:
+    """The ranks that AdaLoRA ended with; a gate says whether they are the budget."""
+    left, budget = ranks_left(wrapped), ranks.read(used(config))["budget"]
+    total = sum(left.values())
+    run.gate("adalora-budget", total == budget, f"{total} triplets left, {budget} wanted")
+    return left
+
+
+class Allocator:
+    """What AdaLoRA remembers between steps beside its parameters, as a part of a checkpoint."""
+
+    def __init__(self, wrapped: PeftModel, device: torch.device):
+        self.allocator = wrapped.base_model.rankallocator
+        self.config, self.device = wrapped.peft_config["default"], device
+
+    def state_dict(self) -> dict[str, Any]:
+        sizes = self.allocator
+        smoothed = {"mean": sizes.exp_avg_ipt, "uncertainty": sizes.exp_avg_unc}
+        return {"ipt": sizes.ipt, **smoothed, "pattern": self.config.rank_pattern}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        def moved(key: str) -> dict[str, Tensor]:
+            return {name: tensor.to(self.device) for name, tensor in state[key].items()}
+
+        self.allocator.ipt = moved("ipt")
+        self.allocator.exp_avg_ipt = moved("mean")
+        self.allocator.exp_avg_unc = moved("uncertainty")
+        self.config.rank_pattern = state["pattern"]
