@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,12 @@ from autolora.setting import Setting
 from shared import runs
 from shared.runs import BadInput, Run
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-
 ORTHOGONALITY = 0.5  # weight of |P P^T - I| in the loss; peft's default
 
 
 def adapted(
     config: Config, run: Run, setting: Setting, maps: dict[str, nn.Linear], total: int
-) -> tuple[Any, Ranks]:
+) -> tuple[nn.Module, Ranks]:
     """The network with what this arm trains, and the rank of every map ({} where there is none).
 
     maps: those to adapt; total: training steps."""
@@ -41,7 +38,13 @@ def adapted(
         runs.seed_global(config.seed, "adalora")
         wrapped = adalora(model, list(maps), budget, total, head, config.c, config.lora_dropout)
         return wrapped.to(setting.device).train(), {}
-    chosen = chosen_ranks(config, run, maps)
+    rule, search = config.ranks, None
+    if rule == "grid":
+        rule = str(grid.best_of(config)[1])
+    elif config.uses:
+        search = ranks.read(used(config))
+    chosen = ranks.choose(rule, search, maps, runs.stream(config.seed, "control ranks", rule))
+    ranks.check(chosen, maps)
     wrapped = method.lora(
         model,
         chosen,
@@ -56,21 +59,13 @@ def adapted(
     built = method.ranks_read_back(wrapped)
     detail = f"wanted {list(chosen.values())}, built {list(built.values())}"
     run.gate("ranks-read-back", built == chosen, detail)
+    if search and rule in ("permuted", "equal"):
+        gate_control(run, rule, search["ranks"], chosen)
     return wrapped.to(setting.device).train(), chosen
 
 
-def chosen_ranks(config: Config, run: Run, maps: dict[str, nn.Linear]) -> Ranks:
-    """The ranks of this arm; gates say whether a control kept the budget and changed the maps."""
-    rule, search = config.ranks, None
-    if rule == "grid":
-        rule = str(grid.best_of(config)[1])
-    elif config.uses:
-        search = ranks.read(used(config))
-    chosen = ranks.choose(rule, search, maps, runs.stream(config.seed, "control ranks", rule))
-    ranks.check(chosen, maps)
-    if search is None or rule not in ("permuted", "equal"):
-        return chosen
-    learned = search["ranks"]
+def gate_control(run: Run, rule: str, learned: Ranks, chosen: Ranks) -> None:
+    """Whether a control has the learned budget, and other maps where a permutation can differ."""
     before, after = sorted(learned.values()), sorted(chosen.values())
     same = before == after if rule == "permuted" else sum(before) == sum(after)
     run.gate("equal-budget", same, f"{rule}: {after}, learned: {before}")
@@ -78,7 +73,6 @@ def chosen_ranks(config: Config, run: Run, maps: dict[str, nn.Linear]) -> Ranks:
         alike = chosen == learned and len(set(before)) > 1
         detail = f"learned {list(learned.values())}, permuted {list(chosen.values())}"
         run.gate("permutation-differs", not alike, detail)
-    return chosen
 
 
 def used(config: Config) -> Path:
@@ -100,7 +94,7 @@ def adalora(
     head: str,
     c: float = 16.0,
     dropout: float = 0.1,
-) -> PeftModel:
+) -> nn.Module:
     """AdaLoRA that ends with `total` triplets over the maps `names`, from half as many again.
 
     Pruning begins after a tenth of the steps and ends at six tenths."""
@@ -109,7 +103,7 @@ def adalora(
     config = AdaLoraConfig(
         init_r=math.ceil(1.5 * total / len(names)),
         target_r=max(1, total // len(names)),
-        lora_alpha=c,
+        lora_alpha=c,  # type: ignore[arg-type]
         lora_dropout=dropout,
         target_modules=list(names),
         modules_to_save=[head] if head else None,
@@ -123,47 +117,41 @@ def adalora(
     )
     wrapped = with_peft(model, config)
     # target_r is per map; this makes the total exact
-    wrapped.base_model.rankallocator.target_bgt = total
+    Allocator(wrapped).allocator.target_bgt = total
     return wrapped
 
 
-def orthogonality(wrapped: nn.Module) -> Tensor:
-    """Mean over P and Q of |P P^T - I|_F; peft adds it only to models that return their own loss."""
-    parts = []
-    for layer in lora_layers(wrapped).values():
-        for factor in (layer.lora_A["default"], layer.lora_B["default"].T):
-            identity = torch.eye(len(factor), device=factor.device)
-            parts.append(torch.linalg.norm(factor @ factor.T - identity))
-    return torch.stack(parts).mean()
-
-
-def ranks_left(wrapped: PeftModel) -> Ranks:
-    """Triplets left in each map: peft's final pattern is a mask, not a number."""
-    masks = wrapped.peft_config["default"].rank_pattern or {}
-    left = {
-        n.split(".lora_E")[0].removeprefix("base_model.model.").removeprefix("model."): sum(mask)
-        for n, mask in masks.items()
-    }
-    layers = lora_layers(wrapped)
-    return {
-        name: int(left.get(name, len(layer.lora_A["default"]))) for name, layer in layers.items()
-    }
-
-
-def gated_ranks(config: Config, run: Run, wrapped: PeftModel) -> Ranks:
-    """The ranks that AdaLoRA ended with; a gate says whether they are the budget."""
-    left, budget = ranks_left(wrapped), ranks.read(used(config))["budget"]
-    total = sum(left.values())
-    run.gate("adalora-budget", total == budget, f"{total} triplets left, {budget} wanted")
-    return left
-
-
 class Allocator:
-    """What AdaLoRA remembers between steps beside its parameters, as a part of a checkpoint."""
+    """What AdaLoRA does beside a step of its parameters, and what it remembers between steps."""
 
-    def __init__(self, wrapped: PeftModel, device: torch.device):
-        self.allocator = wrapped.base_model.rankallocator
-        self.config, self.device = wrapped.peft_config["default"], device
+    def __init__(self, wrapped: nn.Module):
+        model: Any = wrapped  # peft adds most of these names at run time
+        self.wrapped, self.tuner = wrapped, model.base_model
+        self.allocator, self.config = self.tuner.rankallocator, model.peft_config["default"]
+
+    def penalty(self) -> Tensor:
+        """Orthogonality: 0.5 times the mean over P and Q of |P P^T - I|_F.
+
+        peft adds it only where a model returns its own loss."""
+        norms = []
+        for layer in lora_layers(self.wrapped).values():
+            for factor in (layer.lora_A["default"], layer.lora_B["default"].T):
+                identity = torch.eye(len(factor), device=factor.device)
+                norms.append(torch.linalg.norm(factor @ factor.T - identity))
+        return ORTHOGONALITY * torch.stack(norms).mean()
+
+    def prune(self, step: int) -> None:
+        """After the optimiser's step and before gradients are zeroed: sensitivity needs them."""
+        self.tuner.update_and_allocate(step)
+
+    def ranks(self) -> Ranks:
+        """Triplets left in each map: peft's final pattern is a mask, not a number."""
+        left = {}
+        for name, mask in (self.config.rank_pattern or {}).items():
+            name = name.split(".lora_E")[0].removeprefix("base_model.model.")
+            left[name.removeprefix("model.")] = sum(mask)
+        layers = lora_layers(self.wrapped)
+        return {n: int(left.get(n, len(layer.lora_A["default"]))) for n, layer in layers.items()}
 
     def state_dict(self) -> dict[str, Any]:
         sizes = self.allocator
@@ -171,10 +159,18 @@ class Allocator:
         return {"ipt": sizes.ipt, **smoothed, "pattern": self.config.rank_pattern}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = next(self.wrapped.parameters()).device
+
         def moved(key: str) -> dict[str, Tensor]:
-            return {name: tensor.to(self.device) for name, tensor in state[key].items()}
+            return {name: tensor.to(device) for name, tensor in state[key].items()}
 
         self.allocator.ipt = moved("ipt")
         self.allocator.exp_avg_ipt = moved("mean")
         self.allocator.exp_avg_unc = moved("uncertainty")
         self.config.rank_pattern = state["pattern"]
+
+
+def gate_budget(config: Config, run: Run, left: Ranks) -> None:
+    """Whether AdaLoRA ended with exactly the learned total."""
+    total, budget = sum(left.values()), ranks.read(used(config))["budget"]
+    run.gate("adalora-budget", total == budget, f"{total} triplets left, {budget} wanted")

@@ -1,7 +1,7 @@
 """What a run can be told, section by section. The comment above a field is its help (`--help`).
 
-`official` means the scripts of github.com/ruz048/AutoLoRA; a row is one of the table of differences in
-docs/papers/autolora.md, section 4.
+`official` means the scripts of github.com/ruz048/AutoLoRA; a row is one of the table of differences
+in docs/papers/autolora.md, section 4.
 """
 
 from __future__ import annotations
@@ -167,21 +167,20 @@ class Config(RunConfig, Job, Data, Network, Search, OfficialHabits, Retraining, 
         if self.k < 1:
             raise BadInput(f"k = {self.k} must be at least 1: the rank of every map in the search")
         if self.search_steps < 1:
-            raise BadInput(f"search_steps = {self.search_steps} must be at least 1")
+            raise BadInput(f"search_steps = {self.search_steps} must be at least 1; raise it")
         if not 0 <= self.threshold <= 1:
             raise BadInput(f"threshold = {self.threshold} must lie in (0, 1], or be 0 for 1/k")
-        if self.habits != ("eta", "theta", "sgd", "same"):
-            if self.hypergradient != "finite_difference":
-                habits = "implicit_coef, around, look_ahead and masks are habits of"
-                raise BadInput(
-                    f"{habits} hypergradient = finite_difference, not {self.hypergradient}"
-                )
+        if self.habits and self.hypergradient != "finite_difference":
+            habits = "implicit_coef, around, look_ahead and masks are habits of finite_difference"
+            remedy = "set hypergradient to it or leave them"
+            raise BadInput(f"{habits}, not of {self.hypergradient}; {remedy}")
         rules = typing.get_args(RankRule)
         if self.ranks not in rules and not self.ranks.replace(",", "").isdigit():
             choices = f"a number, a list of numbers, or one of {', '.join(rules)}"
             raise BadInput(f"ranks = '{self.ranks}' must be {choices}")
 
     @property
-    def habits(self) -> tuple[str, str, str, str]:
-        """Rows 3 to 6 of the table of differences."""
-        return self.implicit_coef, self.around, self.look_ahead, self.masks
+    def habits(self) -> bool:
+        """Whether the hypergradient differs from the method's own (rows 3 to 6)."""
+        habits = self.implicit_coef, self.around, self.look_ahead, self.masks
+        return habits != ("eta", "theta", "sgd", "same")

@@ -1,4 +1,4 @@
-"""Files of tagging and of data-to-text: what is in them, as plain lists, and made-up ones like them.
+"""Files of tagging and of data-to-text, read as plain lists; and made-up ones like them.
 
 tagging      token TAB tag files (`bioner/NCBI-disease-IOB`, ...), BioNLP 2004 (`tner/bionlp2004`)
 generation   E2E, `meaning representation||text` lines
@@ -103,7 +103,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
 
 
 def linear(meaning: str) -> str:
-    """`name[Aromi], area[riverside]` of the hub as `name : Aromi | area : riverside` of the files."""
+    """The hub's `name[Aromi], area[riverside]` as the files' `name : Aromi | area : riverside`."""
     return " | ".join(slot.strip().rstrip("]").replace("[", " : ") for slot in meaning.split("],"))
 
 

@@ -26,7 +26,7 @@ Kind = Literal["classification", "regression", "tagging", "generation"]
 class Part:
     """The items of one part of a task.
 
-    texts: strings, pairs of strings, lists of words (tagging), or meaning representations (generation)
+    texts: strings, pairs of strings, lists of words (tagging), meaning representations (generation)
     labels: (n,) numbers, lists of tag numbers (tagging), or lists of reference texts (generation)
     """
 
@@ -63,7 +63,7 @@ class Task:
 
 
 def read(name: str, stream: torch.Generator, train_items: int = 0) -> Task:
-    """The task. `stream` draws training items: those of `documentation`, elsewhere `train_items` if > 0.
+    """The task. `stream` draws training items: of `documentation`, and `train_items` of the others.
 
     Official dev sets are the test sets of GLUE; tagging and generation have real test sets."""
     if name == "documentation":
@@ -150,8 +150,8 @@ def _generation(name: str) -> Task:
 def _tiny() -> Task:
     """160 made-up sentences about two subjects, for `--tiny`: nothing is read."""
     subjects = [("engine", "wheel", "road", "driver"), ("soup", "bread", "oven", "cook")]
-    tails = ("was seen again", "is not what it was", "came too late", "pleased nobody")
-    tails = (*tails, "needs some rest")
+    tails = ["was seen again", "is not what it was", "came too late", "pleased nobody"]
+    tails.append("needs some rest")
     items = [
         (f"The {first} of the {second} {tail}.", label)
         for label, words in enumerate(subjects)
@@ -168,7 +168,7 @@ def _tiny() -> Task:
 
 
 def levels(task: Task, share: float, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of D_tr and D_val: a split of the training set, stratified by label (regression: quantile).
+    """Rows of D_tr and D_val: a split of the training set, stratified by label (or its quantile).
 
     In generation, items with one meaning representation stay together, or D_val would be learned by
     heart. Raises BadInput where a level would be empty."""

@@ -24,14 +24,14 @@ def cost(directory: Path) -> int:
 
 
 def best_of(config: Config) -> tuple[Path, int]:
-    """Of the runs used, the one with the best held-out score, and its rank; the smallest on a tie."""
+    """Of the runs used, the one with the best held-out score, and its rank; a tie: the smallest."""
     scores = []
     for directory in map(Path, config.uses.values()):
-        run = record(directory)
-        if "score" not in run.get("validation", {}):
+        used = record(directory)
+        if "score" not in used.get("validation", {}):
             remedy = "train it with --score-validation True"
             raise BadInput(f"{directory} has no score on held-out items; {remedy}")
-        scores.append((-run["validation"]["score"], int(run["config"]["ranks"]), directory))
+        scores.append((-used["validation"]["score"], int(used["config"]["ranks"]), directory))
     _, rank, directory = min(scores)
     return directory, rank
 

@@ -1,18 +1,19 @@
 """AutoLoRA, the method: everything the paper adds to LoRA, and nothing else. Read this file first.
 
-    Delta_l = B_l diag(alpha_l) A_l,  alpha_l = softmax(beta_l)                                    (1)
-    min over beta  L_val(w*(beta), beta)   with   w*(beta) = argmin_w L_tr(w, beta)                (2)
-    w' = w - eta grad_w L_tr(w, beta)                                                              (3)
-    h  = grad_beta L_val(w', beta) - eta [d2 L_tr / d beta d w](w, beta) grad_w' L_val(w', beta)   (4)
-    r_l = #{ j : alpha_l^j >= lambda },  lambda = 1/k                                              (5)
+    Delta_l = B_l diag(alpha_l) A_l,  alpha_l = softmax(beta_l)                              (1)
+    min over beta  L_val(w*(beta), beta)   with   w*(beta) = argmin_w L_tr(w, beta)          (2)
+    w' = w - eta grad_w L_tr(w, beta)                                                        (3)
+    h  = grad_beta L_val(w', beta) - eta [d2 L_tr / d beta d w](w, beta) v,                  (4)
+         v = grad_w' L_val(w', beta)
+    r_l = #{ j : alpha_l^j >= lambda },  lambda = 1/k                                        (5)
 
-(1) is a weighted sum of k rank-1 matrices in every adapted map l. (2) has two levels: w is every A_l,
-B_l and the task head, beta holds the selection logits, k per map. (3) takes one step in place of the
-argmin, (4) is the gradient through that step. After (5) everything but the integers r_l is thrown away,
-and plain LoRA with rank r_l in map l is trained from the pretrained weights on all data.
+(1) is a weighted sum of k rank-1 matrices in every adapted map l. (2) has two levels: w is every
+A_l, B_l and the task head, beta holds the selection logits, k per map. (3) takes one step in place
+of the argmin, (4) is the gradient through that step. After (5) all but the integers r_l is thrown
+away, and plain LoRA with rank r_l in map l is trained from the pretrained weights on all data.
 
 Equations and their sources: docs/papers/autolora.md, section 3. Where the official code differs:
-`official.py`. Opponents and controls: `ranks.py` and `adalora.py`.
+`official.py`. Opponents and controls: `ranks.py` and `adapters.py`.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def start_A(A: Tensor, generator: torch.Generator, rows: int = 64) -> None:
 
 
 def variables(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """(w, beta): inner variables (every A, B, the head), outer ones (selection logits). Disjoint."""
+    """(w, beta): inner variables (every A, B, the head), outer ones (logits). Disjoint."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     w: list[Tensor] = [p for name, p in trained if not name.endswith(".beta")]
     beta: list[Tensor] = [p for name, p in trained if name.endswith(".beta")]
@@ -127,6 +128,8 @@ def variables(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
 
 
 # --- (2) to (4) the two levels -------------------------------------------------------------------
+
+CENTRAL_DIFFERENCE = FiniteDifference()
 
 Loss = Callable[[], Tensor]  # its batch is fixed inside; returns a scalar
 Estimator = Callable[[Loss, Loss, list[Tensor], list[Tensor], float], Hypergradient]
@@ -138,13 +141,25 @@ def hypergradient(
     w: list[Tensor],
     beta: list[Tensor],
     eta: float,
-    method: Method = FiniteDifference(),
+    method: Method = CENTRAL_DIFFERENCE,
 ) -> Hypergradient:
-    """h of (4), with v = grad L_val at w' of (3). Parameters, masks and `.grad` stay as they were.
+    """h of (4), with the look-ahead w' of (3). Parameters and `.grad` stay as they were.
 
     By default the mixed derivative is a central difference of grad_beta L_tr at w +- eps v,
     eps = 0.01 / |v|, on the same batch under the same dropout masks."""
     return hypergrad(validation_loss, train_loss, w, beta, eta, method=method)
+
+
+@dataclass
+class Levels:
+    """The variables of the two levels, and what moves them."""
+
+    w: list[Tensor]  # inner: every A_l, B_l and the head
+    beta: list[Tensor]  # outer: the selection logits
+    inner: torch.optim.Optimizer
+    outer: torch.optim.Optimizer
+    eta: float  # rate of the look-ahead (3)
+    estimator: Estimator = hypergradient
 
 
 @dataclass
@@ -156,22 +171,14 @@ class SearchStep:
     gradient_evaluations: int  # forward-backward passes on one batch: 5, or 2 in first-order mode
 
 
-def search_step(
-    train_loss: Loss,
-    validation_loss: Loss,
-    w: list[Tensor],
-    beta: list[Tensor],
-    inner: torch.optim.Optimizer,
-    outer: torch.optim.Optimizer,
-    eta: float,
-    estimator: Estimator = hypergradient,
-) -> SearchStep:
+def search_step(levels: Levels, train_loss: Loss, validation_loss: Loss) -> SearchStep:
     """One alternation of (2): beta moves along h, then w takes its real step with the *new* beta.
 
     Nothing of the validation batch reaches w."""
-    h = estimator(validation_loss, train_loss, w, beta, eta)
-    _apply(outer, beta, h.grads)
-    loss = inner_step(train_loss, w, inner)
+    w, beta = levels.w, levels.beta
+    h = levels.estimator(validation_loss, train_loss, w, beta, levels.eta)
+    _apply(levels.outer, beta, h.grads)
+    loss = inner_step(train_loss, w, levels.inner)
     return SearchStep(loss, h, h.gradient_evaluations + 1)
 
 
@@ -220,7 +227,7 @@ def lora(
     c: float = 16.0,
     scale: Scale = "per_rank",
     dropout: float = 0.1,
-    bias: str = "none",
+    bias: Literal["none", "all"] = "none",
 ) -> PeftModel:
     """The pretrained model with plain LoRA of rank r_l in map l: fresh A, B = 0, head trainable."""
     from peft import LoraConfig
@@ -241,7 +248,7 @@ def lora(
 def patterns(
     ranks: Mapping[str, int], k: int, c: float = 16.0, scale: Scale = "per_rank"
 ) -> dict[str, Any]:
-    """Arguments of peft's `LoraConfig`. Scale c / r_l as executed officially, or the search's c / k.
+    """Arguments of peft's `LoraConfig`. Scale c / r_l as executed officially, or c / k (constant).
 
     Both patterns carry the same keys: peft before 0.14 resolved one joint key for the two."""
     alpha = {name: c if scale == "per_rank" else c / k * r for name, r in ranks.items()}

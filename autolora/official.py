@@ -47,7 +47,7 @@ def estimator(
 
     coefficient: factor of the implicit term, `eta` (the chain rule) or `1` (row 3).
     around: the perturbed evaluations at w (`theta`) or at w' (`stepped`) (row 4).
-    optimizer: whose step is the look-ahead, rolled back afterwards (row 5); None: a plain gradient step.
+    optimizer: whose step is the look-ahead, rolled back afterwards (row 5); None: a gradient step.
     masks: the two perturbed evaluations see the `same` dropout masks or `independent` ones (row 6).
     Without an argument it is `method.hypergradient`."""
 

@@ -1,8 +1,8 @@
 """The planted-rank table: does the learned rank answer to the rank that is there?
 
-Linear regression y = T x + noise with T of known rank r* (16 x 16), one adapted map, k = 8, every r* and
-every amount of outer travel (outer rate * steps) searched at once. Synthetic, and an exhibit: it
-explains, it decides nothing (docs/papers/autolora.md, section 9.1).
+Linear regression y = T x + noise with T of known rank r* (16 x 16), one adapted map, k = 8, every
+r* and every amount of outer travel (outer rate * steps) searched at once. Synthetic, and an
+exhibit: it explains, it decides nothing (docs/papers/autolora.md, section 9.1).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WIDTH, K, SCALE, ITEMS, BATCH, ETA = 16, 8, 2.0, 256, 32, 1e-2
 
 
 class Cells:
-    """One map per (travel, r*): alpha (travel, r*, k), A (travel, r*, k, d), B (travel, r*, d, k)."""
+    """One map per cell (travel, r*): alpha (cells, k), A (cells, k, d), B (cells, d, k)."""
 
     def __init__(self, steps: int, generator: torch.Generator):
         self.x, self.y = problem(TRUTHS, generator)
@@ -33,8 +33,9 @@ class Cells:
         # each travel has its own outer rate
         self.beta = [torch.zeros(len(TRUTHS), K, requires_grad=True) for _ in TRAVELS]
         rates = [{"params": [b], "lr": t / steps} for b, t in zip(self.beta, TRAVELS)]
-        self.inner = torch.optim.Adam([self.A, self.B], lr=1e-2)
-        self.outer = torch.optim.Adam(rates, betas=(0.5, 0.999))
+        inner = torch.optim.Adam([self.A, self.B], lr=1e-2)
+        outer = torch.optim.Adam(rates, betas=(0.5, 0.999))
+        self.levels = method.Levels([self.A, self.B], self.beta, inner, outer, ETA)
 
     @property
     def alpha(self) -> Tensor:
@@ -48,15 +49,7 @@ class Cells:
 
     def search_step(self, generator: torch.Generator) -> None:
         train, outer = (torch.randint(ITEMS, (BATCH,), generator=generator) for _ in range(2))
-        method.search_step(
-            lambda: self.loss(0, train),
-            lambda: self.loss(1, outer),
-            [self.A, self.B],
-            self.beta,
-            self.inner,
-            self.outer,
-            ETA,
-        )
+        method.search_step(self.levels, lambda: self.loss(0, train), lambda: self.loss(1, outer))
 
     def reported(self) -> list[int]:
         """The rank that each row of `evaluate.ROWS` reports for each planted rank, row by row."""
@@ -72,7 +65,7 @@ class Cells:
 
 
 def problem(truths: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Inputs x (2, r*, ITEMS, d) of both levels and targets y alike; T has r* singular values of 1."""
+    """x (2, r*, ITEMS, d) of both levels and y of the same shape; T has r* singular values of 1."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
@@ -93,8 +86,8 @@ def plant(config: Config, run: Run) -> None:
     cells = Cells(config.search_steps, generator)
     work = runs.Parts(
         variables=[cells.A, cells.B, *cells.beta],
-        inner=cells.inner,
-        outer=cells.outer,
+        inner=cells.levels.inner,
+        outer=cells.levels.outer,
         generator=generator,
     )
     for _ in run.phase("search", config.search_steps, work):

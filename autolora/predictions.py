@@ -79,7 +79,8 @@ class Items:
         longest = max(map(len, prompts))
         ids = [[pad] * (longest - len(p)) + p for p in prompts]
         mask = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
-        out = self.network.model.generate(
+        model: Any = self.network.model
+        out = model.generate(
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
             num_beams=self.config.beams,

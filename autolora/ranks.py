@@ -75,13 +75,13 @@ def by_every_rule(layers: Mapping[str, SelectionLoRA]) -> dict[str, Ranks]:
     }
 
 
-def spectral_ranks(wrapped: nn.Module) -> Ranks:
-    """Spectral rank of each update that plain LoRA has trained."""
+def of_probe(wrapped: nn.Module) -> Search:
+    """Content of ranks.json after plain LoRA: the spectral rank of each trained update."""
     ranks = {}
     for name, layer in method.lora_layers(wrapped).items():
         left, right = layer.lora_B["default"].weight, layer.lora_A["default"].weight
         ranks[name] = spectral_rank(left.detach().cpu(), right.detach().cpu())
-    return ranks
+    return {"ranks": ranks, "budget": sum(ranks.values())}
 
 
 def undecided(layers: Mapping[str, SelectionLoRA]) -> list[str]:
@@ -110,7 +110,7 @@ def selection(layers: dict[str, SelectionLoRA]) -> dict[str, Any]:
 
 
 def of_search(config: Config, layers: Mapping[str, SelectionLoRA]) -> dict[str, Any]:
-    """Content of ranks.json: ranks by the chosen rule and by all others, what they were read from."""
+    """Content of ranks.json: ranks by the chosen rule, by every rule, and what they come from."""
     lam = config.threshold or None
     if config.threshold_rule == "raw":
         ranks = {n: official.raw_count(layer.beta.detach(), lam) for n, layer in layers.items()}
@@ -218,5 +218,5 @@ def check(ranks: Mapping[str, int], maps: Mapping[str, nn.Linear]) -> None:
 
 
 def adapter_parameters(ranks: Mapping[str, int], maps: Mapping[str, nn.Linear]) -> int:
-    """Sum over maps of r_l (d_in + d_out): the budget that arms are matched on, without the head."""
+    """Sum over maps of r_l (d_in + d_out): the budget that arms are matched on. No head."""
     return sum(ranks[name] * sum(base.weight.shape) for name, base in maps.items())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,7 +83,7 @@ def task_loss(kind: data.Kind, logits: Tensor, labels: Tensor, smoothing: float 
 
 @dataclass
 class Encoded:
-    """A part ready for the network. Either token `columns` (padded per batch) or cached `hidden`."""
+    """A part ready for the network: token `columns`, padded per batch, or cached `hidden`."""
 
     ids: np.ndarray
     labels: np.ndarray | list[list[int]]  # (n,); or per token, -100 where none counts
@@ -97,7 +96,7 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batch(self, rows: Sequence[int], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    def batch(self, rows: np.ndarray, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
         """(network inputs, labels) of these rows."""
         if self.hidden is not None and self.mask is not None:
             mask = self.mask[rows]
@@ -124,6 +123,7 @@ def encode(
 ) -> Encoded:
     """Tokens of a part, at most `max_length` of a text; for upper blocks the states below them."""
     tokenizer, max_length = network.tokenizer, config.max_length
+    labels: np.ndarray | list[list[int]]
     if config.upper_blocks:
         return _cached_states(task, part, tokenizer, config)
     if task.kind == "tagging":

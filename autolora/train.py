@@ -1,9 +1,9 @@
 """AutoLoRA: learn LoRA ranks by a bilevel search, then retrain with them.
 
-What to expect. `--scale cpu`: MiniLM with two adapted blocks on ten-way docstring classification, 63 %
-(chance 10 %), about 25 s for a search and 10 s for a retraining on one core. `--scale gpu`: MiniLM on
-GLUE and NCBI-disease. `--scale paper`: RoBERTa-base on GLUE and BioNLP 2004, GPT-2 medium on E2E.
-Commands and expected hours: README.md, `make help`.
+What to expect. `--scale cpu`: MiniLM with two adapted blocks on ten-way docstring classification,
+63 % (chance 10 %), about 25 s for a search and 10 s for a retraining on one core. `--scale gpu`:
+MiniLM on GLUE and NCBI-disease. `--scale paper`: RoBERTa-base on GLUE and BioNLP 2004, GPT-2 medium
+on E2E. Commands and expected hours: README.md, `make help`.
 
     python -m autolora.train --tiny                               a minute at most, no download
     python -m autolora.train --scale cpu --arm autolora --seed 0  the search first, if it is missing
@@ -25,11 +25,15 @@ from torch import nn
 from autolora import adapters, evaluate, grid, method, official, planted, predictions, ranks
 from autolora.config import Config
 from autolora.setting import Setting, prepare
-from shared import processes, protocol, runs, vectors
-from shared.hypergrad import FiniteDifference, FirstOrder, OneStep, self_check
-from shared.runs import BadInput, Diverged, Run
+from shared import processes, runs, vectors
+from shared.hypergrad import FiniteDifference, FirstOrder, Method, OneStep, self_check
+from shared.runs import Diverged, Run
 
-METHODS = {"finite_difference": FiniteDifference(), "exact": OneStep(), "first_order": FirstOrder()}
+METHODS: dict[str, Method] = {
+    "finite_difference": FiniteDifference(),
+    "exact": OneStep(),
+    "first_order": FirstOrder(),
+}
 LOG_EVERY = 10  # steps between two lines of metrics.jsonl
 
 
@@ -47,48 +51,31 @@ def run(config: Config) -> Path:
 def search(config: Config, run: Run) -> None:
     """Alternate the two levels, then read the ranks off -> ranks.json, all that is used of it."""
     setting = prepare(config, run)
-    model, seed, total = setting.network.model, config.seed, config.search_steps
+    model, head, ids = setting.network.model, setting.network.head, setting.train.ids
     layers = method.attach(
-        model,
-        config.k,
-        setting.network.head,
-        setting.draw,
-        config.c,
-        config.search_dropout,
-        config.beta_init,
+        model, config.k, head, setting.draw, config.c, config.search_dropout, config.beta_init
     )
     if config.search_encoder:
         official.free_encoder(model)
-    w, beta = method.variables(model)
     frozen_before = frozen_sha256(model)
+    levels, total = levels_of(config, model), config.search_steps
 
-    outer_rows = setting.outer if config.select_on == "validation" else setting.inner
-    size = config.search_batch
-    inner_batches = runs.Batches(setting.inner, size, seed, "inner batches" + config.draw)
-    outer_batches = runs.Batches(outer_rows, size, seed, "outer batches" + config.draw)
-    inner = torch.optim.AdamW(w, lr=config.inner_lr, weight_decay=config.inner_weight_decay)
-    outer = torch.optim.Adam(beta, lr=config.outer_travel / total, betas=(0.5, 0.999))
-    estimator = estimator_of(config, inner)
-    check = check_first_batch(config, setting, inner_batches(0), outer_batches(0), w, beta)
+    rows_outer = setting.outer if config.select_on == "validation" else setting.inner
+    purpose, size = "batches" + config.draw, config.search_batch
+    inner_batches = runs.Batches(setting.inner, size, config.seed, "inner " + purpose)
+    outer_batches = runs.Batches(rows_outer, size, config.seed, "outer " + purpose)
+    check = check_first_batch(config, setting, levels, inner_batches(0), outer_batches(0))
 
     spent: list[int] = []  # gradient evaluations of each step
-    work = runs.Parts(variables=[*w, *beta], inner=inner, outer=outer, spent=spent)
+    variables = [*levels.w, *levels.beta]
+    work = runs.Parts(variables=variables, inner=levels.inner, outer=levels.outer, spent=spent)
     for step in run.phase("search", total, work):
-        rows = processes.shard(inner_batches(step))
-        outer_rows = processes.shard(outer_batches(step))
-        runs.seed_global(seed, "dropout" + config.draw, step)
-        with upper_level(step, setting.train.ids[outer_rows]):
-            done = method.search_step(
-                setting.loss(rows),
-                setting.loss(outer_rows),
-                w,
-                beta,
-                inner,
-                outer,
-                config.inner_lr,
-                estimator,
-            )
-        run.finite(done.loss, level="lower", step=step, batch=setting.train.ids[rows])
+        rows, outer_rows = map(processes.shard, (inner_batches(step), outer_batches(step)))
+        # one seed for a step: all its evaluations see the same dropout masks
+        runs.seed_global(config.seed, "dropout" + config.draw, step)
+        with upper_level(step, ids[outer_rows]):
+            done = method.search_step(levels, setting.loss(rows), setting.loss(outer_rows))
+        run.finite(done.loss, level="lower", step=step, batch=ids[rows])
         spent.append(done.gradient_evaluations)
         if step % LOG_EVERY == 0 or step == total - 1:
             h = done.hypergradient
@@ -107,7 +94,7 @@ def search(config: Config, run: Run) -> None:
     in_range = all(1 <= r <= config.k for r in values)
     run.gate("ranks-in-range", in_range, f"{values}, k = {config.k}")
     run.finish(
-        state=[*w, *beta],
+        state=variables,
         gradient_evaluations=sum(spent),
         chosen_step=total,
         ranks=values,
@@ -115,23 +102,32 @@ def search(config: Config, run: Run) -> None:
     )
 
 
-def estimator_of(config: Config, inner: torch.optim.Optimizer) -> method.Estimator:
-    """A method of shared/hypergrad.py, or the official code's habits."""
-    if not config.habits:
-        return functools.partial(method.hypergradient, method=METHODS[config.hypergradient])
-    look_ahead = inner if config.look_ahead == "adam" else None
-    return official.estimator(config.implicit_coef, config.around, config.masks, look_ahead)
+def levels_of(config: Config, model: nn.Module) -> method.Levels:
+    """Optimisers of the two levels, and the hypergradient: ours, or with the official habits."""
+    w, beta = method.variables(model)
+    inner = torch.optim.AdamW(w, lr=config.inner_lr, weight_decay=config.inner_weight_decay)
+    rate = config.outer_travel / config.search_steps
+    outer = torch.optim.Adam(beta, lr=rate, betas=(0.5, 0.999))
+    if config.habits:
+        look_ahead = inner if config.look_ahead == "adam" else None
+        estimator = official.estimator(
+            config.implicit_coef, config.around, config.masks, look_ahead
+        )
+    else:
+        how = METHODS[config.hypergradient]
+        estimator = functools.partial(method.hypergradient, method=how)
+    return method.Levels(w, beta, inner, outer, config.inner_lr, estimator)
 
 
 def check_first_batch(
-    config: Config, setting: Setting, rows: np.ndarray, outer_rows: np.ndarray, w, beta
+    config: Config, setting: Setting, at: method.Levels, rows: np.ndarray, outer_rows: np.ndarray
 ) -> dict[str, Any]:
     """The hypergradient beside the exact one, for the record: cosine and error."""
     losses = setting.loss(outer_rows), setting.loss(rows)
-    chosen, model = METHODS[config.hypergradient], setting.network.model
-    model.eval()  # attention kernels differ in how they draw dropout masks, not in what they compute
+    how, model = METHODS[config.hypergradient], setting.network.model
+    model.eval()  # kernels of attention differ in how they draw dropout masks
     with upper_level(0, setting.train.ids[outer_rows]):
-        check = self_check(*losses, w, beta, config.inner_lr, chosen, tolerance=math.inf)
+        check = self_check(*losses, at.w, at.beta, at.eta, how, tolerance=math.inf)
     model.train()
     return check
 
@@ -164,79 +160,85 @@ def retrain(config: Config, run: Run) -> None:
     setting = prepare(config, run)
     model, task, ids = setting.network.model, setting.task, setting.train.ids
     maps = method.adapted_maps(model)
-    is_stage, is_adalora = config.train_on == "inner", config.adapter == "adalora"
-    rows_trained = setting.inner if is_stage else np.arange(len(ids))
-    batches = runs.Batches(rows_trained, config.batch, config.seed, "batches")
+    is_stage = config.train_on == "inner"
+    batches = runs.Batches(
+        setting.inner if is_stage else np.arange(len(ids)), config.batch, config.seed, "batches"
+    )
     total = config.steps or math.ceil(config.epochs * batches.per_epoch)
     warmup = max(1, round(config.warmup * total))
     wrapped, rank_of = adapters.adapted(config, run, setting, maps, total)
+    allocator = adapters.Allocator(wrapped) if config.adapter == "adalora" else None
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen_before = frozen_sha256(model)
     optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
     test = None if is_stage else predictions.Items(config, setting, task.test)
     epochs: list[list[Any]] = []  # predictions after each epoch, with best_epoch
 
-    work = runs.Parts(trained=trained, optimizer=optimizer, epochs=epochs)
-    if is_adalora:
-        work.parts["allocator"] = adapters.Allocator(wrapped, setting.device)
+    pruning = {"allocator": allocator} if allocator else {}
+    work = runs.Parts(trained=trained, optimizer=optimizer, epochs=epochs, **pruning)
     for step in run.phase("training", total, work):
         rows = processes.shard(batches(step))
         runs.seed_global(config.seed, "dropout", step)
         loss = setting.loss(rows, config.label_smoothing)()
         run.finite(loss, level="lower", step=step, batch=ids[rows])
         optimizer.param_groups[0]["lr"] = config.lr * runs.schedule("linear", step, total, warmup)
-        penalty = adapters.ORTHOGONALITY * adapters.orthogonality(wrapped) if is_adalora else 0
-        (loss + penalty).backward()
+        (loss + allocator.penalty() if allocator else loss).backward()
         optimizer.step()
-        if is_adalora:
-            wrapped.base_model.update_and_allocate(step + 1)  # reads the gradients
+        if allocator:
+            allocator.prune(step + 1)
         optimizer.zero_grad()
         if step % LOG_EVERY == 0 or step == total - 1:
             run.log(step=step, loss=float(loss.detach()))
         if config.best_epoch and test and (step + 1) % batches.per_epoch == 0:
             epochs.append([p for k in range(len(test)) for _, p in test.predict(k)])
 
-    outer = task.train.rows(setting.outer) if is_stage else task.validation
     validation: dict[str, float] = {}
-    if outer and config.score_validation:
-        items = predictions.Items(config, setting, outer)
+    part = task.train.rows(setting.outer) if is_stage else task.validation
+    if part and config.score_validation:
+        items = predictions.Items(config, setting, part)
         validation = evaluate.score(predictions.of_phase(run, "validation", items))
     tested = predictions.of_phase(run, "test", test) if test else None
 
     if config.adapter != "full":
         gate_frozen(run, model, frozen_before)
-    if is_adalora:
-        rank_of = adapters.gated_ranks(config, run, wrapped)
+    if allocator:
+        rank_of = allocator.ranks()
+        adapters.gate_budget(config, run, rank_of)
     if config.export:
         export(config, run, wrapped)
-    ended: dict[str, Any] = {
-        "validation": validation,
-        "state": trained,
-        "gradient_evaluations": total,
-        "chosen_step": total,
-        "ranks": rank_of,
-        "trained_parameters": sum(p.numel() for p in trained),
-    }
-    if tested is None:
-        if config.adapter == "lora":
-            spectral = ranks.spectral_ranks(wrapped)
-            content = {"ranks": spectral, "budget": sum(spectral.values())}
-            runs.write_json(run.directory / "ranks.json", content)
-        run.finish(**ended)
-        return
-    if epochs:
-        tested["best_epoch"] = np.stack([np.array(rows) for rows in epochs], axis=1)
+    if tested:
+        tested |= about(config, rank_of, maps, total)
+        if epochs:
+            tested["best_epoch"] = np.stack([np.array(rows) for rows in epochs], axis=1)
+        run.predictions(**tested)
+    elif config.adapter == "lora":
+        runs.write_json(run.directory / "ranks.json", ranks.of_probe(wrapped))
+    run.finish(
+        metrics=evaluate.score(tested) if tested else None,
+        validation=validation,
+        state=trained,
+        gradient_evaluations=total,
+        chosen_step=total,
+        exports=["export"] * config.export,
+        ranks=rank_of,
+        trained_parameters=sum(p.numel() for p in trained),
+    )
+
+
+def about(
+    config: Config, rank_of: ranks.Ranks, maps: dict[str, nn.Linear], total: int
+) -> evaluate.Predictions:
+    """What predictions.npz says of the run itself: its ranks, its size, its cost."""
+    cost = np.array(total + sum(grid.cost(Path(used)) for used in config.uses.values()))
+    facts = {"_cost": cost, "_cost_all_ranks": cost}
     if rank_of:
-        tested["_ranks"] = np.array([rank_of[name] for name in maps])
-        tested["_rank_total"] = np.array(sum(rank_of.values()))
-        tested["_parameters"] = np.array(ranks.adapter_parameters(rank_of, maps))
-    cost = total + sum(grid.cost(Path(used)) for used in config.uses.values())
-    tested["_cost"] = tested["_cost_all_ranks"] = np.array(cost)
-    run.predictions(**tested)
-    run.finish(metrics=evaluate.score(tested), exports=["export"] * config.export, **ended)
+        facts["_ranks"] = np.array([rank_of[name] for name in maps])
+        facts["_rank_total"] = np.array(sum(rank_of.values()))
+        facts["_parameters"] = np.array(ranks.adapter_parameters(rank_of, maps))
+    return facts
 
 
-def export(config: Config, run: Run, wrapped: nn.Module) -> None:
+def export(config: Config, run: Run, wrapped: Any) -> None:
     wrapped.save_pretrained(run.directory / "export")
     text = EXPORTED.format(**vars(config))
     (run.directory / "export" / "README.md").write_text(text, encoding="utf-8")
@@ -244,10 +246,11 @@ def export(config: Config, run: Run, wrapped: nn.Module) -> None:
 
 EXPORTED = """# AutoLoRA adapter: {arm}, task {task}, seed {seed}
 
-A peft adapter (`adapter_config.json`, `adapter_model.safetensors`) for the base model `{model}`, trained at scale `{scale}`
-({upper_blocks} upper blocks adapted; 0 means all). Ranks differ between maps: see `rank_pattern`. Load it with
-`peft.PeftModel.from_pretrained(base, folder)`, the base built as `autolora/models.py` does (a GPT-2's fused projection is
-split there). Weights: Apache-2.0 for the adapter; the base model keeps its own licence.
+A peft adapter (`adapter_config.json`, `adapter_model.safetensors`) for the base model `{model}`,
+trained at scale `{scale}` ({upper_blocks} upper blocks adapted; 0 means all). Ranks differ between
+maps: see `rank_pattern`. Load it with `peft.PeftModel.from_pretrained(base, folder)`, the base
+built as `autolora/models.py` does (a GPT-2's fused projection is split there). Weights: Apache-2.0
+for the adapter; the base model keeps its own licence.
 """
 
 
