@@ -121,7 +121,10 @@ def noise_law(run_dirs: RunDirectories) -> Figure | None:
     axis.set_ylabel("share of maps")
     axis.legend()
     figure.tight_layout()
-    caption = "What the count alpha >= 1/k returns when nothing has been learned, beside what was learned."
+    caption = (
+        "What the count alpha >= 1/k returns when nothing has been learned, beside what was "
+        "learned."
+    )
     text = "Histogram of learned ranks over the distribution for random logits"
     return "noise-law", caption, text, figure
 
@@ -182,8 +185,8 @@ def score_against_parameters(results: dict[str, Any]) -> Figure | None:
     legends = [axis.get_legend_handles_labels() for axis in axes.flat]
     handles = {text: line for lines, texts in legends for line, text in zip(lines, texts)}
     figure.tight_layout()
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "ncols": 3}
-    figure.legend(handles.values(), handles.keys(), **below)
+    names = handles.keys()
+    figure.legend(handles.values(), names, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3)
     caption = (
         "Mean test score of each arm against the mean number of its adapter parameters. "
         "Diamond: AutoLoRA."

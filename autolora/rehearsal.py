@@ -88,7 +88,7 @@ def write_models(root: Path, texts: list[str]) -> None:
 
 
 def tokenizer(texts: list[str], roberta: bool) -> Any:
-    """A byte-level BPE tokenizer of at most 500 pieces, in the class that the model is used with."""
+    """A byte-level BPE tokenizer of at most 500 pieces, in the class that the model goes with."""
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 

@@ -2,13 +2,14 @@
 
     python -m autolora.tune            a few minutes; prints the `tuning` list of protocol.yaml
 
-Development seeds; no test item is read off. Families: every LoRA arm shares the rate chosen for uniform
-rank 4 (so does the inner level of the search), AdaLoRA and full fine-tuning have their own.
+Development seeds; no test item is read off. Families: every LoRA arm shares the rate chosen for
+uniform rank 4 (so does the inner level of the search), AdaLoRA and full fine-tuning have their own.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,18 +25,18 @@ GRIDS = {
 }
 
 
-def trained(paper: protocol.Protocol, arm: str, seed: int, lr: float, **settings: object) -> Path:
-    """Directory of a run of `arm` with other settings."""
+def trained(paper: protocol.Protocol, arm: str, seed: int, place: str, **settings: Any) -> Path:
+    """Directory of a run of `arm` with other settings; `place`: the folder it goes to."""
     config = paper.config("cpu", paper.node("cpu", arm, "documentation", seed))
-    place = ("autolora", "tuning", arm, f"{lr:g}", f"seed{seed}")
-    out = str(protocol.runs_root(paper.root).joinpath(*place))
+    root = protocol.runs_root(paper.root) / "autolora" / "tuning"
+    out = str(root / arm / place / f"seed{seed}")
     return train.run(Config(**config | settings | {"out": out}))
 
 
 def score(paper: protocol.Protocol, arm: str, seed: int, lr: float, search: Path | None) -> float:
     """Validation score of one arm at one rate; `search`: the run it reads its budget from."""
     uses = {"search": str(search)} if search else {}
-    run = trained(paper, arm, seed, lr, lr=lr, score_validation=True, uses=uses)
+    run = trained(paper, arm, seed, f"{lr:g}", lr=lr, score_validation=True, uses=uses)
     record = protocol.read_record(run)
     assert record is not None
     return round(record["validation"]["score"], 4)
@@ -43,12 +44,14 @@ def score(paper: protocol.Protocol, arm: str, seed: int, lr: float, search: Path
 
 def main() -> None:
     paper = protocol.Protocol(Path(__file__).resolve().parent)
-    families: list[dict[str, object]] = []
+    families: list[dict[str, Any]] = []
     lora_lr = 0.0
     for arm, grid in GRIDS.items():
         searches: dict[int, Path | None] = dict.fromkeys(SEEDS)
         if arm == "adalora":  # its budget is that of a search at the rate chosen for LoRA
-            searches = {s: trained(paper, "search", s, lora_lr, inner_lr=lora_lr) for s in SEEDS}
+            place = f"{lora_lr:g}"
+            for s in SEEDS:
+                searches[s] = trained(paper, "search", s, place, inner_lr=lora_lr)
         scores = {lr: [score(paper, arm, s, lr, searches[s]) for s in SEEDS] for lr in grid}
         best = max(grid, key=lambda lr: sum(scores[lr]))
         lora_lr = lora_lr or best
