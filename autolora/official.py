@@ -58,12 +58,12 @@ def estimator(
             _look_ahead(w, torch.autograd.grad(inner(), w), eta, optimizer)
             snapshot.rewind()
             loss = outer()
-            grads = torch.autograd.grad(loss, [*beta, *w])
+            grads, value = torch.autograd.grad(loss, [*beta, *w]), float(loss.detach())
             direct, v = list(grads[: len(beta)]), grads[len(beta) :]
             base = vectors.clone(w) if around == "stepped" else snapshot.values
             eps = vectors.probe_step(v, radius)
             if eps == 0.0:
-                return Hypergradient(direct, direct, vectors.zeros_like(beta), 2, float(loss))
+                return Hypergradient(direct, direct, vectors.zeros_like(beta), 2, value)
             probes = []
             for sign in (1.0, -1.0):
                 if masks == "same":
@@ -74,7 +74,7 @@ def estimator(
             factor = (eta if coefficient == "eta" else 1.0) / (2 * eps)
             implicit = [factor * (minus - plus) for plus, minus in zip(*probes, strict=True)]
             total = [d + i for d, i in zip(direct, implicit, strict=True)]
-            return Hypergradient(total, direct, implicit, 4, float(loss))
+            return Hypergradient(total, direct, implicit, 4, value)
 
     return estimate
 
