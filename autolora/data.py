@@ -96,7 +96,7 @@ def _documentation(stream: torch.Generator) -> Task:
 def _glue(name: str) -> Task:
     """Training set, and the official dev set as test set (GLUE's own test labels are not public).
 
-    MNLI: both dev sets; `parts` tells matched (0) from mismatched (1) (row 11)."""
+    MNLI: both dev sets; `parts` tells matched (0) from mismatched (1)."""
     spec = glue.spec(name)
     dev_names = ["validation", "validation_mismatched"] if name == "mnli" else ["validation"]
     splits = glue.load(name, ["train", *dev_names])

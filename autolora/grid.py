@@ -18,11 +18,6 @@ def record(directory: Path) -> dict[str, Any]:
     return protocol.read_record(directory) or {}
 
 
-def cost(directory: Path) -> int:
-    """Gradient evaluations of a run and of those that it uses."""
-    return record(directory)["gradient_evaluations_with_uses"]
-
-
 def best_of(config: Config) -> tuple[Path, int]:
     """Of the runs used, the one with the best held-out score, and its rank; a tie: the smallest."""
     scores = []
@@ -39,11 +34,11 @@ def best_of(config: Config) -> tuple[Path, int]:
 def keep_best(config: Config, run: Run) -> None:
     """The job `grid`: the best run's predictions are this run's. Costs what the grid cost."""
     directory, rank = best_of(config)
-    used = [Path(d) for d in config.uses.values()]
+    used = [record(Path(d)) for d in config.uses.values()]
     predictions = evaluate.read(directory)
-    predictions["_cost"] = np.array(sum(map(cost, used)))
+    predictions["_cost"] = np.array(sum(r["gradient_evaluations_with_uses"] for r in used))
     # every uniform rank 1..k once
-    predictions["_cost_all_ranks"] = np.array(config.k * record(used[0])["gradient_evaluations"])
+    predictions["_cost_all_ranks"] = np.array(config.k * used[0]["gradient_evaluations"])
     splits = runs.load_arrays(directory / "splits.npz")
     run.splits(**splits)
     run.predictions(**predictions)

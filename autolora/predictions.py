@@ -15,7 +15,7 @@ from autolora.setting import Setting, encode
 from shared import runs
 from shared.runs import Run
 
-OFFICIAL_BATCH = 16  # of the official loader, which drops the last incomplete batch (row 10)
+OFFICIAL_BATCH = 16  # its loader drops the last batch (docs/papers/autolora.md, section 4)
 
 Row = tuple[Any, Any]  # label and prediction of one item
 

@@ -44,7 +44,7 @@ def read(directory: Path) -> Search:
 
 
 def norm_weighted_count(alpha: Tensor, A: Tensor, B: Tensor) -> int:
-    """Components with alpha_j |a_j| |b_j| at or above their mean (section 8.2 of the document).
+    """Components with alpha_j |a_j| |b_j| at or above their mean (docs/papers/autolora.md, section 8.2).
 
     alpha: (k,), A: (k, d_in), B: (d_out, k). Unlike alpha, the product does not depend on how a
     component's size is split between its factors."""
@@ -90,7 +90,7 @@ def undecided(layers: Mapping[str, SelectionLoRA]) -> list[str]:
 
 
 def noise_counts(sigma: float, k: int, draws: int, generator: torch.Generator) -> Tensor:
-    """What the count gives when nothing was learned (section 8.1): (draws,) counts.
+    """Counts, (draws,), when nothing was learned (docs/papers/autolora.md, section 8.1).
 
     sigma: standard deviation of i.i.d. normal logits."""
     logits = sigma * torch.randn(draws, k, generator=generator, dtype=torch.float64)
@@ -192,7 +192,7 @@ def choose(
 
 
 def from_list(values: Sequence[int], names: Sequence[str]) -> Ranks:
-    """A list as the official code has it, in depth order, keyed by full module name (row 12)."""
+    """A list as the official code has it, in depth order, keyed by full module name."""
     if len(values) != len(names):
         order = f"in the order {', '.join(names[:4])}, ..."
         raise BadInput(f"{len(values)} ranks for {len(names)} maps; give one for each, {order}")

@@ -25,7 +25,7 @@ from torch import nn
 from autolora import adapters, evaluate, grid, method, official, planted, predictions, ranks
 from autolora.config import Config
 from autolora.setting import Setting, prepare
-from shared import processes, runs, vectors
+from shared import processes, protocol, runs, vectors
 from shared.hypergrad import FiniteDifference, FirstOrder, Method, OneStep, self_check
 from shared.runs import Diverged, Run
 
@@ -229,7 +229,8 @@ def about(
     config: Config, rank_of: ranks.Ranks, maps: dict[str, nn.Linear], total: int
 ) -> evaluate.Predictions:
     """What predictions.npz says of the run itself: its ranks, its size, its cost."""
-    cost = np.array(total + sum(grid.cost(Path(used)) for used in config.uses.values()))
+    used = [protocol.read_record(Path(directory)) or {} for directory in config.uses.values()]
+    cost = np.array(total + sum(record["gradient_evaluations_with_uses"] for record in used))
     facts = {"_cost": cost, "_cost_all_ranks": cost}
     if rank_of:
         facts["_ranks"] = np.array([rank_of[name] for name in maps])
