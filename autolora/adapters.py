@@ -83,6 +83,23 @@ def used(config: Config) -> Path:
     return Path(next(iter(config.uses.values())))
 
 
+def export(config: Config, run: Run, wrapped: Any) -> None:
+    """Write the trained adapter in peft's format, with a README."""
+    wrapped.save_pretrained(run.directory / "export")
+    text = EXPORTED.format(**vars(config))
+    (run.directory / "export" / "README.md").write_text(text, encoding="utf-8")
+
+
+EXPORTED = """# AutoLoRA adapter: {arm}, task {task}, seed {seed}
+
+A peft adapter (`adapter_config.json`, `adapter_model.safetensors`) for the base model `{model}`,
+trained at scale `{scale}` ({upper_blocks} upper blocks adapted; 0 means all). Ranks differ between
+maps: see `rank_pattern`. Load it with `peft.PeftModel.from_pretrained(base, folder)`, the base
+built as `autolora/models.py` does (a GPT-2's fused projection is split there). Weights: Apache-2.0
+for the adapter; the base model keeps its own licence.
+"""
+
+
 # --- AdaLoRA -------------------------------------------------------------------------------------
 
 

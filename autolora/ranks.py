@@ -44,10 +44,10 @@ def read(directory: Path) -> Search:
 
 
 def norm_weighted_count(alpha: Tensor, A: Tensor, B: Tensor) -> int:
-    """Components with alpha_j |a_j| |b_j| at or above their mean (docs/papers/autolora.md, section 8.2).
+    """Components with alpha_j |a_j| |b_j| at or above their mean.
 
     alpha: (k,), A: (k, d_in), B: (d_out, k). Unlike alpha, the product does not depend on how a
-    component's size is split between its factors."""
+    component's size is split between its factors (docs/papers/autolora.md, section 8.2)."""
     size = (alpha * B.norm(dim=0) * A.norm(dim=1)).double()
     return int((size >= size.mean() * (1 - TIE)).sum())
 

@@ -205,7 +205,7 @@ def retrain(config: Config, run: Run) -> None:
         rank_of = allocator.ranks()
         adapters.gate_budget(config, run, rank_of)
     if config.export:
-        export(config, run, wrapped)
+        adapters.export(config, run, wrapped)
     if tested:
         tested |= about(config, rank_of, maps, total)
         if epochs:
@@ -237,22 +237,6 @@ def about(
         facts["_rank_total"] = np.array(sum(rank_of.values()))
         facts["_parameters"] = np.array(ranks.adapter_parameters(rank_of, maps))
     return facts
-
-
-def export(config: Config, run: Run, wrapped: Any) -> None:
-    wrapped.save_pretrained(run.directory / "export")
-    text = EXPORTED.format(**vars(config))
-    (run.directory / "export" / "README.md").write_text(text, encoding="utf-8")
-
-
-EXPORTED = """# AutoLoRA adapter: {arm}, task {task}, seed {seed}
-
-A peft adapter (`adapter_config.json`, `adapter_model.safetensors`) for the base model `{model}`,
-trained at scale `{scale}` ({upper_blocks} upper blocks adapted; 0 means all). Ranks differ between
-maps: see `rank_pattern`. Load it with `peft.PeftModel.from_pretrained(base, folder)`, the base
-built as `autolora/models.py` does (a GPT-2's fused projection is split there). Weights: Apache-2.0
-for the adapter; the base model keeps its own licence.
-"""
 
 
 if __name__ == "__main__":

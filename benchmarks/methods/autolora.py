@@ -1,9 +1,9 @@
-"""What a search step of AutoLoRA costs, in plain training steps: ours, first order, and the official sequence of passes.
+"""What a search step of AutoLoRA costs, in plain training steps: ours, first order, official.
 
     python -m benchmarks.methods.autolora [--rounds 7] [--json FILE]
 
-BERT of 4 blocks of width 256, rank 8 on query and value, 16 texts of 32 tokens. Floor: 5 evaluations of forward + backward; our
-target: 5.2; official algorithm with its library: 5.7 (measured elsewhere).
+BERT of 4 blocks of width 256, rank 8 on query and value, 16 texts of 32 tokens. Floor: 5 evaluations
+of forward + backward; our target: 5.2; official algorithm with its library: 5.7 (measured elsewhere).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIZE: dict[str, Any] = {
 
 
 def steps(batch: int = 16, length: int = 32) -> dict[str, Callable[[], object]]:
-    """One step of each kind on the same network and batches: a BERT of 4 x 256, rank 8 on query and value."""
+    """One step of each kind on the same network and batches."""
     runs.seed_global(0, "bench")
     config = BertConfig(**SIZE)
     config.num_labels = 4
