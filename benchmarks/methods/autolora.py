@@ -2,8 +2,9 @@
 
     python -m benchmarks.methods.autolora [--rounds 7] [--json FILE]
 
-BERT of 4 blocks of width 256, rank 8 on query and value, 16 texts of 32 tokens. Floor: 5 evaluations
-of forward + backward; our target: 5.2; official algorithm with its library: 5.7 (measured elsewhere).
+BERT of 4 blocks of width 256, rank 8 on query and value, 16 texts of 32 tokens. Floor: 5
+evaluations of forward + backward; our target: 5.2; official algorithm with its library: 5.7
+(measured elsewhere).
 """
 
 from __future__ import annotations
