@@ -1,4 +1,5 @@
-"""How the policy is asked and how its answers are read: questions as token ids, the rule that pays, sheets of answers."""
+"""How the policy is asked and how its answers are read: questions as token ids, the rule that pays,
+sheets of answers."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_nlu import baselines, data, evaluate, models, official, prompts
+from ppo_nlu import baselines, data, evaluate, models, official, prompts, sharding
 from ppo_nlu.config import Config
 from ppo_nlu.data import Data, Item
-from ppo_nlu.policy import Policy, Rollout, rollout
+from ppo_nlu.policy import Policy, Rollout, left_pad, rollout
 from ppo_nlu.prompts import Task
 from shared import runs
 from shared.protocol import BadInput
@@ -36,8 +37,9 @@ PROBES = (
 class Questions:
     """The questions of a task as token ids, and the rule that pays for answers to them.
 
-    train: training items whose prompt is not too long. paid: the row whose label pays for the answer to row i, which
-    is i but in the control. shown: solved examples in front of each question."""
+    train: training items whose prompt is not too long. paid: the row whose label pays for the
+    answer to row i, which is i but in the control. shown: solved examples in front of each
+    question."""
 
     config: Config
     tokenizer: Any
@@ -76,7 +78,8 @@ class Questions:
         parser: Literal["strict", "official"],
         guess: torch.Generator | None = None,
     ) -> tuple[float | None, float]:
-        """(answer or None, reward); guess: the official reader of test answers, which draws what it cannot read."""
+        """(answer or None, reward); guess: the official reader of test answers, which draws what it
+        cannot read."""
         if parser == "strict":
             answer = prompts.parse(self.task, text)
         elif guess is None:
@@ -89,7 +92,8 @@ class Questions:
 def questions_of(
     config: Config, tokenizer: Any, items: Data, context: int, say: Callable[[str], None]
 ) -> Questions:
-    """Training prompts that are too long are left out, and said; one to be judged that is too long is refused.
+    """Training prompts that are too long are left out, and said; one to be judged that is too long
+    is refused.
 
     context: tokens that the model takes."""
     questions = Questions(config, tokenizer, items.task, [], [], _shown(config, items.train))
@@ -150,7 +154,8 @@ class Sheet:
 
     @torch.no_grad()
     def fill(self, policy: Policy, batch: int) -> None:
-        """Ask one batch of one column; of the first sampled answers also KL to the reference and entropy."""
+        """Ask one batch of one column; of the first sampled answers also KL to the reference and
+        entropy."""
         column, part = divmod(batch, len(self.rows))
         config, rows = self.questions.config, self.rows[part]
         max_new = config.max_new or LONGEST
@@ -195,6 +200,10 @@ class Sheet:
             "_metric": np.array([self.questions.task.metric]),
         }
 
+    def scores(self) -> dict[str, float]:
+        """Metrics of the filled sheet; none of an empty one."""
+        return evaluate.score(self.arrays()) if self.items else {}
+
     def write(self, path: Path) -> None:
         """The texts themselves, one question a line."""
         lines = [
@@ -205,9 +214,23 @@ class Sheet:
 
 
 def probe(policy: Policy, questions: Questions, validation: list[Item]) -> dict[str, float]:
-    """What a figure over time needs, the same for every arm: validation items, one sampled and one greedy answer."""
+    """What a figure over time needs, the same for every arm: validation items, one sampled and one
+    greedy answer."""
     sheet = Sheet(questions, validation[:PROBED], "probe", 1)
     for batch in range(sheet.batches):
         sheet.fill(policy, batch)
-    scores = evaluate.score(sheet.arrays())
+    scores = sheet.scores()
     return {f"probe_{name}": scores[name] for name in PROBES}
+
+
+def reference(policy: Policy, questions: Questions) -> tuple[str, Tensor]:
+    """(sha256 of the frozen weights, the reference's log-probabilities at one question)."""
+    source = policy.frozen[0] if policy.frozen else policy
+    frozen = [p for _, p in sorted(source.named_parameters()) if not p.requires_grad]
+    sha256 = runs.state_sha256(map(sharding.whole, frozen))
+    question = questions.ids(questions.train[0])[0]
+    device = policy.value.weight.device
+    ids, mask = left_pad([question], questions.tokenizer.pad_token_id, device)
+    policy.eval()
+    with torch.no_grad():
+        return sha256, policy(ids, mask, 1, reference=True)[0]

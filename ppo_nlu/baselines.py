@@ -1,13 +1,14 @@
-"""What PPO is compared with: prompting, supervised fine-tuning, and rewards without a value function.
+"""What PPO is compared with: prompting, supervised fine-tuning, and rewards without a value
+function.
 
-Zero-shot and few-shot prompting need no code beyond the prompt (`prompts.prompt`) and `examples` below; supervised
-fine-tuning is equation (8) of method.py in minibatches.
-"""
+Zero-shot and few-shot prompting need no code beyond the prompt (`prompts.prompt`) and `examples`
+below; supervised fine-tuning is equation (8) of method.py in minibatches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,10 @@ from ppo_nlu.policy import Policy, Rollout, all_sum, quiet
 from shared import processes
 from shared.protocol import BadInput
 
-# --- few-shot ----------------------------------------------------------------------------------------------------
+if TYPE_CHECKING:
+    from ppo_nlu.asking import Questions
+
+# --- few-shot -------------------------------------------------------------------------------------
 
 
 def examples(labels: Sequence[float], shots: int, generator: torch.Generator) -> list[int]:
@@ -31,7 +35,7 @@ def examples(labels: Sequence[float], shots: int, generator: torch.Generator) ->
     return [turns[i] for i in torch.randperm(len(turns), generator=generator).tolist()]
 
 
-# --- supervised --------------------------------------------------------------------------------------------------
+# --- supervised -----------------------------------------------------------------------------------
 
 
 def supervised_step(
@@ -42,9 +46,11 @@ def supervised_step(
     minibatch: int,
     check: Callable[[Tensor], None],
 ) -> float:
-    """One step on (prompt, target) pairs -> the loss: one token mean over the batch, whatever the minibatch.
+    """One step on (prompt, target) pairs -> the loss: one token mean over the batch, whatever the
+    minibatch.
 
-    No dropout, as in PPO. check: called with the loss of each minibatch before its gradient is taken."""
+    No dropout, as in PPO. check: called with the loss of each minibatch before its gradient is
+    taken."""
     quiet(policy)
     optimizer.zero_grad(set_to_none=True)
     device = policy.value.weight.device
@@ -56,24 +62,26 @@ def supervised_step(
         share = sum(map(len, targets)) / total
         loss = method.sft_loss(policy, prompts, targets, pad) * share
         check(loss.detach())
-        # before a step gradients are AVERAGED over processes, of which each holds its share of one sum
+        # before a step gradients are AVERAGED over processes, of which each holds its share of one
+        # sum
         (loss * processes.world_size()).backward()
         sum_of_losses += float(loss.detach())
     optimizer.step()
     return sum_of_losses
 
 
-# --- rewards without a value function ----------------------------------------------------------------------------
+# --- rewards without a value function -------------------------------------------------------------
 
 Group = Literal["grpo", "rloo", "reinforce"]
 
 
 def group_advantages(R: Tensor, kind: Group, group: int) -> Tensor:
-    """One advantage per answer (B,) from the other answers to the same prompt (rows of a group are adjacent).
+    """One advantage per answer (B,) from the other answers to the same prompt (rows of a group are
+    adjacent).
 
-    grpo: (R - mean) / (sd + 1e-4); rloo: R - mean of the others; reinforce: rloo with the whole batch as one group.
-    A group whose answers all earn the same teaches nothing: the plateau of these methods.
-    """
+    grpo: (R - mean) / (sd + 1e-4); rloo: R - mean of the others; reinforce: rloo with the whole
+    batch as one group. A group whose answers all earn the same teaches nothing: the plateau of
+    these methods."""
     R = R.view(-1, len(R) if kind == "reinforce" else group)
     mean = R.mean(1, keepdim=True)
     if kind == "grpo":
@@ -81,18 +89,20 @@ def group_advantages(R: Tensor, kind: Group, group: int) -> Tensor:
     return ((R - mean) * R.shape[1] / (R.shape[1] - 1)).flatten()
 
 
-def group_update(
+def group_cycle(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
-    answers: Rollout,
-    R: Tensor,
+    ask: Callable[[], Rollout],
+    pay: Callable[[Rollout], Tensor],
     kind: Group,
     group: int,
     beta: float,
 ) -> dict[str, float]:
-    """One on-policy step: -A_i log pi(answer_i), the KL inside the reward. R: (B,)."""
+    """One batch of questions, as `method.cycle`, and one step on it: -A_i log pi(answer_i), the KL
+    inside the reward."""
+    answers = ask()
+    R, mask, T = pay(answers), answers.answer_mask(), answers.T
     quiet(policy)
-    mask, T = answers.answer_mask(), answers.T
     with torch.no_grad():
         log_ref, _, _ = policy(answers.ids, answers.mask, T, reference=True)
     log_pi, _, entropy = policy(answers.ids, answers.mask, T)
@@ -115,23 +125,17 @@ def group_update(
     return {name: float(x) for name, x in facts.items()} | {"beta": beta}
 
 
-# --- GRPO and RLOO of trl ----------------------------------------------------------------------------------------
+# --- GRPO and RLOO of trl -------------------------------------------------------------------------
 
 
 def trl_train(
-    config: Config,
-    lm: nn.Module,
-    tokenizer: Any,
-    questions: list[str],
-    labels: list[float],
-    judge: Callable[[str, float], float],
-    folder: str,
-    steps: int,
+    config: Config, lm: nn.Module, questions: Questions, folder: Path, steps: int
 ) -> list[dict[str, float]]:
-    """Train `lm` (under its adapter) in place with trl's GRPOTrainer or RLOOTrainer; returns its log.
+    """Train `lm` (under its adapter) in place with trl's GRPOTrainer or RLOOTrainer; returns its
+    log.
 
-    Same rule as reward; labels travel as a column. Defaults of trl 1.16: 8 answers per question for GRPO, 2 for RLOO;
-    `batch` questions per step, whatever the number of answers."""
+    Same rule as reward; labels travel as a column. Defaults of trl 1.16: 8 answers per question for
+    GRPO, 2 for RLOO; `batch` questions per step, whatever the number of answers."""
     try:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -139,15 +143,18 @@ def trl_train(
         missing = f"trl or datasets is not installed here ({error})"
         remedy = "pip install trl==1.16.0"
         raise BadInput(f"arm {config.job} skipped: {missing}; {remedy}") from error
-    trainer_class, config_class, group = (GRPOTrainer, GRPOConfig, 8)
+    trainer_class: Any
+    config_class: Any
+    trainer_class, config_class, group = GRPOTrainer, GRPOConfig, 8
     if config.job == "rloo":
-        trainer_class, config_class, group = (RLOOTrainer, RLOOConfig, 2)
+        trainer_class, config_class, group = RLOOTrainer, RLOOConfig, 2
 
-    def reward(completions: list[str], label: list[float], **_: Any) -> list[float]:
-        return [judge(text, y) for text, y in zip(completions, label)]
+    def reward(completions: list[str], label: list[float], **_: Any) -> list[float | None]:
+        pairs = zip(completions, label)
+        return [questions.judge(text, y, config.parser)[1] for text, y in pairs]
 
     args = config_class(
-        output_dir=folder,
+        output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=config.batch * group,
         gradient_accumulation_steps=1,
@@ -164,9 +171,13 @@ def trl_train(
         bf16=False,
         mask_truncated_completions=False,
     )
-    rows = Dataset.from_dict({"prompt": questions, "label": labels})
+    texts, labels = [questions.text(x) for x in questions.train], [x.label for x in questions.train]
     trainer = trainer_class(
-        model=lm, reward_funcs=reward, args=args, train_dataset=rows, processing_class=tokenizer
+        model=lm,
+        reward_funcs=reward,
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": texts, "label": labels}),
+        processing_class=questions.tokenizer,
     )
     trainer.train()
     logged = ("reward", "kl", "entropy", "loss")

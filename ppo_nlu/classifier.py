@@ -1,4 +1,5 @@
-"""The BERT rows of the claims: an encoder with a classification head, fine-tuned on the same examples."""
+"""The BERT rows of the claims: an encoder with a classification head, fine-tuned on the same
+examples."""
 
 from __future__ import annotations
 
@@ -98,7 +99,8 @@ def classifier_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def network(name: str, outputs: int, texts: list[str], vocabulary: int) -> tuple[Any, Any]:
-    """(encoder with a classification head, tokenizer); `tiny-bert` for rehearsals, else a hub id."""
+    """(encoder with a classification head, tokenizer); `tiny-bert` for rehearsals, else a hub
+    id."""
     from transformers import (
         AutoModelForSequenceClassification,
         AutoTokenizer,
@@ -114,8 +116,8 @@ def network(name: str, outputs: int, texts: list[str], vocabulary: int) -> tuple
             num_hidden_layers=2,
             num_attention_heads=2,
             intermediate_size=64,
-            num_labels=outputs,
         )
+        small.num_labels = outputs
         return BertForSequenceClassification(small), tokenizer
     folder, _ = sources.find_model(name)
     encoder = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=outputs)

@@ -1,8 +1,9 @@
-"""Everything a run can be told. The text above a field is its help and says where the value comes from.
+"""Everything a run can be told. The text above a field is its help and says where the value comes
+from.
 
-"Official" is the official code: its scripts or, where they set nothing, the defaults of their trainer (trl 0.11.4;
-docs/papers/ppo_nlu.md, section 6). D.. are rows of the table of differences in ppo_nlu/README.md.
-"""
+"Official" is the official code: its scripts or, where they set nothing, the defaults of their
+trainer (trl 0.11.4; docs/papers/ppo_nlu.md, section 6). D.. are rows of the table of differences in
+ppo_nlu/README.md."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class Examples:
     train_limit: int = 0
     # first test and validation items only (rehearsal); 0: all
     test_limit: int = 0
-    # longer training prompts, in tokens, are left out and counted (D8: the official rule never fires)
+    # longer training prompts, in tokens, are left out and counted (D8: the official rule never
+    # fires)
     max_prompt: int = 650
     # share of training labels replaced by another label (our noisy condition)
     flip: float = 0.0
@@ -35,7 +37,8 @@ class Examples:
 class Network:
     """The language model and what of it trains."""
 
-    # digits, minilm, decoder (trained in the run), tiny-llama, -qwen2, -mpt or -bert, or a hub id (D2)
+    # digits, minilm, decoder (trained in the run), tiny-llama, -qwen2, -mpt or -bert, or a hub id
+    # (D2)
     model: str = "digits"
     # of the decoder trained in the run: width of its blocks
     width: int = 32
@@ -60,7 +63,8 @@ class Network:
 
     @property
     def from_hub(self) -> bool:
-        """Whether `model` is a hub id: trained elsewhere, so no stage makes a starting policy from data."""
+        """Whether `model` is a hub id: trained elsewhere, so no stage makes a starting policy from
+        data."""
         return "/" in self.model
 
 
@@ -103,7 +107,8 @@ class Answering:
 
     # solved examples in the prompt (official few-shot: 5)
     shots: int = 0
-    # which solved examples; first: the first rows of the file, as the official code takes them (D12)
+    # which solved examples; first: the first rows of the file, as the official code takes them
+    # (D12)
     few: Literal["balanced", "first"] = "balanced"
     # longest answer in tokens; 0: drawn from 12..31 for each batch (D23)
     max_new: int = 4
@@ -113,7 +118,8 @@ class Answering:
     stop_at_tag: bool = True
     # how an answer is read in training; official: containment (D10)
     parser: Literal["strict", "official"] = "strict"
-    # what the supervised arm learns to write; official: numbers where the prompt asks for words (D5)
+    # what the supervised arm learns to write; official: numbers where the prompt asks for words
+    # (D5)
     targets: Literal["words", "official"] = "words"
 
 

@@ -1,4 +1,5 @@
-"""Questions and their answers: digits as grey-level words, the documentation task, GLUE and SuperGLUE."""
+"""Questions and their answers: digits as grey-level words, the documentation task, GLUE and
+SuperGLUE."""
 
 from __future__ import annotations
 
@@ -83,8 +84,9 @@ def load_task(
     sample: bool = False,
     start: bool = True,
 ) -> Data:
-    """The data of task `name`. Training labels are flipped with probability `flip`; `limit` > 0 cuts the training
-    part; `sample`: made-up rows, for rehearsals; `start`: set rows aside for a starting policy."""
+    """The data of task `name`. Training labels are flipped with probability `flip`; `limit` > 0
+    cuts the training part; `sample`: made-up rows, for rehearsals; `start`: set rows aside for a
+    starting policy."""
     if name.startswith("digits"):
         data = digits(generator)
     elif name == "documentation":
@@ -99,8 +101,8 @@ def load_task(
 def rows_of_steps(n: int, batch: int, steps: int, generator: torch.Generator) -> Tensor:
     """(steps, batch) rows of n: shuffled epochs one after the other, drawn from one generator.
 
-    What an epoch leaves over (1 to batch - 1 rows) is left out of it; the official trainer stops with an error when
-    1 to 8 rows remain (D19)."""
+    What an epoch leaves over (1 to batch - 1 rows) is left out of it; the official trainer stops
+    with an error when 1 to 8 rows remain (D19)."""
     if n < batch:
         what = f"{n} training items do not fill one batch of {batch}"
         raise BadInput(f"{what}; set --batch {n} or give more data")
@@ -126,7 +128,8 @@ def task_of(item: Item, default: Task) -> Task:
 
 
 def mixed(parts: list[Data], generator: torch.Generator, least: int = 0) -> Data:
-    """Several tasks as one; each is repeated until it has `least` training rows (the official code: 30,000).
+    """Several tasks as one; each is repeated until it has `least` training rows (the official code:
+    30,000).
 
     Validation and test items are those of the first task: a mixture only trains."""
     start: list[Item] = []
@@ -155,15 +158,17 @@ def flipped(task: Task, items: list[Item], share: float, generator: torch.Genera
     ]
 
 
-# --- digits ------------------------------------------------------------------------------------------------------
+# --- digits ---------------------------------------------------------------------------------------
 
 TEST, VALIDATION, START = 397, 300, 300  # the rest (800) trains; docs/papers/ppo_nlu.md, section 9
 
 
 def digits(generator: torch.Generator) -> Data:
-    """ "Is this digit at least five?"  Each 8 x 8 image becomes 16 words: means of 2 x 2 blocks in 16 grey levels.
+    """ "Is this digit at least five?"  Each 8 x 8 image becomes 16 words: means of 2 x 2 blocks in
+    16 grey levels.
 
-    The test items are the same for every seed; the seed cuts the rest into start, validation and training."""
+    The test items are the same for every seed; the seed cuts the rest into start, validation and
+    training."""
     from shared import bundled
 
     images, digit = bundled.digits()
@@ -174,8 +179,8 @@ def digits(generator: torch.Generator) -> Data:
         for i, (row, d) in enumerate(zip(level, digit))
     ]
     fixed = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
-    test, rest = fixed[:TEST], torch.tensor(sorted(fixed[TEST:]))
-    rest = rest[torch.randperm(len(rest), generator=generator)].tolist()
+    test, others = fixed[:TEST], sorted(fixed[TEST:])
+    rest = [others[i] for i in torch.randperm(len(others), generator=generator).tolist()]
 
     def pick(rows: list[int]) -> list[Item]:
         return [items[i] for i in rows]
@@ -192,9 +197,11 @@ MALFORMED = 0.15
 def half_knowing(
     task: Task, items: list[Item], right: float, generator: torch.Generator
 ) -> list[str]:
-    """Answers of a teacher who half knows: 15 % of them break the format, `right` of the others are right.
+    """Answers of a teacher who half knows: 15 % of them break the format, `right` of the others are
+    right.
 
-    A policy trained on these has heard of format and task, like a chat model: what every arm starts from."""
+    A policy trained on these has heard of format and task, like a chat model: what every arm starts
+    from."""
     texts, default = [], task
     for item in items:
         task = task_of(item, default)
@@ -217,11 +224,12 @@ def half_knowing(
     return texts
 
 
-# --- documentation -----------------------------------------------------------------------------------------------
+# --- documentation --------------------------------------------------------------------------------
 
 
 def documentation(generator: torch.Generator, per_class: int = 100, characters: int = 160) -> Data:
-    """Which subpackage does a text document?  1,000 training texts; answers are the subpackages' last names."""
+    """Which subpackage does a text document?  1,000 training texts; answers are the subpackages'
+    last names."""
     from shared import bundled
 
     source = bundled.documentation(generator, per_class + 20)
@@ -240,7 +248,7 @@ def documentation(generator: torch.Generator, per_class: int = 100, characters: 
     return Data(task, items[0][cut:], items[1], items[2], items[0][:cut])
 
 
-# --- GLUE and SuperGLUE ------------------------------------------------------------------------------------------
+# --- GLUE and SuperGLUE ---------------------------------------------------------------------------
 
 HELD_OUT = 0.1  # of the training file, for choosing rates; the development set is only reported on
 _RENAMED = {
@@ -255,8 +263,9 @@ _RENAMED = {
 def benchmark(
     name: str, generator: torch.Generator, sample: bool = False, start: bool = True
 ) -> Data:
-    """Training file -> start, validation and training items; the development set is the test set (labels of the
-    benchmarks' own test sets are not public).  `sample`: made-up rows in the task's own layout."""
+    """Training file -> start, validation and training items; the development set is the test set
+    (labels of the benchmarks' own test sets are not public).  `sample`: made-up rows in the task's
+    own layout."""
     from shared import glue
 
     task = prompts.task(name)

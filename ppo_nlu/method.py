@@ -1,26 +1,31 @@
-"""PPO for a language model that must answer a question, with a rule as the reward. Read this file first.
+"""PPO for a language model that must answer a question, with a rule as the reward. Read this first.
 
-A policy pi_theta (a causal language model under LoRA) is asked a question q and writes an answer a_1 .. a_n, token by
-token; the state is s_t = (q, a_1 .. a_{t-1}). A rule reads the answer and pays ONE number R for it: +1 right, -1 wrong,
--3 unreadable. Two more functions share the network (policy.py): the value V_phi(s_t), a linear head that says what
-pay to expect, and the reference pi_ref, the network with its adapter off, which the policy pays for leaving.
+A policy pi_theta (a causal language model under LoRA) is asked a question q and writes an answer
+a_1 .. a_n, token by token; the state is s_t = (q, a_1 .. a_{t-1}). A rule reads the answer and pays
+ONE number R for it: +1 right, -1 wrong, -3 unreadable. Two more functions share the network
+(policy.py): the value V_phi(s_t), a linear head that says what pay to expect, and the reference
+pi_ref, the network with its adapter off, which the policy pays for leaving.
 
-Two things alternate (`cycle`): pi_theta as it stands answers a batch of questions and the rule pays; then theta moves
-four times on these answers (`update`). Equations: docs/papers/ppo_nlu.md, section 3.4.
+Two things alternate (`cycle`): pi_theta as it stands answers a batch of questions and the rule
+pays; then theta moves four times on these answers (`update`). Equations: docs/papers/ppo_nlu.md,
+section 3.4.
 
-    (1) k_t = log pi_old(a_t|s_t) - log pi_ref(a_t|s_t),   r_t = -beta k_t + 1[t = n] R             token_rewards
-    (2) delta_t = r_t + gamma V(s_{t+1}) - V(s_t),   A_t = sum_l (gamma lam)^l delta_{t+l},   G = A + V       gae
-    (3) A <- (A - mean) / sd, over all tokens of the batch                                                 whiten
-    (4) L_pol = max(-A rho, -A clip(rho, 1 - eps, 1 + eps)),   rho_t = pi_theta(a_t|s_t) / pi_old    policy_loss
-    (5) L_val = 1/2 max((V - G)^2, (clip(V, V_old - eps_v, V_old + eps_v) - G)^2)                     value_loss
-    (6) L = mean over tokens of L_pol + c_v L_val                                                        gradient
-    (7) beta <- beta (1 + e batch / horizon),   e = clip(KL / target - 1, -0.2, 0.2)                    next_beta
-    (8) the opponent: L_sft = -mean log pi_theta(label's tokens)                                         sft_loss
+    token_rewards  (1)  k_t = log pi_old(a_t|s_t) - log pi_ref(a_t|s_t)
+                        r_t = -beta k_t + 1[t = n] R
+    gae            (2)  delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
+                        A_t = sum_l (gamma lam)^l delta_{t+l},   G_t = A_t + V(s_t)
+    whiten         (3)  A <- (A - mean) / sd, over all tokens of the batch
+    policy_loss    (4)  max(-A rho, -A clip(rho, 1 - eps, 1 + eps)),   rho_t = pi_theta / pi_old
+    value_loss     (5)  1/2 max((V - G)^2, (clip(V, V_old - eps_v, V_old + eps_v) - G)^2)
+    gradient       (6)  L = mean over tokens of (4) + c_v (5)
+    next_beta      (7)  beta <- beta (1 + e batch / horizon),   e = clip(KL / target - 1, -0.2, 0.2)
+    sft_loss       (8)  the opponent: -mean log pi_theta(label's tokens)
 
-Why (4) is no miracle: if the answer is one token, E[R] = 2 pi_y - 1 has the gradient 2 pi_y grad log pi_y, which is
-that of (8) weighted by the probability of the right answer (section 3.8).
+Why (4) is no miracle: if the answer is one token, E[R] = 2 pi_y - 1 has the gradient 2 pi_y grad
+log pi_y, which is that of (8) weighted by the probability of the right answer (section 3.8).
 
-Shapes: (B, T) is B answers of at most T tokens, padded on the right; a mask (B, T) is 1 at the tokens of an answer.
+Shapes: (B, T) is B answers of at most T tokens, padded on the right; a mask (B, T) is 1 at the
+tokens of an answer.
 """
 
 from __future__ import annotations
@@ -41,7 +46,7 @@ RATIO_LIMIT = 10.0  # a minibatch whose mean ratio exceeds this counts zero (off
 T_ = TypeVar("T_")
 
 
-# --- the alternation ---------------------------------------------------------------------------------------------
+# --- the alternation ------------------------------------------------------------------------------
 
 
 def cycle(
@@ -54,7 +59,8 @@ def cycle(
 ) -> tuple[dict[str, float], float]:
     """One batch of questions -> (facts to log, the next beta). Section 3.5.
 
-    ask: samples answers from the policy as it stands, pi_old from here on. pay: the rule, R (B,) of the answers."""
+    ask: samples answers from the policy as it stands, pi_old from here on. pay: the rule, R (B,) of
+    the answers."""
     answers = ask()
     R = pay(answers)
     return update(policy, optimizer, answers, R, beta, ppo)
@@ -68,11 +74,13 @@ def update(
     beta: float,
     ppo: PPO,
 ) -> tuple[dict[str, float], float]:
-    """`ppo.inner_epochs` steps on answers that do not change -> (facts to log, the next beta). R: (B,) fp32.
+    """`ppo.inner_epochs` steps on answers that do not change -> (facts to log, the next beta). R:
+    (B,) fp32.
 
-    The advantages are computed once; recomputed inside the loop they would chase the policy. Means are over the tokens
-    of the whole batch of all processes: minibatches and processes change nothing but memory.
-    Raises ValueError where answers do not divide into minibatches, FloatingPointError where R is not finite."""
+    The advantages are computed once; recomputed inside the loop they would chase the policy. Means
+    are over the tokens of the whole batch of all processes: minibatches and processes change
+    nothing but memory. Raises ValueError where answers do not divide into minibatches,
+    FloatingPointError where R is not finite."""
     size, mask = _minibatch(answers, R, ppo), answers.answer_mask()
     quiet(policy)
     old, size = halving(lambda rows: old_view(policy, answers, rows), size)
@@ -92,7 +100,7 @@ def update(
     return facts | {"beta": beta}, next_beta(beta, facts["kl"], int(B), ppo)
 
 
-# --- the equations -----------------------------------------------------------------------------------------------
+# --- the equations --------------------------------------------------------------------------------
 
 
 def token_rewards(log_old: Tensor, log_ref: Tensor, R: Tensor, mask: Tensor, beta: float) -> Tensor:
@@ -107,9 +115,11 @@ def token_rewards(log_old: Tensor, log_ref: Tensor, R: Tensor, mask: Tensor, bet
 
 
 def gae(r: Tensor, V: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """(2): advantages A and returns G = A + V, all (B, T), backwards: A_t = delta_t + gamma lam A_{t+1}.
+    """(2): advantages A and returns G = A + V, all (B, T), backwards: A_t = delta_t + gamma lam
+    A_{t+1}.
 
-    V(s_{n+1}) = 0 at the TRUE end of each answer, not at column T. With lam = gamma = 1, G is the reward to go."""
+    V(s_{n+1}) = 0 at the TRUE end of each answer, not at column T. With lam = gamma = 1, G is the
+    reward to go."""
     V = V * mask
     A, following = torch.zeros_like(r), torch.zeros_like(r[:, 0])
     for t in reversed(range(r.shape[1])):
@@ -121,7 +131,8 @@ def gae(r: Tensor, V: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[T
 
 
 def whiten(A: Tensor, mask: Tensor) -> Tensor:
-    """(3): over the real tokens of all processes (B, T); the variance is unbiased, as in the official trainer."""
+    """(3): over the real tokens of all processes (B, T); the variance is unbiased, as in the
+    official trainer."""
     n, total = all_sum(mask.sum()), all_sum((A * mask).sum())
     mean = total / n
     var = all_sum(((A - mean) ** 2 * mask).sum()) / (n - 1).clamp(min=1)
@@ -161,7 +172,7 @@ def sft_loss(
     return -(log_pi * real).sum() / real.sum()
 
 
-# --- passes over the answers, some rows at a time ----------------------------------------------------------------
+# --- passes over the answers, some rows at a time -------------------------------------------------
 
 
 @dataclass
@@ -201,7 +212,8 @@ def gradient(
     ppo: PPO,
     size: int,
 ) -> dict[str, float]:
-    """(6): leaves dL/dtheta, dL/dphi in `.grad`, in passes of `size` rows -> losses and how far the ratio is from 1."""
+    """(6): leaves dL/dtheta, dL/dphi in `.grad`, in passes of `size` rows -> losses and how far the
+    ratio is from 1."""
     optimizer.zero_grad(set_to_none=True)
     mask = answers.answer_mask()
     tokens = all_sum(mask.sum())
@@ -214,7 +226,8 @@ def gradient(
         val = (value_loss(V, old.V[rows, :t], G[rows, :t], ppo.clip_value) * w).sum() / tokens
         rho = (log_pi.detach() - log_old).exp()
         guard = 0.0 if (rho * w).sum() / w.sum() > RATIO_LIMIT else 1.0
-        # before a step gradients are AVERAGED over processes, of which each holds its share of one sum
+        # before a step gradients are AVERAGED over processes, of which each holds its share of one
+        # sum
         ((pol + ppo.value_weight * val) * guard * processes.world_size()).backward()
         clipped = ((rho - 1).abs() > ppo.clip).float()
         drift = 0.5 * (log_pi.detach() - log_old) ** 2
@@ -225,7 +238,8 @@ def gradient(
 
 
 def summary(old: Old, R: Tensor, G: Tensor, mask: Tensor) -> dict[str, float]:
-    """Means over the batch of all processes: pay, entropy a token, length, value explained, KL an answer."""
+    """Means over the batch of all processes: pay, entropy a token, length, value explained, KL an
+    answer."""
     B, tokens = all_sum(torch.tensor(float(len(R)), device=mask.device)), all_sum(mask.sum())
     mean_G = all_sum((G * mask).sum()) / tokens
     spread = all_sum(((G - mean_G) ** 2 * mask).sum()) + 1e-8
@@ -239,7 +253,7 @@ def summary(old: Old, R: Tensor, G: Tensor, mask: Tensor) -> dict[str, float]:
     return {name: float(x) for name, x in facts.items()}
 
 
-# --- memory ------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def _minibatch(answers: Rollout, R: Tensor, ppo: PPO) -> int:
@@ -255,7 +269,8 @@ def _minibatch(answers: Rollout, R: Tensor, ppo: PPO) -> int:
 
 
 def halving(passes: Callable[[int], T_], size: int) -> tuple[T_, int]:
-    """(`passes(size)`, size); out of memory, with half as many rows at a time: slower, and the same result."""
+    """(`passes(size)`, size); out of memory, with half as many rows at a time: slower, and the same
+    result."""
     while True:
         try:
             return passes(size), size

@@ -1,4 +1,5 @@
-"""The language models: a tiny one for digits, one trained in the run, the hub's, and what an arm starts from."""
+"""The language models: a tiny one for digits, one trained in the run, the hub's, and what an arm
+starts from."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ppo_nlu import data, prompts
 from ppo_nlu.config import Config, Training
-from ppo_nlu.policy import Tokenizer, base_of
+from ppo_nlu.policy import Policy, Tokenizer, base_of
 from ppo_nlu.prompts import CLOSE, OPEN
 from shared import runs, sources
 from shared.protocol import BadInput
@@ -27,7 +28,7 @@ DIGIT_WORDS = ["[pad]", "[end]", OPEN, CLOSE, "Yes", "No", "Maybe", "Both", *GRE
 Pair = tuple[Any, Any]  # a model and its tokenizer, of the classes of transformers
 
 
-# --- what an arm starts from -------------------------------------------------------------------------------------
+# --- what an arm starts from ----------------------------------------------------------------------
 
 
 def base_model(config: Config) -> Pair:
@@ -108,8 +109,8 @@ def add_lora(
         names = list(lm.lora_targets)  # type: ignore[arg-type]
     if bias != "none" and any(n.endswith(".bias") for n, _ in lm.named_parameters()):
         warnings.warn(
-            f"lora_bias={bias!r} trains biases of the base model, and switching the adapter off does not bring "
-            "them back: the KL is then measured against a moving reference (D13); use 'none'",
+            f"lora_bias={bias!r} trains biases of the base model, and switching the adapter off does"
+            " not bring them back: the KL is measured against a moving reference (D13); use 'none'",
             stacklevel=2,
         )
     settings = LoraConfig(
@@ -123,14 +124,30 @@ def add_lora(
     return get_peft_model(lm, settings)  # type: ignore[arg-type,return-value]
 
 
+def adapted(config: Config, lm: nn.Module, device: torch.device) -> Policy:
+    """The policy: `lm` under a fresh adapter, or whole where lora_rank is 0."""
+    runs.seed_global(config.seed, "adapter")
+    if config.lora_rank:
+        lm = add_lora(
+            lm, config.lora_rank, config.lora_alpha, config.lora_bias, config.lora_targets
+        )
+        for p in lm.parameters():  # a bf16 network under an fp32 adapter
+            p.data = p.data.float() if p.requires_grad else p.data
+    if config.checkpointing:
+        network: Any = lm
+        network.enable_input_require_grads()
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+    return Policy(lm.to(device)).to(device)
+
+
 def context(lm: nn.Module) -> int:
     """The longest text the model takes."""
     settings: Any = base_of(lm).config
-    longest = getattr(settings, "max_position_embeddings", None)
-    return longest or getattr(settings, "max_seq_len", 1 << 30)
+    names = ("max_position_embeddings", "max_seq_len")
+    return next(filter(None, (getattr(settings, name, None) for name in names)), 1 << 30)
 
 
-# --- optimisers --------------------------------------------------------------------------------------------------
+# --- optimisers -----------------------------------------------------------------------------------
 
 
 def make_optimizer(config: Training, parameters: list[Tensor]) -> torch.optim.Optimizer:
@@ -143,18 +160,20 @@ def make_optimizer(config: Training, parameters: list[Tensor]) -> torch.optim.Op
 
 
 def set_rate(optimizer: torch.optim.Optimizer, config: Training, step: int, steps: int) -> None:
-    """Constant, or up within 5 % of the steps and down to a tenth, where `runs.schedule` goes down to 0."""
+    """Constant, or up within 5 % of the steps and down to a tenth, where `runs.schedule` goes down
+    to 0."""
     warmup, decay = (step + 1) / (0.05 * steps + 1), 1 - 0.9 * (step / steps)
     factor = 1.0 if config.schedule == "constant" else min(warmup, decay)
     for group in optimizer.param_groups:
         group["lr"] = config.lr * factor
 
 
-# --- networks and tokenizers -------------------------------------------------------------------------------------
+# --- networks and tokenizers ----------------------------------------------------------------------
 
 
 def digits_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words, so that an answer is one token: the case in which PPO's gradient can be written down."""
+    """Whole words, so that an answer is one token: the case in which PPO's gradient can be written
+    down."""
     from tokenizers import Tokenizer as Plain
     from tokenizers import models, pre_tokenizers
 
@@ -165,7 +184,8 @@ def digits_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def trained_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of `texts`; the two tags are single tokens, so the rest of the text cannot split them."""
+    """Byte-level BPE of `texts`; the two tags are single tokens, so the rest of the text cannot
+    split them."""
     from tokenizers import Tokenizer as Plain
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -245,7 +265,8 @@ def tiny(family: str, vocabulary: int) -> nn.Module:
 
 
 def encode(tokenizer: Any, prompt: str, target: str | None = None) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of what follows it, cut from ONE tokenisation: pieces can merge across the seam."""
+    """Token ids of a prompt and of what follows it, cut from ONE tokenisation: pieces can merge
+    across the seam."""
     end = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
 
     def ids(text: str) -> list[int]:
@@ -264,11 +285,12 @@ def encode(tokenizer: Any, prompt: str, target: str | None = None) -> tuple[list
     return both[:n], [*both[n:], tokenizer.eos_token_id]
 
 
-# --- files -------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def load(source: str | Path, dtype: torch.dtype = torch.float32) -> Pair:
-    """(model, tokenizer) of a directory in the layout of transformers; padding falls back to the end of the text."""
+    """(model, tokenizer) of a directory in the layout of transformers; padding falls back to the
+    end of the text."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 

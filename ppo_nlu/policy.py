@@ -1,9 +1,9 @@
 """The policy, its value and its reference in one network, and the answers it writes.
 
-Shapes: B answers in a batch, P prompt columns (padded on the LEFT, so that every answer starts in the same column),
-T answer columns (padded on the right). Masks come from answer LENGTHS, never from "token == pad": many checkpoints
-use one id for padding and for the end of the text, and the end of the text is an action that earns reward.
-"""
+Shapes: B answers in a batch, P prompt columns (padded on the LEFT, so that every answer starts in
+the same column), T answer columns (padded on the right). Masks come from answer LENGTHS, never from
+"token == pad": many checkpoints use one id for padding and for the end of the text, and the end of
+the text is an action that earns reward."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ def base_of(lm: nn.Module) -> nn.Module:
 
 
 class Policy(nn.Module):
-    """pi_theta, V_phi and pi_ref in one. `lm` is any causal language model of transformers, bare or under peft.
+    """pi_theta, V_phi and pi_ref in one. `lm` is any causal language model of transformers, bare or
+    under peft.
 
-    Under peft the reference is the same network with the adapter off: no second copy, and exactly the model that was
-    loaded as long as the adapter trains no bias of it. A bare model is trained whole, against a frozen copy.
-    """
+    Under peft the reference is the same network with the adapter off: no second copy, and exactly
+    the model that was loaded as long as the adapter trains no bias of it. A bare model is trained
+    whole, against a frozen copy."""
 
     def __init__(self, lm: nn.Module):
         super().__init__()
@@ -56,8 +57,13 @@ class Policy(nn.Module):
         # a list hides the copy from .parameters(): it is not part of what trains, moves or is saved
         self.frozen = [] if self.adapter else [copy.deepcopy(lm).eval().requires_grad_(False)]
 
+    def trained(self) -> list[Tensor]:
+        """What training moves: adapter and value head, or all weights."""
+        return [p for p in self.parameters() if p.requires_grad]
+
     def call(self, lm: nn.Module, ids: Tensor, mask: Tensor, keep: int, **more: Any) -> Any:
-        """One pass of `lm`; logits of the last `keep` columns only: the vocabulary is what costs memory."""
+        """One pass of `lm`; logits of the last `keep` columns only: the vocabulary is what costs
+        memory."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)  # left padding must not shift positions
         inputs = {"position_ids": positions[:, -ids.shape[1] :], "logits_to_keep": keep}
         accepted = {k: v for k, v in inputs.items() if k in self.accepts}
@@ -66,10 +72,11 @@ class Policy(nn.Module):
     def forward(
         self, ids: Tensor, mask: Tensor, T: int, reference: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """log pi(a_t|s_t), V(s_t), entropy at the T answer columns, each (B, T). ids, mask: (B, P + T).
+        """log pi(a_t|s_t), V(s_t), entropy at the T answer columns, each (B, T). ids, mask: (B, P +
+        T).
 
-        The logits of column j speak about token j + 1, so the first answer token is judged at the LAST PROMPT column.
-        """
+        The logits of column j speak about token j + 1, so the first answer token is judged at the
+        LAST PROMPT column."""
         lm = self.frozen[0] if reference and self.frozen else self.lm
         off = self.lm.disable_adapter() if reference and self.adapter else contextlib.nullcontext()
         with off:
@@ -85,7 +92,8 @@ class Policy(nn.Module):
 def quiet(policy: nn.Module) -> None:
     """No dropout, also in the training passes: otherwise rho is not 1 where nothing has moved.
 
-    Layers that recompute their activations do so in training mode only; they keep it, the modules inside do not."""
+    Layers that recompute their activations do so in training mode only; they keep it, the modules
+    inside do not."""
     policy.eval()
     for layer in policy.modules():
         layer.training = getattr(layer, "gradient_checkpointing", False) is True
@@ -99,12 +107,13 @@ def all_sum(x: Tensor) -> Tensor:
     return x
 
 
-# --- answers -----------------------------------------------------------------------------------------------------
+# --- answers --------------------------------------------------------------------------------------
 
 
 @dataclass
 class Rollout:
-    """ids, mask: (B, P + T); lengths: (B,) number of answer tokens, the one that ends the answer included."""
+    """ids, mask: (B, P + T); lengths: (B,) number of answer tokens, the one that ends the answer
+    included."""
 
     ids: Tensor
     mask: Tensor
@@ -123,7 +132,8 @@ class Rollout:
         return (torch.arange(self.T, device=self.ids.device) < self.lengths[:, None]).float()
 
     def minibatches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
-        """(rows, ids, mask, T) of `size` rows of similar length, cut to their own width: padding costs as text does."""
+        """(rows, ids, mask, T) of `size` rows of similar length, cut to their own width: padding
+        costs as text does."""
         P = self.ids.shape[1] - self.T
         for rows in self.mask.sum(1).argsort(descending=True, stable=True).split(size):
             left = int(self.mask[rows, :P].argmax(1).min()) if P else 0
@@ -151,14 +161,15 @@ def rollout(
     stop: str | None = "</Judgement>",
     temperature: float = 1.0,
 ) -> Rollout:
-    """Answers to `prompts` (lists of token ids): sampled where `uniforms` (B, max_new) in [0, 1) are given, else greedy.
+    """Answers to `prompts` (lists of token ids): sampled where `uniforms` (B, max_new) in [0, 1)
+    are given, else greedy.
 
-    One uniform number picks one token through the cumulative distribution, so an answer depends on its own row of
-    numbers only: on how many processes or in which groups the rows are generated does not matter.
-    An answer ends with the end-of-text token, with the token that completes `stop`, or after max_new tokens.
-    """
+    One uniform number picks one token through the cumulative distribution, so an answer depends on
+    its own row of numbers only: on how many processes or in which groups the rows are generated
+    does not matter. An answer ends with the end-of-text token, with the token that completes
+    `stop`, or after max_new tokens."""
     device = next(policy.lm.parameters()).device
-    policy.eval()  # in training mode it would sample from a dropout network and judge by another one
+    policy.eval()  # in training mode it would sample from one network and judge by another
     ids, mask = left_pad(prompts, tokenizer.pad_token_id, device)
     B, P = ids.shape
     is_open = torch.ones(B, dtype=torch.bool, device=device)
@@ -178,9 +189,7 @@ def rollout(
         mask = torch.cat([mask, is_open[:, None].to(mask.dtype)], 1)
         lengths += is_open
         is_open = is_open & (token != tokenizer.eos_token_id)
-        if (
-            stop is not None
-        ):  # in the text: the tag may span tokens, which divide as the text before wants
+        if stop is not None:  # read in the text, since the tag may span tokens
             tails = tokenizer.batch_decode(ids[:, max(P, P + t - 15) :])
             is_open = is_open & torch.tensor([stop not in tail for tail in tails], device=device)
         if all_sum(is_open.sum()) == 0:  # sharded models run in step: wait for the others' answers

@@ -1,4 +1,5 @@
-"""An encoder as a language model: the bundled MiniLM answers questions about real text on a CPU (exhibit)."""
+"""An encoder as a language model: the bundled MiniLM answers questions about real text on a CPU
+(exhibit)."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ from ppo_nlu.prompts import CLOSE, OPEN
 class PrefixLM(nn.Module):
     """Prompt tokens see each other, answer tokens see the prompt and what precedes them.
 
-    The prompt ends at the last opened tag, which can never be generated. Output words are tied to the input
-    embeddings through one fresh linear map. There is no cache: an encoder layer has nowhere to put it.
-    """
+    The prompt ends at the last opened tag, which can never be generated. Output words are tied to
+    the input embeddings through one fresh linear map. There is no cache: an encoder layer has
+    nowhere to put it."""
 
     caches = False
     lora_targets = ("query", "value")
@@ -36,7 +37,8 @@ class PrefixLM(nn.Module):
         logits_to_keep: int = 0,
         **_: Any,
     ) -> SimpleNamespace:
-        """Like a causal model of transformers: `.logits` of the last columns, `.hidden_states[-1]` of all."""
+        """Like a causal model of transformers: `.logits` of the last columns, `.hidden_states[-1]`
+        of all."""
         L, device = input_ids.shape[1], input_ids.device
         column = torch.arange(L, device=device)
         opened = torch.where(input_ids == self.open_id, column, -1).amax(1, keepdim=True)
@@ -63,7 +65,8 @@ class PrefixLM(nn.Module):
 
 
 def minilm(folder: Path | None = None) -> tuple[PrefixLM, Any]:
-    """(prefix model, tokenizer); the tags and the end of the text become words of their own. Weights of `folder`."""
+    """(prefix model, tokenizer); the tags and the end of the text become words of their own.
+    Weights of `folder`."""
     from shared import bundled
 
     encoder, tokenizer = bundled.minilm()

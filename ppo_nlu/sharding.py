@@ -1,8 +1,8 @@
 """A 7B model divided among the processes of a run (FSDP2; configs/fsdp2.yaml).
 
-Frozen weights alone are divided: the adapter, the biases and the value head stay whole in every process, so that any
-optimiser, checkpoint and export works as on one GPU. Every process answers every test question.
-"""
+Frozen weights alone are divided: the adapter, the biases and the value head stay whole in every
+process, so that any optimiser, checkpoint and export works as on one GPU. Every process answers
+every test question."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from shared.protocol import BadInput
 
 
 def divide_frozen(policy: Policy) -> bool:
-    """Where the launcher's configuration asks for FSDP: the frozen weights of each block are divided among the
-    processes and put together while the block computes. Returns whether."""
+    """Where the launcher's configuration asks for FSDP: the frozen weights of each block are
+    divided among the processes and put together while the block computes. Returns whether."""
     asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if not (asked and processes.world_size() > 1):
         return False

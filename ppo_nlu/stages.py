@@ -18,13 +18,14 @@ from ppo_nlu.config import PPO, Config
 from ppo_nlu.policy import Policy, Rollout, rollout
 from shared import processes, runs
 
-# --- a known answer: a contextual bandit that PPO must solve, or its code is wrong ------------------------------
+# --- a known answer: a contextual bandit that PPO must solve, or its code is wrong ----------------
 
 PROMPTS, WORDS = 4, 6  # prompt i must be answered with word i; word 5 ends an answer
 
 
 class Table(nn.Module):
-    """A language model without context: the next word depends on the last one only, by a table of logits."""
+    """A language model without context: the next word depends on the last one only, by a table of
+    logits."""
 
     caches = False
 
@@ -79,17 +80,17 @@ def solve(
         if kind == "ppo":
             _, beta = method.cycle(policy, optimizer, ask, pay, beta, ppo)
         else:
-            answers = ask()
-            baselines.group_update(policy, optimizer, answers, pay(answers), kind, group, beta)
+            baselines.group_cycle(policy, optimizer, ask, pay, kind, group, beta)
     greedy = rollout(policy, tokenizer, [[i] for i in range(PROMPTS)], 2, stop=None)
     return float(pay(greedy).mean())
 
 
-# --- stages ------------------------------------------------------------------------------------------------------
+# --- stages ---------------------------------------------------------------------------------------
 
 
 def make_base(config: Config, run: runs.Run) -> None:
-    """Once for all seeds and tasks: the known answer PPO must find, and at scale gpu a language model."""
+    """Once for all seeds and tasks: the known answer PPO must find, and at scale gpu a language
+    model."""
     device = runs.device(config)
     rewards: list[float] = []
     for seed in run.phase("bandit", 3, runs.Parts(rewards=rewards)):
@@ -136,7 +137,8 @@ def _language_model(config: Config, run: runs.Run, device: torch.device) -> list
 
 
 def make_start(config: Config, run: runs.Run) -> None:
-    """The policy every arm starts from: it has heard of the format and half knows the task, like a chat model.
+    """The policy every arm starts from: it has heard of the format and half knows the task, like a
+    chat model.
 
     A hub model is one already; the run notes its weights' hash."""
     lm, tokenizer = models.base_model(config)
@@ -151,8 +153,9 @@ def make_start(config: Config, run: runs.Run) -> None:
 def _half_teach(config: Config, run: runs.Run, lm: nn.Module, tokenizer: Any) -> None:
     """Supervised steps on a half-knowing teacher's answers.
 
-    Half of the steps show solved examples in front, so that few-shot prompting is not asked of a model that never saw
-    it; these are well formed, right or not. Only the last answer is learned."""
+    Half of the steps show solved examples in front, so that few-shot prompting is not asked of a
+    model that never saw it; these are well formed, right or not. Only the last answer is
+    learned."""
     items = data.load(config)
     run.splits(**items.ids())
     teacher = runs.stream(config.seed, "teacher")
