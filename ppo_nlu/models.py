@@ -109,7 +109,7 @@ def add_lora(
         names = list(lm.lora_targets)  # type: ignore[arg-type]
     if bias != "none" and any(n.endswith(".bias") for n, _ in lm.named_parameters()):
         warnings.warn(
-            f"lora_bias={bias!r} trains biases of the base model, and switching the adapter off does"
+            f"lora_bias={bias!r} trains biases of the base model; switching the adapter off does"
             " not bring them back: the KL is measured against a moving reference (D13); use 'none'",
             stacklevel=2,
         )
