@@ -85,17 +85,20 @@ def test_a_stopped_run_continues_to_the_same_bits(shortly, arm, steps):
 @pytest.mark.parametrize(("arm", "steps"), [("base", 1), ("start", 2)])
 def test_a_stopped_stage_continues_to_the_same_bits(arm, steps, tmp_path):
     paper = Protocol(Path(train.__file__).parent)
-    values = paper.config("cpu", paper.node("cpu", arm, "digits", 0)) | {"uses": {}, "steps": 4}
+    settings = paper.config("cpu", paper.node("cpu", arm, "digits", 0))
+
+    def record(folder: str) -> dict:
+        place = tmp_path / folder
+        train.run(Config(**{**settings, "uses": {}, "steps": 4, "out": str(place)}))
+        return json.loads((place / "record.json").read_text())
+
     runs.be_worker(lambda: False)
-    train.run(Config(**values, out=str(tmp_path / "whole")))
+    whole = record("whole")
     runs.be_worker(stopped_at(steps))
     with pytest.raises(runs.Stopped):
-        train.run(Config(**values, out=str(tmp_path / "parts")))
+        record("parts")
     runs.be_worker(lambda: False)
-    train.run(Config(**values, out=str(tmp_path / "parts")))
-    whole, parts = (
-        json.loads((tmp_path / name / "record.json").read_text()) for name in ("whole", "parts")
-    )
+    parts = record("parts")
     assert parts["state_sha256"] == whole["state_sha256"] and parts["gates"] == whole["gates"]
 
 
