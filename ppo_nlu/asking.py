@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_nlu import baselines, data, evaluate, models, official, prompts, sharding
+from ppo_nlu import baselines, data, evaluate, models, official, prompts
 from ppo_nlu.config import Config
 from ppo_nlu.data import Data, Item
-from ppo_nlu.policy import Policy, Rollout, left_pad, rollout
+from ppo_nlu.policy import Policy, Rollout, left_pad, rollout, whole
 from ppo_nlu.prompts import Task
 from shared import runs
 from shared.protocol import BadInput
@@ -227,7 +227,7 @@ def reference(policy: Policy, questions: Questions) -> tuple[str, Tensor]:
     """(sha256 of the frozen weights, the reference's log-probabilities at one question)."""
     source = policy.frozen[0] if policy.frozen else policy
     frozen = [p for _, p in sorted(source.named_parameters()) if not p.requires_grad]
-    sha256 = runs.state_sha256(map(sharding.whole, frozen))
+    sha256 = runs.state_sha256(map(whole, frozen))
     question = questions.ids(questions.train[0])[0]
     device = policy.value.weight.device
     ids, mask = left_pad([question], questions.tokenizer.pad_token_id, device)

@@ -107,6 +107,11 @@ def all_sum(x: Tensor) -> Tensor:
     return x
 
 
+def whole(p: Tensor) -> Tensor:
+    """A tensor that FSDP may have divided (sharding.py), put together."""
+    return p.full_tensor() if hasattr(p, "full_tensor") else p
+
+
 # --- answers --------------------------------------------------------------------------------------
 
 

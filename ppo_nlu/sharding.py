@@ -2,25 +2,22 @@
 
 Frozen weights alone are divided: the adapter, the biases and the value head stay whole in every
 process, so that any optimiser, checkpoint and export works as on one GPU. Every process answers
-every test question."""
+every test question.
+"""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from torch import Tensor
-
 from ppo_nlu.policy import Policy, base_of
-from shared import processes
 from shared.protocol import BadInput
 
 
 def divide_frozen(policy: Policy) -> bool:
     """Where the launcher's configuration asks for FSDP: the frozen weights of each block are
     divided among the processes and put together while the block computes. Returns whether."""
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if not (asked and processes.world_size() > 1):
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
         return False
     from torch.distributed.fsdp import fully_shard
 
@@ -35,8 +32,3 @@ def divide_frozen(policy: Policy) -> bool:
             fully_shard(module, ignored_params=trained)
     fully_shard(policy.lm, ignored_params=trained)
     return True
-
-
-def whole(p: Tensor) -> Tensor:
-    """A tensor that may be divided, put together."""
-    return p.full_tensor() if hasattr(p, "full_tensor") else p

@@ -24,7 +24,7 @@ from ppo_nlu import asking, baselines, data, method, models, official, sharding,
 from ppo_nlu.asking import Questions
 from ppo_nlu.classifier import classify
 from ppo_nlu.config import Config
-from ppo_nlu.policy import Policy, Rollout
+from ppo_nlu.policy import Policy, Rollout, whole
 from shared import processes, runs
 from shared.protocol import BadInput
 
@@ -51,7 +51,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
     run.splits(**items.ids())
     lm, tokenizer = models.starting_policy(config, run)
     policy = models.adapted(config, lm, runs.device(config))
-    if sharding.divide_frozen(policy):
+    if processes.world_size() > 1 and sharding.divide_frozen(policy):
         run.say(f"weights divided among {processes.world_size()} processes (FSDP2)")
     questions = asking.questions_of(config, tokenizer, items, models.context(policy.lm), run.say)
     optimizer = models.make_optimizer(config, policy.trained())
@@ -92,7 +92,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
     run.finish(
         metrics=metrics,
         validation=validation,
-        state=policy.trained() if before else map(sharding.whole, models.weights(policy.lm)),
+        state=policy.trained() if before else map(whole, models.weights(policy.lm)),
         gradient_evaluations=arm.spent["gradient_steps"],
         chosen_step=steps,
         exports=export(arm) if before else [],

@@ -17,9 +17,9 @@ sys.path.insert(0, root)
 
 from conftest import tiny_policy  # noqa: E402
 
-from ppo_nlu import method, sharding  # noqa: E402
+from ppo_nlu import method  # noqa: E402
 from ppo_nlu.config import PPO  # noqa: E402
-from ppo_nlu.policy import rollout  # noqa: E402
+from ppo_nlu.policy import rollout, whole  # noqa: E402
 from shared import processes  # noqa: E402
 
 world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
@@ -42,7 +42,7 @@ part = slice(rank, None, world)
 answers = rollout(policy, tokenizer, asked[part], 5, uniforms[part])
 optimizer = torch.optim.SGD(policy.trained(), lr=0.1)
 facts, beta = method.update(policy, optimizer, answers, R[part], 0.2, PPO(minibatch=len(answers)))
-weights = torch.cat([sharding.whole(p).detach().flatten() for p in policy.trained()])
+weights = torch.cat([whole(p).detach().flatten() for p in policy.trained()])
 if rank == 0:
     torch.save([weights, facts, beta], out)
 if world > 1:
