@@ -13,6 +13,8 @@ from typing import Literal
 
 from shared.protocol import BadInput, RunConfig
 
+Job = Literal["ppo", "sft", "prompt", "reinforce", "grpo", "rloo", "classifier", "start", "base"]
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -73,9 +75,7 @@ class Training:
     """How an arm learns, and for how long."""
 
     # how the arm learns; "prompt" does not; "base" and "start" make what all others use
-    job: Literal[
-        "ppo", "sft", "prompt", "reinforce", "grpo", "rloo", "classifier", "start", "base"
-    ] = "ppo"
+    job: Job = "ppo"
     # stop after training: other arms build on it
     stage: bool = False
     # batches

@@ -1,4 +1,4 @@
-"""The equations by hand, and the loss against a second formula and finite differences."""
+"""The equations: by hand, against a second formula and finite differences, on a known answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ppo_nlu import method, models
+from ppo_nlu import method, models, stages
 from ppo_nlu.config import PPO
 from ppo_nlu.policy import Policy, Rollout
 
@@ -193,3 +193,9 @@ def test_ids_after_the_end_and_more_left_padding_change_nothing(some_answers):
     mask = torch.cat([torch.zeros(8, 5, dtype=answers.mask.dtype), answers.mask], 1)
     for changed in (replace(answers, ids=after), replace(answers, ids=wider, mask=mask)):
         assert float(loss_of(policy, changed, *fixed, h).detach()) == pytest.approx(base, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo", "reinforce"])
+def test_the_bandit_is_solved(kind, seed):
+    assert stages.solve(kind, seed) > 0.9
