@@ -227,9 +227,9 @@ def check(arm: Arm, before: tuple[str, Tensor]) -> None:
     passed = before[0] == after[0] and same
     arm.run.gate("reference-kept", passed, f"{detail}; same log-probabilities: {same}")
     if declared := arm.config.examples:
-        seen = arm.spent["examples"]
-        detail = f"{seen} labelled examples seen, {declared} declared"
-        arm.run.gate("budget", abs(seen / declared - 1) <= 0.01, detail)
+        examples = arm.spent["examples"]
+        detail = f"{examples} labelled examples seen, {declared} declared"
+        arm.run.gate("budget", abs(examples / declared - 1) <= 0.01, detail)
 
 
 def export(arm: Arm) -> list[str]:
