@@ -18,11 +18,14 @@ import hashlib
 import json
 import math
 import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 SCALES = ("cpu", "gpu", "paper", "rehearsal")
 BLOCK = 100  # verdict seeds of revision r begin at 100 (r + 1); seeds below 100 serve development
@@ -570,3 +573,75 @@ def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str 
     ):
         return "predictions.npz does not match its record"
     return None
+
+
+# --- documents as models ------------------------------------------------------------------------
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+# The beginning of pydantic's name of an error -> what belongs there instead.
+_WRITE = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "string": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a mapping",
+    "model": "a mapping",
+}
+
+
+def read_as(model: type[Model], document: Any, where: str) -> Model:
+    """`document`, as YAML or JSON gives it, as a `model`.
+
+    BadInput names the place below `where` and the remedy: the nearest key or word, what is
+    missing, or what to write. The elements of a list are named by their id where they have one.
+    """
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        # a misspelt key is also a missing one: the misspelling is what helps
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    *above, last = first["loc"] or ("",)
+    kind, value = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        keys = _keys_at(model, above)
+        raise unknown(str(last), keys, _place(where, document, above))
+    if kind in ("missing", "string_too_short") or (value is None and kind != "value_error"):
+        raise BadInput(f"{_place(where, document, above)}: {str(last)!r} is missing")
+    place = _place(where, document, first["loc"])
+    if kind == "literal_error":
+        raise unknown(str(value), re.findall(r"'([^']*)'", first["ctx"]["expected"]), place)
+    if kind == "value_error":
+        raise BadInput(f"{place}: {first['ctx']['error']}")
+    remedy = _WRITE.get(kind.split("_")[0])
+    raise BadInput(f"{place} is {value!r}; {f'write {remedy}' if remedy else first['msg']}")
+
+
+def _place(where: str, document: Any, keys: Sequence[str | int]) -> str:
+    """'claims.yaml: claims.C1.kind': the path of `keys` in `document`."""
+    names = []
+    for key in keys:
+        inside = isinstance(document, Mapping) or (
+            isinstance(document, list) and isinstance(key, int)
+        )
+        try:
+            document = document[key] if inside else None
+        except KeyError:  # the name of a union's member, which is nowhere in the file
+            continue
+        named = isinstance(key, int) and isinstance(document, Mapping)
+        names.append(str(document.get("id", key)) if named else str(key))
+    return ": ".join(filter(None, [where, ".".join(names)]))
+
+
+def _keys_at(kind: Any, place: Sequence[str | int]) -> list[str]:
+    """The keys that the annotation `kind` allows at `place` below it."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        fields = {f.alias or name: f.annotation for name, f in kind.model_fields.items()}
+        if not place:
+            return list(fields)
+        return _keys_at(fields.get(str(place[0])), place[1:])
+    inside = place[1:] if get_origin(kind) in (list, dict, tuple) else place
+    return [key for part in get_args(kind) for key in _keys_at(part, inside)]
