@@ -624,12 +624,11 @@ def _place(where: str, document: Any, keys: Sequence[str | int]) -> str:
     """'claims.yaml: claims.C1.kind': the path of `keys` in `document`."""
     names = []
     for key in keys:
-        inside = isinstance(document, Mapping) or (
-            isinstance(document, list) and isinstance(key, int)
-        )
-        try:
-            document = document[key] if inside else None
-        except KeyError:  # the name of a union's member, which is nowhere in the file
+        if isinstance(document, list) and isinstance(key, int):
+            document = document[key]
+        elif isinstance(document, Mapping) and key in document:
+            document = document[key]
+        else:  # the name of a union's member, which is nowhere in the file
             continue
         named = isinstance(key, int) and isinstance(document, Mapping)
         names.append(str(document.get("id", key)) if named else str(key))

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.readme import outdated, table, update_readme
+from benchmarks.blocks import outdated, update_readme
+from benchmarks.words import table
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"

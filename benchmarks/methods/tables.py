@@ -12,7 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.readme import cell, load_yaml, table
+import yaml
+
+from benchmarks.blocks import update_readme
+from benchmarks.words import cell, table
 
 ROOT = Path(__file__).parents[2]
 RESULT = Path("benchmarks/methods/results/cpu.json")
@@ -23,7 +26,8 @@ NOTHING = "Nothing is recorded yet: `make bench` measures."
 
 
 def bounds() -> dict[str, list[dict[str, Any]]]:
-    return load_yaml(Path(__file__).with_name("bounds.yaml"))
+    bounds = yaml.safe_load(Path(__file__).with_name("bounds.yaml").read_text(encoding="utf-8"))
+    return dict(bounds)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -194,8 +198,6 @@ def figure(result: Mapping[str, Any], path: Path) -> None:
 
 def write() -> None:
     """README.md (its block `speed`) and the figure, from the committed result."""
-    from benchmarks.readme import update_readme
-
     result = load(ROOT / RESULT)
     if result["papers"]:
         figure(result, ROOT / FIGURE)
