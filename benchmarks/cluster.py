@@ -126,7 +126,7 @@ class Cluster:
     paper: str
     jobs: int
     config: Callable[[Node], dict[str, Any]]
-    told: Callable[[Node, Outcome], None]
+    ended: Callable[[Node, Outcome], None]
     options: Options
     deadline: float | None = None
     outcomes: dict[Key, Outcome] = field(default_factory=dict)
@@ -226,7 +226,7 @@ class Cluster:
                 if outcome.status != "blocked" and (
                     outcome.status != "crashed" or tried == ATTEMPTS
                 ):
-                    self.told(node, outcome)
+                    self.ended(node, outcome)
             if queue is not None and flying and time.monotonic() - last >= 60:
                 last = time.monotonic()
                 states = Counter(queue[j] for j in flying if j in queue)

@@ -98,14 +98,14 @@ def attempt(module: Any, settings: dict[str, Any]) -> tuple[str, str]:
 
 @dataclass
 class Pool:
-    """Trains `nodes` with `jobs` workers. `config(node)` gives a run's settings; `told(node, outcome)` hears of each end."""
+    """Trains `nodes` with `jobs` workers. `config(node)` gives a run's settings; `ended(node, outcome)` hears of each end."""
 
     root: Path
     paper: str
     jobs: int
     logs: Path
     config: Callable[[Node], dict[str, Any]]
-    told: Callable[[Node, Outcome], None]
+    ended: Callable[[Node, Outcome], None]
     gpus: Sequence[str] = ()
     deadline: float | None = (
         None  # time.monotonic() at which every run is asked to checkpoint and stop
@@ -228,7 +228,7 @@ class Pool:
             if status == "finished":
                 done.add(node.key)
             self.outcomes[node.key] = outcome
-            self.told(node, outcome)
+            self.ended(node, outcome)
 
     def _close(self) -> None:
         for worker in self.workers:

@@ -223,6 +223,10 @@ class Rehearsal(BaseModel):
     created: str | None = None
     commit: str | None = None
 
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.model_dump(), indent=1) + "\n")
+
 
 class Stamp(BaseModel):
     """`results/checked.json` has one per scale: the very bytes that `make check` derived again."""
@@ -266,14 +270,13 @@ def all_recorded(paper_dir: Path) -> dict[str, Results]:
     return {scale: result for scale, result in results.items() if result is not None}
 
 
+def read_rehearsal(path: Path) -> Rehearsal:
+    return read_as(Rehearsal, load_json(path), str(path))
+
+
 def rehearsal(paper_dir: Path) -> Rehearsal | None:
     path = result_path(paper_dir, "rehearsal")
-    return read_as(Rehearsal, load_json(path), str(path)) if path.exists() else None
-
-
-def write_rehearsal(path: Path, result: Rehearsal) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result.model_dump(), indent=1) + "\n")
+    return read_rehearsal(path) if path.exists() else None
 
 
 def stamps(paper_dir: Path) -> dict[str, Stamp]:
