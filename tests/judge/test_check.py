@@ -199,7 +199,7 @@ def test_rounding_of_another_processor_is_no_difference():
 
 
 def rewrite(folder, change):
-XX
+    """Edit the predictions and name their new sha256: the scores must give it away."""
     path = folder / "results" / "cpu.predictions.npz"
     predictions = unpack_predictions(path)
     change(predictions)
