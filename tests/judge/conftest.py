@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import synthetic_results
+import toy as toy_paper
+from commands import reproduce
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +18,11 @@ def checkout(tmp_path_factory) -> Path:
     path = synthetic_results.tree(tmp_path_factory.mktemp("checkout"))
     report.render(path, runs=path / "runs")
     return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The toy paper with all its runs, judged and reported; copied by the tests that begin there."""
+    root = tmp_path_factory.mktemp("finished")
+    toy_paper.write(root)
+    return root, reproduce(root)

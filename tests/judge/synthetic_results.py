@@ -87,12 +87,14 @@ def claims(rng: random.Random) -> list[dict]:
     unclear = (("train_split", 0.5, "OPEN"), ("first_order", None, "OPEN"))
     beaten = (("random", 2.2, "BEATEN"),)
     return [
-        claim(rng, "better-than-uniform", learned, "SUPPORTED, NOT ATTRIBUTED", 1.5, 0.6, unattributed),
+        claim(rng, "better-than-uniform", learned, "SUPPORTED, NOT ATTRIBUTED", 1.5, 0.6,
+              unattributed),
         claim(rng, "better-than-random", "Learned ranks beat random ranks of the same total",
               "SUPPORTED", 2.2, 0.6, beaten, arms={"method": "autolora", "opponent": "random"}),
         claim(rng, "close-to-full", "Within half a point of full fine-tuning", "CONTRADICTED", -1.8,
               arms={"method": "autolora", "opponent": "full"}, threshold=-0.5),
-        claim(rng, "held-out", held_out, "SUPPORTED, ATTRIBUTION OPEN", 1.2, 0.6, unclear, **second),
+        claim(rng, "held-out", held_out, "SUPPORTED, ATTRIBUTION OPEN", 1.2, 0.6, unclear,
+              **second),
         claim(rng, "steadier", "Scores vary less over seeds than with plain fine-tuning",
               "INCONCLUSIVE", 0.2, kind="spread", reason="t", item_ci95=None, **second),
         claim(rng, "tagging", "The same on token tagging & <b>spans</b>", "NOT RUN", None,
@@ -102,7 +104,8 @@ def claims(rng: random.Random) -> list[dict]:
         claim(rng, "small-data", "The gain grows as data shrink", "INCONCLUSIVE", 0.9, 1.6,
               kind="contrast", reason="sign-flip", arms=weights, **second),
         claim(rng, "detector", "The detector finds more texts than a fixed one",
-              "SUPPORTED for this model", 2.0, 9.0, replicates=600, unit="item", item_ci95=None, **second),
+              "SUPPORTED for this model", 2.0, 9.0, replicates=600, unit="item",
+              item_ci95=None, **second),
         claim(rng, "one-search", "Two searches agree on ranks better than chance", "INCONCLUSIVE",
               0.31, 0.4, role="exhibit", kind="statistic", unit="raw", metric="kendall_tau",
               arms={"method": ["autolora", "permuted"], "name": "rank_agreement"}),
@@ -247,7 +250,7 @@ def published() -> list[dict]:
 
 
 def tree(root: Path) -> Path:
-    """One full paper with runs, one at two scales, one partial, one empty, one with many numbers."""
+    """A full paper with runs, one at two scales, one partial, one empty, one of many numbers."""
     write(root / "autolora/results/cpu.json", document())
     rehearsal = {"created": "2025-11-19T08:00:00Z", "passed": True, "runs": 96, "seconds": 140}
     write(root / "autolora/results/rehearsal.json", rehearsal)

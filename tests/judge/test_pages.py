@@ -13,6 +13,7 @@ import synthetic_results
 from matplotlib.figure import Figure
 
 from benchmarks import PAPERS, plots, report
+from benchmarks.words import formula
 
 VOID = {"meta", "br", "link", "img", "input", "hr", "wbr"}
 
@@ -185,9 +186,7 @@ def test_summary_for_machines(checkout):
     claim = papers["autolora"]["claims"][0]
     assert claim["verdict"].startswith("SUPPORTED, NOT ATTRIBUTED")
     assert claim["controls"] == {"permuted": "NOT BEATEN", "random": "BEATEN"}
-    assert claim["compared"] == readme.formula(
-        {**claim, "arms": synthetic_results.result().claims[0]["arms"]}
-    )
+    assert claim["compared"] == formula(synthetic_results.result().claims[0])
     assert papers["autolora"]["recorded"] is False and papers["dasgm"]["recorded"] is True
     assert papers["ppo_nlu"]["scale"] is None
     arm = papers["autolora"]["arms"]["autolora"]
@@ -246,18 +245,18 @@ def test_a_broken_figure_hides_no_verdict(checkout, tmp_path, capsys):
 
 
 def test_the_command_line_prints_the_page_and_refuses_unknown_papers(checkout, tmp_path, capsys):
-    assert report.main(["dasgm", "--checkout", str(checkout), "--out", str(tmp_path)]) == 0
+    assert report.main(["dasgm", "--root", str(checkout), "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "dasgm.html")
-    assert report.main(["autolara", "--checkout", str(checkout)]) == 2
+    assert report.main(["autolara", "--root", str(checkout)]) == 2
     assert "did you mean 'autolora'?" in capsys.readouterr().err
     (tmp_path / "dasgm/results").mkdir(parents=True)
     (tmp_path / "dasgm/results/cpu.json").write_text("{broken")
-    assert report.main(["dasgm", "--checkout", str(tmp_path)]) == 2
+    assert report.main(["dasgm", "--root", str(tmp_path)]) == 2
     assert "is not valid JSON" in capsys.readouterr().err
 
 
 def test_ink_follows_the_page():
-    """Colours of text and axes become CSS, so that a figure is readable on a dark page; a method's own stay."""
+    """Colours of text and axes become CSS, for dark pages too; a method's own stay."""
     with plots.style():
         figure = Figure()
         figure.add_subplot().plot([0, 1], [0, 1], color="#123456")
@@ -271,8 +270,11 @@ def test_each_claim_says_how_its_verdict_was_reached(pages):
     page = pages["autolora.html"]
     claims = synthetic_results.result().claims
     assert page.text.count("How this verdict was reached") == len(claims)
-    for words in ("Rule Supported if every condition", "Data documentation", "Seeds 100-107", "Intervals 95 % Student t",
-                  "Controls permuted NOT BEATEN", "An exhibit is shown and never judged", "needs no test"):  # fmt: skip
+    for words in (
+        *("Rule Supported if every condition", "Data documentation", "Seeds 100-107"),
+        *("Intervals 95 % Student t", "Controls permuted NOT BEATEN", "needs no test"),
+        "An exhibit is shown and never judged",
+    ):
         assert words in page.text, words
 
 
@@ -287,18 +289,24 @@ def test_speed_reliability_and_cluster_are_shown_once_recorded(checkout, tmp_pat
             "commit": "0123456789abcdef",
         }
     }
+    commit, promise = "0123456789abcdef", {"item": "1", "promise": "the same <bits>"}
+    counted = {"figure": "6/7", "methods": 6, "methods_asked": 7, "seconds": 3.0}
+    later = {"figure": "not run", "methods": None, "methods_asked": None, "seconds": 0.0}
+    items = [
+        {**promise, **counted, "not_held": ["test_x: why"]},
+        {"item": "2", "promise": "later", **later, "not_held": []},
+    ]
+    machine, versions = {"cpu": "a processor", "cores": 2}, {"python": "3.11", "torch": "2"}
+    nodes = {"cluster": "one node", "versions": {"slurm": "slurm-wlm 1", "python": "3.11"}}
+    checks = [{"check": "requeue", "passed": False, "detail": "2 of 3"}]
+    origin = {"machine": machine, "versions": versions, "command": "a command"}
+    failed = {"passed": False, "command": "make cluster-check", "seconds": 90.0, "commit": None}
+    by = {"commit": commit, "machine": {"processor": "a processor"}, "created": "2026-01-02"}
     files = {
-        "methods/results/cpu.json": {"papers": papers, "machine": {"cpu": "a processor", "cores": 2},
-                                     "versions": {"python": "3.11", "torch": "2"}, "command": "a command"},
-        "results/reliability.json": {"commit": "0123456789abcdef", "machine": {"processor": "a processor"}, "created": "2026-01-02",
-                                     "items": [{"item": "1", "promise": "the same <bits>", "figure": "6/7", "methods": 6,
-                                                "methods_asked": 7, "seconds": 3.0, "not_held": ["test_x: why"]},
-                                               {"item": "2", "promise": "later", "figure": "not run", "methods": None,
-                                                "methods_asked": None, "seconds": 0.0, "not_held": []}]},
-        "results/cluster.json": {"passed": False, "command": "make cluster-check", "seconds": 90.0, "commit": None,
-                                 "cluster": "one node", "versions": {"slurm": "slurm-wlm 1", "python": "3.11"},
-                                 "checks": [{"check": "requeue", "passed": False, "detail": "2 of 3"}]},
-    }  # fmt: skip
+        "methods/results/cpu.json": {"papers": papers, **origin},
+        "results/reliability.json": {**by, "items": items},
+        "results/cluster.json": {**failed, **nodes, "checks": checks},
+    }
     shutil.copytree(
         checkout, tmp_path / "checkout", ignore=shutil.ignore_patterns("report", "runs")
     )
@@ -309,8 +317,15 @@ def test_speed_reliability_and_cluster_are_shown_once_recorded(checkout, tmp_pat
     report.render(tmp_path / "checkout", ["autolora"], runs=tmp_path)
     page = Page((tmp_path / "checkout/report/index.html").read_text())
     assert {"speed", "reliability", "cluster"} <= set(page.ids)
-    for words in ("5.20 [5.00, 5.50]", "reached, within 5 %", "6/7 6 of 7", "the same <bits>", "test_x: why",
-                  "Not all checks passed.", "slurm-wlm 1, python 3.11", "commit 0123456789."):  # fmt: skip
+    for words in (
+        *("5.20 [5.00, 5.50]", "reached, within 5 %", "6/7 6 of 7", "the same <bits>"),
+        *(
+            "test_x: why",
+            "Not all checks passed.",
+            "slurm-wlm 1, python 3.11",
+            "commit 0123456789.",
+        ),
+    ):
         assert words in page.text, words
     assert page.text.count("not run") >= 2  # the other papers' steps, and item 2
     (figure,) = page.pictures

@@ -1,4 +1,4 @@
-"""The runner on a paper of twenty lines: verdicts, second call, Ctrl-C, SIGKILL, crashes, limits, previews, recording, refusals."""
+"""The runner on a paper of twenty lines: verdicts, stops, crashes, previews and refusals."""
 
 from __future__ import annotations
 
@@ -11,41 +11,11 @@ import sys
 import time
 
 import pytest
-
-
-def reproduce(root, *words, **environ):
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environ}
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.reproduce", "toy", *words],
-        cwd=root,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-
-
-def results(root, name="results"):
-    found = json.loads((root / "runs" / "toy" / "cpu" / f"{name}.json").read_text())
-    for key in ("created", "commit", "environment", "seconds"):
-        found.pop(key)
-    for run in found["runs"]:
-        for key in ("seconds", "peak_memory_mb"):
-            run.pop(key, None)
-    return found
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The toy paper with all its runs, judged and reported; copied by the tests that begin there."""
-    import toy as toy_paper
-
-    root = tmp_path_factory.mktemp("finished")
-    toy_paper.write(root)
-    return root, reproduce(root)
+from commands import reproduce, results
 
 
 def slow_down(root):
-    """Runs of a few seconds, so that a signal meets them in the middle; the scores stay as they are."""
+    """Runs of a few seconds, so that a signal meets them in the middle; scores stay equal."""
     path = root / "toy" / "train.py"
     path.write_text(
         path.read_text().replace(
@@ -78,8 +48,13 @@ def test_killed_and_continued_gives_the_same(toy, finished):
     whole = results(finished[0])
     for number, status in ((signal.SIGKILL, -9), (signal.SIGINT, 75)):
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.reproduce", "toy"], cwd=toy, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "REPRO_CHECKPOINT_SECONDS": "0"})  # fmt: skip
+            [sys.executable, "-m", "benchmarks.reproduce", "toy"],
+            cwd=toy,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "REPRO_CHECKPOINT_SECONDS": "0"},
+        )
         before = len(list(toy.glob("runs/toy/cpu/*/*/*/record.json")))
         while len(list(toy.glob("runs/toy/cpu/*/*/*/record.json"))) < before + 2:
             assert process.poll() is None, process.communicate()
@@ -219,180 +194,3 @@ def test_broken_files_below_runs_stop_no_verdict(toy, finished):
 def test_dry_prints_the_plan_and_starts_nothing(toy):
     done = reproduce(toy, "--dry")
     assert done.returncode == 0 and "23 runs" in done.stdout and not (toy / "runs").exists()
-
-
-@pytest.fixture
-def two(toy):
-    """A repository of two papers: `toy` and its copy `toy2`."""
-    shutil.copytree(toy / "toy", toy / "toy2")
-    for path in (toy / "toy2").iterdir():
-        path.write_text(path.read_text().replace("toy", "toy2"))
-    (toy / "benchmarks" / "__init__.py").write_text('PAPERS = ("toy", "toy2")\n')
-    return toy
-
-
-def all_papers(root, *words, before=""):
-    code = f"{before}\nimport sys; from benchmarks import reproduce; sys.exit(reproduce.main(sys.argv[1:]))"
-    return subprocess.run([sys.executable, "-c", code, *words], cwd=root, capture_output=True, text=True,
-                          env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
-
-
-def recorded_seconds(root, paper, seconds):
-    """A recorded result whose runs took so long each, `seconds` by arm."""
-    runs = [{"arm": arm, "task": task, "seed": 100, "seconds": s} for arm, s in seconds.items() for task in ("line", "plane")]  # fmt: skip
-    folder = root / paper / "results"
-    folder.mkdir()
-    (folder / "cpu.json").write_text(json.dumps({"claims": [], "runs": runs}))
-
-
-def test_one_estimate_over_all_papers_without_torch(two):
-    """23 runs each: 1 stage, 11 good, 11 noisy."""
-    recorded_seconds(two, "toy", {"stage": 4.0, "good": 60.0, "noisy": 120.0})
-    recorded_seconds(two, "toy2", {"stage": 4.0, "good": 600.0, "noisy": 0.1})
-    done = all_papers(two, "--dry", "--jobs", "2", before="import sys; sys.modules['torch'] = None")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not (two / "runs").exists()
-    lines = done.stdout.splitlines()
-    assert "paper 1 of 2, 72 min left over the whole: toy at scale cpu (no CUDA device)" in lines
-    assert "paper 2 of 2, 55 min left over the whole: toy2 at scale cpu (no CUDA device)" in lines
-    table = [
-        " ".join(line.split()) for line in lines[lines.index("") :] if line[:3] in ("toy", "all")
-    ]
-    assert table == [
-        "toy cpu 23 0 17 min 0.20",
-        "toy2 cpu 23 0 55 min 0.20",
-        "all 46 0 72 min 0.40",
-    ]
-    assert "expected: 72 min; started now, it would end about 20" in done.stdout  # a date
-
-
-def test_what_was_not_measured_or_is_refused_is_named_in_the_estimate(two):
-    recorded_seconds(two, "toy", {"stage": 4.0, "good": 60.0, "noisy": 120.0})
-    done = all_papers(two, "--dry", "--jobs", "2")
-    assert "expected: 17 min without toy2 (not measured)" in done.stdout
-    path = two / "toy2" / "protocol.yaml"
-    path.write_text(path.read_text().replace("defaults", "default"))
-    done = all_papers(two, "--dry", "--jobs", "2")
-    assert (
-        done.returncode == 2
-        and "toy2          refused: " in done.stdout
-        and "17 min" in done.stdout
-    )
-    assert "Traceback" not in done.stderr
-
-
-def test_all_papers_end_with_one_summary(two, finished):
-    shutil.copytree(finished[0] / "runs", two / "runs")
-    done = all_papers(two)
-    assert done.returncode == 0, done.stdout + done.stderr
-    begin, end = done.stdout.split("paper 1 of 2, ")
-    assert (
-        begin.startswith("paper ") and " 23       23          0 s" in begin
-    )  # the estimate comes first
-    assert "paper 2 of 2, not measured" not in end and end.index("[23/23]") < end.index(
-        "summary of 2 papers"
-    )
-    lines = end[end.index("summary of 2 papers") :].splitlines()
-    own = {
-        n: json.loads((two / "runs" / n / "cpu" / "results.json").read_text())
-        for n in ("toy", "toy2")
-    }
-    passes = {n: sum(r["gradient_evaluations"] for r in found["runs"]) for n, found in own.items()}
-    for i, (name, found) in enumerate(own.items()):
-        gates = f"gates: {len(found['gates'])} of {len(found['gates'])} hold"
-        seconds = f"{found['seconds']['wall']:.0f} s"
-        assert lines[1 + 2 * i] == f"{name:<13} cpu       done; {gates}; {seconds}; {passes[name]} gradient evaluations"  # fmt: skip
-        assert (
-            lines[2 + 2 * i]
-            == f"  {found['claims'][0]['verdict']}  C1: clean inputs beat noisy ones"
-        )
-    assert (
-        lines[5].startswith("all: 2 done; ")
-        and f"{sum(passes.values()):,} gradient evaluations" in lines[5]
-    )
-    assert lines[5].endswith(
-        "primary claims: 2 " + own["toy"]["claims"][0]["verdict"].split(" (")[0]
-    )
-    assert lines[6] == "report: report/index.html"
-
-
-def test_a_rehearsal_of_all_papers_ends_with_passed_or_failed(two):
-    for paper in ("toy", "toy2"):
-        path = two / paper / "protocol.yaml"
-        path.write_text(
-            path.read_text().replace(
-                ", needs: {models: [nobody/nothing], data: [nothing/here]}", ""
-            )
-        )
-    path.write_text(path.read_text().replace("set: {noise: 3.0}", "set: {noise: 3.0, crash: 0}"))
-    done = all_papers(two, "--scale", "rehearsal", "--jobs", "1")
-    lines = done.stdout[done.stdout.index("summary of 2 papers") :].splitlines()
-    assert done.returncode == 1
-    assert lines[1].startswith("toy           rehearsal passed; ") and lines[1].endswith(" s")
-    assert lines[2].startswith("toy2          rehearsal FAILED; ")
-    assert lines[3].startswith("all: 1 passed, 1 FAILED; ") and len(lines) == 4
-
-
-def test_record_and_check(toy, finished):
-    """Recording needs a clean tree and a whole result; the check passes on it and catches an edited digit."""
-
-    def git(*words):
-        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-        return subprocess.run(["git", *identity, *words], cwd=toy, check=True, capture_output=True)
-
-    def check():
-        return subprocess.run(
-            [sys.executable, "-m", "benchmarks.check", "toy"],
-            cwd=toy,
-            capture_output=True,
-            text=True,
-        )
-
-    (toy / ".gitignore").write_text("/runs/\n/report/\n/.cache/\n__pycache__/\n")
-    (toy / "README.md").write_text("<!-- generated: verdicts -->\n<!-- end generated -->\n")
-    git("init", "-q"), git("add", "-A"), git("commit", "-qm", "a")
-    assert "does not exist" in reproduce(toy, "--record").stderr
-    shutil.copytree(finished[0] / "runs", toy / "runs")
-    (toy / "toy" / "README.md").write_text(
-        "# toy\n\n<!-- generated: claims -->\n<!-- end generated -->\n"
-    )
-    assert "clean, committed tree" in reproduce(toy, "--record").stderr
-    git("commit", "-qam", "b")
-    done = reproduce(toy, "--record")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (
-        "C1" in (toy / "toy" / "README.md").read_text()
-        or "clean inputs" in (toy / "toy" / "README.md").read_text()
-    )
-    git("add", "-A"), git("commit", "-qm", "c")
-    done = check()
-    assert done.returncode == 0, done.stdout + done.stderr
-    path = toy / "toy" / "results" / "cpu.json"
-    text = path.read_text()
-    document = json.loads(text)
-    document["claims"][0]["effect"] += 1e-9
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    done = check()
-    assert done.returncode != 0 and "effect" in done.stdout + done.stderr
-    path.write_text(text)
-    (toy / "toy" / "evaluate.py").open("a").write("\n# newer\n")
-    done = check()
-    assert done.returncode == 0 and "STALE" in done.stdout
-
-
-def test_verdicts_that_another_machine_recorded_stay_listed(toy):
-    from benchmarks import reproduce as judge
-    from shared import protocol
-
-    paper = protocol.Protocol(toy / "toy")
-    old = {"revision": paper.revision(), "predictions_sha256": "x", "environment": {"processor": "A"}, "commit": "c", "created": "d",
-           "claims": [{"id": "C1", "verdict": "SUPPORTED", "effect": 1.0}], "earlier": []}  # fmt: skip
-    (toy / "toy" / "results").mkdir(exist_ok=True)
-    (toy / "toy" / "results" / "cpu.json").write_text(json.dumps(old))
-    assert judge.earlier(paper, "cpu", "x") == []
-    (kept,) = judge.earlier(paper, "cpu", "y")
-    assert (
-        kept["processor"] == "A"
-        and kept["verdicts"] == {"C1": "SUPPORTED"}
-        and kept["effects"] == {"C1": 1.0}
-    )

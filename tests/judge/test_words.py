@@ -31,7 +31,7 @@ def test_intervals_share_their_decimals():
 
 
 def test_a_metric_is_in_points_where_its_own_task_has_shares():
-    """`score` of a planted task may count something: that must not turn the accuracies of another into shares."""
+    """`score` of a planted task may count something: accuracies of another stay in points."""
     runs = [
         {
             "arm": "a",
