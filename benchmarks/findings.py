@@ -49,7 +49,8 @@ class Answer:
 
 
 def questions(paper: str) -> list[Question]:
-    listed = yaml.safe_load(QUESTIONS.read_text(encoding="utf-8"))[paper]
+    by_paper = yaml.safe_load(QUESTIONS.read_text(encoding="utf-8"))
+    listed = by_paper[paper] if paper in by_paper else []
     return [read_as(Question, question, QUESTIONS.name) for question in listed]
 
 

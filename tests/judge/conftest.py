@@ -22,7 +22,7 @@ def checkout(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """The toy paper with all its runs, judged and reported; copied by the tests that begin there."""
+    """The toy paper with all its runs, judged and reported; tests that begin there copy it."""
     root = tmp_path_factory.mktemp("finished")
     toy_paper.write(root)
     return root, reproduce(root)

@@ -14,7 +14,7 @@ from shared import protocol
 
 
 def test_record_and_check(toy, finished):
-    """Recording needs a clean tree and a whole result; the check passes on it and catches an edited digit."""
+    """Recording needs a clean tree and a whole result; the check catches an edited digit."""
 
     def git(*words):
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
