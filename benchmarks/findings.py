@@ -50,7 +50,7 @@ class Answer:
 
 def questions(paper: str) -> list[Question]:
     by_paper = yaml.safe_load(QUESTIONS.read_text(encoding="utf-8"))
-    listed = by_paper[paper] if paper in by_paper else []
+    listed = by_paper.get(paper, [])
     return [read_as(Question, question, QUESTIONS.name) for question in listed]
 
 
