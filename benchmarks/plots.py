@@ -12,14 +12,15 @@ import html
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import matplotlib
-from cycler import cycler
+import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -56,33 +57,9 @@ class Picture:
     width: int  # natural width in CSS pixels
 
 
-@contextmanager
-def style() -> Iterator[None]:
+def style() -> AbstractContextManager[None]:
     """Defaults under which our figures and those of the methods are drawn."""
-    rc: Any = {
-        "svg.fonttype": "none",
-        "font.family": "DejaVu Sans",  # measured with this wide font, shown with the page's
-        "font.size": 8.5,
-        "axes.titlesize": 9,
-        "axes.labelsize": 8.5,
-        "legend.fontsize": 8,
-        "legend.frameon": False,
-        "figure.facecolor": "none",
-        "savefig.facecolor": "none",
-        "axes.facecolor": "none",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.7,
-        "lines.linewidth": 1.4,
-        "grid.color": FAINT,
-        "grid.linewidth": 0.5,
-        "axes.prop_cycle": cycler(color=CYCLE),
-        "image.cmap": "cividis",  # the same to colour-blind eyes, and legible on both pages
-    }
-    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor")
-    rc |= dict.fromkeys((*inked, "xtick.color", "ytick.color"), INK)
-    with matplotlib.rc_context(rc):
-        yield
+    return matplotlib.style.context(Path(__file__).with_suffix(".mplstyle"))
 
 
 def to_svg(figure: Figure, alt: str, key: str) -> tuple[str, int]:
