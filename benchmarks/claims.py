@@ -1,168 +1,213 @@
-"""claims.yaml: what is claimed, fixed before any run. Reading refuses what the judge would not understand."""
+"""claims.yaml: what is claimed, fixed before any run. Reading refuses what the judge cannot use."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-
-from shared.protocol import SCALES, BadInput, unknown
-
-CLAIMS_KEYS = {"paper", "revisions", "gates", "tasks", "claims", "targets"}
-CLAIM_KEYS = {
-    *("id", "statement", "source", "kind", "role", "arms", "tasks", "metric", "unit", "direction"),
-    *("threshold", "material", "controls", "items", "scales", "task_units"),
-}
-CLAIM_REQUIRED = (
-    "id",
-    "statement",
-    "source",
-    "kind",
-    "role",
-    "arms",
-    "controls",
-    "items",
-    "scales",
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
 )
-TARGET_KEYS = {
-    *(
-        "reported",
-        "arm",
-        "opponent",
-        "task",
-        "metric",
-        "unit",
-        "tolerance",
-        "reason",
-        "deviations",
-        "scales",
-    ),
-    *("sd_over", "n_paper"),
-}
-ARM_KEYS = {
+
+from shared.protocol import SCALES, BadInput, read_as, unknown
+
+Number = int | float
+Scale = Literal["cpu", "gpu", "paper", "rehearsal"]
+NEEDED_ARMS = {
     "difference": {"method", "opponent"},
     "contrast": {"weights"},
     "spread": {"method", "opponent"},
     "statistic": {"method", "name"},
     "exact": {"method", "opponent"},
 }
-ROLES = ("primary", "secondary", "exhibit")
-UNITS = ("points", "raw", "item")
 
 
-def one_of(value: object, valid: Collection[str], where: str) -> None:
+class Declared(BaseModel):
+    """A part of a file that people write: a key that it does not have is a mistake."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Arms(Declared):
+    """The arms of a claim, each 'arm' or 'arm@task'; which are there depends on its kind."""
+
+    method: str | list[str] | None = None
+    opponent: str | None = None
+    weights: dict[str, Number] | None = None
+    name: str | None = None  # of the statistic
+
+    @property
+    def methods(self) -> list[str]:
+        return [self.method] if isinstance(self.method, str) else self.method or []
+
+    def named(self) -> list[str]:
+        """All arms, the method first."""
+        return [*self.methods, *([self.opponent] if self.opponent else []), *(self.weights or {})]
+
+    @property
+    def sides(self) -> list[str]:
+        """The same without the task of 'arm@task'."""
+        return [text.partition("@")[0] for text in self.named()]
+
+    @model_serializer(mode="wrap")
+    def _without_the_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if value is not None}
+
+
+class ClaimSpec(Declared):
+    """A claim as it is declared; see the head of verdicts.py for the kinds."""
+
+    id: str
+    statement: str
+    source: str
+    kind: Literal["difference", "contrast", "spread", "statistic", "exact"]
+    role: Literal["primary", "secondary", "exhibit"]
+    arms: Arms
+    tasks: list[str] | dict[Scale, list[str]] = []  # none: all of the scale
+    metric: str | None = None
+    unit: Literal["points", "raw", "item"] = "points"
+    direction: Literal["higher", "lower"] = "higher"
+    threshold: Number = 0
+    material: Number = 1.0
+    controls: list[str] | str
+    items: str
+    scales: list[Scale]
+    task_units: dict[str, Number] = {}
+
+    @field_validator("controls", "items")
+    @classmethod
+    def _none_has_a_reason(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("none") and not value[4:].lstrip(": "):
+            raise ValueError(f"{value!r} gives no reason; write 'none: why'")
+        return value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> ClaimSpec:
+        arms = set(self.arms.model_dump())
+        for name in arms - NEEDED_ARMS[self.kind]:
+            raise unknown(name, NEEDED_ARMS[self.kind], "arms")
+        if missing := NEEDED_ARMS[self.kind] - arms:
+            raise ValueError(f"arms lacks {sorted(missing)}")
+        if self.kind != "statistic" and self.metric is None:
+            raise ValueError("'metric' is missing")
+        if self.items != "test" and not is_none(self.items):
+            raise ValueError(f"items is {self.items!r}; write test or 'none: why'")
+        if not self.controls or (isinstance(self.controls, str) and not is_none(self.controls)):
+            raise ValueError(f"controls is {self.controls!r}; write a list of arms or 'none: why'")
+        if self.kind == "exact" and self.control_arms:
+            raise ValueError("an exact comparison has no controls; write 'none: why'")
+        if self.unit == "item" and self.kind not in ("difference", "contrast"):
+            raise ValueError(f"unit item needs kind difference or contrast, not {self.kind}")
+        return self
+
+    @property
+    def control_arms(self) -> list[str]:
+        return [] if isinstance(self.controls, str) else self.controls
+
+    def listed_tasks(self) -> list[str]:
+        """Every task that it names, at any scale."""
+        if isinstance(self.tasks, list):
+            return self.tasks
+        return [task for tasks in self.tasks.values() for task in tasks]
+
+
+class GateSpec(Declared):
+    id: str
+    statement: str
+    scales: list[Scale] = ["cpu", "gpu", "paper", "rehearsal"]
+
+
+class TaskSpec(Declared):
+    chance: dict[str, Number] = {}  # metric -> the score of a run that diverged
+
+
+class Target(Declared):
+    """Which of our arms answers a published number; without an arm, why none does."""
+
+    reported: str  # an id, or a pattern of ids
+    reason: str
+    arm: str | None = None
+    opponent: str | None = None
+    task: str | list[str] | None = None
+    metric: str | None = None
+    unit: str = "points"
+    tolerance: Number | None = None
+    deviations: list[str] = []
+    scales: list[Scale] = ["paper"]
+    sd_over: str | None = None
+    n_paper: int | None = None
+
+    @property
+    def tasks(self) -> list[str]:
+        return [self.task] if isinstance(self.task, str) else self.task or []
+
+
+class Claims(Declared):
+    paper: str
+    claims: list[ClaimSpec]
+    revisions: list[dict[str, str]] = []
+    gates: list[GateSpec] = []
+    tasks: dict[str, TaskSpec] = {}
+    targets: list[Target] = []
+
+    @model_validator(mode="after")
+    def _few_and_distinct(self) -> Claims:
+        ids = [claim.id for claim in self.claims]
+        for name in {i for i in ids if ids.count(i) > 1}:
+            raise ValueError(f"two claims have the id {name!r}; give each its own")
+        for scale in SCALES:
+            primary = [c.id for c in self.claims if c.role == "primary" and scale in c.scales]
+            if len(primary) > 3:
+                raise ValueError(f"{len(primary)} primary claims at {scale} ({primary}); at most 3")
+        return self
+
+    def chance(self, task: str) -> dict[str, Number]:
+        return self.tasks[task].chance if task in self.tasks else {}
+
+
+def is_none(text: str) -> bool:
+    """Whether it is 'none: why'."""
+    return text.startswith("none")
+
+
+def load_claims(path: Path) -> Claims:
+    """claims.yaml, checked: known keys and words, unique ids, at most three primary a scale."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path} is not valid YAML: {error}") from error
+    return read_as(Claims, document or {}, path.name)
+
+
+def check_names(claims: Claims, arms: Collection[str], tasks: Collection[str], where: str) -> None:
+    """Refuses an arm or task that the protocol does not have: it would only ever read NOT RUN."""
+    for claim in claims.claims:
+        place = f"{where}: claim {claim.id}"
+        for text in [*claim.arms.named(), *claim.control_arms]:
+            arm, _, task = text.partition("@")
+            one_of(arm, arms, f"{place}: arms and controls")
+            if task:
+                one_of(task, tasks, f"{place}: arms")
+        for task in claim.listed_tasks():
+            one_of(task, tasks, f"{place}: tasks")
+    for target in claims.targets:
+        place = f"{where}: target {target.reported}"
+        for arm in filter(None, (target.arm, target.opponent)):
+            one_of(arm, arms, place)
+        for task in target.tasks:
+            one_of(task, tasks, place)
+    for task in claims.tasks:
+        one_of(task, tasks, f"{where}: tasks")
+
+
+def one_of(value: str, valid: Collection[str], where: str) -> None:
     """Refuses a word that is not valid and names the nearest that is."""
     if value not in valid:
-        raise unknown(str(value), valid, where)
-
-
-def is_none(text: object, where: str) -> bool:
-    """True for 'none: reason'. A bare 'none' is refused: the reason is part of the claim."""
-    if not isinstance(text, str) or not text.startswith("none"):
-        return False
-    if not text.removeprefix("none").lstrip(": "):
-        raise BadInput(f"{where}: {text!r} gives no reason; write 'none: why'")
-    return True
-
-
-def load_claims(path: Path) -> dict[str, Any]:
-    """claims.yaml, checked: known keys and words, unique ids, at most three primary claims a scale."""
-    claims: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    for key in claims:
-        one_of(key, CLAIMS_KEYS, f"{path.name}")
-    for key in ("paper", "claims"):
-        if key not in claims:
-            raise BadInput(f"{path.name}: {key!r} is missing")
-    for gate in claims.get("gates") or []:
-        for key in gate:
-            one_of(key, {"id", "statement", "scales"}, f"{path.name}: gate {gate.get('id')}")
-    for claim in claims["claims"]:
-        check_claim(claim, f"{path.name}: claim {claim.get('id')}")
-    for target in claims.get("targets") or []:
-        where = f"{path.name}: target {target.get('reported')}"
-        for key in target:
-            one_of(key, TARGET_KEYS, where)
-        for key in ("reported", "reason"):
-            if key not in target:
-                raise BadInput(f"{where}: {key!r} is missing")
-    ids = [claim["id"] for claim in claims["claims"]]
-    for name in {i for i in ids if ids.count(i) > 1}:
-        raise BadInput(f"{path.name}: two claims have the id {name!r}; give each its own")
-    for scale in SCALES:
-        primary = [
-            c["id"] for c in claims["claims"] if c["role"] == "primary" and scale in c["scales"]
-        ]
-        if len(primary) > 3:
-            raise BadInput(
-                f"{path.name}: {len(primary)} primary claims at {scale} ({primary}); at most 3"
-            )
-    return claims
-
-
-def check_claim(claim: Mapping[str, Any], where: str) -> None:
-    for key in claim:
-        one_of(key, CLAIM_KEYS, where)
-    for key in CLAIM_REQUIRED:
-        if key not in claim:
-            raise BadInput(f"{where}: {key!r} is missing")
-    one_of(claim["kind"], ARM_KEYS, f"{where}: kind")
-    one_of(claim["role"], ROLES, f"{where}: role")
-    one_of(claim.get("unit", "points"), UNITS, f"{where}: unit")
-    one_of(claim.get("direction", "higher"), ("higher", "lower"), f"{where}: direction")
-    for scale in claim["scales"]:
-        one_of(scale, SCALES, f"{where}: scales")
-    for key in claim["arms"]:
-        one_of(key, ARM_KEYS[claim["kind"]], f"{where}: arms")
-    missing = ARM_KEYS[claim["kind"]] - set(claim["arms"])
-    if missing:
-        raise BadInput(f"{where}: arms lacks {sorted(missing)}")
-    if claim["kind"] != "statistic" and "metric" not in claim:
-        raise BadInput(f"{where}: 'metric' is missing")
-    if not is_none(claim["items"], f"{where}: items") and claim["items"] != "test":
-        raise BadInput(f"{where}: items is {claim['items']!r}; write test or 'none: why'")
-    if not is_none(claim["controls"], f"{where}: controls"):
-        if not isinstance(claim["controls"], list) or not claim["controls"]:
-            raise BadInput(
-                f"{where}: controls is {claim['controls']!r}; write a list of arms or 'none: why'"
-            )
-        if claim["kind"] == "exact":
-            raise BadInput(f"{where}: an exact comparison has no controls; write 'none: why'")
-    if claim.get("unit") == "item" and claim["kind"] not in ("difference", "contrast"):
-        raise BadInput(f"{where}: unit item needs kind difference or contrast, not {claim['kind']}")
-
-
-def check_names(
-    claims: Mapping[str, Any], arms: Collection[str], tasks: Collection[str], where: str
-) -> None:
-    """Refuses an arm or task that the protocol does not have: it would only ever read NOT RUN."""
-    for claim in claims["claims"]:
-        here = f"{where}: claim {claim['id']}"
-        given = claim["arms"]
-        named = [
-            given.get("method"),
-            given.get("opponent"),
-            list(given.get("weights") or {}),
-            claim["controls"],
-        ]
-        for text in (t for part in named for t in (part if isinstance(part, list) else [part])):
-            if text is not None and not is_none(text, here):
-                arm, _, task = text.partition("@")
-                one_of(arm, arms, f"{here}: arms and controls")
-                if task:
-                    one_of(task, tasks, f"{here}: arms")
-        listed = claim.get("tasks") or []
-        for task in (
-            [t for ts in listed.values() for t in ts] if isinstance(listed, Mapping) else listed
-        ):
-            one_of(task, tasks, f"{here}: tasks")
-    for target in claims.get("targets") or []:
-        here = f"{where}: target {target['reported']}"
-        for arm in filter(None, (target.get("arm"), target.get("opponent"))):
-            one_of(arm, arms, here)
-        task = target.get("task")
-        for name in task if isinstance(task, list) else filter(None, [task]):
-            one_of(name, tasks, here)
-    for task in claims.get("tasks") or {}:
-        one_of(task, tasks, f"{where}: tasks")
+        raise unknown(value, valid, where)

@@ -1,14 +1,17 @@
-"""The runs of a paper as jobs of a Slurm cluster: what `pool.py` does with workers, done by submitit.
+"""The runs of a paper as jobs of a Slurm cluster: what `pool.py` does with workers, by submitit.
 
-The plan is cut into levels: a run stands one level above the highest run that it uses. Each level is one job array that
-may begin when the level below has ended. A job trains one run. Asked to stop, it finishes its step and checkpoints:
+The plan is cut into levels: a run stands one level above the highest run that it uses. Each level
+is one job array that may begin when the level below has ended. A job trains one run. Asked to stop,
+it finishes its step and checkpoints:
 
-- SIGUSR2 comes `WARNING` seconds before the time limit: submitit requeues the job, which continues at its checkpoint;
-- SIGTERM comes from preemption and `scontrol requeue` (Slurm starts the job again by itself) and from `scancel`.
+- SIGUSR2 comes `WARNING` seconds before the time limit: submitit requeues the job, which continues
+  at its checkpoint;
+- SIGTERM comes from preemption and `scontrol requeue` (Slurm starts the job again by itself) and
+  from `scancel`.
 
-A job that ends without an answer has crashed and is submitted once more, with what waited for it. The repository, `runs/`
-and `.cache/` must lie on a file system that the nodes share. What is not an option here is set by Slurm's own SBATCH_*
-variables (`SBATCH_QOS`, `SBATCH_MEM_PER_NODE`, ...).
+A job that ends without an answer has crashed and is submitted once more, with what waited for it.
+The repository, `runs/` and `.cache/` must lie on a file system that the nodes share. What is not an
+option here is set by Slurm's own SBATCH_* variables (`SBATCH_QOS`, `SBATCH_MEM_PER_NODE`, ...).
 """
 
 from __future__ import annotations
@@ -32,14 +35,14 @@ from shared.protocol import BadInput, Node
 
 ARRAY = 1000  # jobs of an array; Slurm's default limit is 1001
 POLL = 2.0  # seconds between two looks at the queue
-GONE = 5  # looks at which a job is neither queued nor has answered: it ended without (answers come late over NFS)
+GONE = 5  # looks without a queued job or an answer: it ended without (answers are late over NFS)
 WARNING = 90  # seconds between SIGUSR2 and the time limit, enough for a step and a checkpoint
 REQUEUES = 1000  # time limits that one run may meet
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run, as a node of the cluster calls it; returns (status, detail, seconds since it last began)."""
+    """One run, as a node of the cluster calls it; returns (status, detail, seconds)."""
 
     root: str
     paper: str
@@ -47,9 +50,7 @@ class Job:
 
     def __call__(self) -> tuple[str, str, float]:
         begun, asked = time.monotonic(), list[int]()
-        requeue: Any = signal.getsignal(
-            signal.SIGUSR2
-        )  # submitit's; it may come only between two steps
+        requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's, only between two steps
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, lambda number, frame: asked.append(number))
         lacking = [
@@ -67,16 +68,12 @@ class Job:
         status, detail = attempt(module, self.settings)
         if status == "stopped":
             if signal.SIGTERM not in asked:
-                requeue(
-                    signal.SIGUSR2, None
-                )  # keeps this job (`checkpoint`), requeues it and exits
-            sys.exit(
-                128 + signal.SIGTERM
-            )  # Slurm, who sent it, decides whether the job starts again
+                requeue(signal.SIGUSR2, None)  # keeps this job (`checkpoint`) and exits
+            sys.exit(128 + signal.SIGTERM)  # Slurm decides whether the job starts again
         return status, detail, time.monotonic() - begun
 
     def checkpoint(self) -> Any:
-        """What submitit starts after a requeue: the same call, as the run's own checkpoint knows where to continue."""
+        """What submitit starts after a requeue: the same call, which knows where to continue."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -94,9 +91,8 @@ class Options:
 
 def require() -> None:
     """BadInput unless Slurm's commands and submitit are there."""
-    if lacking := [
-        c for c in ("sbatch", "srun", "squeue", "scancel", "scontrol") if not shutil.which(c)
-    ]:
+    commands = ("sbatch", "srun", "squeue", "scancel", "scontrol")
+    if lacking := [command for command in commands if not shutil.which(command)]:
         raise BadInput(
             f"EXECUTOR=slurm needs Slurm's commands and {', '.join(lacking)} is not on PATH; "
             "start it on a login node of the cluster, or leave EXECUTOR out to run here"
@@ -108,40 +104,34 @@ def require() -> None:
 
 
 def levels(nodes: Sequence[Node]) -> list[list[Node]]:
-    """`nodes` by the longest chain of uses among them; runs that stand already count for nothing."""
+    """`nodes` by the longest chain of uses among them; runs that stand count for nothing."""
     height: dict[Key, int] = {}
     for node in nodes:  # uses come before users
         height[node.key] = 1 + max((height[u] for u in node.uses if u in height), default=-1)
-    return [
-        [n for n in nodes if height[n.key] == h]
-        for h in range(max(height.values(), default=-1) + 1)
-    ]
+    tall = max(height.values(), default=-1)
+    return [[n for n in nodes if height[n.key] == h] for h in range(tall + 1)]
 
 
 @dataclass
 class Cluster:
-    """Trains `nodes` as Slurm jobs, at most `jobs` of a level at a time. The fields that Pool has mean what they mean there."""
+    """Trains runs as Slurm jobs, at most `jobs` of a level at a time; its fields as in Pool."""
 
     root: Path
     paper: str
     jobs: int
     config: Callable[[Node], dict[str, Any]]
-    told: Callable[[Node, Outcome], None]
+    ended: Callable[[Node, Outcome], None]
     options: Options
     deadline: float | None = None
     outcomes: dict[Key, Outcome] = field(default_factory=dict)
 
     def run(self, nodes: Sequence[Node], finished: set[Key]) -> dict[Key, Outcome]:
-        """Outcome of each of `nodes`. Ctrl-C and the deadline cancel the jobs, which checkpoint first."""
+        """Outcome of each of `nodes`. Ctrl-C and the deadline cancel the jobs: they checkpoint."""
         self.stopping = False
-        self.folder = (
-            protocol.runs_root(self.root)
-            / ".slurm"
-            / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        )
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            [str(self.root), *filter(None, [os.environ.get("PYTHONPATH")])]
-        )
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        self.folder = protocol.runs_root(self.root) / ".slurm" / stamp
+        paths = [str(self.root), os.environ.get("PYTHONPATH")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         old = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             left = list(nodes)
@@ -164,15 +154,19 @@ class Cluster:
         executor = submitit.AutoExecutor(
             self.folder, cluster="slurm", slurm_max_num_timeout=REQUEUES
         )
-        wanted = {
-            "name": self.paper, "timeout_min": self.options.minutes, "nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1,
-            "gpus_per_node": self.options.gpus or None, "slurm_partition": self.options.partition,
-            "slurm_account": self.options.account, "slurm_array_parallelism": self.jobs,
-            "slurm_signal_delay_s": min(WARNING, self.options.minutes * 20),
+        options = self.options
+        parameters = {
+            **{"name": self.paper, "nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1},
+            "timeout_min": options.minutes,
+            "gpus_per_node": options.gpus or None,
+            "slurm_partition": options.partition,
+            "slurm_account": options.account,
+            "slurm_array_parallelism": self.jobs,
+            "slurm_signal_delay_s": min(WARNING, options.minutes * 20),
             "slurm_dependency": f"afterany:{':'.join(after)}" if after else None,
             "slurm_additional_parameters": {"requeue": True},
-        }  # fmt: skip
-        executor.update_parameters(**{k: v for k, v in wanted.items() if v is not None})
+        }
+        executor.update_parameters(**{k: v for k, v in parameters.items() if v is not None})
         return executor
 
     def _submit(self, nodes: Sequence[Node]) -> dict[str, tuple[Node, Any]]:
@@ -207,44 +201,35 @@ class Cluster:
                 if job.paths.result_pickle.exists():
                     outcome = _answer(job, tried)
                 else:
-                    missed[job_id] = (
-                        missed[job_id] + 1 if queue is not None and job_id not in queue else 0
-                    )
+                    gone = queue is not None and job_id not in queue
+                    missed[job_id] = missed[job_id] + 1 if gone else 0
                     if missed[job_id] < (1 if self.stopping else GONE):
                         continue
-                    outcome = (
-                        Outcome("stopped", "cancelled", tried)
-                        if self.stopping
-                        else Outcome(
-                            "crashed",
-                            f"the job ended without an answer; see {job.paths.stderr}",
-                            tried,
-                        )
-                    )
+                    silent = f"the job ended without an answer; see {job.paths.stderr}"
+                    outcome = Outcome("crashed", silent, tried)
+                    if self.stopping:
+                        outcome = Outcome("stopped", "cancelled", tried)
                 del flying[job_id]
                 self.outcomes[node.key] = outcome
-                if outcome.status != "blocked" and (
-                    outcome.status != "crashed" or tried == ATTEMPTS
-                ):
-                    self.told(node, outcome)
+                again = outcome.status == "crashed" and tried < ATTEMPTS
+                if outcome.status != "blocked" and not again:
+                    self.ended(node, outcome)
             if queue is not None and flying and time.monotonic() - last >= 60:
                 last = time.monotonic()
                 states = Counter(queue[j] for j in flying if j in queue)
-                print(
-                    "  queue: " + ", ".join(f"{n} {s}" for s, n in states.most_common()), flush=True
-                )
+                counted = ", ".join(f"{n} {state}" for state, n in states.most_common())
+                print(f"  queue: {counted}", flush=True)
             if flying:
                 time.sleep(POLL)
 
 
 def _queue() -> dict[str, str] | None:
-    """{job id: state and reason} of this user's jobs that have not ended; None if Slurm does not answer."""
-    found = subprocess.run(
-        ["squeue", "--me", "-h", "-r", "-o", "%i|%T (%r)"], capture_output=True, text=True
-    )
-    if found.returncode:
+    """{job id: state and reason} of this user's jobs; None if Slurm does not answer."""
+    command = ["squeue", "--me", "-h", "-r", "-o", "%i|%T (%r)"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode:
         return None
-    return dict(line.strip().split("|", 1) for line in found.stdout.splitlines() if "|" in line)
+    return dict(line.strip().split("|", 1) for line in answer.stdout.splitlines() if "|" in line)
 
 
 def _answer(job: Any, tried: int) -> Outcome:

@@ -1,30 +1,61 @@
-"""The section "Differences" of a paper's README as the report shows it, with the measured effect of a row where runs tell it.
+"""The section "Differences" of a paper's README as the report shows it, with measured effects.
 
-A row names what measures it: ``Effect: `convex` - `mixup` `` is arm minus arm, ``Effect: `ppo:score_sampled` - `ppo:score_greedy` ``
-one metric minus another. The numbers come out of the result; a README never holds them.
+A row names what measures it: ``Effect: `convex` - `mixup` `` is arm minus arm, and
+``Effect: `ppo:score_sampled` - `ppo:score_greedy` `` one metric minus another. The numbers come out
+of the result; a README never holds them.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 from markupsafe import Markup, escape
 
-from benchmarks import readme, rules
+from benchmarks.arms import factors, metrics_of, scores
+from benchmarks.claims import Claims
+from benchmarks.recorded import Results
+from benchmarks.rules import t_interval
+from benchmarks.words import interval, number
 
 HEADING = re.compile(r"^## Differences\b.*$", re.MULTILINE)
 EFFECT = re.compile(r"Effect: `([^`]+)` - `([^`]+)`")
 CELLS = re.compile(r"(?<!\\)\|")
 ITEM = re.compile(r"(\d+)\. (.*)")
 SPAN = re.compile(
-    r"`(?P<code>[^`]+)`|\\(?P<char>[^\w\s])|\*\*(?P<bold>.+?)\*\*|\*(?P<italic>[^*\s][^*]*)\*|\[(?P<link>[^\]]+)\]\([^)]+\)"
+    r"`(?P<code>[^`]+)`|\\(?P<char>[^\w\s])|\*\*(?P<bold>.+?)\*\*"
+    r"|\*(?P<italic>[^*\s][^*]*)\*|\[(?P<link>[^\]]+)\]\([^)]+\)"
 )
 
 
+@dataclass(frozen=True)
+class Row:
+    id: str
+    cells: list[Markup]
+    effect: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Block:
+    """`kind`: text (one row of one cell), list or table; `head` of a table alone."""
+
+    kind: str
+    rows: list[Row]
+    head: list[Markup] = field(default_factory=list)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the table gets a last column with measured effects."""
+        return any(row.effect for row in self.rows)
+
+
 def inline(text: str) -> Markup:
-    """Code, bold, italics and escaped characters of one line; a link becomes its words, since pages load nothing."""
+    """Code, bold, italics and escaped characters of one line.
+
+    A link becomes its words, since the report's pages load nothing.
+    """
     parts, at = [], 0
     for match in SPAN.finditer(text):
         parts.append(escape(text[at : match.start()]))
@@ -41,76 +72,58 @@ def inline(text: str) -> Markup:
 
 
 def section(text: str) -> str:
-    """What stands in a README between its heading "Differences ..." and the next one; "" without such a heading."""
+    """What stands in a README below its heading "Differences ...", "" without one."""
     heading = HEADING.search(text)
-    return (
-        re.split(r"^## ", text[heading.end() :], maxsplit=1, flags=re.MULTILINE)[0]
-        if heading
-        else ""
-    )
+    if heading is None:
+        return ""
+    return re.split(r"^## ", text[heading.end() :], maxsplit=1, flags=re.MULTILINE)[0]
 
 
-def cells(line: str) -> list[str]:
-    return [cell.strip() for cell in CELLS.split(line.strip().strip("|"))]
+def cells(line: str) -> list[Markup]:
+    return [inline(cell.strip()) for cell in CELLS.split(line.strip().strip("|"))]
 
 
-def blocks(
-    text: str, result: dict[str, Any] | None, declared: dict[str, Any], scale: str
-) -> list[dict[str, Any]]:
-    """Paragraphs, tables and numbered lists of the section: {kind, ...} with text as markup.
-
-    A table gets a last column "measured effect" if one of its rows names what measures it.
-    """
+def blocks(text: str, measure: Callable[[str], list[str]]) -> list[Block]:
+    """Paragraphs, tables and numbered lists of the section; `measure`: the effects of a row."""
     found = []
     for block in re.split(r"\n\s*\n", section(text).strip()):
         lines = block.splitlines()
         if block.startswith("|"):
             rows = [cells(line) for line in lines[2:]]
-            effects = [effect(line, result, declared, scale) for line in lines[2:]]
-            found.append({
-                "kind": "table",
-                "head": [inline(c) for c in cells(lines[0])],
-                "rows": [{"id": row[0], "cells": [inline(c) for c in row], "effect": e} for row, e in zip(rows, effects)],
-                "measured": any(effects),
-            })  # fmt: skip
+            measured = [Row(str(r[0]), r, measure(line)) for r, line in zip(rows, lines[2:])]
+            found.append(Block("table", measured, cells(lines[0])))
         elif ITEM.match(block):
-            items: list[list[str]] = []
+            items: list[tuple[str, list[str]]] = []
             for line in lines:
-                start = ITEM.match(line)
-                if start:
-                    items.append([start[1], start[2]])
+                if start := ITEM.match(line):
+                    items.append((start[1], [start[2]]))
                 else:
-                    items[-1][1] += " " + line.strip()
-            found.append({"kind": "list", "rows": [{"id": n, "text": inline(t)} for n, t in items]})
+                    items[-1][1].append(line.strip())
+            rows_ = [Row(number, [inline(" ".join(parts))]) for number, parts in items]
+            found.append(Block("list", rows_))
         elif block:
-            found.append({"kind": "text", "text": inline(" ".join(lines))})
+            found.append(Block("text", [Row("", [inline(" ".join(lines))])]))
     return found
 
 
-def effect(
-    line: str, result: dict[str, Any] | None, declared: dict[str, Any], scale: str
-) -> list[str]:
-    """A line per task: mean difference over the seeds that both arms ran, and its 95 % t interval."""
+def effects(line: str, result: Results | None, declared: Claims | None, scale: str) -> list[str]:
+    """A line per task: mean difference over the seeds that both arms ran, and its t interval."""
     named = EFFECT.search(line)
     if not named:
         return []
-    scores = readme.scores(result, declared) if result else {}
-    factor = readme.factors(result) if result else {}
     lines = []
-    for task, metrics in (readme.metrics_of(result) if result else {}).items():
-        (arm, metric), (other, base) = ((side.partition(":")[::2]) for side in named.groups())
-        metric, base = metric or metrics[0], base or metrics[0]
-        ours = {seed: value for seed, value, _ in scores.get((task, metric, arm), [])}
-        theirs = {seed: value for seed, value, _ in scores.get((task, base, other), [])}
-        d = np.array([ours[seed] - theirs[seed] for seed in sorted(set(ours) & set(theirs))])
-        if len(d):
-            mean, ends = (
-                readme.number(float(d.mean()), signed=True),
-                readme.interval(rules.t_interval(d)),
-            )
-            measure = metric if metric == base else f"{metric} − {base}"
-            points = " points" if factor.get(metric) == 100 else ""
-            lines.append(
-                f"{task}, {measure}: " + f"{mean}{points} ({ends}, n {len(d)})".replace("-", "−")
-            )
+    if result is not None:
+        points, factor = scores(result, declared), factors(result)
+        for task, metrics in metrics_of(result).items():
+            (arm, metric), (other, base) = (side.partition(":")[::2] for side in named.groups())
+            metric, base = metric or metrics[0], base or metrics[0]
+            ours = {p.seed: p.value for p in points.get((task, metric, arm), [])}
+            theirs = {p.seed: p.value for p in points.get((task, base, other), [])}
+            d = np.array([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs)])
+            if len(d):
+                size, ends = number(float(d.mean()), signed=True), interval(t_interval(d))
+                measure = metric if metric == base else f"{metric} − {base}"
+                points_ = " points" if factor[task, metric] == 100 else ""
+                said = f"{size}{points_} ({ends}, n {len(d)})".replace("-", "−")
+                lines.append(f"{task}, {measure}: {said}")
     return lines or [f"not run at scale {scale}"]

@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks import papers, readme
+from benchmarks import PAPERS, papers, recorded
+from benchmarks.recorded import Claim, Control, Results
+from benchmarks.rules import plain
+from benchmarks.words import cell, formula, interval, number, table, unit_of
 
 ANSWERS = {
     "SUPPORTED": "Yes",
@@ -23,120 +27,130 @@ ANSWERS = {
 }
 
 
-def answer(question: papers.Question, claims: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """`ask`, `words`, `evidence` and the claim; None where it, or its control, is not judged here."""
-    claim = next((c for c in claims if c["id"] == question.claim), None)
+@dataclass(frozen=True)
+class Answer:
+    ask: str
+    words: str
+    evidence: str
+    claim: Claim
+
+
+def answer(question: papers.Question, claims: Sequence[Claim]) -> Answer | None:
+    """None where the claim, or its control, is not judged at this scale."""
+    claim = next((c for c in claims if c.id == question.claim), None)
     if claim is None:
         return None
-    controls = readme.controls_of(claim)
-    judged, verdict, formula = claim, str(claim.get("verdict") or "NOT RUN"), readme.formula(claim)
-    if arm := question.control:
-        judged = next((c for c in controls if c["arm"] == arm), {})
-        if not judged:
+    judged: Claim | Control = claim
+    verdict, arm = claim.verdict or "NOT RUN", question.control or ""
+    if arm:
+        of_arm = [control for control in claim.controls if control.arm == arm]
+        if not of_arm:
             return None
-        verdict = str(judged.get("outcome") or "OPEN")
-        formula = readme.formula(claim, arm)
-    verdict = verdict.removesuffix(readme.SCALED_DOWN).removesuffix(" for this model")
-    named = {
-        o: ", ".join(c["arm"] for c in controls if c.get("outcome") == o)
-        for o in ("OPEN", "NOT BEATEN")
+        judged, verdict = of_arm[0], of_arm[0].outcome
+    evidence = formula(claim, arm)
+    if judged.effect is not None:
+        evidence += f" = {number(judged.effect, signed=True)} {unit_of(claim)}"
+        if claim.kind != "exact":
+            evidence += f" (95 % {interval(judged.ci95)}, n {claim.n})"
+    arms = {
+        outcome: ", ".join(c.arm for c in claim.controls if c.outcome == outcome)
+        for outcome in ("OPEN", "NOT BEATEN")
     }
-    evidence = formula
-    if judged.get("effect") is not None:
-        evidence += f" = {readme.number(judged['effect'], signed=True)} {readme.unit_of(claim)}"
-        if claim["kind"] != "exact":
-            evidence += f" (95 % {readme.interval(judged['ci95'])}, n {claim['n']})"
-    return {
-        "ask": question.ask,
-        "words": ANSWERS[verdict].format(**named),
-        "evidence": evidence,
-        "claim": claim,
-    }
+    return Answer(question.ask, ANSWERS[plain(verdict)].format(**arms), evidence, claim)
 
 
-def answers(paper: str, claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def answers(paper: str, claims: Sequence[Claim]) -> list[Answer]:
     """The answers about one paper out of its claims at one scale."""
-    found = (answer(question, claims) for question in papers.paper(paper).questions)
-    return [one for one in found if one]
+    possible = (answer(question, claims) for question in papers.paper(paper).questions)
+    return [one for one in possible if one]
+
+
+def lead(paper_dir: Path) -> tuple[str | None, Results | None]:
+    """The most telling recorded scale and its result."""
+    return next(iter(recorded.all_recorded(paper_dir).items()), (None, None))
 
 
 def findings_table(root: Path) -> str:
-    """Block `findings` of docs/findings.md: a table for each paper, at its most telling recorded scale."""
+    """Block `findings` of docs/findings.md: a table for each paper."""
     parts = []
-    for paper in readme.PAPERS:
-        scale, result = next(iter(readme.recorded(root / paper).items()), (None, {}))
+    for paper in PAPERS:
+        scale, result = lead(root / paper)
         rows = [
-            [readme.cell(a["ask"]), f"**{readme.cell(a['words'])}**", readme.cell(a["evidence"]), f"[{readme.cell(a['claim']['id'])}](../{paper}/README.md)"]
-            for a in answers(paper, result.get("claims") or [])
-        ]  # fmt: skip
-        body = (
-            readme.table(["question", "answer", "evidence", "claim"], rows)
-            if rows
-            else "Nothing is recorded yet."
-        )
-        parts.append(f"**{paper}**" + (f", scale `{scale}`" if scale else "") + f"\n\n{body}")
+            [
+                cell(one.ask),
+                f"**{cell(one.words)}**",
+                cell(one.evidence),
+                f"[{cell(one.claim.id)}](../{paper}/README.md)",
+            ]
+            for one in answers(paper, result.claims if result else [])
+        ]
+        body = table(["question", "answer", "evidence", "claim"], rows)
+        named = f"**{paper}**" + (f", scale `{scale}`" if scale else "")
+        parts.append(f"{named}\n\n{body if rows else 'Nothing is recorded yet.'}")
     return "\n\n".join(parts)
 
 
-def replica(result: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest earlier record with the same seeds from another processor, claim by claim; None if there is none.
+# --- the same seeds on another processor ----------------------------------------------------------
 
-    `then`, `now`: the processors; `judged`: number of claims with a verdict in both; `changed`: those whose verdicts differ."""
-    now = (result.get("environment") or {}).get("processor")
+
+@dataclass(frozen=True)
+class Change:
+    """A verdict that the earlier processor gave differently."""
+
+    claim: Claim
+    then: str
+    effect_then: float | None
+
+
+@dataclass(frozen=True)
+class Replica:
+    """`then`, `now`: the processors; `judged`: number of claims with a verdict in both."""
+
+    then: str
+    now: str | None
+    judged: int
+    changed: list[Change]
+
+
+def replica(result: Results) -> Replica | None:
+    """The newest earlier record with the same seeds from another processor, claim by claim."""
+    now = result.environment.get("processor")
     same = [
-        e
-        for e in result.get("earlier") or []
-        if e.get("revision") == result.get("revision") and e.get("processor") not in (None, now)
+        earlier
+        for earlier in result.earlier
+        if earlier.revision == result.revision and earlier.processor not in (None, now)
     ]
     if not same:
         return None
-    old = same[-1]
-    both = [
-        c for c in result["claims"] if c.get("verdict") and (old["verdicts"] or {}).get(c["id"])
-    ]
-    changed = [
-        {
-            "claim": c,
-            "then": old["verdicts"][c["id"]],
-            "effect_then": (old.get("effects") or {}).get(c["id"]),
-        }
-        for c in both
-        if old["verdicts"][c["id"]] != c["verdict"]
-    ]
-    return {"then": old["processor"], "now": now, "judged": len(both), "changed": changed}
+    old, judged, changed = same[-1], 0, []
+    for claim in result.claims:
+        then = old.verdicts.get(claim.id)
+        if claim.verdict and then:
+            judged += 1
+            if then != claim.verdict:
+                changed.append(Change(claim, then, old.effects.get(claim.id)))
+    return Replica(str(old.processor), now, judged, changed)
 
 
 def replicas_table(root: Path) -> str:
-    """Block `replicas` of docs/findings.md: verdicts that another processor gave differently, and how many it gave alike."""
+    """Block `replicas`: verdicts that another processor gave differently, the others counted."""
+
+    def side(processor: str | None, verdict: str | None, effect: float | None) -> str:
+        size = f" ({number(effect, signed=True)})" if effect is not None else ""
+        return f"{processor}: {str(verdict).removesuffix(' (scaled down)')}{size}"
+
     rows, judged, alike = [], 0, 0
-    for paper in readme.PAPERS:
-        scale, result = next(iter(readme.recorded(root / paper).items()), (None, {}))
-        if not result or not (found := replica(result)):
+    for paper in PAPERS:
+        scale, result = lead(root / paper)
+        if not result or not (pair := replica(result)):
             continue
-        judged, alike = judged + found["judged"], alike + found["judged"] - len(found["changed"])
-        for one in found["changed"]:
-            claim = one["claim"]
-            sides = [
-                f"{str(verdict).removesuffix(readme.SCALED_DOWN)}"
-                + (f" ({readme.number(effect, signed=True)})" if effect is not None else "")
-                for verdict, effect in (
-                    (one["then"], one["effect_then"]),
-                    (claim["verdict"], claim.get("effect")),
-                )
-            ]
-            rows.append(
-                [
-                    f"{paper}, `{scale}`",
-                    readme.cell(claim["statement"]),
-                    f"{found['then']}: {sides[0]}",
-                    f"{found['now']}: {sides[1]}",
-                ]
-            )
+        judged, alike = judged + pair.judged, alike + pair.judged - len(pair.changed)
+        for one in pair.changed:
+            before = side(pair.then, one.then, one.effect_then)
+            after = side(pair.now, one.claim.verdict, one.claim.effect)
+            rows.append([f"{paper}, `{scale}`", cell(one.claim.statement), before, after])
     if not judged:
         return "Every result was recorded on one kind of processor."
     said = f"{alike} of {judged} verdicts are the same on both."
-    return (
-        f"{said}\n\n{readme.table(['paper', 'claim', 'first', 'now (the verdict that counts)'], rows)}"
-        if rows
-        else said
-    )
+    head = ["paper", "claim", "first", "now (the verdict that counts)"]
+    return f"{said}\n\n{table(head, rows)}" if rows else said

@@ -1,4 +1,4 @@
-"""Pictures of a result: which figures of `plots` a page gets, with which numbers, colours, captions and alt texts."""
+"""Which figures of `plots` a page gets, with which numbers, colours, captions and alt texts."""
 
 from __future__ import annotations
 
@@ -8,222 +8,146 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks import plots, readme
+from matplotlib import pyplot
+
+from benchmarks import plots
+from benchmarks.arms import arms_of, factors, metrics_of, scores, seeds_of
+from benchmarks.claims import Claims
+from benchmarks.recorded import Claim, Control, Results, RunKey, finite
+from benchmarks.tables import mean_sd
+from benchmarks.words import badge_of, formula, interval, number, unit_of
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-RunDirectories = dict[tuple[str, str, int], Path]  # (arm, task, seed) -> directory
-
-# First match decides: words of a verdict, an outcome or a comparison -> (style, sign). A sign and a word always stand
-# together, so that colour is never the only carrier.
 LABEL = 44  # characters that fit above a picture beside the effect
-BADGES = (
-    ("SUPPORTED, NOT ATTRIBUTED", "partly", "◐"),
-    ("SUPPORTED, ATTRIBUTION OPEN", "partly", "◔"),
-    ("SUPPORTED", "for", "●"),
-    ("CONTRADICTED", "against", "✕"),
-    ("INCONCLUSIVE", "neutral", "○"),
-    ("NOT RUN", "absent", "–"),
-    ("NO PUBLISHED VALUE", "absent", "∅"),
-    ("NOT REPRODUCED", "against", "✕"),
-    ("REPRODUCED", "for", "●"),
-    ("BETTER", "for", "▲"),
-    ("SUBSTITUTED", "neutral", "≈"),
-    ("CONTEXT", "absent", "·"),
-    ("NOT BEATEN", "against", "✕"),
-    ("BEATEN", "for", "●"),
-    ("OPEN", "neutral", "○"),
-    ("FAILED", "against", "✕"),
-    ("HOLDS", "for", "●"),
-    ("EXHIBIT", "absent", "◇"),
-    ("NO COUNTERPART", "absent", "–"),
-)
+MOST_DOTS = 200  # items as replicates: intervals say it, thousands of dots do not
+MOST_CURVES = 6  # of a task
 TONES = {"for": plots.FOR, "partly": plots.FOR, "against": plots.AGAINST}
 
 
-def badge_of(words: str) -> tuple[str, str]:
-    for start, name, sign in BADGES:
-        if words.upper().startswith(start):
-            return name, sign
-    return "neutral", "?"
+def tone_of(words: str | None) -> str:
+    return TONES.get(badge_of(words or "")[0], plots.NEUTRAL)
 
 
-def seeds_of(claim: dict[str, Any], data: dict[str, Any]) -> list[int]:
-    """The seeds behind a claim's differences: tasks of one scale may have different numbers of them."""
-    tasks = claim.get("tasks") or []
-    arms = readme.sides(claim)
-    runs = [
-        r for r in data.get("runs") or [] if r["arm"] in arms and (not tasks or r["task"] in tasks)
-    ]
-    seeds = sorted({r["seed"] for r in runs})
-    return seeds if len(seeds) == claim.get("n") else data.get("seeds") or []
+def claim_picture(claim: Claim, result: Results, key: str) -> plots.Picture | None:
+    """Paired differences of the claim and of its controls; None if there is none to show."""
+    seeds, sides = seeds_of(claim, result), claim.arms.sides
+    diverged = {(run.arm, run.seed) for run in result.runs if run.status == "diverged"}
 
-
-def claim_picture(claim: dict[str, Any], data: dict[str, Any], key: str) -> plots.Picture | None:
-    """Paired differences of the claim and of its controls; None if there is no difference to show."""
-    seeds = seeds_of(claim, data)
-    bad = {(r["arm"], r["seed"]) for r in data.get("runs") or [] if r.get("status") == "diverged"}
-    sides = readme.sides(claim)
-
-    def failed(names: Sequence[str], n: int) -> list[bool]:
-        if claim.get("unit") == "item" or n != len(seeds):
-            return [False] * n
-        return [any((arm, seed) in bad for arm in names) for seed in seeds]
-
-    def row(
-        label: str,
-        part: dict[str, Any],
-        names: Sequence[str],
-        threshold: float,
-        tone: str,
-        material: float | None,
-    ) -> plots.Row:
-        d = [readme.number_or_none(v) for v in part.get("d") or []]
-        shown = (
-            d if len(d) <= 200 else []
-        )  # items as replicates: intervals say it, thousands of dots do not
-        effect = readme.number_or_none(part.get("effect"))
-        flags = failed(names, len(shown))
+    def row(label: str, part: Claim | Control, arms: Sequence[str], words: str | None) -> plots.Row:
+        d = part.d if len(part.d) <= MOST_DOTS else []
+        failed = [any((arm, seed) in diverged for arm in arms) for seed in seeds]
+        by_seed = claim.unit != "item" and len(d) == len(seeds)
+        whole = part is claim
         return plots.Row(
-            label,
-            shown,
-            effect,
-            part.get("ci95"),
-            part.get("item_ci95"),
-            threshold,
-            tone,
-            flags,
-            material,
+            label=label,
+            d=d,
+            effect=part.effect,
+            ci95=part.ci95,
+            item_ci95=part.item_ci95,
+            threshold=float(claim.threshold) if whole else 0.0,
+            tone=tone_of(words),
+            failed=failed if by_seed else [False] * len(d),
+            material=None if whole else claim.material,
         )
 
-    tone = TONES.get(badge_of(claim.get("verdict") or "")[0], plots.NEUTRAL)
-    threshold = float(claim.get("threshold") or 0)
-    formula = readme.formula(claim).replace(" - ", " − ")
-    label = (
-        formula if len(formula) <= LABEL else f"the {claim.get('kind')} compared"
-    )  # a longer one meets the effect
-    rows = [row(label, claim, sides, threshold, tone, None)]
-    for control in readme.controls_of(claim):
-        outcome = control.get("outcome") or "OPEN"
-        tone = TONES.get(badge_of(outcome)[0], plots.NEUTRAL)
-        label = f"control {control.get('arm')}: {outcome}"
-        rows.append(
-            row(
-                label,
-                control,
-                [*sides[:1], control.get("arm", "")],
-                0.0,
-                tone,
-                claim.get("material", 1.0),
-            )
-        )
-    if not any(r.d or plots.finite(r.ci95) for r in rows):
+    compared = formula(claim).replace(" - ", " − ")
+    label = compared if len(compared) <= LABEL else f"the {claim.kind} compared"
+    rows = [row(label, claim, sides, claim.verdict)]
+    for control in claim.controls:
+        label = f"control {control.arm}: {control.outcome}"
+        rows.append(row(label, control, [*sides[:1], control.arm], control.outcome))
+    if not any(finite(r.d) or finite(r.ci95) for r in rows):
         return None
-    unit = readme.unit_of(claim)
-    figure = plots.forest(rows, unit)
-    values = (
-        ", ".join(readme.number(v, signed=True) for v in rows[0].d)
-        or f"{len(claim.get('d') or [])}, not listed"
-    )
+    unit, first = unit_of(claim), rows[0]
+    values = ", ".join(number(d, signed=True) for d in first.d) or f"{len(claim.d)}, not listed"
     alt = (
-        f"Paired differences of claim {claim['id']}: {formula}. Effect {readme.number(rows[0].effect, signed=True)} {unit}, "
-        f"95 % interval {readme.interval(rows[0].ci95)}, threshold {readme.number(threshold)}. Per replicate: {values}."
+        f"Paired differences of claim {claim.id}: {compared}. "
+        f"Effect {number(claim.effect, signed=True)} {unit}, 95 % interval {interval(claim.ci95)}, "
+        f"threshold {number(first.threshold)}. Per replicate: {values}."
     )
-    for r, control in zip(rows[1:], readme.controls_of(claim), strict=True):
-        alt += f" Control {control.get('arm')}: {readme.number(r.effect, signed=True)}, {readme.interval(r.ci95)}, {control.get('outcome') or 'OPEN'}."
-    return plots.picture(figure, claim["id"], "", alt, f"{key}-claim-{claim['id']}")
+    for control in claim.controls:
+        size, ends = number(control.effect, signed=True), interval(control.ci95)
+        alt += f" Control {control.arm}: {size}, {ends}, {control.outcome}."
+    return plots.picture(plots.forest(rows, unit), claim.id, "", alt, f"{key}-claim-{claim.id}")
 
 
-def strip_pictures(data: dict[str, Any], declared: dict[str, Any], key: str) -> list[plots.Picture]:
+def strip_pictures(result: Results, declared: Claims | None, key: str) -> list[plots.Picture]:
     """Per task and metric: every arm's score for every seed."""
-    found, pictures = readme.scores(data, declared), []
-    factor = readme.factors_by_task(data)
-    claims = data.get("claims") or []
-    methods = {
-        arm for claim in claims if claim.get("role") != "exhibit" for arm in readme.sides(claim)[:1]
-    }
-    controls = {c.get("arm") for claim in claims for c in readme.controls_of(claim)}
-    for task, metrics in readme.metrics_of(data).items():
-        for metric in metrics:
-            arms = []
-            for arm in readme.arms_of(data):
-                points = found.get((task, metric, arm), [])
-                if points:
-                    tone = (
-                        plots.FOR
-                        if arm in methods
-                        else plots.AGAINST
-                        if arm in controls
-                        else plots.NEUTRAL
-                    )
-                    arms.append((arm, tone, [(value, diverged) for _, value, diverged in points]))
-            if not arms:
-                continue
-            unit = " (points)" if factor.get((task, metric)) == 100 else ""
-            means = "; ".join(f"{a} {readme.mean_sd(found[task, metric, a])}" for a, _, _ in arms)
-            alt = f"Scores of all arms on {task}, {metric}{unit}, a point per seed. Mean ± sd: {means}."
-            caption = f"{task}: {metric}{unit}"
-            key = f"{key}-strip-{task}-{metric}"
-            pictures.append(
-                plots.picture(plots.strips(arms, f"{metric}{unit}"), caption, caption, alt, key)
-            )
+    points, factor = scores(result, declared), factors(result)
+    methods = {arm for c in result.claims if c.role != "exhibit" for arm in c.arms.sides[:1]}
+    controls = {control.arm for claim in result.claims for control in claim.controls}
+
+    def tone(arm: str) -> str:
+        return plots.FOR if arm in methods else plots.AGAINST if arm in controls else plots.NEUTRAL
+
+    pictures = []
+    for task, metric in ((t, m) for t, metrics in metrics_of(result).items() for m in metrics):
+        by_arm = {arm: points.get((task, metric, arm), []) for arm in arms_of(result)}
+        arms = [(arm, tone(arm), of_arm) for arm, of_arm in by_arm.items() if of_arm]
+        if not arms:
+            continue
+        measure = metric + (" (points)" if factor[task, metric] == 100 else "")
+        means = "; ".join(f"{arm} {mean_sd(of_arm)}" for arm, _, of_arm in arms)
+        alt = f"Scores of all arms on {task}, {measure}, a point per seed. Mean ± sd: {means}."
+        caption, name = f"{task}: {measure}", f"{key}-strip-{task}-{metric}"
+        pictures.append(plots.picture(plots.strips(arms, measure), caption, caption, alt, name))
     return pictures
 
 
+Curve = list[tuple[float, float]]  # (step, value)
+
+
+def logged(path: Path) -> dict[str, Curve]:
+    """The quantities of a metrics.jsonl over steps; what is no finite number is left out."""
+    curves: dict[str, Curve] = {}
+    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the last line of a killed run
+        numbers = {key: v for key, v in entry.items() if isinstance(v, int | float) and finite([v])}
+        step = numbers.pop("step", i)
+        for key, value in numbers.items():
+            if key not in ("seconds", "time", "epoch"):
+                curves.setdefault(key, []).append((float(step), float(value)))
+    return curves
+
+
 def curve_pictures(
-    data: dict[str, Any], directories: RunDirectories, key: str, at_most: int = 6
+    result: Results, directories: dict[RunKey, Path], key: str
 ) -> list[plots.Picture]:
-    """Per task the logged quantities that most runs have, from `metrics.jsonl`; what is not a finite number is left out."""
-    logged: dict[str, dict[str, dict[str, list[list[tuple[float, float]]]]]] = {}
+    """Per task the quantities that most runs logged."""
+    tasks: dict[str, dict[str, dict[str, list[Curve]]]] = {}  # task -> quantity -> arm -> by seed
     for (arm, task, _), directory in directories.items():
         path = directory / "metrics.jsonl"
-        if not path.exists():
-            continue
-        own: dict[str, list[tuple[float, float]]] = {}
-        for i, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the last line of a killed run
-            step = readme.number_or_none(entry.get("step"))
-            for key, value in entry.items():
-                if (
-                    key not in ("step", "seconds", "time", "epoch")
-                    and readme.number_or_none(value) is not None
-                ):
-                    own.setdefault(key, []).append(
-                        (float(i) if step is None else step, float(value))
-                    )
-        for key, curve in own.items():
-            logged.setdefault(task, {}).setdefault(key, {}).setdefault(arm, []).append(curve)
+        for name, curve in logged(path).items() if path.exists() else ():
+            quantities = tasks.setdefault(task, {})
+            quantities.setdefault(name, {}).setdefault(arm, []).append(curve)
     pictures = []
-    for task, keys in logged.items():
-        by_runs = sorted(keys, key=lambda k: -sum(len(curves) for curves in keys[k].values()))
-        for key in by_runs[:at_most]:
-            arms = {arm: keys[key][arm] for arm in readme.arms_of(data) if arm in keys[key]}
-            ends = "; ".join(
-                f"{arm} {readme.number(sum(c[-1][1] for c in cs) / len(cs))}"
-                for arm, cs in arms.items()
-            )
-            alt = f"{key} over steps on {task}, mean over seeds. Last values: {ends}."
-            caption = (
-                f"{task}: {key}, mean over {max(map(len, arms.values()))} seeds in bins of steps"
-            )
-            name = f"{key}-curve-{task}-{key}"
-            pictures.append(plots.picture(plots.curves(arms, key), key, caption, alt, name))
+    for task, quantities in tasks.items():
+        by_runs = sorted(quantities, key=lambda q: -sum(map(len, quantities[q].values())))
+        for name in by_runs[:MOST_CURVES]:
+            arms = {
+                arm: quantities[name][arm] for arm in arms_of(result) if arm in quantities[name]
+            }
+            last = {arm: sum(c[-1][1] for c in cs) / len(cs) for arm, cs in arms.items()}
+            ends = "; ".join(f"{arm} {number(value)}" for arm, value in last.items())
+            alt = f"{name} over steps on {task}, mean over seeds. Last values: {ends}."
+            seeds = max(map(len, arms.values()))
+            caption = f"{task}: {name}, mean over {seeds} seeds in bins of steps"
+            place = f"{key}-curve-{task}-{name}"
+            pictures.append(plots.picture(plots.curves(arms, name), name, caption, alt, place))
     return pictures
 
 
 def method_pictures(
-    data: dict[str, Any], directory: Path, run_dirs: RunDirectories, key: str
+    result: Results, directory: Path, directories: dict[RunKey, Path], key: str
 ) -> tuple[list[plots.Picture], str]:
-    """The method's own figures, and what went wrong if it did: a broken figure must not hide a verdict."""
+    """The method's own figures, and what went wrong: a broken figure must not hide a verdict."""
     path = directory / "figures.py"
     if not path.exists():
         return [], ""
-    from matplotlib import pyplot
-
     pictures: list[plots.Picture] = []
     try:
         with plots.style():
@@ -234,11 +158,9 @@ def method_pictures(
                 assert spec is not None and spec.loader is not None
                 module = importlib.util.module_from_spec(spec)
                 spec.loader.exec_module(module)
-            for name, caption, alt, figure in module.figures(data, run_dirs):
+            for name, caption, alt, figure in module.figures(result.document(), directories):
                 pictures.append(plots.picture(figure, name, caption, alt, f"{key}-own-{name}"))
-                pyplot.close(
-                    figure
-                )  # the methods draw with pyplot, which keeps every figure until told
+                pyplot.close(figure)  # pyplot keeps every figure that a method draws with it
     except Exception as error:
         message = f"{directory.name}.figures failed: {type(error).__name__}: {error}"
         print(message, file=sys.stderr)

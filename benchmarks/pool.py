@@ -1,8 +1,8 @@
 """Workers that train the runs of a paper side by side.
 
-A worker is a spawned process with one thread that imports `<paper>.train` once (seconds) and then calls `run` for
-one node after another. A worker that dies is replaced, its run given once more; nothing that moves a score depends
-on how many workers there are or on the order in which they finish.
+A worker is a spawned process with one thread that imports `<paper>.train` once (seconds) and then
+calls `run` for one node after another. A worker that dies is replaced, its run given once more;
+nothing that moves a score depends on how many workers there are or on the order in which they end.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ATTEMPTS = 2  # a crash is not an outcome: the same run is given this often in o
 
 @dataclass
 class Outcome:
-    """What became of a node: finished, diverged, stopped, crashed, refused, missing or blocked (by one it uses)."""
+    """finished, diverged, stopped, crashed, refused, missing or blocked (by one it uses)."""
 
     status: str
     detail: str = ""
@@ -98,18 +98,20 @@ def attempt(module: Any, settings: dict[str, Any]) -> tuple[str, str]:
 
 @dataclass
 class Pool:
-    """Trains `nodes` with `jobs` workers. `config(node)` gives a run's settings; `told(node, outcome)` hears of each end."""
+    """Trains runs with `jobs` workers.
+
+    `config(node)` gives a run's settings; `ended(node, outcome)` is called at the end of each.
+    """
 
     root: Path
     paper: str
     jobs: int
     logs: Path
     config: Callable[[Node], dict[str, Any]]
-    told: Callable[[Node, Outcome], None]
+    ended: Callable[[Node, Outcome], None]
     gpus: Sequence[str] = ()
-    deadline: float | None = (
-        None  # time.monotonic() at which every run is asked to checkpoint and stop
-    )
+    # time.monotonic() at which every run is asked to checkpoint and stop
+    deadline: float | None = None
     workers: list[_Worker] = field(default_factory=list)
     outcomes: dict[Key, Outcome] = field(default_factory=dict)
 
@@ -128,15 +130,12 @@ class Pool:
                 if self.deadline and time.monotonic() > self.deadline:
                     self.stop.set()
                 self._hand_out(context, waiting, done, attempts)
-                if not any(w.key or not w.ready for w in self.workers) and not self._startable(
-                    waiting, done
-                ):
+                busy = any(w.key or not w.ready for w in self.workers)
+                if not busy and not self._startable(waiting, done):
                     break
                 self._listen(by_key, waiting, done, attempts)
-            for key in waiting:
-                self.outcomes[key] = Outcome(
-                    "stopped" if self.stop.is_set() else "blocked", "not started"
-                )
+            status = "stopped" if self.stop.is_set() else "blocked"
+            self.outcomes |= {key: Outcome(status, "not started") for key in waiting}
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
@@ -151,11 +150,8 @@ class Pool:
                 worker.process.kill()
             print("\nstopped at once", file=sys.stderr, flush=True)
             os._exit(128 + number)
-        print(
-            "\nstopping: each run finishes its step and checkpoints (again: at once)",
-            file=sys.stderr,
-            flush=True,
-        )
+        said = "stopping: each run finishes its step and checkpoints (again: at once)"
+        print(f"\n{said}", file=sys.stderr, flush=True)
 
     def _startable(self, waiting: dict[Key, Node], done: set[Key]) -> list[Node]:
         if self.stop.is_set():
@@ -165,14 +161,10 @@ class Pool:
     def _hand_out(
         self, context: Any, waiting: dict[Key, Node], done: set[Key], attempts: dict[Key, int]
     ) -> None:
-        ready = sorted(
-            self._startable(waiting, done), key=lambda n: not n.stage
-        )  # stages first: others wait for them
-        while (
-            len(self.workers) < self.jobs
-            and len(self.workers) < len(waiting)
-            and not self.stop.is_set()
-        ):
+        # stages first: others wait for them
+        ready = sorted(self._startable(waiting, done), key=lambda n: not n.stage)
+        most = 0 if self.stop.is_set() else min(self.jobs, len(waiting))
+        while len(self.workers) < most:
             self.workers.append(self._start(context, len(self.workers)))
         for worker in self.workers:
             if ready and worker.ready and worker.key is None:
@@ -207,10 +199,9 @@ class Pool:
                 status, detail = worker.connection.recv()
             except (EOFError, ConnectionError):
                 worker.process.join(5)
-                status, detail = (
-                    "crashed",
-                    f"the worker died (exit status {worker.process.exitcode}); see {worker.log}",
-                )
+                exitcode = worker.process.exitcode
+                detail = f"the worker died (exit status {exitcode}); see {worker.log}"
+                status = "crashed"
                 self.workers.remove(worker)
             if status == "ready":
                 worker.ready = True
@@ -228,7 +219,7 @@ class Pool:
             if status == "finished":
                 done.add(node.key)
             self.outcomes[node.key] = outcome
-            self.told(node, outcome)
+            self.ended(node, outcome)
 
     def _close(self) -> None:
         for worker in self.workers:

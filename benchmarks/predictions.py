@@ -1,7 +1,7 @@
-"""Predictions as they are committed: every run of a result in one npz of at most 2 MB with the same bytes every time.
+"""Predictions as they are committed: every run of a result in one npz, with the same bytes always.
 
-Each distinct array (the ids and labels of a task, mostly) is stored once, in the smallest type that keeps its
-values. Scores are computed from what this file holds, never from what a run had in memory.
+Each distinct array (the ids and labels of a task, mostly) is stored once, in the smallest type that
+keeps its values. Scores are computed from what this file holds, never from a run's memory.
 """
 
 from __future__ import annotations
@@ -12,19 +12,25 @@ import json
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.scores import NodeKey
+from benchmarks.recorded import RunKey
 from shared.protocol import BadInput
 
 # What zipfile, zlib and numpy raise on bytes that are not what was written.
-UNREADABLE = (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)  # fmt: skip
+UNREADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
+)
 MOST_BYTES = 2_000_000
-Predictions = dict[NodeKey, dict[str, np.ndarray]]
+Arrays = Mapping[str, np.ndarray]
+Predictions = dict[RunKey, dict[str, np.ndarray]]
+Score = Callable[[dict[str, np.ndarray]], dict[str, float]]
 
 
 def smallest(array: np.ndarray) -> np.ndarray:
@@ -38,43 +44,34 @@ def smallest(array: np.ndarray) -> np.ndarray:
         for width in (np.float16, np.float32):
             with np.errstate(over="ignore"):
                 smaller = array.astype(width)
-            if array.itemsize > smaller.itemsize and np.array_equal(
-                smaller.astype(array.dtype), array, True
-            ):
+            same = np.array_equal(smaller.astype(array.dtype), array, equal_nan=True)
+            if array.itemsize > smaller.itemsize and same:
                 return smaller
     return array
 
 
-def rounded(
-    arrays: Mapping[str, np.ndarray],
-    width: type,
-    score: Callable[[dict[str, np.ndarray]], dict[str, float]],
-) -> dict[str, np.ndarray]:
-    """Floats at this width where not one score of the run moves for it; else the arrays as they are."""
+def rounded(arrays: Arrays, width: type, score: Score) -> Arrays:
+    """Floats at this width where not one score of the run moves for it; else all as it was."""
     with np.errstate(over="ignore"):
         coarse = {
-            k: v.astype(width).astype(v.dtype) if v.dtype.kind == "f" else v
-            for k, v in arrays.items()
+            name: array.astype(width).astype(array.dtype) if array.dtype.kind == "f" else array
+            for name, array in arrays.items()
         }
     return coarse if score(coarse) == score(dict(arrays)) else dict(arrays)
 
 
 def pack_predictions(
-    path: Path,
-    predictions: Mapping[NodeKey, Mapping[str, np.ndarray]],
-    score: Callable[[dict[str, np.ndarray]], dict[str, float]] | None = None,
+    path: Path, predictions: Mapping[RunKey, Arrays], score: Score | None = None
 ) -> str:
-    """Writes `path` and returns its sha256. With `score`, floats are rounded where the file would be too large."""
+    """Writes `path`, returns its sha256; with `score`, floats of too large a file are rounded."""
     for key, arrays in predictions.items():
         for name, array in arrays.items():
-            constant = (
-                name.startswith("_") and array.nbytes <= 4 * 1000
-            )  # names of settings, never a text
-            if array.dtype.kind not in "biuf" and not (
-                array.dtype.kind == "U" and (name == "id" or constant)
-            ):
+            # names of settings are short and few, never a text
+            constant = name == "id" or (name.startswith("_") and array.nbytes <= 4 * 1000)
+            if array.dtype.kind not in "biuf" and not (array.dtype.kind == "U" and constant):
                 raise BadInput(
-                    f"predictions of {key}: {name} is {array.dtype}; numbers only, text stays out of the file"
+                    f"predictions of {key}: {name} is {array.dtype}; numbers only, text stays out "
+                    "of the file"
                 )
     payload = encoded(predictions)
     for width in (np.float32, np.float16):
@@ -83,54 +80,47 @@ def pack_predictions(
                 {key: rounded(arrays, width, score) for key, arrays in predictions.items()}
             )
     if len(payload) > MOST_BYTES:
-        sizes = {name: 0 for arrays in predictions.values() for name in arrays}
+        sizes: Counter[str] = Counter()
         for arrays in predictions.values():
-            for name, array in arrays.items():
-                sizes[name] += smallest(array).nbytes
+            sizes.update({name: smallest(array).nbytes for name, array in arrays.items()})
         largest = max(sizes, key=lambda name: sizes[name])
         raise BadInput(
-            f"{path.name}: {len(payload):,} bytes of predictions, at most {MOST_BYTES:,} are committed; the largest "
-            f"array is {largest!r} ({sizes[largest]:,} bytes): keep the class instead of the scores, or fewer items"
+            f"{path.name}: {len(payload):,} bytes of predictions, at most {MOST_BYTES:,} are "
+            f"committed; the largest array is {largest!r} ({sizes[largest]:,} bytes): keep the "
+            "class instead of the scores, or fewer items"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(payload)
     return hashlib.sha256(payload).hexdigest()
 
 
-def encoded(predictions: Mapping[NodeKey, Mapping[str, np.ndarray]]) -> bytes:
-    """The npz: arrays a0, a1, ... and an index that says which run has which of them under which name."""
-    stored: dict[bytes, int] = {}
-    contents: list[bytes] = []
-    index: list[Any] = []
+def encoded(predictions: Mapping[RunKey, Arrays]) -> bytes:
+    """The npz: arrays a0, a1, ... and an index of which run has which of them under which name."""
+    numbers: dict[bytes, int] = {}  # an array's bytes -> its number
+    index: list[list[Any]] = []
     for key in sorted(predictions):
         places = {}
         for name, array in sorted(predictions[key].items()):
-            buffer = io.BytesIO()
-            np.lib.format.write_array(
-                buffer, np.asarray(smallest(array), order="C"), version=(1, 0), allow_pickle=False
-            )
-            number = stored.setdefault(buffer.getvalue(), len(stored))
-            if number == len(contents):
-                contents.append(buffer.getvalue())
-            places[name] = [number, array.dtype.str]
+            content = npy(np.asarray(smallest(array), order="C"))
+            places[name] = [numbers.setdefault(content, len(numbers)), array.dtype.str]
         index.append([*key, places])
+    text = json.dumps(index, separators=(",", ":")).encode()
+    contents = {"index": npy(np.frombuffer(text, dtype=np.uint8))}
+    contents |= {f"a{number}": content for content, number in numbers.items()}
     buffer = io.BytesIO()
-    text = np.frombuffer(json.dumps(index, separators=(",", ":")).encode(), dtype=np.uint8)
-    np.lib.format.write_array(buffer, text, version=(1, 0), allow_pickle=False)
-    archive_bytes = io.BytesIO()
-    with zipfile.ZipFile(archive_bytes, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        names = ["index", *(f"a{number}" for number in range(len(contents)))]
-        for name, content in zip(names, [buffer.getvalue(), *contents]):
-            entry = zipfile.ZipInfo(
-                f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)
-            )  # no clock in the bytes
-            entry.compress_type, entry.external_attr, entry.create_system = (
-                zipfile.ZIP_DEFLATED,
-                0o644 << 16,
-                3,
-            )
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, content in contents.items():
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))  # no clock
+            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            entry.create_system = 3
             archive.writestr(entry, content)
-    return archive_bytes.getvalue()
+    return buffer.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
 
 
 def unpack_predictions(path: Path) -> Predictions:

@@ -1,13 +1,14 @@
-"""docs/verdicts.md on plain numbers: tests, intervals, and the words they lead to.
+"""The rules of docs/verdicts.md on plain numbers: tests, intervals, and the words they lead to.
 
-`d` is one difference per seed, signed so that positive favours the claim; `t` is the claim's threshold. Nothing
-here reads a file or a clock, and the only random draws are seeded.
+`d` is one difference per seed, signed so that positive favours the claim; `t` is the claim's
+threshold. Nothing here reads a file or a clock, and the only random draws are seeded.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def all_equal(d: np.ndarray) -> bool:
 
 
 def t_test(d: np.ndarray, t: float = 0.0) -> tuple[float, float]:
-    """One-sided p of mean(d) > t and of mean(d) < t. Equal d have no spread to test: 2^-n on their side."""
+    """One-sided p of mean(d) > t and of mean(d) < t; equal d, without spread: 2^-n, or 1."""
     n = len(d)
     if n == 0:
         return 1.0, 1.0
@@ -48,10 +49,10 @@ def t_interval(d: np.ndarray) -> list[float] | None:
 
 
 def sign_flip(d: np.ndarray, t: float = 0.0) -> tuple[float, float]:
-    """One-sided sign-flip p of d - t, for and against: the share of sign patterns whose sum is as extreme.
+    """One-sided sign-flip p of d - t, for and against: how many sign patterns are as extreme.
 
-    All 2^n patterns up to n = 20, else 100,000 seeded ones and the observed one. Sums that differ only by
-    rounding count as ties, otherwise p would depend on the order of additions.
+    All 2^n patterns up to n = 20, else 100,000 seeded ones and the observed one. Sums that differ
+    only by rounding count as ties, otherwise p would depend on the order of additions.
     """
     x = np.asarray(d, dtype=np.float64) - t
     n = len(x)
@@ -126,32 +127,47 @@ def wins_ties_losses(d: np.ndarray) -> list[int]:
 
 
 def spread_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|b_s - median b| - |a_s - median a| along the first axis: positive where a is the steadier arm."""
+    """|b_s - median b| - |a_s - median a| along the first axis: positive where a is steadier."""
     return np.abs(b - np.median(b, axis=0)) - np.abs(a - np.median(a, axis=0))
 
 
-def evidence(d: Sequence[float] | np.ndarray, t: float = 0.0) -> dict[str, Any]:
-    """Every number of a claim that follows from d alone."""
+@dataclass(frozen=True)
+class Evidence:
+    """Every number of a claim that follows from d alone; p and flip are one-sided."""
+
+    n: int
+    effect: float | None
+    median: float | None
+    ci95: list[float] | None
+    detectable: float | None
+    p_for: float
+    p_against: float
+    flip_for: float
+    flip_against: float
+    wins_ties_losses: list[int]
+
+
+def evidence(d: Sequence[float] | np.ndarray, t: float = 0.0) -> Evidence:
     x = np.asarray(d, dtype=np.float64)
     p_for, p_against = t_test(x, t)
     flip_for, flip_against = sign_flip(x, t)
     sd = 0.0 if len(x) == 0 or all_equal(x) else float(np.std(x, ddof=1))
-    return {
-        "n": len(x),
-        "effect": float(np.mean(x)) if len(x) else None,
-        "median": float(np.median(x)) if len(x) else None,
-        "ci95": t_interval(x),
-        "detectable": detectable(len(x), sd, t),
-        "p_for": p_for,
-        "p_against": p_against,
-        "flip_for": flip_for,
-        "flip_against": flip_against,
-        "wins_ties_losses": wins_ties_losses(x),
-    }
+    return Evidence(
+        n=len(x),
+        effect=float(np.mean(x)) if len(x) else None,
+        median=float(np.median(x)) if len(x) else None,
+        ci95=t_interval(x),
+        detectable=detectable(len(x), sd, t),
+        p_for=p_for,
+        p_against=p_against,
+        flip_for=flip_for,
+        flip_against=flip_against,
+        wins_ties_losses=wins_ties_losses(x),
+    )
 
 
 def claim_verdict(
-    found: Mapping[str, Any],
+    shown: Evidence,
     t: float,
     p_holm: tuple[float, float],
     item_ci95: Sequence[float] | None,
@@ -160,32 +176,31 @@ def claim_verdict(
     kind: str = "difference",
     failures: bool = False,
 ) -> tuple[str, str]:
-    """(SUPPORTED | CONTRADICTED | INCONCLUSIVE, the first failed condition or '') of one claim that was run.
+    """(SUPPORTED | CONTRADICTED | INCONCLUSIVE, the first failed condition or '') of one claim.
 
-    `found` is `evidence(d, t)`; `p_holm` the adjusted p for and against; `items` false where condition (c)
-    does not apply; `failures`: more than 20 % of the runs of one arm diverged.
+    `shown` is `evidence(d, t)`; `p_holm` the adjusted p for and against; `items` false where
+    condition (c) does not apply; `failures`: more than 20 % of the runs of one arm diverged.
     """
-    if found["n"] < MIN_SEEDS.get(kind, 5):
+    if shown.effect is None or shown.n < MIN_SEEDS.get(kind, 5):
         return "INCONCLUSIVE", "seeds"
     if failures:
         return "INCONCLUSIVE", "failures"
-    favours = bool(found["effect"] >= t)
-    side = "for" if favours else "against"
-    if not found[f"p_{side}"] <= ALPHA:
+    favours = shown.effect >= t
+    p, flip = (shown.p_for, shown.flip_for) if favours else (shown.p_against, shown.flip_against)
+    if not p <= ALPHA:
         return "INCONCLUSIVE", "t"
     if not p_holm[0 if favours else 1] <= ALPHA:
         return "INCONCLUSIVE", "Holm"
-    if not found[f"flip_{side}"] <= flip_limit(found["n"]):
+    if not flip <= flip_limit(shown.n):
         return "INCONCLUSIVE", "sign-flip"
-    if items and not (
-        item_ci95 is not None and (item_ci95[0] > t if favours else item_ci95[1] < t)
-    ):
+    beyond = item_ci95 is not None and (item_ci95[0] > t if favours else item_ci95[1] < t)
+    if items and not beyond:
         return "INCONCLUSIVE", "items"
     return ("SUPPORTED" if favours else "CONTRADICTED"), ""
 
 
 def control_outcome(
-    found: Mapping[str, Any],
+    shown: Evidence,
     item_ci95: Sequence[float] | None,
     material: float,
     *,
@@ -193,14 +208,14 @@ def control_outcome(
     kind: str = "difference",
     failures: bool = False,
 ) -> str:
-    """BEATEN, NOT BEATEN or OPEN; `found` is `evidence(method - control, 0)`."""
-    if failures or found["n"] < MIN_SEEDS.get(kind, 5):
+    """BEATEN, NOT BEATEN or OPEN; `shown` is `evidence(method - control, 0)`."""
+    if failures or shown.ci95 is None or shown.n < MIN_SEEDS.get(kind, 5):
         return "OPEN"
-    unadjusted = (found["p_for"], found["p_against"])  # all controls must be beaten: no Holm
-    if claim_verdict(found, 0.0, unadjusted, item_ci95, items=items, kind=kind)[0] == "SUPPORTED":
+    unadjusted = (shown.p_for, shown.p_against)  # all controls must be beaten: no Holm
+    if claim_verdict(shown, 0.0, unadjusted, item_ci95, items=items, kind=kind)[0] == "SUPPORTED":
         return "BEATEN"
     item_below = not items or (item_ci95 is not None and item_ci95[1] < material)
-    return "NOT BEATEN" if found["ci95"][1] < material and item_below else "OPEN"
+    return "NOT BEATEN" if shown.ci95[1] < material and item_below else "OPEN"
 
 
 def attribute(word: str, outcomes: Sequence[str]) -> str:
@@ -221,13 +236,11 @@ def exact_verdict(d: Sequence[float], t: float) -> str:
 def default_tolerance(
     rows: int, sd: float | None, sd_over: str | None, n_paper: int | None
 ) -> float:
-    """Of a percentage: 1.0 under 1,000 test rows, else 0.5; wider only for a published sd over seeds."""
+    """Of a percentage: 1.0 under 1,000 test rows, else 0.5; wider only for a sd over seeds."""
     floor = 1.0 if rows < 1000 else 0.5
-    return (
-        max(floor, 2 * sd / math.sqrt(n_paper or 3))
-        if sd is not None and sd_over == "seeds"
-        else floor
-    )
+    if sd is None or sd_over != "seeds":
+        return floor
+    return max(floor, 2 * sd / math.sqrt(n_paper or 3))
 
 
 def reported_verdict(
@@ -242,9 +255,9 @@ def reported_verdict(
     own: bool = True,
     deviations: Sequence[str] = (),
 ) -> tuple[str, float | None, list[float] | None]:
-    """(verdict, gap, 95 % interval of the gap) of one published number; `ours` is empty where nothing ran.
+    """(verdict, gap, its 95 % interval) of a published number; `ours` is empty where nothing ran.
 
-    The gap is our mean - reported, turned so that positive is better (left as it is without a direction).
+    The gap is our mean - reported, turned so that positive is better where there is a direction.
     """
     gap: float | None = None
     interval: list[float] | None = None
@@ -276,16 +289,20 @@ def reported_verdict(
     return "INCONCLUSIVE", gap, interval
 
 
+SCALED_DOWN = " (scaled down)"
+FOR_THIS_MODEL = " for this model"
+
+
 def plain(verdict: str) -> str:
-    """The verdict without the words that say where it holds: 'SUPPORTED (scaled down)' -> 'SUPPORTED'."""
-    return verdict.removesuffix(" (scaled down)").removesuffix(" for this model")
+    """'SUPPORTED for this model (scaled down)' -> 'SUPPORTED'."""
+    return verdict.removesuffix(SCALED_DOWN).removesuffix(FOR_THIS_MODEL)
 
 
 def tidy(value: Any) -> Any:
     """Numbers as they stand in a results file: ten significant digits, null for what is undefined.
 
-    Processors differ in the last bits of a sum; these digits are the same on all of them, so that a check can
-    insist on every digit written.
+    Processors differ in the last bits of a sum; these digits are the same on all of them, so that a
+    check can insist on every digit written.
     """
     if isinstance(value, Mapping):
         return {key: tidy(item) for key, item in value.items()}

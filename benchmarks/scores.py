@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from benchmarks.claims import one_of
+from benchmarks.claims import Claims, one_of
+from benchmarks.predictions import Arrays, Score
+from benchmarks.recorded import RunEntry, RunKey, run_name
 from benchmarks.rules import tidy
 
 RESAMPLES = 2000  # draws of the test items
 
-NodeKey = tuple[str, str, int]  # (arm, task, seed)
-Arrays = Mapping[str, np.ndarray]
-Score = Callable[[dict[str, np.ndarray]], dict[str, float]]
 Statistic = Callable[[dict[str, dict[str, np.ndarray]]], float]
 ItemValues = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -34,8 +32,8 @@ def split_arm(text: str) -> tuple[str, str | None]:
 def item_draws(ids: np.ndarray) -> Iterator[np.ndarray]:
     """2,000 resamples of the rows of a test set, in blocks of shape (draws, rows).
 
-    Seeded by the item ids: every arm and seed of a task sees the same draws, and so do two tasks that share
-    their test items (the same test set after 300 and after 1,000 training examples).
+    Seeded by the item ids: every arm and seed of a task sees the same draws, and so do two tasks
+    that share their test items (the same set after 300 and after 1,000 training examples).
     """
     rows = len(ids)
     digest = hashlib.sha256("\n".join(map(str, ids.tolist())).encode()).digest()
@@ -48,7 +46,7 @@ def item_draws(ids: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def rows_of(predictions: Arrays, index: np.ndarray) -> dict[str, np.ndarray]:
-    """The predictions of these items; arrays whose name starts with '_' are not per item and stay whole."""
+    """The predictions of these items; arrays named '_...' are not per item and stay whole."""
     return {
         name: array if name.startswith("_") else array[index] for name, array in predictions.items()
     }
@@ -67,78 +65,72 @@ def item_ids(predictions: Arrays) -> np.ndarray:
 
 
 class Scores:
-    """Scores of runs, each computed once: element 0 is the score, the rest the scores on resampled items."""
+    """Scores of runs and of their resampled test items, each computed once."""
 
     def __init__(
         self,
-        runs: Sequence[Mapping[str, Any]],
-        predictions: Mapping[NodeKey, Arrays],
+        runs: Sequence[RunEntry],
+        predictions: Mapping[RunKey, Arrays],
         score: Score,
         statistics: Mapping[str, Statistic],
         item_values: ItemValues | None,
-        chance: Mapping[str, Mapping[str, float]],
+        claims: Claims,
     ) -> None:
-        self.runs = {(run["arm"], run["task"], int(run["seed"])): run for run in runs}
+        self.runs = {run.key: run for run in runs}
         self.predictions = predictions
-        self.score, self.statistics, self.item_values, self.chance = (
-            score,
-            statistics,
-            item_values,
-            chance,
-        )
-        self._points: dict[NodeKey, dict[str, float]] = {}
-        self._resampled: dict[tuple[NodeKey, str], np.ndarray] = {}
-        self._statistics: dict[tuple[Any, ...], np.ndarray] = {}
+        self.score, self.statistics = score, statistics
+        self.item_values, self.claims = item_values, claims
+        self._points: dict[RunKey, dict[str, float]] = {}
+        self._resampled: dict[tuple[RunKey, str], np.ndarray] = {}
+        self._statistics: dict[tuple[object, ...], np.ndarray] = {}
 
-    def check(self, key: NodeKey) -> None:
+    def check(self, key: RunKey) -> None:
         """Raises Missing unless the run of this node ended, well or by divergence."""
-        status = self.runs[key]["status"] if key in self.runs else "missing"
+        status = self.runs[key].status if key in self.runs else "missing"
         if status not in ("finished", "diverged"):
-            raise Missing(f"{key[0]} on {key[1]}, seed {key[2]}: {status}")
+            raise Missing(f"{run_name(key)}: {status}")
         if status == "finished" and key not in self.predictions:
-            raise Missing(f"{key[0]} on {key[1]}, seed {key[2]}: no predictions")
+            raise Missing(f"{run_name(key)}: no predictions")
 
-    def metrics(self, key: NodeKey) -> dict[str, float]:
+    def metrics(self, key: RunKey) -> dict[str, float]:
         """What the run counted, and the scores of its predictions."""
         if key not in self._points:
-            recorded = tidy(self.runs[key].get("metrics") or {})
-            fresh = self.score(dict(self.predictions[key])) if key in self.predictions else {}
-            self._points[key] = {
-                **recorded,
-                **{name: float(value) for name, value in fresh.items()},
+            recorded = {
+                name: math.nan if value is None else value
+                for name, value in tidy(self.runs[key].metrics).items()
             }
+            fresh = self.score(dict(self.predictions[key])) if key in self.predictions else {}
+            self._points[key] = recorded | {name: float(value) for name, value in fresh.items()}
         return self._points[key]
 
-    def chance_of(self, key: NodeKey, metric: str) -> float:
-        value = (self.chance.get(key[1]) or {}).get(metric)
+    def chance_of(self, key: RunKey, metric: str) -> float:
+        value = self.claims.chance(key[1]).get(metric)
         if value is None:
             raise Missing(
-                f"{key[0]} on {key[1]}, seed {key[2]} diverged or has no finite {metric}, and claims.yaml "
-                f"declares no chance for it under tasks.{key[1]}.chance"
+                f"{run_name(key)} diverged or has no finite {metric}, and claims.yaml declares "
+                f"no chance for it under tasks.{key[1]}.chance"
             )
         return float(value)
 
-    def diverged(self, key: NodeKey, metric: str | None) -> bool:
+    def diverged(self, key: RunKey, metric: str | None) -> bool:
         """Diverged, or finished with a score that is not a number (which is no better)."""
         self.check(key)
-        if self.runs[key]["status"] == "diverged":
+        if self.runs[key].status == "diverged":
             return True
         if metric is None:
             return False
-        known = self.metrics(key)
-        if metric not in known:
-            raise Missing(
-                f"{key[0]} on {key[1]}, seed {key[2]}: no metric {metric!r} among {sorted(known)}"
-            )
-        return not math.isfinite(known[metric])
+        metrics = self.metrics(key)
+        if metric not in metrics:
+            raise Missing(f"{run_name(key)}: no metric {metric!r} among {sorted(metrics)}")
+        return not math.isfinite(metrics[metric])
 
-    def value(self, key: NodeKey, metric: str) -> float:
-        return (
-            self.chance_of(key, metric) if self.diverged(key, metric) else self.metrics(key)[metric]
-        )
+    def value(self, key: RunKey, metric: str) -> float:
+        if self.diverged(key, metric):
+            return self.chance_of(key, metric)
+        return self.metrics(key)[metric]
 
-    def with_resamples(self, key: NodeKey, metric: str) -> np.ndarray:
-        """Shape (1 + RESAMPLES,): the score, then the scores on the drawn items. NaN where not computable."""
+    def with_resamples(self, key: RunKey, metric: str) -> np.ndarray:
+        """Shape (1 + RESAMPLES,): the score, then those on drawn items; NaN: not computable."""
         value = self.value(key, metric)
         if self.diverged(key, metric):
             return np.full(1 + RESAMPLES, value)
@@ -146,7 +138,7 @@ class Scores:
             self._resample(key, metric)
         return np.concatenate([[value], self._resampled[key, metric]])
 
-    def _resample(self, key: NodeKey, metric: str) -> None:
+    def _resample(self, key: RunKey, metric: str) -> None:
         predictions = dict(self.predictions[key])
         per_item = self.item_values(predictions) if self.item_values else {}
         if metric in per_item:
@@ -163,17 +155,15 @@ class Scores:
                 scores = self.score(rows_of(predictions, index))
                 table[:, b] = [scores[name] for name in names]
         for name, row in zip(names, table):
-            undefined = ~np.isfinite(
-                row
-            )  # say, a correlation on items of one class: no better than chance
-            if undefined.any() and (self.chance.get(key[1]) or {}).get(name) is not None:
+            # undefined, say a correlation on items of one class, is no better than chance
+            undefined = ~np.isfinite(row)
+            if undefined.any() and name in self.claims.chance(key[1]):
                 row[undefined] = self.chance_of(key, name)
             self._resampled[key, name] = row
-        self._resampled.setdefault(
-            (key, metric), np.full(RESAMPLES, np.nan)
-        )  # a count: no items behind it
+        # a count has no items behind it
+        self._resampled.setdefault((key, metric), np.full(RESAMPLES, np.nan))
 
-    def per_item(self, key: NodeKey, metric: str) -> np.ndarray:
+    def per_item(self, key: RunKey, metric: str) -> np.ndarray:
         """Shape (items,): the metric item by item, for claims whose replicates are items."""
         self.check(key)
         if self.diverged(key, metric):
@@ -191,45 +181,45 @@ class Scores:
         self._same_mean(values, key, metric)
         return values
 
-    def _same_mean(self, values: np.ndarray, key: NodeKey, metric: str) -> None:
+    def _same_mean(self, values: np.ndarray, key: RunKey, metric: str) -> None:
         mean, whole = float(np.mean(values)), self.metrics(key)[metric]
         if not math.isclose(mean, whole, rel_tol=1e-9, abs_tol=1e-9):
             raise ValueError(
-                f"{metric} of {key} is {whole} but the mean of its items is {mean}: it is not a mean over items; "
-                "leave it out of evaluate.item_values, and do not use unit: item with it"
+                f"{metric} of {key} is {whole} but the mean of its items is {mean}: it is not a "
+                "mean over items; leave it out of evaluate.item_values, and do not use unit: item "
+                "with it"
             )
 
-    def statistic(self, name: str, arms: Mapping[str, NodeKey], items: bool) -> np.ndarray:
-        """Shape (1,) or (1 + RESAMPLES,): a named function of the predictions of several arms of one seed.
+    def statistic(self, name: str, arms: Mapping[str, RunKey], items: bool) -> np.ndarray:
+        """Shape (1,) or (1 + RESAMPLES,): a named function of several arms' predictions.
 
-        `arms` maps the name under which the function finds the predictions to the run that gives them.
+        `arms` maps the name under which the function finds predictions to their run.
         """
         for key in arms.values():
             self.check(key)
         first = next(iter(arms.values()))
-        if any(self.runs[key]["status"] == "diverged" for key in arms.values()):
+        if any(self.runs[key].status == "diverged" for key in arms.values()):
             return np.full(1 + RESAMPLES if items else 1, self.chance_of(first, name))
         cached = (name, tuple(arms.items()), items)
         if cached not in self._statistics:
             one_of(name, self.statistics, "evaluate.STATISTICS")
             function = self.statistics[name]
-            given = {arm: dict(self.predictions[key]) for arm, key in arms.items()}
-            values = [float(function(given))]
+            predictions = {arm: dict(self.predictions[key]) for arm, key in arms.items()}
+            values = [float(function(predictions))]
             if not math.isfinite(values[0]):
                 values[0] = self.chance_of(first, name)
-            if items and len({item_count(p) for p in given.values()}) > 1:
+            if items and len({item_count(p) for p in predictions.values()}) > 1:
                 values += [math.nan] * RESAMPLES
             elif items:
-                for block in item_draws(item_ids(self.predictions[first])):
-                    for index in block:
-                        values.append(
-                            float(function({arm: rows_of(p, index) for arm, p in given.items()}))
-                        )
+                blocks = item_draws(item_ids(self.predictions[first]))
+                for index in (row for block in blocks for row in block):
+                    drawn = {arm: rows_of(p, index) for arm, p in predictions.items()}
+                    values.append(float(function(drawn)))
             self._statistics[cached] = np.array(values)
         return self._statistics[cached]
 
-    def same_items(self, keys: Collection[NodeKey]) -> bool:
-        """Whether the runs of each task among these were scored on the same items in the same order."""
+    def same_items(self, keys: Collection[RunKey]) -> bool:
+        """Whether the runs of each task among these have the same items in the same order."""
         first: dict[str, np.ndarray] = {}
         for key in sorted(keys):
             if key in self.predictions:

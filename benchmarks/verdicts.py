@@ -1,22 +1,33 @@
-"""From runs to verdicts: `judge` reads claims, runs and predictions and answers with the parts of a results file.
+"""From runs to verdicts: claims, published numbers and gates out of runs and predictions.
 
-The rules themselves are in `rules.py`, the scores and their resamples in `scores.py`. Nothing here reads a clock,
-a file or the network, and every random draw is seeded: the same inputs give the same digits everywhere.
+The rules themselves are in `rules.py`, the scores and their resamples in `scores.py`. Nothing in
+these reads a clock, a file or the network, and every random draw is seeded: the same inputs give
+the same digits everywhere.
+
+Kinds of claims: `difference`, method minus opponent; `contrast`, a weighted sum of arms; `spread`,
+how much further the opponent's seeds lie from their median; `statistic`, a named function of the
+predictions of several arms; `exact`, a comparison of counts without a test.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
 
 import numpy as np
 
-from benchmarks.claims import is_none
-from benchmarks.reported import judge_reported
+from benchmarks.claims import Claims, ClaimSpec, GateSpec, is_none
+from benchmarks.predictions import Arrays, Score
+from benchmarks.recorded import Claim, Control, Gate, Judged, RunEntry, RunKey, finite, run_name
+from benchmarks.reported import ReportedFile, judge_reported
 from benchmarks.rules import (
+    FOR_THIS_MODEL,
+    SCALED_DOWN,
     TIE,
+    Evidence,
     attribute,
     claim_verdict,
     control_outcome,
@@ -26,43 +37,29 @@ from benchmarks.rules import (
     item_interval,
     spread_differences,
 )
-from benchmarks.scores import (
-    Arrays,
-    ItemValues,
-    Missing,
-    NodeKey,
-    Score,
-    Scores,
-    Statistic,
-    item_ids,
-    split_arm,
-)
+from benchmarks.scores import ItemValues, Missing, Scores, Statistic, item_ids, split_arm
 from shared.protocol import BadInput, Node
 
-SCALED_DOWN = ("cpu", "gpu")
+SMALL_SCALES = ("cpu", "gpu")  # their verdicts say "(scaled down)"
 
 Term = tuple[float, str, str | None]  # weight, arm, task (None: the task of the cell)
 
 
-class Claim:
+class Comparison:
     """One claim at one scale: which runs it needs and how its d follow from their scores."""
 
     def __init__(
-        self, spec: Mapping[str, Any], scale: str, nodes: Collection[NodeKey], scores: Scores
+        self, spec: ClaimSpec, scale: str, nodes: Collection[RunKey], scores: Scores
     ) -> None:
         self.spec, self.scores, self.nodes = spec, scores, nodes
-        self.kind: str = spec["kind"]
-        self.metric: str | None = spec.get("metric")
-        self.unit: str = spec.get("unit", "points")
-        self.t = float(spec.get("threshold", 0) or 0)
-        self.material = float(spec.get("material", 1.0))
-        self.sign = -1.0 if spec.get("direction", "higher") == "lower" else 1.0
-        where = f"claim {spec['id']}"
-        self.controls: list[str] = (
-            [] if is_none(spec["controls"], where) else list(spec["controls"])
-        )
+        self.kind, self.unit = spec.kind, spec.unit
+        self.metric = spec.metric or str(spec.arms.name)
+        self.t = float(spec.threshold)
+        self.material = float(spec.material)
+        self.sign = -1.0 if spec.direction == "lower" else 1.0
+        # whether condition (c), the interval over test items, applies
         self.items = not (
-            is_none(spec["items"], where) or self.kind in ("spread", "exact") or self.unit == "item"
+            is_none(spec.items) or self.kind in ("spread", "exact") or self.unit == "item"
         )
         self.terms = self._terms()
         self.tasks = self._tasks(scale)
@@ -72,23 +69,20 @@ class Claim:
 
     def _terms(self) -> list[Term]:
         """Weights of the arms, the method first. For a spread or statistic only the arms matter."""
-        arms = self.spec["arms"]
+        arms = self.spec.arms
         if self.kind == "contrast":
-            return [(float(weight), *split_arm(text)) for text, weight in arms["weights"].items()]
+            weights = arms.weights or {}
+            return [(float(weight), *split_arm(text)) for text, weight in weights.items()]
         if self.kind == "statistic":
-            method = arms["method"]
-            return [
-                (1.0, *split_arm(text))
-                for text in ([method] if isinstance(method, str) else method)
-            ]
-        return [(1.0, *split_arm(arms["method"])), (-1.0, *split_arm(arms["opponent"]))]
+            return [(1.0, *split_arm(text)) for text in arms.methods]
+        return [(1.0, *split_arm(str(arms.method))), (-1.0, *split_arm(str(arms.opponent)))]
 
     def _tasks(self, scale: str) -> list[str]:
-        """The claim's tasks at this scale: listed per scale, or the listed ones that the scale has."""
-        listed = self.spec.get("tasks")
+        """The claim's tasks at this scale: listed per scale, or the listed ones that it has."""
+        listed = self.spec.tasks
         declared = {task for _, task, _ in self.nodes}
         if isinstance(listed, Mapping):
-            return list(listed.get(scale) or [])
+            return [task for name, tasks in listed.items() if name == scale for task in tasks]
         fixed = sorted({task for _, _, task in self.terms if task})
         return [task for task in (listed or fixed or sorted(declared)) if task in declared]
 
@@ -103,7 +97,7 @@ class Claim:
         """The arm that controls are put in place of: the first one that counts in favour."""
         return next((arm for weight, arm, _ in self.terms if weight > 0), self.terms[0][1])
 
-    def keys(self, terms: Sequence[Term]) -> list[NodeKey]:
+    def keys(self, terms: Sequence[Term]) -> list[RunKey]:
         cells = {(arm, task or cell) for cell in self.cells for _, arm, task in terms}
         return [
             (arm, str(task), seed) for arm, task in sorted(cells, key=str) for seed in self.seeds
@@ -114,13 +108,11 @@ class Claim:
             raise Missing("no seed is declared for its arms and tasks at this scale")
         for key in self.keys(terms):
             if key not in self.nodes:
-                raise Missing(
-                    f"{key[0]} on {key[1]}, seed {key[2]}: not declared for this run of the protocol"
-                )
+                raise Missing(f"{run_name(key)}: not declared for this run of the protocol")
             self.scores.check(key)
 
     def control_terms(self, control: str) -> list[Term]:
-        """method - control: the claim's own effect minus that with the control in place of the method."""
+        """method - control: the claim's effect minus that with the control for the method."""
         own = [term for term in self.terms if term[1] == self.method]
         if self.kind == "statistic":
             return [own[0], (-1.0, control, own[0][2])]
@@ -128,55 +120,47 @@ class Claim:
 
     @functools.cached_property
     def factor(self) -> float:
-        """100 for a metric that lies in [-1, 1] (accuracy, F1, correlations) given in points, else 1."""
+        """100 for a metric in [-1, 1] (accuracy, F1, correlations) given in points, else 1."""
         if self.unit != "points" or self.kind == "exact":
             return 1.0
         if self.kind == "statistic":
-            values = [
-                self.scores.statistic(
-                    self.spec["arms"]["name"], self.statistic_arms(cell, seed, None), False
-                )[0]
-                for cell in self.cells
-                for seed in self.seeds
-            ]
+            pairs = [(cell, seed) for cell in self.cells for seed in self.seeds]
+            values = [self._statistic(cell, seed, items=False)[0] for cell, seed in pairs]
         else:
-            values = [self.scores.value(key, str(self.metric)) for key in self.keys(self.terms)]
+            values = [self.scores.value(key, self.metric) for key in self.keys(self.terms)]
         return 100.0 if all(abs(value) <= 1.0 for value in values) else 1.0
 
-    def statistic_arms(
-        self, cell: str | None, seed: int, control: str | None
-    ) -> dict[str, NodeKey]:
-        """What the statistic's function is given; a control appears under the name of the first arm."""
-        given: dict[str, NodeKey] = {}
+    def _statistic(
+        self, cell: str | None, seed: int, control: str | None = None, *, items: bool
+    ) -> np.ndarray:
+        """The named statistic of one seed; a control appears under the name of the first arm."""
+        arms: dict[str, RunKey] = {}
         for place, (_, arm, task) in enumerate(self.terms):
             name = arm if task is None else f"{arm}@{task}"
-            given[name] = (control if control and place == 0 else arm, str(task or cell), seed)
-        return given
+            arms[name] = (control if control and place == 0 else arm, str(task or cell), seed)
+        return self.scores.statistic(str(self.spec.arms.name), arms, items)
 
     def differences(self, control: str | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """d of shape (seeds, 1 or 1 + RESAMPLES) and the same by task. Raises Missing.
 
-        An opponent or control that diverged never helps: its d is at most 0 (and at most the threshold).
+        An opponent or control that diverged never helps: its d is at most 0, and at most t.
         """
         terms = self.terms if control is None else self.control_terms(control)
         self.require([*self.terms, *terms])
         t = self.t if control is None else 0.0
-        by_cell: dict[str | None, np.ndarray[Any, Any]] = {}
+        by_cell: dict[str | None, np.ndarray] = {}
         helped = np.zeros((len(self.seeds), len(self.cells)), dtype=bool)
+        if self.kind == "statistic" and control is None:
+            rivals = terms[1:]
+        else:
+            rivals = [term for term in terms if term[0] < 0 or term[1] == control]
         for c, cell in enumerate(self.cells):
             rows = self._cell(cell, terms, control)
-            constant = float((self.spec.get("task_units") or {}).get(cell, 1.0))
             for s, seed in enumerate(self.seeds):
-                keys = [
-                    (arm, str(task or cell), seed)
-                    for weight, arm, task in terms
-                    if weight < 0 or arm == control
-                ]
-                if self.kind == "statistic" and control is None:
-                    keys = [(arm, str(task or cell), seed) for _, arm, task in terms[1:]]
+                keys = [(arm, str(task or cell), seed) for _, arm, task in rivals]
                 helped[s, c] = any(self._diverged(key) for key in keys)
             rows[helped[:, c]] = np.minimum(rows[helped[:, c]], min(0.0, t))
-            by_cell[cell] = rows / constant
+            by_cell[cell] = rows / float(self.spec.task_units.get(str(cell), 1.0))
         d: np.ndarray = np.mean(np.stack(list(by_cell.values())), axis=0)
         d[helped.any(axis=1)] = np.minimum(d[helped.any(axis=1)], min(0.0, t))
         return d, {str(cell): rows for cell, rows in by_cell.items() if cell is not None}
@@ -185,17 +169,10 @@ class Claim:
         """d of one task, before any bound: shape (seeds, 1 or 1 + RESAMPLES)."""
         scale = self.sign * self.factor
         if self.kind == "statistic":
-            name = self.spec["arms"]["name"]
-            own = [
-                self.scores.statistic(name, self.statistic_arms(cell, s, None), self.items)
-                for s in self.seeds
-            ]
+            own = [self._statistic(cell, s, items=self.items) for s in self.seeds]
             if control is None:
                 return scale * np.array(own)
-            other = [
-                self.scores.statistic(name, self.statistic_arms(cell, s, control), self.items)
-                for s in self.seeds
-            ]
+            other = [self._statistic(cell, s, control, items=self.items) for s in self.seeds]
             return scale * (np.array(own) - np.array(other))
         columns = [
             np.array([self._score((arm, str(task or cell), s)) for s in self.seeds])
@@ -206,12 +183,12 @@ class Claim:
         weights = [weight for weight, _, _ in terms]
         return scale * np.sum([weight * column for weight, column in zip(weights, columns)], axis=0)
 
-    def _score(self, key: NodeKey) -> np.ndarray:
+    def _score(self, key: RunKey) -> np.ndarray:
         if self.items:
-            return self.scores.with_resamples(key, str(self.metric))
-        return np.array([self.scores.value(key, str(self.metric))])
+            return self.scores.with_resamples(key, self.metric)
+        return np.array([self.scores.value(key, self.metric)])
 
-    def _diverged(self, key: NodeKey) -> bool:
+    def _diverged(self, key: RunKey) -> bool:
         return self.scores.diverged(key, None if self.kind == "statistic" else self.metric)
 
     def item_differences(self, control: str | None = None) -> np.ndarray:
@@ -220,7 +197,7 @@ class Claim:
         self.require([*self.terms, *terms])
         if len(self.cells) != 1:
             raise BadInput(
-                f"claim {self.spec['id']}: unit item needs exactly one task, found {self.tasks}"
+                f"claim {self.spec.id}: unit item needs exactly one task, found {self.tasks}"
             )
         if not self.scores.same_items(self.keys(terms)):
             raise Missing("its arms were scored on different items")
@@ -228,7 +205,7 @@ class Claim:
         total = np.zeros(0)
         for weight, arm, task in terms:
             for seed in self.seeds:
-                values = self.scores.per_item((arm, str(task or cell), seed), str(self.metric))
+                values = self.scores.per_item((arm, str(task or cell), seed), self.metric)
                 part = self.sign * weight * values / len(self.seeds)
                 total = part if not len(total) else total + part
         rivals = self.keys([term for term in terms if term[0] < 0 or term[1] == control])
@@ -244,8 +221,7 @@ class Claim:
         return counts
 
     def too_many_failures(self, terms: Sequence[Term]) -> bool:
-        keys = self.keys(terms)
-        runs = {arm: sum(key[0] == arm for key in keys) for arm, _, _ in keys}
+        runs = Counter(arm for arm, _, _ in self.keys(terms))
         return any(count > 0.2 * runs[arm] + TIE for arm, count in self.failures(terms).items())
 
     def at_chance(self, terms: Sequence[Term]) -> dict[str, int]:
@@ -254,49 +230,41 @@ class Claim:
         if self.kind in ("statistic", "exact"):
             return counts
         for key in self.keys(terms):
-            chance = (self.scores.chance.get(key[1]) or {}).get(str(self.metric))
+            chance = self.scores.claims.chance(key[1]).get(self.metric)
             if chance is not None:
-                better = (
-                    self.sign * (self.scores.value(key, str(self.metric)) - float(chance)) > TIE
-                )
-                counts[key[0]] = counts.get(key[0], 0) + (not better)
+                gain = self.sign * (self.scores.value(key, self.metric) - float(chance))
+                counts[key[0]] = counts.get(key[0], 0) + (not gain > TIE)
         return counts
 
-    def judge_control(self, control: str) -> dict[str, Any]:
-        """One row of `controls`. A control that did not run leaves the attribution open."""
-        row: dict[str, Any] = {
-            "arm": control,
-            "d": [],
-            "effect": None,
-            "ci95": None,
-            "p_for": None,
-            "flip_for": None,
-        }
-        row |= {"item_ci95": None, "outcome": "OPEN"}
-        terms = self.control_terms(control)
+    def judge_control(self, control: str) -> Control:
+        """A control that did not run leaves the attribution open."""
         try:
-            d, items, _ = self._d_and_items(control)
+            d, item_ci95, _ = self._d_and_items(control)
         except Missing:
-            return row
-        found = evidence(d)
-        row |= {
-            "d": d,
-            **{key: found[key] for key in ("effect", "ci95", "p_for", "flip_for")},
-            "item_ci95": items,
-        }
-        row["outcome"] = control_outcome(
-            found,
-            items,
+            return Control(arm=control)
+        shown = evidence(d)
+        outcome = control_outcome(
+            shown,
+            item_ci95,
             self.material,
             items=self.items,
             kind=self.kind,
-            failures=self.too_many_failures(terms),
+            failures=self.too_many_failures(self.control_terms(control)),
         )
-        return row
+        return Control(
+            arm=control,
+            d=d.tolist(),
+            effect=shown.effect,
+            ci95=shown.ci95,
+            p_for=shown.p_for,
+            flip_for=shown.flip_for,
+            item_ci95=item_ci95,
+            outcome=outcome,
+        )
 
     def _d_and_items(
         self, control: str | None = None
-    ) -> tuple[np.ndarray, list[float] | None, dict[str, Any]]:
+    ) -> tuple[np.ndarray, list[float] | None, dict[str, np.ndarray]]:
         """d, the item interval of its mean, and d by task."""
         if self.unit == "item":
             return self.item_differences(control), None, {}
@@ -306,259 +274,185 @@ class Claim:
         interval = item_interval(d[:, 1:].mean(axis=0)) if usable else None
         return d[:, 0], interval, {task: rows[:, 0] for task, rows in by_task.items()}
 
-    def numbers(self) -> dict[str, Any]:
-        """The claim's row without Holm and verdict. Raises Missing."""
-        d, items, by_task = self._d_and_items()
-        found = evidence(d, self.t)
-        controls = [self.judge_control(control) for control in self.controls]
-        ran = [row["arm"] for row in controls if len(row["d"])]
-        shown = [*self.terms, *(term for control in ran for term in self.control_terms(control))]
-        return {
-            **found,
-            "d": d,
-            "d_by_task": by_task,
-            "item_ci95": items,
-            "diverged": self.failures(shown),
-            "at_chance": self.at_chance(shown),
-            "controls": controls,
-        }
-
-
-CLAIM_ROW = (  # the order of a claim's fields in the file
-    *(
-        "id",
-        "statement",
-        "kind",
-        "role",
-        "arms",
-        "tasks",
-        "metric",
-        "unit",
-        "direction",
-        "threshold",
-        "material",
-        "n",
-        "d",
-    ),
-    *(
-        "d_by_task",
-        "effect",
-        "median",
-        "ci95",
-        "detectable",
-        "p_for",
-        "p_against",
-        "p_holm_for",
-        "p_holm_against",
-    ),
-    *(
-        "flip_for",
-        "flip_against",
-        "item_ci95",
-        "wins_ties_losses",
-        "diverged",
-        "at_chance",
-        "verdict",
-        "reason",
-    ),
-    "controls",
-)
+    def claim(self) -> tuple[Claim, Evidence | None]:
+        """The claim with its numbers, without Holm and verdict; no evidence if it was not run."""
+        claim = Claim(
+            **self.spec.model_dump(include={"id", "statement", "kind", "role", "direction"}),
+            arms=self.spec.arms,
+            tasks=self.tasks,
+            metric=self.metric,
+            unit=self.unit,
+            threshold=self.t,
+            material=self.material,
+        )
+        try:
+            d, claim.item_ci95, by_task = self._d_and_items()
+            shown = evidence(d, self.t)
+            claim.controls = [self.judge_control(control) for control in self.spec.control_arms]
+            ran = [control.arm for control in claim.controls if control.d]
+            terms = [*self.terms, *(term for arm in ran for term in self.control_terms(arm))]
+            claim.diverged, claim.at_chance = self.failures(terms), self.at_chance(terms)
+        except Missing as missing:
+            claim.verdict, claim.reason, claim.controls = "NOT RUN", str(missing), []
+            claim.item_ci95 = None
+            return claim, None
+        claim.d, claim.d_by_task = d.tolist(), {task: x.tolist() for task, x in by_task.items()}
+        for name, value in asdict(shown).items():
+            setattr(claim, name, value)
+        return claim, shown
 
 
 def judge_claims(
-    specs: Sequence[Mapping[str, Any]], scale: str, nodes: Collection[NodeKey], scores: Scores
-) -> list[dict[str, Any]]:
-    """A row per claim declared for the scale: numbers, then Holm within each role, then verdicts."""
-    claims = [Claim(spec, scale, nodes, scores) for spec in specs if scale in spec["scales"]]
-    rows: list[dict[str, Any]] = []
-    for claim in claims:
-        row: dict[str, Any] = dict.fromkeys(CLAIM_ROW)
-        row |= {key: claim.spec[key] for key in ("id", "statement", "kind", "role", "arms")}
-        row |= {
-            "tasks": claim.tasks,
-            "metric": claim.metric or claim.spec["arms"]["name"],
-            "unit": claim.unit,
-            "direction": claim.spec.get("direction", "higher"),
-        }
-        row |= {"threshold": claim.t, "material": claim.material, "n": 0, "d": [], "d_by_task": {}}
-        row |= {
-            "wins_ties_losses": [0, 0, 0],
-            "diverged": {},
-            "at_chance": {},
-            "controls": [],
-            "reason": "",
-        }
-        try:
-            row |= claim.numbers()
-        except Missing as missing:
-            row |= {"verdict": "NOT RUN", "reason": str(missing)}
-        rows.append(row)
+    specs: Sequence[ClaimSpec], scale: str, nodes: Collection[RunKey], scores: Scores
+) -> list[Claim]:
+    """Every claim declared for the scale: numbers, then Holm within each role, then verdicts."""
+    comparisons = [Comparison(spec, scale, nodes, scores) for spec in specs if scale in spec.scales]
+    rows = [(comparison, *comparison.claim()) for comparison in comparisons]
     for role in ("primary", "secondary"):
-        family = [row for row in rows if row["role"] == role and row["kind"] != "exact"]
-        for side in ("for", "against"):
-            p = [1.0 if row["verdict"] == "NOT RUN" else row[f"p_{side}"] for row in family]
-            for row, adjusted in zip(family, holm(p)):
-                row[f"p_holm_{side}"] = adjusted
-    for claim, row in zip(claims, rows):
-        if row["kind"] == "exact":
-            row |= dict.fromkeys(("detectable", "p_for", "p_against", "flip_for", "flip_against"))
-        if row["role"] == "exhibit":
-            row["verdict"] = None  # shown, no verdict
+        family = [(c, e) for _, c, e in rows if c.role == role and c.kind != "exact"]
+        p_for = holm([1.0 if shown is None else shown.p_for for _, shown in family])
+        p_against = holm([1.0 if shown is None else shown.p_against for _, shown in family])
+        for (claim, _), p, q in zip(family, p_for, p_against):
+            claim.p_holm_for, claim.p_holm_against = p, q
+    for comparison, claim, shown in rows:
+        if claim.kind == "exact":
+            claim.detectable = claim.p_for = claim.p_against = None
+            claim.flip_for = claim.flip_against = None
+        if claim.role == "exhibit":
+            claim.verdict = None  # shown, no verdict
             continue
-        if row["verdict"] is None:
-            row["verdict"], row["reason"] = conclude(claim, row)
-        row["verdict"] += (
-            " for this model" if claim.unit == "item" and row["verdict"] != "NOT RUN" else ""
-        )
-        row["verdict"] += " (scaled down)" if scale in SCALED_DOWN else ""
-    return rows
+        if shown is not None:
+            claim.verdict, claim.reason = conclude(comparison, claim, shown)
+            claim.verdict += FOR_THIS_MODEL if claim.unit == "item" else ""
+        claim.verdict = f"{claim.verdict}{SCALED_DOWN if scale in SMALL_SCALES else ''}"
+    return [claim for _, claim, _ in rows]
 
 
-def conclude(claim: Claim, row: Mapping[str, Any]) -> tuple[str, str]:
+def conclude(comparison: Comparison, claim: Claim, shown: Evidence) -> tuple[str, str]:
     """Verdict and reason of a claim whose runs are all there."""
     if claim.kind == "exact":
-        return exact_verdict(row["d"], claim.t), ""
+        return exact_verdict([float(x or 0.0) for x in claim.d], comparison.t), ""
     word, reason = claim_verdict(
-        row,
-        claim.t,
-        (row["p_holm_for"], row["p_holm_against"]),
-        row["item_ci95"],
-        items=claim.items,
+        shown,
+        comparison.t,
+        (float(claim.p_holm_for or 0.0), float(claim.p_holm_against or 0.0)),
+        finite(claim.item_ci95) or None,
+        items=comparison.items,
         kind=claim.kind,
-        failures=claim.too_many_failures(claim.terms),
+        failures=comparison.too_many_failures(comparison.terms),
     )
-    return attribute(word, [control["outcome"] for control in row["controls"]]), reason
+    return attribute(word, [control.outcome for control in claim.controls]), reason
 
 
-# ---------------------------------------------------------------- gates
+# --- gates ----------------------------------------------------------------------------------------
 
 UNRECORDED = "no finished run recorded it"
-BUILT_IN_GATES = ("distinct-states", "shared-items")
+STATES_DIFFER, ITEMS_SHARED = "distinct-states", "shared-items"
 UNTRAINED = (None, "", hashlib.sha256().hexdigest())  # how a run says that it trained nothing
 
 
 def judge_gates(
-    listed: Sequence[Mapping[str, Any]],
+    listed: Sequence[GateSpec],
     scale: str,
-    nodes: Collection[NodeKey],
+    nodes: Collection[RunKey],
     scores: Scores,
-    recorded_gates: Sequence[tuple[NodeKey, Sequence[Mapping[str, Any]]]],
-) -> list[dict[str, Any]]:
+    by_run: Sequence[tuple[RunKey, Sequence[Gate]]],
+) -> list[Gate]:
     """Gates of the paper, aggregated over its runs, and the two that hold for every paper."""
-    statements = {g["id"]: g["statement"] for g in listed if scale in g.get("scales", [scale])}
-    recorded: dict[str, list[tuple[NodeKey, bool, str]]] = {name: [] for name in statements}
-    finished: set[str] = set()
-    for key, of_run in sorted(recorded_gates, key=lambda pair: pair[0]):
-        for gate in of_run:
-            recorded.setdefault(gate["id"], []).append(
-                (key, bool(gate["passed"]), str(gate.get("detail") or ""))
-            )
-            if scores.runs[key]["status"] == "finished":
-                finished.add(gate["id"])
-    gates = []
-    for name, seen in recorded.items():
-        failed = [(key, detail) for key, passed, detail in seen if not passed]
+    statements = {gate.id: gate.statement for gate in listed if scale in gate.scales}
+    times: dict[str, list[tuple[RunKey, Gate]]] = {name: [] for name in statements}
+    for key, gates in sorted(by_run, key=lambda pair: pair[0]):
+        for gate in gates:
+            times.setdefault(gate.id, []).append((key, gate))
+    judged = []
+    for name, pairs in times.items():
+        failed = [(key, gate) for key, gate in pairs if not gate.passed]
+        finished = any(scores.runs[key].status == "finished" for key, _ in pairs)
         if failed:
-            shown = "; ".join(
-                f"{key[0]} on {key[1]}, seed {key[2]}: {detail}" for key, detail in failed[:3]
-            )
-            detail = f"failed {len(failed)} of {len(seen)} times: {shown}"
-        elif name not in finished:
+            first = "; ".join(f"{run_name(key)}: {gate.detail}" for key, gate in failed[:3])
+            detail = f"failed {len(failed)} of {len(pairs)} times: {first}"
+        elif not finished:
             detail = UNRECORDED
         else:
-            detail = f"held {len(seen)} times" + (f", e.g. {seen[0][2]}" if seen[0][2] else "")
-        passed = not failed and name in finished
-        gates.append(
-            {
-                "id": name,
-                "statement": statements.get(name, name),
-                "passed": passed,
-                "detail": detail,
-            }
-        )
-    return [*gates, states_differ(nodes, scores), items_shared(nodes, scores)]
+            example = pairs[0][1].detail
+            detail = f"held {len(pairs)} times" + (f", e.g. {example}" if example else "")
+        passed = finished and not failed
+        statement = statements.get(name, name)
+        judged.append(Gate(id=name, statement=statement, passed=passed, detail=detail))
+    return [*judged, states_differ(nodes, scores), items_shared(nodes, scores)]
 
 
-def states_differ(nodes: Collection[NodeKey], scores: Scores) -> dict[str, Any]:
+def finished_runs(nodes: Collection[RunKey], scores: Scores) -> list[tuple[RunKey, RunEntry]]:
+    runs = [(key, scores.runs[key]) for key in sorted(nodes) if key in scores.runs]
+    return [(key, run) for key, run in runs if run.status == "finished"]
+
+
+def states_differ(nodes: Collection[RunKey], scores: Scores) -> Gate:
     """Seeds that end in one and the same state are one replicate counted twice."""
-    seen: dict[tuple[str, str, str], int] = {}
+    seed_of: dict[tuple[str, str, str | None], int] = {}
     twins: list[str] = []
     compared = 0
-    for key in sorted(nodes):
-        run = scores.runs.get(key)
-        if run is None or run["status"] != "finished" or run.get("state_sha256") in UNTRAINED:
+    for (arm, task, seed), run in finished_runs(nodes, scores):
+        if run.state_sha256 in UNTRAINED:
             continue
         compared += 1
-        first = seen.setdefault((key[0], key[1], run["state_sha256"]), key[2])
-        if first != key[2]:
-            twins.append(f"{key[0]} on {key[1]}: seeds {first} and {key[2]}")
+        first = seed_of.setdefault((arm, task, run.state_sha256), seed)
+        if first != seed:
+            twins.append(f"{arm} on {task}: seeds {first} and {seed}")
     detail = f"equal: {'; '.join(twins[:3])}" if twins else f"{compared} trained states compared"
     statement = "distinct seeds give distinct trained states"
-    return {"id": BUILT_IN_GATES[0], "statement": statement, "passed": not twins, "detail": detail}
+    return Gate(id=STATES_DIFFER, statement=statement, passed=not twins, detail=detail)
 
 
-def items_shared(nodes: Collection[NodeKey], scores: Scores) -> dict[str, Any]:
+def items_shared(nodes: Collection[RunKey], scores: Scores) -> Gate:
     """Arms of a seed share their split; all arms and seeds of a task share their test items."""
     problems: list[str] = []
-    split: dict[tuple[str, int], tuple[str, Any]] = {}
-    tested: dict[str, tuple[NodeKey, np.ndarray]] = {}
-    for key in sorted(nodes):
-        run = scores.runs.get(key)
-        if run is None or run["status"] != "finished":
-            continue
-        arm, value = split.setdefault((key[1], key[2]), (key[0], run.get("split_sha256")))
-        if run.get("split_sha256") != value:
-            problems.append(f"{key[1]}, seed {key[2]}: {arm} and {key[0]} were split differently")
+    split: dict[tuple[str, int], tuple[str, str | None]] = {}
+    tested: dict[str, tuple[RunKey, np.ndarray]] = {}
+    for key, run in finished_runs(nodes, scores):
+        arm, sha256 = split.setdefault((run.task, run.seed), (run.arm, run.split_sha256))
+        if run.split_sha256 != sha256:
+            problems.append(
+                f"{run.task}, seed {run.seed}: {arm} and {run.arm} were split differently"
+            )
         if key in scores.predictions:
             ids = item_ids(scores.predictions[key])
-            first, other = tested.setdefault(key[1], (key, ids))
+            first, other = tested.setdefault(run.task, (key, ids))
             if not np.array_equal(ids, other):
                 problems.append(
-                    f"{key[1]}: test items of {key[0]}, seed {key[2]} differ from {first[0]}, {first[2]}"
+                    f"{run.task}: test items of {run.arm}, seed {run.seed} differ from "
+                    f"{first[0]}, {first[2]}"
                 )
-    detail = (
-        "; ".join(problems[:3])
-        if problems
-        else f"{len(split)} splits and {len(tested)} test sets compared"
-    )
+    compared = f"{len(split)} splits and {len(tested)} test sets compared"
+    detail = "; ".join(problems[:3]) if problems else compared
     statement = "arms of a seed share split and test items"
-    return {
-        "id": BUILT_IN_GATES[1],
-        "statement": statement,
-        "passed": not problems,
-        "detail": detail,
-    }
+    return Gate(id=ITEMS_SHARED, statement=statement, passed=not problems, detail=detail)
 
 
 def judge(
     *,
-    claims: Mapping[str, Any],
+    claims: Claims,
     scale: str,
     nodes: Sequence[Node],
-    runs: Sequence[Mapping[str, Any]],
-    gates: Sequence[tuple[NodeKey, Sequence[Mapping[str, Any]]]],
-    predictions: Mapping[NodeKey, Arrays],
+    runs: Sequence[RunEntry],
+    gates: Sequence[tuple[RunKey, Sequence[Gate]]],
+    predictions: Mapping[RunKey, Arrays],
     score: Score,
     statistics: Mapping[str, Statistic] | None = None,
-    reported: Mapping[str, Any] | None = None,
+    reported: ReportedFile | None = None,
     item_values: ItemValues | None = None,
-) -> dict[str, list[dict[str, Any]]]:
-    """The `claims`, `reported` and `gates` parts of a results file, at full precision (see `tidy`).
+) -> Judged:
+    """The derived parts of a results file, at full precision (see `rules.tidy`).
 
-    claims: the content of claims.yaml (`load_claims`). nodes: the runs that the protocol declares at this scale.
-    runs: their entries (arm, task, seed, status, metrics, state_sha256, split_sha256, selection). gates: what
-    each run recorded. predictions: as unpacked from the file that is committed. score, statistics, item_values:
-    of the paper's evaluate.py.
+    nodes: the runs that the protocol declares at this scale. gates: what each run recorded.
+    predictions: as unpacked from the file that is committed. score, statistics, item_values: of
+    the paper's evaluate.py.
     """
     scored = {node.key for node in nodes if not node.stage}
-    chance = {
-        task: (value or {}).get("chance") or {}
-        for task, value in (claims.get("tasks") or {}).items()
-    }
-    scores = Scores(runs, predictions, score, statistics or {}, item_values, chance)
-    entries, targets = (reported or {}).get("entries") or [], claims.get("targets") or []
-    return {
-        "claims": judge_claims(claims["claims"], scale, scored, scores),
-        "reported": judge_reported(entries, targets, scale, scored, scores),
-        "gates": judge_gates(claims.get("gates") or [], scale, scored, scores, gates),
-    }
+    scores = Scores(runs, predictions, score, statistics or {}, item_values, claims)
+    entries = reported.entries if reported else []
+    return Judged(
+        claims=judge_claims(claims.claims, scale, scored, scores),
+        reported=judge_reported(entries, claims.targets, scale, scored, scores),
+        gates=judge_gates(claims.gates, scale, scored, scores, gates),
+    )

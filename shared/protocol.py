@@ -21,7 +21,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -74,38 +74,74 @@ class Document(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_keys(cls, value: Any) -> Any:
+    def _without_empty(cls, value: Any) -> Any:
         if not isinstance(value, Mapping | None):
-            raise BadInput(f"expected a mapping, got {type(value).__name__} ({value!r})")
-        for key in value or {}:
-            if key not in cls.model_fields:
-                raise unknown(key, cls.model_fields, "")
+            return value
         return {key: v for key, v in (value or {}).items() if v is not None}
 
 
 D = TypeVar("D", bound=BaseModel)
 
+# the beginning of pydantic's name of an error -> what belongs there instead
+_WRITE = {
+    "bool": "true or false", "int": "a whole number", "float": "a number", "string": "text",
+    "list": "a list", "tuple": "a list", "dict": "a mapping", "model": "a mapping",
+}  # fmt: skip
 
-def read_as(model: type[D], document: Any, where: str, context: Any = None) -> D:
-    """`document` as a `model`, or BadInput with the place, the value and what was expected."""
+
+def read_as(
+    model: type[D], document: Any, where: str, context: Any = None, strict: bool | None = None
+) -> D:
+    """`document`, as YAML or JSON gives it, as a `model`.
+
+    BadInput names the place below `where` and the remedy: the nearest key or word, what is missing,
+    or what to write. The elements of a list are named by their id where they have one.
+    """
     try:
-        return model.model_validate(document, strict=True, context=context)
+        return model.model_validate(document, strict=strict, context=context)
     except ValidationError as error:
-        first = error.errors()[0]
-    place = f"{where}: {'.'.join(str(x) for x in first['loc'] if x != '[key]')}".rstrip(": ")
-    value, kind, context = first["input"], first["type"], first.get("ctx", {})
-    if kind == "value_error":
-        raise BadInput(f"{place}: {context['error']}".replace(": :", ":"))
-    if kind == "missing":
-        raise BadInput(f"{place} is missing")
+        # a misspelt key is also a missing one: the misspelling is what helps
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    *above, last = first["loc"] or ("",)
+    kind, value = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        raise unknown(str(last), _keys_at(model, above), _place(where, document, above))
+    if kind in ("missing", "string_too_short") or (value is None and kind != "value_error"):
+        raise BadInput(f"{_place(where, document, above)}: {str(last)!r} is missing")
+    place = _place(where, document, first["loc"])
     if kind == "literal_error":
-        choices = context["expected"].replace("'", "").replace(" or ", ", ")
-        near = difflib.get_close_matches(str(value), choices.split(", "), 1, 0.4)
+        choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        near = difflib.get_close_matches(str(value), choices, 1, 0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise BadInput(f"{place} = {value!r} is not one of {choices}{hint}")
-    if kind == "dict_type":
-        raise BadInput(f"{place}: expected a mapping, got {type(value).__name__} ({value!r})")
-    raise BadInput(f"{place} = {value!r}: {first['msg']}")
+        raise BadInput(f"{place}: '{value}' is not one of {', '.join(choices)}{hint}")
+    if kind == "value_error":
+        raise BadInput(f"{place}: {str(first['ctx']['error']).removeprefix(': ')}")
+    remedy = _WRITE.get(kind.split("_")[0])
+    raise BadInput(f"{place} is {value!r}; {f'write {remedy}' if remedy else first['msg']}")
+
+
+def _place(where: str, document: Any, keys: Sequence[str | int]) -> str:
+    """'claims.yaml: claims.C1.kind': the path of `keys` in `document`."""
+    names = []
+    for key in keys:
+        if isinstance(document, Mapping) and key not in document:
+            continue  # the name of a union's member, which is nowhere in the file
+        document = document[key] if isinstance(document, list | Mapping) else None  # type: ignore[index]
+        named = isinstance(key, int) and isinstance(document, Mapping)
+        names.append(str(document.get("id", key)) if named else str(key))
+    return ": ".join(filter(None, [where, ".".join(names)]))
+
+
+def _keys_at(kind: Any, place: Sequence[str | int]) -> list[str]:
+    """The keys that the annotation `kind` allows at `place` below it."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        fields = {f.alias or name: f.annotation for name, f in kind.model_fields.items()}
+        if not place:
+            return list(fields)
+        return _keys_at(fields.get(str(place[0])), place[1:])
+    origin = typing.get_origin(kind)
+    inside = place[1:] if origin in (list, dict, tuple) else place
+    return [key for part in typing.get_args(kind) for key in _keys_at(part, inside)]
 
 
 class _Loader(yaml.SafeLoader):
@@ -193,7 +229,7 @@ def _number(default: Any, value: Any) -> Any:
 
 def _as_config_has_them(settings: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     model = info.context or Document
-    chosen = read_as(model, settings, "")
+    chosen = read_as(model, settings, "", strict=True)
     return {key: getattr(chosen, key) for key in settings if settings[key] is not None}
 
 
@@ -208,7 +244,7 @@ class WithSettings(Document):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_keys(cls, value: Any) -> Any:
+    def _without_empty(cls, value: Any) -> Any:
         value = value or {}
         settings = {k: v for k, v in value.items() if k not in cls.model_fields}
         return {"set": settings, **{k: v for k, v in value.items() if k not in settings}}
@@ -329,14 +365,16 @@ class Protocol:
         self.defaults = vars(config())  # every field of Config
         self._model = settings_model(config)
         where = f"{self.paper}/protocol.yaml"
-        self.document = read_as(ProtocolFile, load_yaml(self.path, where), where, self._model)
+        self.document = read_as(
+            ProtocolFile, load_yaml(self.path, where), where, self._model, strict=True
+        )
         if self.document.paper != self.paper:
             raise BadInput(f"{where}: paper is '{self.document.paper}', expected '{self.paper}'")
 
     def check(self, config: RunConfig) -> None:
         """Refuse values of a Config that a protocol could not give it."""
         values = {k: v for k, v in vars(config).items() if k in self._model.model_fields}
-        read_as(self._model, values, "command line")
+        read_as(self._model, values, "command line", strict=True)
 
     # -- what is to be run
 

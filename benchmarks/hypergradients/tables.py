@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.readme import table, update_readme
+from benchmarks.blocks import update_readme
+from benchmarks.words import table
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"

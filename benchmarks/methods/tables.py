@@ -16,8 +16,9 @@ from typing import Any
 import matplotlib
 
 from benchmarks import PAPERS, plots
+from benchmarks.blocks import update_readme
 from benchmarks.papers import Bound, paper
-from benchmarks.readme import cell, table, update_readme
+from benchmarks.words import cell, table
 
 ROOT = Path(__file__).parents[2]
 RESULT = Path("benchmarks/methods/results/cpu.json")

@@ -121,10 +121,10 @@ def test_a_row_that_bounds_name_must_be_measured():
 
 def test_the_readme_holds_the_table():
     names = [
-        name for _, name, _, _ in readme.BLOCK.findall((tables.ROOT / "README.md").read_text())
+        name for _, name, _, _ in blocks.BLOCK.findall((tables.ROOT / "README.md").read_text())
     ]
     assert "speed" in names
-    assert not readme.outdated(tables.ROOT / "README.md", {"speed": tables.speed_table()})
+    assert not blocks.outdated(tables.ROOT / "README.md", {"speed": tables.speed_table()})
 
 
 def test_measure_and_write(tmp_path, capsys):

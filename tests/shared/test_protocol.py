@@ -71,8 +71,8 @@ def test_precedence(toy):
         (lambda d: d["scales"]["cpu"].update(sedes=5), ["sedes", "seeds"]),
         (lambda d: d["scales"]["cpu"].update(core=["godo"]), ["godo", "good"]),
         (lambda d: d["scales"]["cpu"]["set"].update(stpes=5), ["stpes", "steps"]),
-        (lambda d: d["scales"]["cpu"]["set"].update(steps="many"), ["steps", "'many'", "int"]),
-        (lambda d: d["scales"]["cpu"]["set"].update(steps=2.5), ["steps", "2.5", "int"]),
+        (lambda d: d["scales"]["cpu"]["set"].update(steps="many"), ["steps", "'many'", "whole number"]),
+        (lambda d: d["scales"]["cpu"]["set"].update(steps=2.5), ["steps", "2.5", "whole number"]),
         (lambda d: d["scales"]["cpu"]["tasks"].update(line={"lrr": 1}), ["lrr", "lr"]),
         (lambda d: d["arms"]["good"].update(use=["stage"]), ["use", "uses"]),
         (lambda d: d["arms"]["good"].update(uses=["stagee"]), ["stagee", "stage"]),
@@ -80,7 +80,7 @@ def test_precedence(toy):
         (lambda d: d["arms"]["extra"].update(scales=["gpuu"]), ["gpuu", "gpu"]),
         (lambda d: d["arms"]["extra"].update(at={"cpx": {}}), ["cpx", "cpu"]),
         (lambda d: d["tiny"].update(sets={}), ["sets", "set"]),
-        (lambda d: d.update(defaults=[1]), ["defaults", "mapping", "list"]),
+        (lambda d: d.update(defaults=[1]), ["defaults", "mapping", "[1]"]),
     ],
 )
 def test_malformed_protocols_are_refused(toy, change, names):

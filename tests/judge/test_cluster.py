@@ -1,4 +1,4 @@
-"""EXECUTOR=slurm without a Slurm: levels, arrays and dependencies, answers, deaths, cancelling, requeues, refusals, DRY=1."""
+"""EXECUTOR=slurm without a Slurm: levels, arrays, answers, deaths, cancelling, refusals."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import types
 from pathlib import Path
 
 import pytest
+from commands import reproduce
 
 from benchmarks import cluster
 from shared.protocol import BadInput, Node
@@ -30,7 +31,7 @@ def test_levels_follow_the_longest_chain():
 
 
 class FakeSlurm:
-    """Stands for submitit, squeue and scancel: answers by arm; `dies` ends without an answer, `waits` stays queued."""
+    """Stands for submitit, squeue and scancel: `dies` has no answer, `waits` stays queued."""
 
     def __init__(self, folder: Path, answers: dict[str, list]):
         self.folder, self.answers = folder, answers
@@ -85,19 +86,26 @@ def fake(tmp_path, monkeypatch):
         monkeypatch.setattr(cluster.subprocess, "run", slurm.run)
         monkeypatch.setattr(cluster, "POLL", 0.01)
         monkeypatch.setenv("PYTHONPATH", "/elsewhere")
-        told = []
+        ended = []
         made = cluster.Cluster(
-            tmp_path, "toy", 7, lambda n: {"arm": n.arm, "seed": n.seed}, lambda n, o: told.append((n.key, o.status)),
-            cluster.Options(30, **options), deadline)  # fmt: skip
-        return slurm, made, told
+            tmp_path,
+            "toy",
+            7,
+            lambda node: {"arm": node.arm, "seed": node.seed},
+            lambda node, outcome: ended.append((node.key, outcome.status)),
+            cluster.Options(30, **options),
+            deadline,
+        )
+        return slurm, made, ended
 
     return make
 
 
 def test_one_array_per_level_that_waits_for_the_level_below(fake, tmp_path):
-    slurm, made, told = fake(partition="p", account="a", gpus=2)
+    slurm, made, ended = fake(partition="p", account="a", gpus=2)
     outcomes = made.run([STAGE, ALONE, *GOOD, LAST], set())
-    assert [a["jobs"] for a in slurm.arrays] == [[("stage", 0), ("alone", 0)], [("good", 0), ("good", 1)], [("last", 0)]]  # fmt: skip
+    levels = [[("stage", 0), ("alone", 0)], [("good", 0), ("good", 1)], [("last", 0)]]
+    assert [a["jobs"] for a in slurm.arrays] == levels
     asked = [a["parameters"] for a in slurm.arrays]
     assert [p.get("slurm_dependency") for p in asked] == [None, "afterany:1", "afterany:2"]
     for p in asked:
@@ -108,7 +116,9 @@ def test_one_array_per_level_that_waits_for_the_level_below(fake, tmp_path):
             and p["slurm_signal_delay_s"] == 90
         )
         assert p["slurm_additional_parameters"]["requeue"] is True
-    assert {o.status for o in outcomes.values()} == {"finished"} and len(outcomes) == len(told) == 5
+    assert {o.status for o in outcomes.values()} == {"finished"} and len(outcomes) == len(
+        ended
+    ) == 5
     assert os.environ["PYTHONPATH"] == f"{tmp_path}{os.pathsep}/elsewhere"
 
 
@@ -116,7 +126,8 @@ def test_large_levels_are_cut_and_short_limits_warn_earlier(fake, monkeypatch):
     monkeypatch.setattr(cluster, "ARRAY", 2)
     slurm, made, _ = fake()
     made.options = cluster.Options(2)
-    made.run([Node("a", "t", s, True) for s in range(3)] + [Node("b", "t", 0, False, uses=(("a", "t", 0),))], set())  # fmt: skip
+    stages = [Node("a", "t", s, True) for s in range(3)]
+    made.run([*stages, Node("b", "t", 0, False, uses=(("a", "t", 0),))], set())
     assert [len(a["jobs"]) for a in slurm.arrays] == [2, 1, 1]
     assert slurm.arrays[2]["parameters"]["slurm_dependency"] == "afterany:1:2"
     assert slurm.arrays[0]["parameters"]["slurm_signal_delay_s"] == 40
@@ -124,17 +135,19 @@ def test_large_levels_are_cut_and_short_limits_warn_earlier(fake, monkeypatch):
 
 
 def test_a_death_is_tried_again_with_those_that_waited(fake):
-    answers = {"stage": ["dies", ("finished", "", 2.0)], "good": [("blocked", "stage", 0.0)] * 2 + [("finished", "", 1.0)]}  # fmt: skip
-    slurm, made, told = fake(answers)
+    waited = [("blocked", "stage", 0.0)] * 2
+    answers = {"stage": ["dies", ("finished", "", 2.0)], "good": [*waited, ("finished", "", 1.0)]}
+    slurm, made, ended = fake(answers)
     outcomes = made.run([STAGE, ALONE, *GOOD], set())
     assert [a["jobs"] for a in slurm.arrays[2:]] == [[("stage", 0)], [("good", 0), ("good", 1)]]
     assert {o.status for o in outcomes.values()} == {"finished"}
     assert outcomes[STAGE.key].attempts == 2 and outcomes[ALONE.key].attempts == 1
-    assert len(told) == 4  # every run once, when it has ended
+    assert len(ended) == 4  # every run once, when it has ended
 
 
 def test_a_run_that_always_dies_has_crashed(fake):
-    _, made, told = fake({"stage": ["dies"], "good": [("blocked", "stage", 0.0)], "alone": [("diverged", "nan", 1.0)]})  # fmt: skip
+    waits, diverged = [("blocked", "stage", 0.0)], [("diverged", "nan", 1.0)]
+    _, made, ended = fake({"stage": ["dies"], "good": waits, "alone": diverged})
     outcomes = made.run([STAGE, ALONE, *GOOD], set())
     assert outcomes[STAGE.key].status == "crashed" and "err.log" in outcomes[STAGE.key].detail
     assert outcomes[STAGE.key].attempts == 2 and {outcomes[g.key].status for g in GOOD} == {
@@ -142,8 +155,8 @@ def test_a_run_that_always_dies_has_crashed(fake):
     }
     assert (
         outcomes[ALONE.key].status == "diverged"
-        and (STAGE.key, "crashed") in told
-        and len(told) == 2
+        and (STAGE.key, "crashed") in ended
+        and len(ended) == 2
     )
 
 
@@ -216,17 +229,6 @@ def test_without_slurm_or_submitit_nothing_is_submitted(monkeypatch, tmp_path):
         cluster.require()
 
 
-def reproduce(root, *words, **environ):
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environ}
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.reproduce", "toy", *words],
-        cwd=root,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_the_command_refuses_and_the_dry_plan_shows_measured_costs(toy):
     done = reproduce(toy, "--executor", "slurm")
     assert done.returncode == 2 and "EXECUTOR=slurm needs SCALE=" in done.stderr
@@ -238,10 +240,11 @@ def test_the_command_refuses_and_the_dry_plan_shows_measured_costs(toy):
     assert done.returncode == 0 and "0 of 23 runs" in done.stdout and "not measured" in done.stdout
     # a recorded result gives the costs: two arms of a task are measured, the others are not
     entry = {"task": "line", "status": "finished"}
-    runs = [{**entry, "arm": "good", "seed": s, "seconds": 3600.0} for s in (100, 101)] + [{**entry, "arm": "noisy", "seed": 100, "seconds": 360.0}]  # fmt: skip
+    runs = [{**entry, "arm": "good", "seed": s, "seconds": 3600.0} for s in (100, 101)]
+    runs.append({**entry, "arm": "noisy", "seed": 100, "seconds": 360.0})
     (toy / "toy" / "results").mkdir()
     (toy / "toy" / "results" / "cpu.json").write_text(
-        json.dumps({"runs": runs, "seconds": {"wall": 60}})
+        json.dumps({"paper": "toy", "scale": "cpu", "runs": runs})
     )
     done = reproduce(toy, "--scale", "cpu", "--dry")
     assert "measured: 5.50 core hours for 10 of 23 runs" in done.stdout, (
@@ -267,11 +270,12 @@ def test_efficiency_is_printed_and_kept(toy):
 def test_cluster_check_against_a_real_slurm(root):
     if not shutil.which("sbatch") or not shutil.which("slurmctld") or os.geteuid():
         pytest.skip("slurmctld, slurmd and root: make cluster-check installs them where apt-get is")
-    kept = root / "benchmarks" / "results" / "cluster.json"
-    before = kept.read_text() if kept.exists() else None
+    file = root / "benchmarks" / "results" / "cluster.json"
+    before = file.read_text() if file.exists() else None
     try:
-        done = subprocess.run([sys.executable, "scripts/cluster_check.py"], cwd=root, capture_output=True, text=True)  # fmt: skip
+        command = [sys.executable, "scripts/cluster_check.py"]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
         assert done.returncode == 0 and "FAIL" not in done.stdout, done.stdout + done.stderr
     finally:
         if before is not None:
-            kept.write_text(before)
+            file.write_text(before)

@@ -1,4 +1,4 @@
-"""`make check` on a small recorded paper: it passes as recorded, and every kind of tampering is caught and named."""
+"""`make check` on a small recorded paper: as recorded it passes, all tampering is named."""
 
 from __future__ import annotations
 
@@ -7,95 +7,25 @@ import json
 import shutil
 import sys
 
-import numpy as np
 import pytest
 import toy as toy_paper
+from recorded_toy import ENTRY, judge, load, record, save
 
-from benchmarks import check, readme, reported, scores, verdicts
-from benchmarks.claims import load_claims
-from benchmarks.predictions import MOST_BYTES, pack_predictions, smallest, unpack_predictions
-from benchmarks.rules import tidy
-from shared import protocol
-from shared.protocol import BadInput, Protocol
-
-README = "# toy\n\n<!-- generated: claims -->\n<!-- end generated -->\n\n<!-- generated: results -->\n<!-- end generated -->\n"
-ENTRY = "{id: e1, method: m, metric: accuracy, value: 81.25, source: a table, confidence: read, origin: paper}"
-
-
-def score(predictions):
-    return {"accuracy": float((predictions["label"] == predictions["prediction"]).mean())}
-
-
-def predictions_of(paper):
-    """Answers with an accuracy near 0.9 (clean) and 0.7 (noisy)."""
-    found = {}
-    for node in paper.nodes("cpu"):
-        if not node.stage:
-            rng = np.random.default_rng([node.seed, node.arm == "good"])
-            label = np.random.default_rng(0).integers(0, 2, 100)
-            wrong = rng.random(100) < (0.1 if node.arm == "good" else 0.3)
-            found[node.key] = {
-                "id": np.arange(200, 300),
-                "label": label,
-                "prediction": label ^ wrong,
-            }
-    return found
-
-
-def record(folder):
-    """A result of `folder` as the runner records it, from invented predictions."""
-    paper, results = Protocol(folder), folder / "results"
-    given = predictions_of(paper)
-    packed = pack_predictions(results / "cpu.predictions.npz", given, score)
-    predictions = unpack_predictions(results / "cpu.predictions.npz")
-    runs = []
-    for node in paper.nodes("cpu"):
-        entry = {
-            "arm": node.arm,
-            "task": node.task,
-            "seed": node.seed,
-            "status": "finished",
-            "metrics": {},
-        }
-        entry |= {"state_sha256": f"{node.key}", "split_sha256": f"{node.task}{node.seed}"}
-        if not node.stage:
-            entry["metrics"] = {**score(predictions[node.key]), "count": 7.0}
-        own = {(run["arm"], run["task"], run["seed"]): run for run in runs}
-        used = sum(own[use]["gradient_evaluations_with_uses"] for use in node.uses)
-        entry |= {"gradient_evaluations": 3, "gradient_evaluations_with_uses": 3 + used}
-        runs.append(entry)
-    judged = verdicts.judge(
-        claims=load_claims(folder / "claims.yaml"), scale="cpu", nodes=paper.nodes("cpu"), runs=runs,
-        gates=[(node.key, [{"id": "toy-gate", "passed": True, "detail": "always"}]) for node in paper.nodes("cpu")],
-        predictions=predictions, score=score, reported=reported.load(folder / "reported.yaml"),
-    )  # fmt: skip
-    result = {
-        "schema": 1, "paper": "toy", "scale": "cpu", "created": "2020-01-01", "commit": "abc",
-        **{f"{name}_sha256": protocol.sha256_file(folder / f"{name}.yaml") for name in ("claims", "protocol", "reported")},
-        "predictions_sha256": packed,
-        "code_sha256": protocol.sha256_json(protocol.code_hashes(folder / "train.py")),
-        "revision": 0, "revisions": [], "preview": None, "development_seeds": "0-99", "tuning": [],
-        "seeds": paper.seeds("cpu"), **judged, "runs": runs,
-    }  # fmt: skip
-    save(folder, tidy(result))
-    (folder / "README.md").write_text(README)
-    readme.update_readme(folder / "README.md", readme.readme_tables(folder))
-
-
-def save(folder, result):
-    (folder / "results" / "cpu.json").write_text(json.dumps(result, indent=1) + "\n")
+from benchmarks import check, recorded, scores
+from benchmarks.predictions import pack_predictions, unpack_predictions
+from benchmarks.words import number
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_resamples():
-    """Two hundred draws instead of two thousand: these tests are about comparing, not about intervals."""
+    """Two hundred draws instead of two thousand: these tests compare, intervals are not theirs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scores, "RESAMPLES", 200)
         yield
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory, few_resamples):
+def whole(tmp_path_factory, few_resamples):
     root = tmp_path_factory.mktemp("recorded")
     folder = toy_paper.write(root)
     text = (folder / "reported.yaml").read_text().replace("entries: []", f"entries:\n  - {ENTRY}")
@@ -105,10 +35,10 @@ def recorded(tmp_path_factory, few_resamples):
 
 
 @pytest.fixture
-def folder(recorded, tmp_path, monkeypatch):
+def folder(whole, tmp_path, monkeypatch):
     """A fresh copy of the recorded paper; nothing of it stays imported."""
     root = tmp_path / "copy"
-    shutil.copytree(recorded, root)
+    shutil.copytree(whole, root)
     monkeypatch.setattr(sys, "path", [str(root), *sys.path])
     yield root / "toy"
     for name in [name for name in sys.modules if name == "toy.evaluate"]:
@@ -129,7 +59,7 @@ def problems(folder):
 
 
 def edit(folder, change):
-    result = json.loads((folder / "results" / "cpu.json").read_text())
+    result = load(folder)
     change(result)
     save(folder, result)
     return problems(folder)
@@ -167,9 +97,8 @@ def test_every_flipped_byte_of_the_predictions_is_a_problem_and_never_a_tracebac
 
 def test_json_that_is_no_result_is_a_problem(folder):
     (folder / "results" / "cpu.json").write_text("[1]")
-    assert check.check_scale(folder, "cpu")[0] == [
-        "cpu.json is not a results file; restore it with git"
-    ]
+    message = "cpu.json is not a results file; restore it with git"
+    assert check.check_scale(folder, "cpu")[0] == [message]
 
 
 def test_as_recorded_it_passes(folder, capsys):
@@ -236,13 +165,10 @@ def numbers(value, place=()):
 
 def test_every_single_digit_of_a_claim_is_checked(folder):
     """Change each digit of each number of the first claim, one at a time."""
-    result = json.loads((folder / "results" / "cpu.json").read_text())
-    paper = Protocol(folder)
-    claims = [dict(result["claims"][0])]
-    derived = verdicts.judge(
-        claims=load_claims(folder / "claims.yaml"), scale="cpu", nodes=paper.nodes("cpu"), runs=result["runs"],
-        gates=[], predictions=unpack_predictions(folder / "results" / "cpu.predictions.npz"), score=score,
-    )["claims"]  # fmt: skip
+    claims = load(folder)["claims"]
+    predictions = unpack_predictions(folder / "results" / "cpu.predictions.npz")
+    runs = recorded.read(folder / "results" / "cpu.json").runs
+    derived = judge(folder, runs, predictions).model_dump()["claims"]
     assert check.differences(claims, derived, "claims") == []
     tried = 0
     for place, value in numbers(claims):
@@ -273,7 +199,7 @@ def test_rounding_of_another_processor_is_no_difference():
 
 
 def rewrite(folder, change):
-    """Edit the predictions and make their sha256 in the result agree: the scores must give it away."""
+    """Edit the predictions and name their new sha256: the scores must give it away."""
     path = folder / "results" / "cpu.predictions.npz"
     predictions = unpack_predictions(path)
     change(predictions)
@@ -308,7 +234,7 @@ def test_an_edited_prediction_file_is_caught_by_its_hash(folder):
 def test_a_dropped_seed_is_caught(folder):
     found = rewrite(folder, lambda predictions: predictions.pop(("noisy", "line", 104)))
     assert any("run noisy on line, seed 104 has no predictions" in line for line in found)
-    result = json.loads((folder / "results" / "cpu.json").read_text())
+    result = load(folder)
     result["runs"] = [run for run in result["runs"] if run["seed"] != 104]
     save(folder, result)
     assert any(
@@ -341,8 +267,8 @@ def test_a_threshold_changed_with_its_hash_is_caught_by_the_verdict(folder):
 
 def test_an_edited_table_is_caught(folder):
     path = folder / "README.md"
-    result = json.loads((folder / "results" / "cpu.json").read_text())
-    effect = readme.number(result["claims"][0]["effect"], signed=True)
+    result = load(folder)
+    effect = number(result["claims"][0]["effect"], signed=True)
     path.write_text(path.read_text().replace(effect, "+99.99"))
     assert problems(folder) == [
         "README.md: the generated table 'claims' is not what the results say"
@@ -359,56 +285,9 @@ def test_older_code_is_a_notice(folder):
 def test_broken_files_are_problems_not_tracebacks(folder, capsys):
     (folder / "README.md").unlink()
     (folder / "results" / "cpu.json").write_text("{")
-    assert "is not JSON" in problems(folder)[0]
+    assert "is not valid JSON" in problems(folder)[0]
     (folder / "results" / "cpu.json").write_text("{}")
     assert any("cannot be derived again" in line for line in problems(folder))
     assert check.main(["toy"], folder.parent) == 1
     assert check.main(["toys"], folder.parent) == 2
     assert "not a paper" in capsys.readouterr().err
-
-
-def test_packing_is_deterministic_and_keeps_every_value(tmp_path):
-    rng = np.random.default_rng(0)
-    arrays = {
-        "id": np.array(["a-1", "b-2", "c-3"]), "small": np.array([-1, 0, 300]), "bit": np.array([True, False, True]),
-        "wide": rng.normal(size=3), "single": rng.normal(size=3).astype(np.float32), "_whole": rng.normal(size=(2, 5)),
-        "half": np.array([0.5, np.nan, np.inf]), "none": np.array([], dtype=np.int64),
-    }  # fmt: skip
-    given = {("m", "t", 101): arrays, ("m", "t", 100): {**arrays, "small": np.array([5, 5, 5])}}
-    first = pack_predictions(tmp_path / "a.npz", given)
-    assert first == pack_predictions(tmp_path / "b.npz", dict(reversed(given.items())))
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    back = unpack_predictions(tmp_path / "a.npz")
-    assert back.keys() == given.keys()
-    for key in given:
-        for name, array in given[key].items():
-            assert back[key][name].dtype == array.dtype
-            np.testing.assert_array_equal(back[key][name], array)
-    with np.load(tmp_path / "a.npz") as archive:
-        assert len(archive.files) == len(arrays) + 1 + 1  # what both runs share is stored once
-    assert smallest(np.array([-1, 300])).dtype == np.int16
-    assert smallest(np.array([0.5, 0.25])).dtype == np.float16
-
-
-def test_packing_rounds_only_what_moves_no_score(tmp_path):
-    rng = np.random.default_rng(0)
-    given = {
-        ("m", "t", seed): {
-            "id": np.arange(50_000),
-            "label": rng.integers(0, 2, 50_000),
-            "p": rng.random(50_000),
-        }
-        for seed in range(10)
-    }
-
-    def accuracy(predictions):
-        return {"accuracy": float(np.mean((predictions["p"] > 0.5) == predictions["label"]))}
-
-    pack_predictions(tmp_path / "a.npz", given, accuracy)
-    assert (tmp_path / "a.npz").stat().st_size <= MOST_BYTES
-    for key, arrays in unpack_predictions(tmp_path / "a.npz").items():
-        assert accuracy(arrays) == accuracy(given[key])
-    with pytest.raises(BadInput, match="largest array is 'p'"):
-        pack_predictions(tmp_path / "b.npz", given)
-    with pytest.raises(BadInput, match="text stays out"):
-        pack_predictions(tmp_path / "c.npz", {("m", "t", 0): {"text": np.array(["a sentence"])}})

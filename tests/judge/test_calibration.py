@@ -1,9 +1,8 @@
-"""How often the rules are wrong: 2,000 simulated papers each (docs/verdicts.md, section 9).
-
-The item interval lies on the mean's side.
-"""
+"""How often the rules are wrong: 2,000 simulated papers each, item interval on the mean's side."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,16 +24,23 @@ PAPERS = 2000
 def numbers(d):
     p_for, p_against = t_test(d)
     flip_for, flip_against = sign_flip(d)
-    found = {"n": len(d), "effect": float(np.mean(d)), "ci95": t_interval(d), "p_for": p_for}
-    return found | {"p_against": p_against, "flip_for": flip_for, "flip_against": flip_against}
+    return SimpleNamespace(
+        n=len(d),
+        effect=float(np.mean(d)),
+        ci95=t_interval(d),
+        p_for=p_for,
+        p_against=p_against,
+        flip_for=flip_for,
+        flip_against=flip_against,
+    )
 
 
 def verdicts(family, kind="difference"):
     """Words for the claims of one paper: `family` holds an array of d per claim."""
-    found = [numbers(d) for d in family]
-    adjusted = list(zip(holm([f["p_for"] for f in found]), holm([f["p_against"] for f in found])))
+    shown = [numbers(d) for d in family]
+    adjusted = list(zip(holm([f.p_for for f in shown]), holm([f.p_against for f in shown])))
     return [
-        claim_verdict(f, 0.0, p, None, items=False, kind=kind)[0] for f, p in zip(found, adjusted)
+        claim_verdict(f, 0.0, p, None, items=False, kind=kind)[0] for f, p in zip(shown, adjusted)
     ]
 
 

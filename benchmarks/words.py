@@ -1,0 +1,203 @@
+"""How numbers, verdicts and claims are said to readers: the same words on every page and table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.recorded import Claim, Numbers, finite
+from benchmarks.rules import SCALED_DOWN
+
+# The short names by which a verdict says what it failed on, in a sentence's words.
+REASONS = {
+    "seeds": "too few seeds for a verdict",
+    "failures": "more than 20 % of the runs of an arm diverged",
+    "t": "the t-test over seeds does not reach 0.025 on either side",
+    "Holm": "the t-test reaches 0.025 alone, but not after Holm's adjustment for the number of "
+    "claims",
+    "sign-flip": "the exact sign-flip test does not confirm the t-test",
+    "items": "the interval over test items does not lie wholly on one side of the threshold",
+}
+
+# What is said of a published number that no run is compared with.
+SAID_OF_REPORTED = {
+    "CONTEXT": "a number of somebody else's, shown beside the paper's and not judged",
+    "NO COUNTERPART": "nothing that is run here answers it",
+    "NOT RUN": "an arm of scale paper answers it, and that scale has not been run",
+    "NO PUBLISHED VALUE": "nobody here could read the value or say where it stands",
+}
+
+# What became of a claim, in the order in which a reader wants it.
+GROUPS = {
+    "SUPPORTED": "Holds; every control that was declared is beaten",
+    "SUPPORTED, NOT ATTRIBUTED": "Holds, but a control that lacks the idea does as well",
+    "SUPPORTED, ATTRIBUTION OPEN": "Holds; whether because of the idea stays open",
+    "CONTRADICTED": "Contradicted: the opposite was found",
+    "INCONCLUSIVE": "These runs cannot tell",
+    "NOT RUN": "Not run",
+}
+
+# Words of a verdict, an outcome or a comparison -> (style, sign); the first beginning that matches.
+# A sign and a word always stand together, so that colour is never the only carrier.
+BADGES = {
+    "SUPPORTED, NOT ATTRIBUTED": ("partly", "◐"),
+    "SUPPORTED, ATTRIBUTION OPEN": ("partly", "◔"),
+    "SUPPORTED": ("for", "●"),
+    "CONTRADICTED": ("against", "✕"),
+    "INCONCLUSIVE": ("neutral", "○"),
+    "NOT RUN": ("absent", "–"),
+    "NO PUBLISHED VALUE": ("absent", "∅"),
+    "NOT REPRODUCED": ("against", "✕"),
+    "REPRODUCED": ("for", "●"),
+    "BETTER": ("for", "▲"),
+    "SUBSTITUTED": ("neutral", "≈"),
+    "CONTEXT": ("absent", "·"),
+    "NOT BEATEN": ("against", "✕"),
+    "BEATEN": ("for", "●"),
+    "OPEN": ("neutral", "○"),
+    "FAILED": ("against", "✕"),
+    "HOLDS": ("for", "●"),
+    "EXHIBIT": ("absent", "◇"),
+    "NO COUNTERPART": ("absent", "–"),
+}
+
+
+def badge_of(words: str) -> tuple[str, str]:
+    matching = (look for start, look in BADGES.items() if words.upper().startswith(start))
+    return next(matching, ("neutral", "?"))
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def number(value: float | None, signed: bool = False, beside: float = 0.0) -> str:
+    """1234567 -> 1,234,567; 150.0 -> 150; 12.345 -> 12.35; 0.012 -> 0.0120; None and NaN -> n/a.
+
+    `beside`: the largest number shown together with this one, which decides the decimals of both.
+    """
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    plus = "+" if signed and value != 0 else ""
+    size = max(abs(value), abs(beside))
+    if isinstance(value, int) or size >= 10_000 or (size >= 100 and value == round(value)):
+        return f"{value:{plus},.0f}"
+    if size >= 0.1 or value == 0:
+        return f"{value:{plus}.2f}"
+    if size >= 1e-6:  # three digits of the larger one
+        return f"{value:{plus}.{2 - math.floor(math.log10(size))}f}"
+    return f"{value:{plus}.2e}"
+
+
+def interval(ends: Numbers | None) -> str:
+    usable = finite(ends)
+    if len(usable) != 2:
+        return "n/a"
+    size = max(map(abs, usable))
+    return " to ".join(number(end, signed=True, beside=size) for end in usable)
+
+
+def p_value(p: float | None) -> str:
+    if p is None or not math.isfinite(p):
+        return "n/a"
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def duration(seconds: float | None, absent: str = "n/a") -> str:
+    if seconds is None:
+        return absent
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 or seconds == 0 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    if not seeds:
+        return "none"
+    run = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+    return f"{seeds[0]}-{seeds[-1]}" if run and len(seeds) > 1 else ", ".join(map(str, seeds))
+
+
+def day(created: str | None) -> str:
+    return (created or "no date")[:10]
+
+
+# --- claims ---------------------------------------------------------------------------------------
+
+
+def full_verdict(claim: Claim, scale: str) -> str:
+    """The verdict's words, `(scaled down)` included at the scales that are."""
+    if claim.role == "exhibit":
+        return "exhibit"
+    verdict = claim.verdict or "NOT RUN"
+    small = scale in ("cpu", "gpu") and SCALED_DOWN not in verdict
+    return verdict + SCALED_DOWN if small else verdict
+
+
+def formula(claim: Claim, control: str = "") -> str:
+    """What d is, in words: 'autolora - uniform_4' (or - control), a weighted sum, a statistic.
+
+    Where lower is better the opponent comes first: d is positive when the claim is right.
+    """
+    arms = claim.arms
+    lower = claim.direction == "lower" and claim.kind in ("difference", "exact")
+    method, opponent = ", ".join(arms.methods), arms.opponent or ""
+    if control:
+        method, opponent = arms.sides[0], control
+    elif claim.kind == "statistic":
+        return f"{arms.name or 'statistic'}({method})"
+    elif claim.kind == "contrast" and arms.weights:
+        return " ".join(f"{weight:+g} {arm}" for arm, weight in arms.weights.items())
+    elif claim.kind == "spread":
+        return f"spread of {opponent} - spread of {method}"
+    elif not opponent:
+        return method
+    return f"{opponent} - {method}" if lower else f"{method} - {opponent}"
+
+
+def unit_of(claim: Claim) -> str:
+    metric = claim.metric or "raw"
+    return {"raw": metric, "item": f"{metric}, item by item"}.get(claim.unit, claim.unit)
+
+
+def why(claim: Claim) -> str:
+    """Why the verdict is not plainly for or against; "" where it is."""
+    reason, verdict = claim.reason.rstrip(". "), claim.verdict or ""
+    if not reason and "ATTRI" in verdict:
+        outcome = "NOT BEATEN" if "NOT ATTRIBUTED" in verdict else "OPEN"
+        names = [control.arm for control in claim.controls if control.outcome == outcome]
+        one = len(names) == 1
+        said = f"{'does' if one else 'do'} as well without the idea"
+        if outcome == "OPEN":
+            said = f"{'was' if one else 'were'} neither beaten nor shown to do as well"
+        if names:
+            return f"the claim holds, but the control{'' if one else 's'} {', '.join(names)} {said}"
+    return REASONS.get(reason, reason)
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def cell(value: object) -> str:
+    """Text that cannot leave its table cell or become markup."""
+    text = " ".join(str(value).split()).replace("\\", "\\\\")
+    for character, escaped in zip("|<>*_", ("\\|", "&lt;", "&gt;", "\\*", "\\_")):
+        text = text.replace(character, escaped)
+    return text
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """A Markdown table; `right`: the columns that are set to the right."""
+    rule = ["---:" if i in right else "---" for i in range(len(head))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *rows])
+
+
+def anchor(text: object) -> str:
+    """A fragment that is safe in an id and in a link."""
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in str(text))
+
+
+def pretty(value: Any) -> str:
+    """A nested value of environment or tuning in one line."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,29 @@
+"""The judge as a command, on a repository with the toy paper."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+
+def reproduce(root, *words, **environ):
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environ}
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.reproduce", "toy", *words],
+        cwd=root,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+
+
+def results(root, name="results"):
+    found = json.loads((root / "runs" / "toy" / "cpu" / f"{name}.json").read_text())
+    for key in ("created", "commit", "environment", "seconds"):
+        found.pop(key)
+    for run in found["runs"]:
+        for key in ("seconds", "peak_memory_mb"):
+            run.pop(key, None)
+    return found

@@ -1,0 +1,228 @@
+"""Runs to verdicts: claims of every kind through `judge`, with controls, failures and items."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from judged import IDS, ITEMS, STRONG, Paper, case
+
+from benchmarks import rules
+from benchmarks.rules import tidy
+from benchmarks.scores import RESAMPLES, item_draws
+from shared.protocol import BadInput
+
+A = np.array([80, 81, 79, 80.5, 79.5, 80.2, 79.8, 80.1, 79.9, 80])
+B = np.array([70, 83, 77, 82, 76, 81, 75, 84, 79, 78.0])
+
+
+def test_judge_supported_and_scaled_down():
+    row = case(STRONG).claim()
+    assert (row.verdict, row.reason, row.n) == ("SUPPORTED", "", 5)
+    np.testing.assert_allclose(row.d, STRONG)
+    np.testing.assert_allclose(row.d_by_task["task"], STRONG)
+    assert row.item_ci95[0] > 0 and row.item_ci95[0] < row.effect < row.item_ci95[1]
+    assert case(STRONG).claim("cpu").verdict == "SUPPORTED (scaled down)"
+    assert case([-x for x in STRONG]).claim().verdict == "CONTRADICTED"
+    assert case([-x for x in STRONG], direction="lower").claim().verdict == "SUPPORTED"
+    assert case(STRONG, unit="raw").claim().effect == pytest.approx(0.054)
+
+
+def test_judge_items_decide_where_a_test_set_is_small():
+    paper = case((1, 0.75, 1.25, 1, 1))
+    assert (
+        paper.claim().verdict == "SUPPORTED"
+    )  # nested answers: the same items differ in every resample
+    other = Paper().arm("method", [71, 70.75, 71.25, 71, 71], salt=1).arm("opponent", [70] * 5)
+    row = other.claim()
+    assert (row.verdict, row.reason) == ("INCONCLUSIVE", "items")
+
+
+def test_item_interval_matches_the_binomial():
+    row = Paper().arm("method", [80] * 8, salt=1).arm("opponent", [70] * 8, salt=2).claim()
+    half = 1.96 * 100 * math.sqrt((0.16 + 0.21) / ITEMS)
+    assert row.item_ci95 == pytest.approx([10 - half, 10 + half], abs=1.0)
+    assert len(np.concatenate(list(item_draws(IDS)))) == RESAMPLES
+
+
+def test_fast_path_gives_the_same_numbers():
+    assert tidy(case(STRONG).claim()) == tidy(case(STRONG).claim(item_values=None))
+    with pytest.raises(ValueError, match="not a mean over items"):
+        case(STRONG).claim(item_values=lambda p: {"accuracy": p["right"] * 0.5})
+
+
+def test_judge_not_run():
+    paper = case(STRONG)
+    paper.runs.pop()
+    row = paper.claim()
+    assert row.verdict == "NOT RUN" and "opponent on task, seed 104: missing" in row.reason
+    crashed = case(STRONG)
+    crashed.runs[0].status = "crashed"
+    assert crashed.claim().verdict == "NOT RUN"
+    assert Paper().arm("method", [70] * 5).claim().verdict == "NOT RUN"
+    assert case(STRONG, tasks=["elsewhere"]).claim().verdict == "NOT RUN"
+    assert case(STRONG, scales=["cpu"]).judge().claims == []
+
+
+def test_judge_holm_counts_claims_not_run():
+    d = (4.5, 1, 7, 3, 2.5)
+    base = case(d)
+    absent = {**base.spec, "id": "C2", "arms": {"method": "absent", "opponent": "opponent"}}
+    row = base.claim(others=[absent, {**absent, "id": "C3"}])
+    assert (row.verdict, row.reason) == ("INCONCLUSIVE", "Holm")
+    assert base.claim(others=[{**absent, "role": "secondary"}]).verdict == "SUPPORTED"
+    assert base.claim(others=[{**absent, "kind": "exact"}]).verdict == "SUPPORTED"
+    exhibit = base.judge(others=[{**base.spec, "id": "C4", "role": "exhibit"}]).claims[1]
+    assert exhibit.verdict is None and exhibit.p_holm_for is None and exhibit.effect > 0
+
+
+def test_judge_controls():
+    def with_control(percents):
+        paper = case(STRONG, controls=["control"])
+        return (paper.arm("control", percents) if percents else paper).claim()
+
+    method = [70 + x for x in STRONG]
+    assert with_control([70] * 5).verdict == "SUPPORTED"
+    close = with_control([m - d for m, d in zip(method, (0.25, -0.25, 0, 0.25, -0.25))])
+    assert close.verdict == "SUPPORTED, NOT ATTRIBUTED"
+    np.testing.assert_allclose(close.controls[0].d, (0.25, -0.25, 0, 0.25, -0.25), atol=1e-9)
+    assert with_control([m - d for m, d in zip(method, (2, -0.5, 1.5, -0.25, 1))]).verdict == (
+        "SUPPORTED, ATTRIBUTION OPEN"
+    )
+    absent = with_control(None)
+    assert absent.verdict == "SUPPORTED, ATTRIBUTION OPEN" and absent.controls[0].d == []
+
+
+def test_judge_divergence_scores_chance_and_never_helps():
+    one = case(STRONG)
+    one.predictions.pop(("method", "task", 100))
+    one.runs[0].status = "diverged"
+    row = one.claim()
+    assert row.d[0] == pytest.approx(-20) and row.diverged == {"method": 1, "opponent": 0}
+    assert (row.verdict, row.reason) == ("INCONCLUSIVE", "t") and row.at_chance["method"] == 1
+    two = Paper().arm("method", [None, None, 75, 76, 77]).arm("opponent", [70] * 5).claim()
+    assert (two.verdict, two.reason) == ("INCONCLUSIVE", "failures")
+    broken = (
+        Paper()
+        .arm("method", [76, 74, 77.5, 75, 74.5])
+        .arm("opponent", [None, 70, 70, 70, 70])
+        .claim()
+    )
+    assert broken.d[0] == 0
+    margin = (
+        Paper(threshold=-2)
+        .arm("method", [69.5] * 5)
+        .arm("opponent", [None, 70, 70, 70, 70])
+        .claim()
+    )
+    assert (
+        margin.d[0] == -2
+    )  # at most the threshold: a broken baseline is no evidence for a margin either
+    controlled = case(STRONG, controls=["control"]).arm("control", [None, 70, 70, 70, 70]).claim()
+    assert controlled.controls[0].d[0] == 0
+
+
+def test_judge_divergence_without_declared_chance_is_not_run():
+    row = Paper().arm("method", [None, 75, 75, 76, 77]).arm("opponent", [70] * 5).claim(tasks={})
+    assert row.verdict == "NOT RUN" and "declares no chance" in row.reason
+
+
+def test_judge_nan_score_counts_as_diverged():
+    paper = case(STRONG)
+    paper.predictions["opponent", "task", 101]["right"] = np.full(ITEMS, np.nan)
+    row = paper.claim()
+    assert row.diverged == {"method": 0, "opponent": 1} and row.d[1] == 0
+
+
+def test_judge_tasks_are_averaged_and_seeds_are_the_common_ones():
+    paper = Paper(tasks=["task", "other"])
+    paper.arm("method", [72] * 10).arm("opponent", [70] * 10)
+    paper.arm("method", [76, 77, 76, 75, 76], task="other").arm("opponent", [70] * 5, task="other")
+    row = paper.claim()
+    assert row.n == 5
+    np.testing.assert_allclose(row.d, [4, 4.5, 4, 3.5, 4])
+    np.testing.assert_allclose(row.d_by_task["task"], [2] * 5)
+    paper.spec["task_units"] = {"other": 2.0}
+    np.testing.assert_allclose(paper.claim().d, [2.5, 2.75, 2.5, 2.25, 2.5])
+    paper.spec["tasks"] = {"paper": ["task"], "cpu": ["other"]}
+    assert paper.claim().n == 10 and paper.claim("cpu").n == 5
+
+
+def test_case_5_through_judge_four_tasks_are_five_replicates():
+    names = [f"task{i}" for i in range(4)]
+    paper = Paper(tasks=names)
+    for name in names:
+        paper.arm("method", [70 + x for x in (8, 7, -1.5, 6, 0.5)], task=name).arm(
+            "opponent", [70] * 5, task=name
+        )
+    row = paper.claim()
+    assert (row.verdict, row.reason, row.n) == ("INCONCLUSIVE", "t", 5)
+
+
+def test_judge_contrast():
+    weights = {"method@few": 1, "plain@few": -1, "method@many": -1, "plain@many": 1}
+    paper = Paper(
+        kind="contrast", arms={"weights": weights}, tasks=["few", "many"], controls=["control"]
+    )
+    paper.arm("method", [76, 77, 78, 77, 76], task="few").arm("plain", [70] * 5, task="few")
+    paper.arm("method", [81, 81, 80, 80, 81], task="many").arm("plain", [80] * 5, task="many")
+    paper.arm("control", [71] * 5, task="few").arm("control", [80] * 5, task="many")
+    row = paper.claim()
+    np.testing.assert_allclose(row.d, [5, 6, 8, 7, 5])
+    np.testing.assert_allclose(row.controls[0].d, [4, 5, 7, 6, 4])
+    assert row.verdict == "SUPPORTED" and row.item_ci95[0] > 0
+    paper.runs[[run.arm for run in paper.runs].index("plain") + 2].status = "diverged"
+    declared = {task: {"chance": {"accuracy": 0.5}} for task in ("few", "many")}
+    assert paper.claim(tasks=declared).d[2] == 0
+
+
+def test_judge_spread():
+    paper = Paper(kind="spread", items="test").arm("method", A - 0.0).arm("opponent", B - 0.0)
+    scores = {"method": A, "opponent": B}
+    for key, predictions in paper.predictions.items():  # every item is worth the arm's score
+        predictions["right"] = np.full(ITEMS, scores[key[0]][key[2] - 100] / 100)
+    row = paper.claim()
+    np.testing.assert_allclose(row.d, rules.spread_differences(A, B))
+    assert row.verdict == "SUPPORTED" and row.item_ci95 is None
+    short = Paper(kind="spread").arm("method", A[:8]).arm("opponent", B[:8]).claim()
+    assert (short.verdict, short.reason) == ("INCONCLUSIVE", "seeds")
+
+
+def gap(arms):
+    first, second = arms["method"], arms["opponent"]
+    return float(np.mean(first["right"]) - np.mean(second["right"]))
+
+
+def test_judge_statistic_and_its_control():
+    arms = {"method": ["method", "opponent"], "name": "gap"}
+    paper = case(STRONG, kind="statistic", arms=arms, metric=None, controls=["control"])
+    paper.arm("control", [71] * 5)
+    row = paper.claim(statistics={"gap": gap})
+    np.testing.assert_allclose(row.d, STRONG)
+    np.testing.assert_allclose(row.controls[0].d, [x - 1 for x in STRONG])
+    assert row.verdict == "SUPPORTED" and row.metric == "gap"
+    plain = case(STRONG).claim()
+    np.testing.assert_allclose(row.item_ci95, plain.item_ci95)
+    with pytest.raises(BadInput, match="did you mean 'gaps'"):
+        paper.claim(statistics={"gaps": gap})
+
+
+def test_judge_exact():
+    paper = Paper(kind="exact", metric="evaluations", items="none: counts", direction="lower")
+    paper.arm("method", [70] * 3, metrics={"evaluations": 5}).arm(
+        "opponent", [70] * 3, metrics={"evaluations": 6}
+    )
+    row = paper.claim()
+    assert row.verdict == "SUPPORTED" and row.p_for is None and row.effect == 1
+    paper.spec["arms"] = {"method": "opponent", "opponent": "method"}
+    assert paper.claim().verdict == "CONTRADICTED"
+
+
+def test_judge_items_as_replicates():
+    paper = Paper(unit="item", items="none: items are the replicates").arm("method", [80], salt=1)
+    paper.arm("opponent", [60], salt=2)
+    row = paper.claim("cpu")
+    assert row.n == ITEMS and row.verdict == "SUPPORTED for this model (scaled down)"
+    assert row.effect == pytest.approx(0.2) and rules.plain(row.verdict) == "SUPPORTED"
+    assert row.p_for == pytest.approx(row.flip_for, abs=1e-3)
