@@ -137,9 +137,9 @@ def assemble(
         preview=preview,
         created=recorded.now(),
         commit=runs.commit(ROOT),
-        claims_sha256=protocol.sha256_file(paper.directory / "claims.yaml"),
-        protocol_sha256=protocol.sha256_file(paper.path),
-        reported_sha256=protocol.sha256_file(paper.directory / "reported.yaml"),
+        claims_sha256=protocol.sha256_yaml(paper.directory / "claims.yaml"),
+        protocol_sha256=protocol.sha256_yaml(paper.path),
+        reported_sha256=protocol.sha256_yaml(paper.directory / "reported.yaml"),
         predictions_sha256=predictions_sha256,
         code_sha256=protocol.sha256_json(protocol.code_hashes(paper.directory / "train.py")),
         revision=paper.revision(),
@@ -246,7 +246,7 @@ def check_fresh(paper: Protocol, result: Results, again: str) -> None:
         paper.path: result.protocol_sha256,
     }
     for path, sha256 in made_with.items():
-        if sha256 != protocol.sha256_file(path):
+        if sha256 != protocol.sha256_yaml(path):
             raise BadInput(f"{path.name} changed since these runs; repeat {again}")
     code = protocol.code_hashes(paper.directory / "train.py")
     if result.code_sha256 != protocol.sha256_json(code):

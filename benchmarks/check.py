@@ -32,7 +32,7 @@ from benchmarks.predictions import Predictions, unpack_predictions
 from benchmarks.recorded import SCALES, Gate, Results, digest, result_path, run_name
 from benchmarks.rules import DIGITS, tidy
 from shared import protocol
-from shared.protocol import BadInput, Protocol, read_as
+from shared.protocol import BadInput, Protocol, read_as, sha256_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PRINTED = 20  # problems per result
@@ -107,9 +107,10 @@ def check_files(paper_dir: Path, scale: str, result: Results) -> list[str]:
     }
     problems = []
     for name, sha256 in files.items():
-        if not (paper_dir / name).exists():
+        path = paper_dir / name
+        if not path.exists():
             problems.append(f"{name} is missing")
-        elif digest(paper_dir / name) != sha256:
+        elif (sha256_yaml if path.suffix == ".yaml" else digest)(path) != sha256:
             problems.append(f"{name} changed since these results were recorded")
     return problems
 

@@ -539,6 +539,18 @@ def sha256_file(path: Path | str) -> str:
     return _sha256_of_state(str(path), state.st_size, state.st_mtime_ns)
 
 
+def sha256_yaml(path: Path) -> str:
+    """sha256 of what a YAML file says: not its comments and layout, nor any `note` or `source`."""
+
+    def meaning(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            decisive = (k for k in value if k not in {"note", "source"})
+            return {str(k): meaning(value[k]) for k in decisive}
+        return list(map(meaning, value)) if isinstance(value, list) else repr(value)
+
+    return sha256_json(meaning(load_yaml(path, path.name)))
+
+
 def config_sha256(config: dict[str, Any]) -> str:
     return sha256_json(_without(config, PLACE))
 

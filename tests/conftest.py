@@ -14,8 +14,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest  # noqa: E402  (after the threads are set)
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tests"))
+HELPERS = [ROOT / "tests", *(ROOT / "tests").glob("*/")]  # folders with modules that tests share
+sys.path[:0] = [str(ROOT), *map(str, HELPERS)]
 
 
 @pytest.fixture(scope="session")

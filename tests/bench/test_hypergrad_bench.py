@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import readme
+from benchmarks import blocks
 from benchmarks.hypergradients import cell, hand, ours, peers, tables, tasks
 from benchmarks.hypergradients.toy import Toy
 from shared import vectors
@@ -98,7 +98,7 @@ def test_tables_show_failures_and_missed_targets():
 def test_the_readme_says_what_was_recorded():
     if not (tables.RESULTS / "cpu.json").exists():
         pytest.skip("nothing recorded yet: python -m benchmarks.hypergradients.run --record")
-    assert readme.outdated(tables.README, tables.tables()) == []
+    assert blocks.outdated(tables.README, tables.tables()) == []
     record = json.loads((tables.RESULTS / "cpu.json").read_text())
     assert record["machine"]["torch"] and record["command"]
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import PAPERS, papers, readme
+from benchmarks import PAPERS, blocks, papers
 from benchmarks.methods import __main__ as runner
 from benchmarks.methods import cost, tables
 

@@ -78,7 +78,7 @@ def record(folder):
         scale="cpu",
         created="2020-01-01",
         commit="abc",
-        **{f"{name}_sha256": protocol.sha256_file(folder / f"{name}.yaml") for name in names},
+        **{f"{name}_sha256": protocol.sha256_yaml(folder / f"{name}.yaml") for name in names},
         predictions_sha256=packed,
         code_sha256=protocol.sha256_json(protocol.code_hashes(folder / "train.py")),
         development_seeds="0-99",

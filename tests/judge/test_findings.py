@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import PAPERS, findings
 from benchmarks.claims import load_claims
-from benchmarks.findings import Question
+from benchmarks.papers import Question
 from benchmarks.recorded import Claim, Results
 
 

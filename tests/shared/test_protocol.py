@@ -71,7 +71,10 @@ def test_precedence(toy):
         (lambda d: d["scales"]["cpu"].update(sedes=5), ["sedes", "seeds"]),
         (lambda d: d["scales"]["cpu"].update(core=["godo"]), ["godo", "good"]),
         (lambda d: d["scales"]["cpu"]["set"].update(stpes=5), ["stpes", "steps"]),
-        (lambda d: d["scales"]["cpu"]["set"].update(steps="many"), ["steps", "'many'", "whole number"]),
+        (
+            lambda d: d["scales"]["cpu"]["set"].update(steps="many"),
+            ["steps", "'many'", "whole number"],
+        ),
         (lambda d: d["scales"]["cpu"]["set"].update(steps=2.5), ["steps", "2.5", "whole number"]),
         (lambda d: d["scales"]["cpu"]["tasks"].update(line={"lrr": 1}), ["lrr", "lr"]),
         (lambda d: d["arms"]["good"].update(use=["stage"]), ["use", "uses"]),
