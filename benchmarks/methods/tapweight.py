@@ -3,10 +3,10 @@
     python -m benchmarks.methods.tapweight [--rounds 7] [--device cpu] [--json FILE]
 
 Encoder of 4 blocks of width 256, 8,000 word pieces, micro-batches of 16 texts of 32 tokens; three
-losses (pair, masked pair, order). A cycle is Level I (1 or 4 micro-batches), Level II, and Level III
-with the last micro-batch. The plain step is Level I with one micro-batch and Adam, with the MLM head
-on masked places only, as in the cycle; row `plain, word scores everywhere` has them at every place,
-as the official code. Beside the cost: the cosine of the gradient of the weights with the exact one,
+losses (pair, masked pair, order). A cycle is Level I (1 or 4 micro-batches), Level II, and Level
+III with the last micro-batch. The plain step is Level I with one micro-batch and Adam, with the MLM
+head on masked places only, as in the cycle; row `plain, word scores everywhere` has them at every
+place, as the official code. Beside the cost: the cosine of the gradient of the weights with the exact one,
 for this batch. CPU: one thread, CPU seconds.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.methods import cost
 from shared import vectors
-from tapweight import encoders, method, objectives
+from tapweight import encoders, method, objectives, optimizers
 from tapweight.config import Mode
 
 V, D, BATCH, TOKENS = 8000, 256, 16, 32
@@ -71,12 +71,12 @@ class Work:
         self.y = torch.randint(2, (BATCH,), generator=g).to(device)
         alpha = method.start_logits(3)
         theta = [*self.encoder.parameters(), *self.heads.parameters()]
-        rates = [
-            (theta, 2e-5),
-            ([*self.phi.parameters(), *self.w.parameters()], 2e-5),
-            ([alpha], 2e-3),
+        lower = [*self.phi.parameters(), *self.w.parameters()]
+        self.optimizers = [
+            optimizers.make("adam", theta, 2e-5, 0.0),
+            optimizers.make("adam", lower, 2e-5, 0.0),
+            optimizers.make("adam", [alpha], 2e-3, 0.0),
         ]
-        self.optimizers = [torch.optim.Adam(p, lr=lr, foreach=True) for p, lr in rates]
         pair, prox = method.matched(self.phi, self.encoder), method.SquaredDistance(1e-2)
         self.levels = method.Levels(*pair, alpha, self.optimizers, prox, mode)
 
