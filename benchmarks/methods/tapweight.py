@@ -6,8 +6,8 @@ Encoder of 4 blocks of width 256, 8,000 word pieces, micro-batches of 16 texts o
 losses (pair, masked pair, order). A cycle is Level I (1 or 4 micro-batches), Level II, and Level
 III with the last micro-batch. The plain step is Level I with one micro-batch and Adam, with the MLM
 head on masked places only, as in the cycle; row `plain, word scores everywhere` has them at every
-place, as the official code. Beside the cost: the cosine of the gradient of the weights with the exact one,
-for this batch. CPU: one thread, CPU seconds.
+place, as the official code. Beside the cost: the cosine of the gradient of the weights with the
+exact one, for this batch. CPU: one thread, CPU seconds.
 """
 
 from __future__ import annotations
