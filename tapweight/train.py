@@ -141,8 +141,8 @@ def start_levels(
         optimizers.make(config.optimizer, lower, config.lr_II, config.weight_decay),
         optimizers.make(config.optimizer_III, [alpha], config.lr_III, decay),
     ]
-    rule = prox, config.mode, config.normalise, autocast(config, domain)
-    return method.Levels(*method.matched(phi, domain.encoder), alpha, of_levels, *rule), cycle
+    pair, how = method.matched(phi, domain.encoder), (config.mode, config.normalise)
+    return method.Levels(*pair, alpha, of_levels, prox, *how, autocast(config, domain)), cycle
 
 
 def objectives(
