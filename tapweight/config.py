@@ -173,8 +173,8 @@ class Config(RunConfig, Job, Language, Molecules, Base, Optimisation, Weighing, 
     """One run of TapWeight or of an arm that it is compared with."""
 
     def __post_init__(self) -> None:
-        for name in ("base_batch", "batch_I", "batch_II", "batch_III", "finetune_batch",
-                     "micro_batches", "steps_I", "steps_II"):  # fmt: skip
+        counted = ("base_batch", "batch_I", "batch_II", "batch_III", "finetune_batch")
+        for name in (*counted, "micro_batches", "steps_I", "steps_II"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} = {getattr(self, name)}: give at least 1")
         if not self.gamma >= 0:

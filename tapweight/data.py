@@ -54,7 +54,7 @@ class Task:
 
     @property
     def items(self) -> dict[str, np.ndarray]:
-        """Item ids of each part, for the record."""
+        """Item ids of each part, for the record, where the spare items are called held."""
         ids = self.labelled.ids
         items = {"train": ids[self.inner], "validation": ids[self.validation]}
         items["test"] = self.test.ids

@@ -30,31 +30,24 @@ class Domain(Protocol):
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Of D_u, D_tr and D_val."""
-        ...
 
     def losses(self, rows: Tensor, step: int, micro: int) -> list[Tensor]:
         """The K pretraining losses of these rows of D_u; step and micro-batch name the masks."""
-        ...
 
     def head(self, *names: object) -> nn.Module:
         """A fresh head of the downstream task, drawn from the stream `names` (seed first)."""
-        ...
 
     def task_loss(self, encoder: nn.Module, head: nn.Module, part: Part, rows: Tensor) -> Tensor:
         """L_task on labelled items, a scalar."""
-        ...
 
     def batches(self, part: Part) -> Sequence[Tensor]:
         """The part's rows, in batches for scoring."""
-        ...
 
     def outputs(self, head: nn.Module, part: Part, rows: Tensor) -> Tensor:
         """What encoder and head say of these items, on the CPU: (B, outputs)."""
-        ...
 
     def predictions(self, part: Part, outputs: Tensor) -> Predictions:
         """id, label and prediction of each of the part's items from all their outputs."""
-        ...
 
 
 def domain_of(config: Config, device: torch.device, say: Callable[[str], None]) -> Domain:

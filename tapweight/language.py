@@ -191,9 +191,13 @@ class Language:
         return encoders.draw(module, *names).to(self.device)
 
     def task_loss(
-        self, encoder: nn.Module, head: nn.Module, part: str, rows: Tensor,
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        part: str,
+        rows: Tensor,
         squared_error: Callable[[Tensor, Tensor], Tensor] = objectives.squared_error,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """squared_error: see official.py."""
         columns, places = self._part(part)
         rows = places[rows]

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from shared import runs
 from tapweight.config import OptimizerName, Schedule
 
+BASE_LR = 1e-3  # of Adam, for the heads or the ResNet that all arms start from
+
 
 def make(kind: OptimizerName, parameters: Sequence[Tensor], lr: float, decay: float) -> Optimizer:
     """adam: with coupled weight decay, as in the official language code. sgd: momentum 0.9, as in

@@ -51,9 +51,15 @@ def finish_base(config: Config, run: Run, domain: Domain, pretrained: Pretrained
 
 
 def finish(
-    config: Config, run: Run, domain: Domain, head: nn.Module, pretrained: Pretrained,
-    finetuned: int, test: Predictions, choices: Predictions | None,
-) -> None:  # fmt: skip
+    config: Config,
+    run: Run,
+    domain: Domain,
+    head: nn.Module,
+    pretrained: Pretrained,
+    finetuned: int,
+    test: Predictions,
+    choices: Predictions | None,
+) -> None:
     """Everything else. finetuned: steps; choices: predictions for choices between settings."""
     lam, predictions = pretrained.lam, scored(domain, test, pretrained.lam)
     if lam is not None:
@@ -97,9 +103,11 @@ def part_for_choices(config: Config) -> Part | None:
 
 
 def compare(
-    levels: method.Levels, three: tuple[method.Loss, Sequence[method.Losses]], h: Tensor | None,
+    levels: method.Levels,
+    three: tuple[method.Loss, Sequence[method.Losses]],
+    h: Tensor | None,
     agreement: list[float],
-) -> dict[str, Tensor | float | None]:  # fmt: skip
+) -> dict[str, Tensor | float | None]:
     """The exact gradient of the weights beside h (K,); their cosine joins `agreement`."""
     v, _ = method.validation_gradient(three[0], levels.phi)
     exact = method.gradient_of_weights(levels, three[1], v, "exact-dot")

@@ -96,10 +96,9 @@ def deal(seed: int, n: int) -> dict[str, Tensor]:
     used = LABELLED + VALIDATION + UNLABELLED
     rest = fixed[:used][torch.randperm(used, generator=runs.stream(seed, "split"))]
     train, validation, unlabelled = rest.split([LABELLED, VALIDATION, UNLABELLED])
-    return {
-        "train": train, "validation": validation, "labelled": torch.cat([train, validation]),
-        "unlabelled": unlabelled, "test": fixed[used:].sort().values,
-    }  # fmt: skip
+    labelled, test = torch.cat([train, validation]), fixed[used:].sort().values
+    parts = {"train": train, "validation": validation, "labelled": labelled, "test": test}
+    return {**parts, "unlabelled": unlabelled}
 
 
 def objective_labels(seed: int, y: Tensor) -> list[Tensor]:

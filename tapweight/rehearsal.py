@@ -79,16 +79,12 @@ def write_models(root: Path, files: list[Path]) -> None:
     from transformers import DebertaV2Config, DebertaV2Model, RobertaConfig, RobertaModel
 
     tokenizer = words([path.read_text("utf-8") for path in files if path.is_file()])
-    size: dict[str, Any] = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 130,
-        "pad_token_id": 1,
-    }  # fmt: skip
-    relative: dict[str, Any] = {
-        "relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"],
-        "type_vocab_size": 0, "norm_rel_ebd": "layer_norm", "share_att_key": True,
-        "position_biased_input": False,
-    }  # fmt: skip
+    size: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size |= {"vocab_size": len(tokenizer), "intermediate_size": 64, "pad_token_id": 1}
+    size |= {"max_position_embeddings": 130}
+    relative: dict[str, Any] = {"relative_attention": True, "position_biased_input": False}
+    relative |= {"position_buckets": 8, "pos_att_type": ["p2c", "c2p"], "share_att_key": True}
+    relative |= {"type_vocab_size": 0, "norm_rel_ebd": "layer_norm"}
     runs.seed_global(0, "rehearsal models")
     models: list[torch.nn.Module] = [RobertaModel(RobertaConfig(**size))]
     models.append(DebertaV2Model(DebertaV2Config(**size, **relative)))

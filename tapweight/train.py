@@ -27,8 +27,6 @@ from tapweight.config import Config
 from tapweight.domain import Domain, Part, Predictions, domain_of
 from tapweight.outcome import Pretrained
 
-BASE_LR = 1e-3  # of Adam, for the heads or the ResNet that all arms start from
-
 
 def run(config: Config) -> Path:
     with runs.start(config, __file__) as run:
@@ -65,19 +63,19 @@ def pretrain(config: Config, run: Run, domain: Domain) -> Pretrained:
         domain.encoder.requires_grad_(config.base_trains == "all")
         steps, size = config.base_steps, config.base_batch
         trained = [p for p in theta if p.requires_grad]
-        optimizer = optimizers.make("adam", trained, BASE_LR, 0.0)
+        optimizer = optimizers.make("adam", trained, optimizers.BASE_LR, 0.0)
     else:
         lam = baselines.fixed_weights(config.weights, domain.names, config.seed, config.uses)
         steps, size = round(config.steps * config.steps_factor), config.batch_I
         optimizer = optimizers.make(config.optimizer, theta, config.lr_I, config.weight_decay)
     unlabelled = Batches(torch.arange(domain.sizes[0]), size, config.seed, "unlabelled")
     work = Parts(encoder=domain.encoder, heads=domain.heads, optimizer=optimizer)
+    cast = autocast(config, domain)
     for t in run.phase("pretraining", steps, work):
         optimizers.set_rates([optimizer], config.schedule, t, steps, config.warmup)
         domain.encoder.train()
         domain.heads.train()
         one = objectives(config, run, domain, unlabelled, t)
-        cast = autocast(config, domain)
         losses = [method.level_one_step(optimizer, batches, lam, cast) for batches in one]
         run.log(step=t, phase="pretrain", losses=torch.stack(losses).mean(0), weights=lam)
     return Pretrained(lam, steps)
@@ -95,7 +93,7 @@ def learn_weights(config: Config, run: Run, domain: Domain) -> Pretrained:
     of_u, of_train, of_validation = (torch.arange(n) for n in domain.sizes)
     unlabelled = Batches(of_u, config.batch_I, config.seed, "unlabelled")
     labelled = Batches(of_train, config.batch_II, config.seed, "labelled")
-    outer = Batches(of_validation, config.batch_III, config.seed, "held")
+    outer = Batches(of_validation, config.batch_III, config.seed, "held")  # a name is a draw
     task = functools.partial(task_loss, config, run, domain, phi, w)
     modules = {"encoder": domain.encoder, "heads": domain.heads, "phi": phi, "w": w}
     moments = dict(zip(("one", "two", "three"), levels.optimizers))
@@ -174,9 +172,15 @@ def objectives(
 
 
 def task_loss(
-    config: Config, run: Run, domain: Domain, phi: nn.Module, w: nn.Module,
-    part: Part, batches: Batches[Tensor], step: int,
-) -> method.Loss:  # fmt: skip
+    config: Config,
+    run: Run,
+    domain: Domain,
+    phi: nn.Module,
+    w: nn.Module,
+    part: Part,
+    batches: Batches[Tensor],
+    step: int,
+) -> method.Loss:
     """L_task of Level II (part train) or III (validation), the same dropout at each evaluation."""
     rows = processes.shard(batches(step))
     of_domain: Callable[..., Tensor] = domain.task_loss
@@ -194,27 +198,25 @@ def task_loss(
 
 def autocast(config: Config, domain: Domain) -> method.Autocast:
     """bf16 where asked for; made anew for every block."""
-    on, kind = config.precision == "bf16", domain.device.type
-    return functools.partial(torch.autocast, kind, dtype=torch.bfloat16, enabled=on)
+    on, where = config.precision == "bf16", domain.device.type
+    return functools.partial(torch.autocast, where, dtype=torch.bfloat16, enabled=on)
 
 
 # ------------------------------------------------------------------------ finetuning and scoring
 
 
 def finetune(config: Config, run: Run, domain: Domain) -> tuple[nn.Module, int]:
-    """A fresh head on the encoder, AdamW, linear schedule. Returns the head and the steps taken.
-
-    All arms of a seed have the same head, batches and dropout."""
+    """A fresh head on the encoder: for all arms of a seed the same head, batches and dropout."""
     part: Part = config.finetune_on
     parts = ("train",) if part == "train" else ("train", "validation")
     rows = torch.arange(sum(len(domain.items[name]) for name in parts))
     batches = Batches(rows, config.finetune_batch, config.seed, "finetune")
-    epochs = config.finetune_epochs
-    steps = config.finetune_steps or max(1, round(epochs * batches.per_epoch))
+    of_epochs = max(1, round(config.finetune_epochs * batches.per_epoch))
+    steps = config.finetune_steps or of_epochs
     head = domain.head(config.seed, "head", "finetune")
     parameters = [*domain.encoder.parameters(), *head.parameters()]
-    lr, decay = config.finetune_lr, config.finetune_weight_decay
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, foreach=True)
+    decay = config.finetune_weight_decay
+    optimizer = torch.optim.AdamW(parameters, config.finetune_lr, weight_decay=decay, foreach=True)
     work = Parts(encoder=domain.encoder, head=head, optimizer=optimizer)
     for t in run.phase("finetuning", steps, work):
         domain.encoder.train()
