@@ -135,7 +135,7 @@ class Result:
 
     cell: str
     early: str | None = None
-    steps: int = 0
+    planned: tuple[int, int] = (0, 0)  # steps of W and of A
     gradient_evaluations: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     validation: dict[str, float] = field(default_factory=dict)
@@ -180,13 +180,12 @@ def search(config: Config, run: Run, problem: data.Problem, device: torch.device
     assert f is not None
     f.net.eval()
     accuracy = held_out_accuracy(run, problem, f)
-    made, n = (counts["weight_steps"], counts["architecture_steps"]), len(stages)
-    planned = n * per_stage, n * (config.epochs - config.warmup) * per_epoch
-    run.gate("budget", made == planned, f"{made[0]} weight and {made[1]} architecture steps")
     final, early = networks.derive(config, f.A, choices), networks.early(config, history)
     cells = json.dumps({"final": final, "early": early}, indent=1)
     (run.directory / "cells.json").write_text(cells + "\n")
-    result = Result(final, early, planned[0], counts["gradient_evaluations"], counts)
+    planned = len(stages) * per_stage, len(stages) * (config.epochs - config.warmup) * per_epoch
+    result = Result(final, early, planned)
+    result.counts, result.gradient_evaluations = counts, counts["gradient_evaluations"]
     result.state, result.validation = [*f.A, *f.W], {"held_out_accuracy": accuracy}
     return result
 
@@ -228,6 +227,11 @@ def retrain(
 
 
 def finish(config: Config, run: Run, problem: data.Problem, result: Result) -> None:
+    """Predictions, the gate that stands after every phase, export, record."""
+    if counts := result.counts:
+        made = counts["weight_steps"], counts["architecture_steps"]
+        text = f"{made[0]} weight and {made[1]} architecture steps"
+        run.gate("budget", made == result.planned, text)
     run.predictions(**result.predictions)
     networks.export(run.directory / "export", config, problem, result.cell, result.network)
     run.finish(
@@ -235,7 +239,7 @@ def finish(config: Config, run: Run, problem: data.Problem, result: Result) -> N
         validation=result.validation,
         state=result.state,
         gradient_evaluations=result.gradient_evaluations,
-        chosen_step=result.steps,
+        chosen_step=result.planned[0],
         exports=["export"],
         cell=result.cell,
         counts=result.counts,
