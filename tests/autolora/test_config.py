@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 import typing
@@ -60,9 +61,15 @@ def test_the_help_of_every_option_is_the_comment_above_its_field():
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_a_choice_that_is_none_is_refused_with_the_choices(name):
-    with pytest.raises(BadInput, match=f"{name}.*not one of {', '.join(CHOICES[name])}"):
-        Protocol(PAPER).checked({name: "nonsense"}, "arms.autolora.set")
+def test_a_choice_that_is_none_is_refused_with_the_choices(name, tmp_path):
+    paper = tmp_path / "autolora"
+    paper.mkdir()
+    shutil.copy(PAPER / "config.py", paper)
+    text = f"paper: autolora\ndefaults: {{{name}: no such choice}}\n"
+    (paper / "protocol.yaml").write_text(text)
+    with pytest.raises(BadInput) as refused:
+        Protocol(paper)
+    assert all(word in str(refused.value) for word in (name, "no such choice", *CHOICES[name]))
 
 
 def test_the_command_line_refuses_it_too():
