@@ -301,6 +301,10 @@ class Networks:
     def parts(self) -> dict[str, nn.Module]:
         return {"E": self.E, "D": self.D, "T": self.T, "C": self.C}
 
+    def sizes(self) -> dict[str, int]:
+        """Numbers of parameters."""
+        return {k: sum(p.numel() for p in part.parameters()) for k, part in self.parts().items()}
+
 
 def scored(config: Config) -> bool:
     """Whether patches have scores, and the arm a masking network."""

@@ -152,7 +152,7 @@ def test_uniformity_is_zero_for_orthogonal_and_one_for_equal_features():
 
 def test_a_bare_arm_has_neither_T_nor_C():
     bare = levels(replace(TINY, mask="random", weight="one", hypergrad="none"))
-    sizes = {k: sum(p.numel() for p in part.parameters()) for k, part in bare.nets.parts().items()}
+    sizes = bare.nets.sizes()
     assert sizes["T"] == sizes["C"] == 0 < min(sizes["E"], sizes["D"])
     assert set(bare.optimizers) == {"first"}
 
