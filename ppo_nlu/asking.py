@@ -1,5 +1,4 @@
-"""How the policy is asked and how its answers are read: questions as token ids, the rule that pays,
-sheets of answers."""
+"""How the policy is asked and its answers are read: token ids, the rule, sheets of answers."""
 
 from __future__ import annotations
 
@@ -78,8 +77,7 @@ class Questions:
         parser: Literal["strict", "official"],
         guess: torch.Generator | None = None,
     ) -> tuple[float | None, float]:
-        """(answer or None, reward); guess: the official reader of test answers, which draws what it
-        cannot read."""
+        """(answer or None, reward). guess: the official reader of a test draws what it cannot."""
         if parser == "strict":
             answer = prompts.parse(self.task, text)
         elif guess is None:
@@ -92,8 +90,7 @@ class Questions:
 def questions_of(
     config: Config, tokenizer: Any, items: Data, context: int, say: Callable[[str], None]
 ) -> Questions:
-    """Training prompts that are too long are left out, and said; one to be judged that is too long
-    is refused.
+    """Training prompts that are too long are left out, and said; one to be judged is refused.
 
     context: tokens that the model takes."""
     questions = Questions(config, tokenizer, items.task, [], [], _shown(config, items.train))
@@ -154,8 +151,7 @@ class Sheet:
 
     @torch.no_grad()
     def fill(self, policy: Policy, batch: int) -> None:
-        """Ask one batch of one column; of the first sampled answers also KL to the reference and
-        entropy."""
+        """Ask one batch of one column; of the first sampled one also KL and entropy."""
         column, part = divmod(batch, len(self.rows))
         config, rows = self.questions.config, self.rows[part]
         max_new = config.max_new or LONGEST
@@ -214,8 +210,7 @@ class Sheet:
 
 
 def probe(policy: Policy, questions: Questions, validation: list[Item]) -> dict[str, float]:
-    """What a figure over time needs, the same for every arm: validation items, one sampled and one
-    greedy answer."""
+    """What a figure over time needs, the same for every arm: two answers to each item."""
     sheet = Sheet(questions, validation[:PROBED], "probe", 1)
     for batch in range(sheet.batches):
         sheet.fill(policy, batch)

@@ -103,8 +103,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
 
 def used_budget(config: Config) -> dict[str, int]:
     """What the runs this one builds on have spent, `start` apart: every arm has that."""
-    names = ("examples", "tokens_forward", "tokens_backward", "gradient_steps")
-    total = dict.fromkeys(names, 0)
+    total = dict.fromkeys(("examples", "tokens_forward", "tokens_backward", "gradient_steps"), 0)
     for name, folder in config.uses.items():
         details = json.loads((Path(folder) / "record.json").read_text())["details"]
         if name != "start":
@@ -130,9 +129,8 @@ class Arm:
     spent: dict[str, int]
 
     def state(self) -> dict[str, Any]:
-        optimizer = self.optimizer.state_dict()
-        changed = {"optimizer": optimizer, "beta": self.beta, "spent": self.spent}
-        return {"trained": self.policy.trained(), **changed}
+        tensors = {"trained": self.policy.trained(), "optimizer": self.optimizer.state_dict()}
+        return {**tensors, "beta": self.beta, "spent": self.spent}
 
     def load(self, state: dict[str, Any]) -> None:
         for parameter, value in zip(self.policy.trained(), state["trained"], strict=True):
@@ -209,8 +207,7 @@ def supervised(arm: Arm, rows: list[int], step: int) -> dict[str, float]:
 
 def by_trl(arm: Arm, steps: int) -> None:
     """All steps at once: trl's trainers have loops of their own."""
-    folder = arm.run.directory / "trl"
-    log = baselines.trl_train(arm.config, arm.policy.lm, arm.questions, folder, steps)
+    log = baselines.trl_train(arm.config, arm.policy.lm, arm.questions, arm.run.directory, steps)
     for step, facts in enumerate(log):
         arm.run.log(step=step, **facts)
     arm.spent["examples"] += steps * arm.config.batch
