@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,10 +90,11 @@ class Questions:
 def questions_of(
     config: Config, tokenizer: Any, items: Data, context: int, say: Callable[[str], None]
 ) -> Questions:
-    """Training prompts that are too long are left out, and said; one to be judged is refused.
+    """`Questions` of a task. A training prompt that is too long is left out, and said.
 
-    context: tokens that the model takes."""
-    questions = Questions(config, tokenizer, items.task, [], [], _shown(config, items.train))
+    context: tokens that the model takes. Raises BadInput where a prompt to be judged exceeds it."""
+    shown = _shown(config, items.train)
+    questions = Questions(config, tokenizer, items.task, items.train, [], shown)
     train = items.train
     if config.job != "prompt":
         train = [x for x in train if len(questions.ids(x)[0]) <= config.max_prompt]
@@ -103,16 +104,17 @@ def questions_of(
         raise BadInput(f"{items.task.name}: every training prompt exceeds {limit}; {remedy}")
     if dropped := len(items.train) - len(train):
         say(f"{dropped} of {len(items.train)} training prompts exceed {limit} and are left out")
-    questions.train.extend(train)
-    rows = torch.randperm(len(train), generator=runs.stream(config.seed, "shuffled labels"))
-    questions.paid.extend(rows.tolist() if config.shuffle else range(len(train)))
     longest = max(len(questions.ids(x)[0]) for x in [*items.test, *items.validation])
     answer = config.max_new or LONGEST
     if longest + answer > context:
         what = f"{items.task.name}: a prompt of {longest} tokens and an answer of {answer}"
         remedy = "use fewer shots or a model with a longer context"
         raise BadInput(f"{what} do not fit the model's context of {context}; {remedy}")
-    return questions
+    paid = list(range(len(train)))
+    if config.shuffle:
+        stream = runs.stream(config.seed, "shuffled labels")
+        paid = torch.randperm(len(train), generator=stream).tolist()
+    return replace(questions, train=train, paid=paid)
 
 
 def _shown(config: Config, train: list[Item]) -> list[tuple[dict[str, str], float]]:
