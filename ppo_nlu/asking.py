@@ -1,11 +1,10 @@
-"""How the policy is asked and how its answers are read: questions as token ids, the rule that pays,
-sheets of answers."""
+"""How the policy is asked and its answers are read: token ids, the rule, sheets of answers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,8 +77,7 @@ class Questions:
         parser: Literal["strict", "official"],
         guess: torch.Generator | None = None,
     ) -> tuple[float | None, float]:
-        """(answer or None, reward); guess: the official reader of test answers, which draws what it
-        cannot read."""
+        """(answer or None, reward). guess: the official reader of a test draws what it cannot."""
         if parser == "strict":
             answer = prompts.parse(self.task, text)
         elif guess is None:
@@ -92,11 +90,11 @@ class Questions:
 def questions_of(
     config: Config, tokenizer: Any, items: Data, context: int, say: Callable[[str], None]
 ) -> Questions:
-    """Training prompts that are too long are left out, and said; one to be judged that is too long
-    is refused.
+    """`Questions` of a task. A training prompt that is too long is left out, and said.
 
-    context: tokens that the model takes."""
-    questions = Questions(config, tokenizer, items.task, [], [], _shown(config, items.train))
+    context: tokens that the model takes. Raises BadInput where a prompt to be judged exceeds it."""
+    shown = _shown(config, items.train)
+    questions = Questions(config, tokenizer, items.task, items.train, [], shown)
     train = items.train
     if config.job != "prompt":
         train = [x for x in train if len(questions.ids(x)[0]) <= config.max_prompt]
@@ -106,16 +104,17 @@ def questions_of(
         raise BadInput(f"{items.task.name}: every training prompt exceeds {limit}; {remedy}")
     if dropped := len(items.train) - len(train):
         say(f"{dropped} of {len(items.train)} training prompts exceed {limit} and are left out")
-    questions.train.extend(train)
-    rows = torch.randperm(len(train), generator=runs.stream(config.seed, "shuffled labels"))
-    questions.paid.extend(rows.tolist() if config.shuffle else range(len(train)))
     longest = max(len(questions.ids(x)[0]) for x in [*items.test, *items.validation])
     answer = config.max_new or LONGEST
     if longest + answer > context:
         what = f"{items.task.name}: a prompt of {longest} tokens and an answer of {answer}"
         remedy = "use fewer shots or a model with a longer context"
         raise BadInput(f"{what} do not fit the model's context of {context}; {remedy}")
-    return questions
+    paid = list(range(len(train)))
+    if config.shuffle:
+        stream = runs.stream(config.seed, "shuffled labels")
+        paid = torch.randperm(len(train), generator=stream).tolist()
+    return replace(questions, train=train, paid=paid)
 
 
 def _shown(config: Config, train: list[Item]) -> list[tuple[dict[str, str], float]]:
@@ -154,8 +153,7 @@ class Sheet:
 
     @torch.no_grad()
     def fill(self, policy: Policy, batch: int) -> None:
-        """Ask one batch of one column; of the first sampled answers also KL to the reference and
-        entropy."""
+        """Ask one batch of one column; of the first sampled one also KL and entropy."""
         column, part = divmod(batch, len(self.rows))
         config, rows = self.questions.config, self.rows[part]
         max_new = config.max_new or LONGEST
@@ -214,8 +212,7 @@ class Sheet:
 
 
 def probe(policy: Policy, questions: Questions, validation: list[Item]) -> dict[str, float]:
-    """What a figure over time needs, the same for every arm: validation items, one sampled and one
-    greedy answer."""
+    """What a figure over time needs, the same for every arm: two answers to each item."""
     sheet = Sheet(questions, validation[:PROBED], "probe", 1)
     for batch in range(sheet.batches):
         sheet.fill(policy, batch)

@@ -1,5 +1,4 @@
-"""What PPO is compared with: prompting, supervised fine-tuning, and rewards without a value
-function.
+"""What PPO is compared with: prompting, SFT, and rewards without a value function.
 
 Zero-shot and few-shot prompting need no code beyond the prompt (`prompts.prompt`) and `examples`
 below; supervised fine-tuning is equation (8) of method.py in minibatches."""
@@ -46,8 +45,7 @@ def supervised_step(
     minibatch: int,
     check: Callable[[Tensor], None],
 ) -> float:
-    """One step on (prompt, target) pairs -> the loss: one token mean over the batch, whatever the
-    minibatch.
+    """One step on (prompt, target) pairs -> the loss, one token mean over the batch.
 
     No dropout, as in PPO. check: called with the loss of each minibatch before its gradient is
     taken."""
@@ -76,8 +74,7 @@ Group = Literal["grpo", "rloo", "reinforce"]
 
 
 def group_advantages(R: Tensor, kind: Group, group: int) -> Tensor:
-    """One advantage per answer (B,) from the other answers to the same prompt (rows of a group are
-    adjacent).
+    """One advantage per answer (B,) from the other answers of its group (adjacent rows).
 
     grpo: (R - mean) / (sd + 1e-4); rloo: R - mean of the others; reinforce: rloo with the whole
     batch as one group. A group whose answers all earn the same teaches nothing: the plateau of
@@ -98,8 +95,7 @@ def group_cycle(
     group: int,
     beta: float,
 ) -> dict[str, float]:
-    """One batch of questions, as `method.cycle`, and one step on it: -A_i log pi(answer_i), the KL
-    inside the reward."""
+    """As `method.cycle`, with one step on -A_i log pi(answer_i), the KL inside the reward."""
     answers = ask()
     R, mask, T = pay(answers), answers.answer_mask(), answers.T
     quiet(policy)
@@ -131,8 +127,7 @@ def group_cycle(
 def trl_train(
     config: Config, lm: nn.Module, questions: Questions, folder: Path, steps: int
 ) -> list[dict[str, float]]:
-    """Train `lm` (under its adapter) in place with trl's GRPOTrainer or RLOOTrainer; returns its
-    log.
+    """Train `lm` (under its adapter) in place with trl's trainer for GRPO or RLOO; returns its log.
 
     Same rule as reward; labels travel as a column. Defaults of trl 1.16: 8 answers per question for
     GRPO, 2 for RLOO; `batch` questions per step, whatever the number of answers."""
@@ -154,7 +149,7 @@ def trl_train(
         return [questions.judge(text, y, config.parser)[1] for text, y in pairs]
 
     args = config_class(
-        output_dir=str(folder),
+        output_dir=str(folder / "trl"),
         max_steps=steps,
         per_device_train_batch_size=config.batch * group,
         gradient_accumulation_steps=1,

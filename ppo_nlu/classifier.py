@@ -1,5 +1,4 @@
-"""The BERT rows of the claims: an encoder with a classification head, fine-tuned on the same
-examples."""
+"""The BERT rows of the claims: an encoder with a classification head, on the same examples."""
 
 from __future__ import annotations
 
@@ -99,8 +98,7 @@ def classifier_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def network(name: str, outputs: int, texts: list[str], vocabulary: int) -> tuple[Any, Any]:
-    """(encoder with a classification head, tokenizer); `tiny-bert` for rehearsals, else a hub
-    id."""
+    """(encoder with a classification head, tokenizer); `tiny-bert` in rehearsals, else a hub id."""
     from transformers import (
         AutoModelForSequenceClassification,
         AutoTokenizer,

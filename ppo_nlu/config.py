@@ -1,5 +1,4 @@
-"""Everything a run can be told. The text above a field is its help and says where the value comes
-from.
+"""Everything a run can be told. The text above a field is its help and names its source.
 
 "Official" is the official code: its scripts or, where they set nothing, the defaults of their
 trainer (trl 0.11.4; docs/papers/ppo_nlu.md, section 6). D.. are rows of the table of differences in
@@ -65,8 +64,7 @@ class Network:
 
     @property
     def from_hub(self) -> bool:
-        """Whether `model` is a hub id: trained elsewhere, so no stage makes a starting policy from
-        data."""
+        """Whether `model` is a hub id: trained elsewhere, so no stage makes a policy from data."""
         return "/" in self.model
 
 

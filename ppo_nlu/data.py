@@ -1,5 +1,4 @@
-"""Questions and their answers: digits as grey-level words, the documentation task, GLUE and
-SuperGLUE."""
+"""Questions and answers: digits as grey-level words, documentation, GLUE and SuperGLUE."""
 
 from __future__ import annotations
 
@@ -164,7 +163,7 @@ TEST, VALIDATION, START = 397, 300, 300  # the rest (800) trains; docs/papers/pp
 
 
 def digits(generator: torch.Generator) -> Data:
-    """ "Is this digit at least five?"  Each 8 x 8 image becomes 16 words: means of 2 x 2 blocks in
+    """ "Is this digit at least five?" Each 8 x 8 image becomes 16 words: means of 2 x 2 blocks in
     16 grey levels.
 
     The test items are the same for every seed; the seed cuts the rest into start, validation and
@@ -197,8 +196,7 @@ MALFORMED = 0.15
 def half_knowing(
     task: Task, items: list[Item], right: float, generator: torch.Generator
 ) -> list[str]:
-    """Answers of a teacher who half knows: 15 % of them break the format, `right` of the others are
-    right.
+    """A teacher who half knows: 15 % of answers break the format, `right` of the others are right.
 
     A policy trained on these has heard of format and task, like a chat model: what every arm starts
     from."""
@@ -228,8 +226,7 @@ def half_knowing(
 
 
 def documentation(generator: torch.Generator, per_class: int = 100, characters: int = 160) -> Data:
-    """Which subpackage does a text document?  1,000 training texts; answers are the subpackages'
-    last names."""
+    """Which subpackage does a text document? Answers are the subpackages' last names."""
     from shared import bundled
 
     source = bundled.documentation(generator, per_class + 20)

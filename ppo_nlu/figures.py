@@ -1,5 +1,4 @@
-"""Pictures of the PPO paper; the report places them.  Works with whatever runs are at hand, also
-with none."""
+"""Pictures of the PPO paper; the report places them. Works with whatever runs are at hand."""
 
 import json
 from pathlib import Path
@@ -50,8 +49,7 @@ def mean(values: list[float]) -> float:
 
 
 def both_decoders(finished: list[dict]):
-    """Accuracy of each arm, decoded greedily and by sampling: what the choice of decoder does to
-    the comparison."""
+    """Accuracy of each arm under both decoders: what the decoder does to the comparison."""
     import matplotlib.pyplot as plt
 
     tasks = list(dict.fromkeys(r["task"] for r in finished))

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -74,8 +75,7 @@ def update(
     beta: float,
     ppo: PPO,
 ) -> tuple[dict[str, float], float]:
-    """`ppo.inner_epochs` steps on answers that do not change -> (facts to log, the next beta). R:
-    (B,) fp32.
+    """`ppo.inner_epochs` steps on answers that do not change -> (facts, the next beta). R: (B,).
 
     The advantages are computed once; recomputed inside the loop they would chase the policy. Means
     are over the tokens of the whole batch of all processes: minibatches and processes change
@@ -83,21 +83,20 @@ def update(
     FloatingPointError where R is not finite."""
     size, mask = _minibatch(answers, R, ppo), answers.answer_mask()
     quiet(policy)
-    old, size = halving(lambda rows: old_view(policy, answers, rows), size)
+    old, size = halving(partial(old_view, policy, answers), size)
     r = token_rewards(old.log_pi, old.log_ref, R, mask, beta)
     A, G = gae(r, old.V, mask, ppo.gamma, ppo.lam)
     A = whiten(A, mask)
+    passes = partial(gradient, policy, optimizer, answers, old, A, G, ppo)
     steps = []
     for _ in range(ppo.inner_epochs):
-        step, size = halving(
-            lambda rows: gradient(policy, optimizer, answers, old, A, G, ppo, rows), size
-        )
+        losses, size = halving(passes, size)
         optimizer.step()
-        steps.append(step)
+        steps.append(losses)
     facts = {f"{name}_first": x for name, x in steps[0].items()} | steps[-1]
-    facts |= summary(old, R, G, mask)
-    B = all_sum(torch.tensor(float(len(answers)), device=mask.device))
-    return facts | {"beta": beta}, next_beta(beta, facts["kl"], int(B), ppo)
+    facts |= summary(old, R, G, mask) | {"beta": beta}
+    batch = int(all_sum(mask.new_tensor(float(len(R)))))
+    return facts, next_beta(beta, facts["kl"], batch, ppo)
 
 
 # --- the equations --------------------------------------------------------------------------------
@@ -115,8 +114,7 @@ def token_rewards(log_old: Tensor, log_ref: Tensor, R: Tensor, mask: Tensor, bet
 
 
 def gae(r: Tensor, V: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """(2): advantages A and returns G = A + V, all (B, T), backwards: A_t = delta_t + gamma lam
-    A_{t+1}.
+    """(2): A and G = A + V, all (B, T), backwards: A_t = delta_t + gamma lam A_{t+1}.
 
     V(s_{n+1}) = 0 at the TRUE end of each answer, not at column T. With lam = gamma = 1, G is the
     reward to go."""
@@ -131,8 +129,7 @@ def gae(r: Tensor, V: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[T
 
 
 def whiten(A: Tensor, mask: Tensor) -> Tensor:
-    """(3): over the real tokens of all processes (B, T); the variance is unbiased, as in the
-    official trainer."""
+    """(3): over the real tokens of all processes (B, T); unbiased, as in the official trainer."""
     n, total = all_sum(mask.sum()), all_sum((A * mask).sum())
     mean = total / n
     var = all_sum(((A - mean) ** 2 * mask).sum()) / (n - 1).clamp(min=1)
@@ -212,8 +209,7 @@ def gradient(
     ppo: PPO,
     size: int,
 ) -> dict[str, float]:
-    """(6): leaves dL/dtheta, dL/dphi in `.grad`, in passes of `size` rows -> losses and how far the
-    ratio is from 1."""
+    """(6): `.grad` of L, in passes of `size` rows -> losses and how far the ratio is from 1."""
     optimizer.zero_grad(set_to_none=True)
     mask = answers.answer_mask()
     tokens = all_sum(mask.sum())
@@ -238,9 +234,8 @@ def gradient(
 
 
 def summary(old: Old, R: Tensor, G: Tensor, mask: Tensor) -> dict[str, float]:
-    """Means over the batch of all processes: pay, entropy a token, length, value explained, KL an
-    answer."""
-    B, tokens = all_sum(torch.tensor(float(len(R)), device=mask.device)), all_sum(mask.sum())
+    """Means over the batch of all processes; entropy is one of tokens, KL one of answers."""
+    B, tokens = all_sum(mask.new_tensor(float(len(R)))), all_sum(mask.sum())
     mean_G = all_sum((G * mask).sum()) / tokens
     spread = all_sum(((G - mean_G) ** 2 * mask).sum()) + 1e-8
     facts = {
@@ -269,8 +264,7 @@ def _minibatch(answers: Rollout, R: Tensor, ppo: PPO) -> int:
 
 
 def halving(passes: Callable[[int], T_], size: int) -> tuple[T_, int]:
-    """(`passes(size)`, size); out of memory, with half as many rows at a time: slower, and the same
-    result."""
+    """(`passes(size)`, size); out of memory, with half the rows at a time: the same result."""
     while True:
         try:
             return passes(size), size

@@ -1,5 +1,4 @@
-"""The language models: a tiny one for digits, one trained in the run, the hub's, and what an arm
-starts from."""
+"""The language models: tiny, trained in the run, the hub's; and what an arm starts from."""
 
 from __future__ import annotations
 
@@ -160,8 +159,7 @@ def make_optimizer(config: Training, parameters: list[Tensor]) -> torch.optim.Op
 
 
 def set_rate(optimizer: torch.optim.Optimizer, config: Training, step: int, steps: int) -> None:
-    """Constant, or up within 5 % of the steps and down to a tenth, where `runs.schedule` goes down
-    to 0."""
+    """Constant, or up within 5 % of the steps and down to a tenth (`runs.schedule` goes to 0)."""
     warmup, decay = (step + 1) / (0.05 * steps + 1), 1 - 0.9 * (step / steps)
     factor = 1.0 if config.schedule == "constant" else min(warmup, decay)
     for group in optimizer.param_groups:
@@ -172,8 +170,7 @@ def set_rate(optimizer: torch.optim.Optimizer, config: Training, step: int, step
 
 
 def digits_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words, so that an answer is one token: the case in which PPO's gradient can be written
-    down."""
+    """Whole words, so that an answer is one token: docs/papers/ppo_nlu.md, section 3.8."""
     from tokenizers import Tokenizer as Plain
     from tokenizers import models, pre_tokenizers
 
@@ -184,8 +181,7 @@ def digits_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def trained_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of `texts`; the two tags are single tokens, so the rest of the text cannot
-    split them."""
+    """Byte-level BPE of `texts`; the two tags are single tokens, which nothing can split."""
     from tokenizers import Tokenizer as Plain
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -265,8 +261,7 @@ def tiny(family: str, vocabulary: int) -> nn.Module:
 
 
 def encode(tokenizer: Any, prompt: str, target: str | None = None) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of what follows it, cut from ONE tokenisation: pieces can merge
-    across the seam."""
+    """Token ids of a prompt and of what follows, cut from ONE tokenisation: pieces can merge."""
     end = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
 
     def ids(text: str) -> list[int]:
@@ -289,8 +284,7 @@ def encode(tokenizer: Any, prompt: str, target: str | None = None) -> tuple[list
 
 
 def load(source: str | Path, dtype: torch.dtype = torch.float32) -> Pair:
-    """(model, tokenizer) of a directory in the layout of transformers; padding falls back to the
-    end of the text."""
+    """(model, tokenizer) of a directory of transformers; padding may be the end of the text."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 

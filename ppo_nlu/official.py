@@ -1,4 +1,4 @@
-"""Accidents of the official code, each selectable, none a default.  A student may skip this file.
+"""Accidents of the official code, each selectable, none a default. A student may skip this file.
 
 Numbers (D..) are rows of the table of differences in ppo_nlu/README.md.
 """
@@ -20,8 +20,7 @@ def _keys(task: Task) -> tuple[str, ...]:
 
 
 def parse_in_training(task: Task, text: str) -> float | None:
-    """D10: the closing tag is demanded, then containment: case-sensitive, exactly one of the words
-    anywhere."""
+    """D10: the closing tag is demanded, then exactly one word must occur, case-sensitive."""
     return _contained(task, text.partition(CLOSE)[0].strip()) if CLOSE in text else None
 
 
@@ -58,8 +57,7 @@ def parse_in_test(task: Task, text: str, generator: torch.Generator) -> float:
 
 
 def sft_target(task: Task, label: float) -> str:
-    """D5: the faulty supervised targets: numbers where the prompt asks for words, and "No" for a
-    negative review."""
+    """D5: the faulty targets: numbers where the prompt asks for words, "No" for a bad review."""
     if task.name == "sst2" and label == 0:
         word = "No"
     elif task.name in ("copa", "wsc", "wic", "boolq", "multirc"):
@@ -72,8 +70,7 @@ def sft_target(task: Task, label: float) -> str:
 
 
 def first_rows(labels: Sequence[float], shots: int) -> list[int]:
-    """D12: the examples of a few-shot prompt are the first rows of the training file, whatever
-    their labels."""
+    """D12: a few-shot prompt shows the first rows of the training file, whatever their labels."""
     return list(range(min(shots, len(labels))))
 
 

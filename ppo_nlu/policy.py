@@ -36,8 +36,7 @@ def base_of(lm: nn.Module) -> nn.Module:
 
 
 class Policy(nn.Module):
-    """pi_theta, V_phi and pi_ref in one. `lm` is any causal language model of transformers, bare or
-    under peft.
+    """pi_theta, V_phi and pi_ref in one. `lm`: a causal model of transformers, or under peft.
 
     Under peft the reference is the same network with the adapter off: no second copy, and exactly
     the model that was loaded as long as the adapter trains no bias of it. A bare model is trained
@@ -62,8 +61,7 @@ class Policy(nn.Module):
         return [p for p in self.parameters() if p.requires_grad]
 
     def call(self, lm: nn.Module, ids: Tensor, mask: Tensor, keep: int, **more: Any) -> Any:
-        """One pass of `lm`; logits of the last `keep` columns only: the vocabulary is what costs
-        memory."""
+        """One pass; logits of the last `keep` columns only: the vocabulary costs memory."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)  # left padding must not shift positions
         inputs = {"position_ids": positions[:, -ids.shape[1] :], "logits_to_keep": keep}
         accepted = {k: v for k, v in inputs.items() if k in self.accepts}
@@ -72,8 +70,7 @@ class Policy(nn.Module):
     def forward(
         self, ids: Tensor, mask: Tensor, T: int, reference: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """log pi(a_t|s_t), V(s_t), entropy at the T answer columns, each (B, T). ids, mask: (B, P +
-        T).
+        """log pi(a_t|s_t), V(s_t), entropy (B, T) at the answer columns. ids, mask: (B, P + T).
 
         The logits of column j speak about token j + 1, so the first answer token is judged at the
         LAST PROMPT column."""
@@ -117,8 +114,7 @@ def whole(p: Tensor) -> Tensor:
 
 @dataclass
 class Rollout:
-    """ids, mask: (B, P + T); lengths: (B,) number of answer tokens, the one that ends the answer
-    included."""
+    """ids, mask: (B, P + T); lengths: (B,) tokens of each answer, the one that ends it included."""
 
     ids: Tensor
     mask: Tensor
@@ -137,8 +133,7 @@ class Rollout:
         return (torch.arange(self.T, device=self.ids.device) < self.lengths[:, None]).float()
 
     def minibatches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
-        """(rows, ids, mask, T) of `size` rows of similar length, cut to their own width: padding
-        costs as text does."""
+        """(rows, ids, mask, T) of `size` rows of similar length, cut to their own width."""
         P = self.ids.shape[1] - self.T
         for rows in self.mask.sum(1).argsort(descending=True, stable=True).split(size):
             left = int(self.mask[rows, :P].argmax(1).min()) if P else 0
@@ -166,8 +161,7 @@ def rollout(
     stop: str | None = "</Judgement>",
     temperature: float = 1.0,
 ) -> Rollout:
-    """Answers to `prompts` (lists of token ids): sampled where `uniforms` (B, max_new) in [0, 1)
-    are given, else greedy.
+    """Answers to `prompts`: sampled with `uniforms` (B, max_new) in [0, 1), else greedy.
 
     One uniform number picks one token through the cumulative distribution, so an answer depends on
     its own row of numbers only: on how many processes or in which groups the rows are generated

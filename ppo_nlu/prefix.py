@@ -1,5 +1,4 @@
-"""An encoder as a language model: the bundled MiniLM answers questions about real text on a CPU
-(exhibit)."""
+"""An encoder as a language model: MiniLM answers questions about real text on a CPU (exhibit)."""
 
 from __future__ import annotations
 
@@ -37,8 +36,7 @@ class PrefixLM(nn.Module):
         logits_to_keep: int = 0,
         **_: Any,
     ) -> SimpleNamespace:
-        """Like a causal model of transformers: `.logits` of the last columns, `.hidden_states[-1]`
-        of all."""
+        """Like a causal model: `.logits` of the last columns, `.hidden_states[-1]` of all."""
         L, device = input_ids.shape[1], input_ids.device
         column = torch.arange(L, device=device)
         opened = torch.where(input_ids == self.open_id, column, -1).amax(1, keepdim=True)

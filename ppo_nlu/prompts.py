@@ -6,9 +6,9 @@
     Assistant:
     <Judgement>
 
-The words are ours, the order and the tags are the official code's.  Plain text, no chat template,
-no space after the last tag.  The parser is strict: the text before the first closing tag, stripped,
-must BE one of the answers.  Finding an answer somewhere in the text would let "Yes and No" pass and
+The words are ours, the order and the tags are the official code's. Plain text, no chat template,
+no space after the last tag. The parser is strict: the text before the first closing tag, stripped,
+must BE one of the answers. Finding an answer somewhere in the text would let "Yes and No" pass and
 read "None" as "No" (ppo_nlu/official.py does that)."""
 
 from __future__ import annotations
@@ -125,8 +125,7 @@ def task(name: str) -> Task:
 
 
 def instance(task: Task, fields: Mapping[str, str]) -> str:
-    """The fields of one example as text.  Values go in as they are: braces, quotes and newlines are
-    just text."""
+    """The fields of one example as text; braces, quotes and newlines in them are just text."""
     missing = [key for key, _ in task.fields if key not in fields]
     if missing:
         what = f"{task.name}: the example lacks {', '.join(missing)}"
@@ -139,8 +138,7 @@ def instance(task: Task, fields: Mapping[str, str]) -> str:
 def prompt(
     task: Task, fields: Mapping[str, str], examples: Sequence[tuple[Mapping[str, str], float]] = ()
 ) -> str:
-    """The question about `fields`, after solved `examples` [(fields, label)]; ends in the opened
-    tag."""
+    """The question about `fields`, after solved examples; it ends in the opened tag."""
     solved = [(instance(task, f), task.word(label)) for f, label in examples]
     if task.plain:
         shown = "".join(f"{text} {OPEN} {word} {CLOSE} " for text, word in solved)
@@ -165,8 +163,7 @@ def target(task: Task, label: float) -> str:
 
 
 def parse(task: Task, text: str) -> float | None:
-    """The index of the answer word, or the number; None when the text is not exactly one answer in
-    a closed tag."""
+    """Index of the answer word, or the number; None unless it is ONE answer in a closed tag."""
     content, tag, _ = text.partition(CLOSE)
     content = " ".join(content.split()).lower()
     if not tag:
@@ -180,8 +177,7 @@ def parse(task: Task, text: str) -> float | None:
 def reward(
     task: Task, text: str, answer: float | None, label: float, invalid: float = -3.0
 ) -> float:
-    """+1 correct, -1 wrong, -3 unreadable; STS-B 2.5 - |p - y|, unreadable -2.5.   `answer` =
-    parse(task, text)."""
+    """+1 right, -1 wrong, -3 unreadable; STS-B 2.5 - |p - y|, -2.5. answer: parse(task, text)."""
     if task.number:
         return -2.5 if answer is None else 2.5 - abs(answer - label)
     if answer is None:

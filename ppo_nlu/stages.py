@@ -24,8 +24,7 @@ PROMPTS, WORDS = 4, 6  # prompt i must be answered with word i; word 5 ends an a
 
 
 class Table(nn.Module):
-    """A language model without context: the next word depends on the last one only, by a table of
-    logits."""
+    """A language model without context: the next word depends on the last one only."""
 
     caches = False
 
@@ -89,8 +88,7 @@ def solve(
 
 
 def make_base(config: Config, run: runs.Run) -> None:
-    """Once for all seeds and tasks: the known answer PPO must find, and at scale gpu a language
-    model."""
+    """Once for all: the known answer PPO must find, and at scale gpu a language model."""
     device = runs.device(config)
     rewards: list[float] = []
     for seed in run.phase("bandit", 3, runs.Parts(rewards=rewards)):
@@ -137,8 +135,7 @@ def _language_model(config: Config, run: runs.Run, device: torch.device) -> list
 
 
 def make_start(config: Config, run: runs.Run) -> None:
-    """The policy every arm starts from: it has heard of the format and half knows the task, like a
-    chat model.
+    """The policy every arm starts from: it has heard of the format and half knows the task.
 
     A hub model is one already; the run notes its weights' hash."""
     lm, tokenizer = models.base_model(config)

@@ -57,13 +57,13 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
     optimizer = models.make_optimizer(config, policy.trained())
     arm = Arm(config, run, questions, policy, optimizer, config.beta, used_budget(config))
     steps = 0 if config.job == "prompt" else config.batches(len(questions.train))
-    before = None
+    references = []  # before and after training
 
     if config.job in ("grpo", "rloo"):
         for _ in run.phase("training", 1, arm):
             by_trl(arm, steps)
     elif steps:
-        before = asking.reference(policy, questions)
+        references.append(asking.reference(policy, questions))
         generator = runs.stream(config.seed, "batches")
         order = data.rows_of_steps(len(questions.train), config.batch, steps, generator)
         learn = supervised if config.job == "sft" else rewarded
@@ -74,6 +74,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
             if config.probe_every and (step % config.probe_every == 0 or step == steps - 1):
                 facts |= asking.probe(policy, questions, items.validation)
             run.log(step=step, **facts)
+        references.append(asking.reference(policy, questions))
 
     metrics, validation = {}, {}
     if not config.stage:  # others build on a stage; it has no score of its own
@@ -87,15 +88,15 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
         sheet.write(run.directory / "answers.jsonl")
         run.predictions(**sheet.arrays())
         metrics = sheet.scores()
-    if before:
-        check(arm, before)
+    if references:
+        check(arm, *references)
     run.finish(
         metrics=metrics,
         validation=validation,
-        state=policy.trained() if before else map(whole, models.weights(policy.lm)),
+        state=policy.trained() if references else map(whole, models.weights(policy.lm)),
         gradient_evaluations=arm.spent["gradient_steps"],
         chosen_step=steps,
-        exports=export(arm) if before else [],
+        exports=export(arm) if references else [],
         budget=arm.spent,
         dropped_prompts=len(items.train) - len(questions.train),
     )
@@ -103,8 +104,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
 
 def used_budget(config: Config) -> dict[str, int]:
     """What the runs this one builds on have spent, `start` apart: every arm has that."""
-    names = ("examples", "tokens_forward", "tokens_backward", "gradient_steps")
-    total = dict.fromkeys(names, 0)
+    total = dict.fromkeys(("examples", "tokens_forward", "tokens_backward", "gradient_steps"), 0)
     for name, folder in config.uses.items():
         details = json.loads((Path(folder) / "record.json").read_text())["details"]
         if name != "start":
@@ -130,9 +130,8 @@ class Arm:
     spent: dict[str, int]
 
     def state(self) -> dict[str, Any]:
-        optimizer = self.optimizer.state_dict()
-        changed = {"optimizer": optimizer, "beta": self.beta, "spent": self.spent}
-        return {"trained": self.policy.trained(), **changed}
+        tensors = {"trained": self.policy.trained(), "optimizer": self.optimizer.state_dict()}
+        return {**tensors, "beta": self.beta, "spent": self.spent}
 
     def load(self, state: dict[str, Any]) -> None:
         for parameter, value in zip(self.policy.trained(), state["trained"], strict=True):
@@ -209,8 +208,7 @@ def supervised(arm: Arm, rows: list[int], step: int) -> dict[str, float]:
 
 def by_trl(arm: Arm, steps: int) -> None:
     """All steps at once: trl's trainers have loops of their own."""
-    folder = arm.run.directory / "trl"
-    log = baselines.trl_train(arm.config, arm.policy.lm, arm.questions, folder, steps)
+    log = baselines.trl_train(arm.config, arm.policy.lm, arm.questions, arm.run.directory, steps)
     for step, facts in enumerate(log):
         arm.run.log(step=step, **facts)
     arm.spent["examples"] += steps * arm.config.batch
@@ -219,9 +217,8 @@ def by_trl(arm: Arm, steps: int) -> None:
 # --- after training -------------------------------------------------------------------------------
 
 
-def check(arm: Arm, before: tuple[str, Tensor]) -> None:
+def check(arm: Arm, before: tuple[str, Tensor], after: tuple[str, Tensor]) -> None:
     """The reference still is what was loaded, bit for bit; the arm saw the examples it declared."""
-    after = asking.reference(arm.policy, arm.questions)
     same = torch.equal(before[1], after[1])
     detail = f"sha256 of the frozen weights {before[0][:12]} -> {after[0][:12]}"
     passed = before[0] == after[0] and same

@@ -1,9 +1,8 @@
-"""Learning rates for the arms of scale cpu: equal trials on development seeds, chosen on validation
-items.
+"""Learning rates for the arms of scale cpu: equal trials, chosen on validation items.
 
     python -m ppo_nlu.tune --arms sft sft_4 ppo --rates 3e-4 1e-3 3e-3 --seeds 0 1
 
-Prints the entries of `tuning:` in protocol.yaml.  Test scores are never looked at here.
+Prints the entries of `tuning:` in protocol.yaml. Test scores are never looked at here.
 """
 
 import argparse
@@ -22,8 +21,7 @@ from shared import protocol
 def validation_accuracy(
     paper: protocol.Protocol, arm: str, task: str, seed: int, lr: float, folder: str
 ) -> float:
-    """Greedy accuracy on validation items of one run; the stages it uses are trained first, at the
-    protocol's rates."""
+    """Greedy accuracy on validation items of one run; its stages are trained first."""
     node = paper.node("cpu", arm, task, seed)
 
     def stage(key: tuple[str, str, int]) -> None:
