@@ -57,6 +57,10 @@ class Stopped(Exception):
     """The run was asked to stop; its checkpoint is written and the same command continues it."""
 
 
+class Damaged(BadInput):
+    """A file of ours whose bytes are not those that were written."""
+
+
 class Diverged(Exception):
     """A loss or vector is not finite. Names the level, the step and the batch."""
 
@@ -209,7 +213,7 @@ def unpack(payload: bytes, name: str) -> Any:
     head, body = payload[:64], payload[65:]
     if payload[64:65] != b"\n" or hashlib.sha256(body).hexdigest().encode() != head:
         damage = "the sha256 does not match its content (truncated or damaged)"
-        raise BadInput(f"{name}: {damage}; delete it and repeat")
+        raise Damaged(f"{name}: {damage}; delete it and repeat")
     return torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
 
 
@@ -241,7 +245,7 @@ def cached(key: Any, make: Callable[[], Any]) -> Any:
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if path.exists():
-            with contextlib.suppress(BadInput):
+            with contextlib.suppress(Damaged):
                 return unpack(path.read_bytes(), str(path))
         with processes.single():  # the others wait, and read it
             value = make()
@@ -541,35 +545,43 @@ class Run:
                     last_line = now
 
     def _checkpoint(self, name: str, step: int, work: Work) -> None:
-        """Write where this phase is and how earlier ones ended; keep the last two."""
+        """Write where this phase is, keep the last two; how an earlier one ended is written once."""
         if processes.rank():
             return
-        log = self.directory / "metrics.jsonl"
+        directory, log = self.directory / "checkpoint", self.directory / "metrics.jsonl"
+        for i, (_, state) in enumerate(self._over.values()):
+            if not (end := directory / f"end-{i}.pt").exists():
+                write_bytes(end, pack(state))
+        over = {other: steps for other, (steps, _) in self._over.items()}
         content = {
-            "phases": {**self._over, name: (step, work.state())}, "gates": self.gates,
-            "log_bytes": log.stat().st_size if log.exists() else 0, "spent": self._time(),
+            "over": over, "phase": (name, step, work.state()), "gates": self.gates, "spent": self._time(),
+            "log_bytes": log.stat().st_size if log.exists() else 0,
         }  # fmt: skip
-        total = step + sum(steps for steps, _ in self._over.values())
-        directory = self.directory / "checkpoint"
+        total = step + sum(over.values())
         write_bytes(directory / f"step-{total:09d}.pt", pack(content))
         for old in sorted(directory.glob("step-*.pt"))[:-2]:
             old.unlink()
 
     def _resume(self) -> dict[str, Any]:
         """The phases of the newest good checkpoint; metrics.jsonl is cut to where it was then."""
-        log = self.directory / "metrics.jsonl"
-        for path in sorted((self.directory / "checkpoint").glob("step-*.pt"), reverse=True):
+        directory, log = self.directory / "checkpoint", self.directory / "metrics.jsonl"
+        for path in sorted(directory.glob("step-*.pt"), reverse=True):
             try:
                 saved = Saved(unpack(path.read_bytes(), str(path)))
-            except BadInput as error:
+                phases: dict[str, Any] = {}
+                for i, (other, steps) in enumerate(saved["over"].items()):
+                    end = directory / f"end-{i}.pt"
+                    phases[other] = steps, unpack(end.read_bytes(), str(end))
+            except (Damaged, FileNotFoundError) as error:
                 self.say(f"{error}; trying an older checkpoint")
                 continue
+            name, step, state = saved["phase"]
             self._spent, self.gates = saved["spent"], saved["gates"]
             if log.exists():
                 write_bytes(log, log.read_bytes()[: saved["log_bytes"]])
-            name, (step, _) = list(saved["phases"].items())[-1]
             self.say(f"{self.name}: continues at step {step} ({name})")
-            return saved["phases"]
+            return {**phases, name: (step, state)}
+        shutil.rmtree(directory, ignore_errors=True)
         log.unlink(missing_ok=True)
         return {}
 

@@ -18,14 +18,18 @@ from shared.protocol import BadInput
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def texts_above_fields(path: Path) -> dict[str, str]:
-    """The comment lines directly above each annotated field of a file's dataclasses, by field."""
+def texts_above_fields(path: Path, of_class: str = "") -> dict[str, str]:
+    """The comment lines directly above each annotated field of a file's classes, by field."""
     with open(path, "rb") as file:
         tokens = list(tokenize.tokenize(file.readline))
     lines = path.read_text().splitlines()
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
-    texts = {}
+    texts, inside = {}, ""
     for number, line in enumerate(lines, 1):
+        if named := re.match(r"class (\w+)", line):
+            inside = named[1]
+        if of_class not in ("", inside):
+            continue
         if field := re.match(r"    (\w+): [^=]+=", line):
             above, n = [], number - 1
             while n in comments and lines[n - 1].lstrip().startswith("#"):
@@ -46,7 +50,7 @@ def test_help_is_the_text_above_the_field(paper):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     shown = squeezed(done.stdout)
-    texts = texts_above_fields(ROOT / "shared" / "protocol.py")
+    texts = texts_above_fields(ROOT / "shared" / "protocol.py", "RunConfig")
     texts |= texts_above_fields(ROOT / paper / "config.py")
     fields = protocol.config_class(ROOT / paper / "config.py").__dataclass_fields__
     for name in fields:

@@ -58,11 +58,11 @@ def test_a_checkpoint_without_one_field_is_refused(method, continued, tmp_path, 
     node, out = continued
     path = checkpoints(out)[-1]
     whole = runs.unpack(path.read_bytes(), path.name)
-    phase, (step, state) = list(whole["phases"].items())[-1]
+    phase, step, state = whole["phase"]
     spoilt = {name: {k: v for k, v in whole.items() if k != name} for name in whole}
     for name in state:
         rest = {k: v for k, v in state.items() if k != name}
-        spoilt[name] = {**whole, "phases": {**whole["phases"], phase: (step, rest)}}
+        spoilt[name] = {**whole, "phase": (phase, step, rest)}
     for name, content in spoilt.items():
         copy = copied(out, tmp_path / name)
         checkpoints(copy)[-1].write_bytes(runs.pack(content))
