@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ class Mixout(nn.Module):
 
 
 def add_mixout(model: nn.Module, p: float) -> None:
-    """Mixout on the encoder's linear maps and the pooler, in place of dropout inside the encoder."""
+    """Mixout on the linear maps of encoder and pooler, in place of the encoder's dropout."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and "." in name:  # at the top level it is the head's
             module.p = 0.0
@@ -140,9 +141,7 @@ def gradient_mask(
 ) -> Mask | None:
     """What the baseline takes from the gradients of phase 2. sums: from `squares`."""
     if config.finetune == "child_f":
-        return lambda t: child_f_(
-            [p.grad for p in w.values() if p.grad is not None], config.strength
-        )
+        return lambda t: child_f_(map(gradient_of, w.values()), config.strength)
     if config.finetune == "child_d":
         return child_d(w, sums, config.strength)
     if config.finetune == "dps":
@@ -170,9 +169,15 @@ def add_fisher_(sums: dict[str, Tensor], w: dict[str, Tensor], loss: Tensor) -> 
     """CHILD-TUNING_D: add a batch's squared gradients at the pretrained point.
 
     The gradient is clipped per tensor to norm 1, so the sum over the training set is a rough
-    diagonal of the Fisher matrix. Only parameters inside a `layer` compete, all others stay free."""
+    diagonal of the Fisher matrix. Only parameters in a `layer` compete, all others stay free."""
     for name, g in zip(sums, torch.autograd.grad(loss, [w[name] for name in sums]), strict=True):
         sums[name] += (g * (1.0 / (g.norm() + 1e-6)).clamp(max=1.0)) ** 2
+
+
+def dropout_noise(device: torch.device) -> torch.Generator:
+    """The generator that dropout draws from on this device: one state for the whole pass."""
+    on_cpu = device.type == "cpu"
+    return torch.default_generator if on_cpu else torch.cuda.default_generators[device.index or 0]
 
 
 def child_d(w: dict[str, Tensor], fisher: dict[str, Tensor], p: float) -> Mask:
@@ -227,14 +232,14 @@ def reinitialise(model: nn.Module, k: int, generator: torch.Generator) -> None:
     """Draw the pooler and the top k encoder blocks anew.
 
     Weights N(0, initializer_range^2), biases 0, LayerNorm 1 and 0."""
-    blocks = model.base_model.encoder.layer  # type: ignore[union-attr]
+    stock: Any = model  # a transformers model of any class
+    blocks, std = stock.base_model.encoder.layer, stock.config.initializer_range
     if not 1 <= k <= len(blocks):
         limit = f"the encoder has {len(blocks)}; choose 1..{len(blocks)}"
         raise ValueError(f"re-initialising {k} blocks: {limit}")
     pooler = [m for name, m in model.named_modules() if name.endswith("pooler")]
     for module in (m for part in [*blocks[-k:], *pooler] for m in part.modules()):
         if isinstance(module, nn.Linear):
-            std = model.config.initializer_range
             module.weight.copy_(std * torch.randn(module.weight.shape, generator=generator))
             module.bias.zero_()
         elif isinstance(module, nn.LayerNorm):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -139,7 +139,7 @@ def pretrain_digits(x: Tensor, y: Tensor, epochs: int = 30) -> dict[str, Tensor]
 
 
 def digits(n: int, seed: int) -> Problem:
-    """Classes 5-9: 400 test and 96 validation images fixed for all seeds, n others to learn from."""
+    """Classes 5-9: 400 test and 96 validation images, the same for all seeds, n to learn from."""
     images, labels = bundled.digits()
     x = torch.as_tensor(images, dtype=torch.float32).reshape(len(labels), 64)
     x, y = x / x.max(), torch.as_tensor(labels)
@@ -155,8 +155,11 @@ def digits(n: int, seed: int) -> Problem:
     net = DigitsNet()
     net.layer.load_state_dict(state)
     draw_head(net.classifier, runs.stream(seed, "head"), std=1 / 8)
-    parts = [Items(part.numpy(), {"x": x[part]}, y[part] - 5) for part in (train, validation, test)]
-    return Problem(net, *parts, metric="accuracy")
+
+    def items(part: Tensor) -> Items:
+        return Items(part.numpy(), {"x": x[part]}, y[part] - 5)
+
+    return Problem(net, items(train), items(validation), items(test), "accuracy")
 
 
 # ----------------------------------------------------------------------------------------- texts
@@ -164,18 +167,15 @@ def digits(n: int, seed: int) -> Problem:
 
 def texts(config: Config) -> Problem:
     """The documentation task or a GLUE task, and `config.model` with a new classification head."""
-    if config.data == "documentation":
-        task = bundled.documentation(runs.stream(config.seed, "subset"), per_class=config.n // 10)
-        train, validation, test, outputs = task.train, task.validation, task.test, len(task.labels)
-    else:
-        train, validation, test, outputs = glue_parts(config)
+    train, validation, test, outputs = splits(config)
     if config.scale == "rehearsal":
         made = rehearsal.classifier(config.model, train.texts, outputs, config.attention)
     else:
         made = classifier(config.model, outputs, config.attention)
     model, tokenizer = made
     std = model.config.initializer_range
-    for i, linear in enumerate(m for m in model.classifier.modules() if isinstance(m, nn.Linear)):
+    head = model.get_submodule("classifier").modules()
+    for i, linear in enumerate(m for m in head if isinstance(m, nn.Linear)):
         draw_head(linear, runs.stream(config.seed, "head", i), std)
 
     def encoded(part: Split) -> Items:
@@ -188,6 +188,14 @@ def texts(config: Config) -> Problem:
     if config.top_blocks:
         problem.whole = keep_top(model, config.top_blocks)
     return problem
+
+
+def splits(config: Config) -> tuple[Split, Split | None, Split, int]:
+    """(train, validation, test, number of outputs)."""
+    if config.data != "documentation":
+        return glue_splits(config)
+    task = bundled.documentation(runs.stream(config.seed, "subset"), per_class=config.n // 10)
+    return task.train, task.validation, task.test, len(task.labels)
 
 
 def classifier(
@@ -211,8 +219,8 @@ def classifier(
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def glue_parts(config: Config) -> tuple[Split, Split | None, Split, int]:
-    """(train, validation, test, number of outputs); the subset is drawn by the seed.
+def glue_splits(config: Config) -> tuple[Split, Split | None, Split, int]:
+    """The subset is unstratified and drawn by the seed.
 
     Validation: n / 6 of the training examples that were left (official); it chooses nothing, and on
     full data there is none. Test: the task's development set, as in the paper, since GLUE's test
@@ -269,7 +277,7 @@ class Stored(nn.Module):
 @torch.no_grad()
 def below(model: PreTrainedModel, items: Items, top: int, name: str) -> Items:
     """Token ids become what enters the top blocks: (n, seq, d), evaluation mode, cached."""
-    encoder = model.base_model
+    encoder: Any = model.base_model  # of any class: BERT, RoBERTa
     depth = len(encoder.encoder.layer)
     if not 1 <= top <= depth:
         limit = f"the model has {depth} blocks; choose 1..{depth}, or 0 for all with embeddings"
@@ -292,14 +300,13 @@ def below(model: PreTrainedModel, items: Items, top: int, name: str) -> Items:
 
 def keep_top(model: PreTrainedModel, top: int) -> Callable[[nn.Module], nn.Module]:
     """Cut embeddings and lower blocks off, in place; returns the function that puts them back."""
-    encoder = model.base_model
+    encoder: Any = model.base_model
     embeddings, lower = encoder.embeddings, encoder.encoder.layer[:-top]
     encoder.embeddings, encoder.encoder.layer = Stored(), encoder.encoder.layer[-top:]
 
     def whole(trained: nn.Module) -> nn.Module:
-        base: nn.Module = trained.base_model  # type: ignore[assignment]
-        base.embeddings = embeddings
-        base.encoder.layer = nn.ModuleList([*lower, *base.encoder.layer])  # type: ignore
+        encoder.embeddings = embeddings
+        encoder.encoder.layer = nn.ModuleList([*lower, *encoder.encoder.layer])
         return trained
 
     return whole

@@ -77,6 +77,11 @@ class Network:
     counts: dict[str, float]
     check: dict[str, Any]
 
+    def note_gates(self) -> None:
+        low, high = extremes(self.alpha)
+        self.counts["alpha_lowest"] = min(self.counts["alpha_lowest"], low)
+        self.counts["alpha_highest"] = max(self.counts["alpha_highest"], high)
+
 
 def network_of(model: nn.Module) -> Network:
     w, counts = w_of(model), {"evaluations": 0, "alpha_lowest": 1.0, "alpha_highest": 1.0}

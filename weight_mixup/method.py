@@ -21,8 +21,8 @@ with alpha = all u, v and w = (W, theta): task weights and everything else that 
                   for t = 1 .. T':   w_step          on all of D
 
 Read top to bottom: the mixed weight, the two phases, what makes Eq. 2 fast. The equations are those
-of docs/papers/weight_mixup.md, sections 3.2 to 3.4. How gates get onto a model is in `gates.py`, the
-two loops are in `train.py`, the official code's accidents in `official.py`.
+of docs/papers/weight_mixup.md, sections 3.2 to 3.4. How gates get onto a model is in `gates.py`,
+the two loops are in `train.py`, the official code's accidents in `official.py`.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def draw_gates(alpha: Sequence[Tensor], sigma: float, generator: torch.Generator
 
 
 def split(n: int, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random positions of D_tr (floor(share n)) and D_val (the rest): a draw of its own, no fold."""
+    """Random positions of D_tr (floor(share n)) and D_val (the rest); an independent draw."""
     n_tr = int(share * n + 1e-9)
     if n_tr < 1 or n_tr == n or n < 5:
         empty = f"{n} examples leave nothing for one of the two levels at {share:.0%}"

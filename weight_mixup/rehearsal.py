@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shared import glue, runs, sources
 
@@ -30,11 +30,12 @@ def classifier(
     from transformers import AutoModelForSequenceClassification, BertConfig, RobertaConfig
 
     kind = RobertaConfig if "roberta" in name else BertConfig
-    settings = kind(
-        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=160, type_vocab_size=2, pad_token_id=0,
-        num_labels=outputs, attn_implementation=attention,
-    )  # fmt: skip
+    sizes: dict[str, Any] = {
+        "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 64, "max_position_embeddings": 160, "type_vocab_size": 2,
+        "pad_token_id": 0, "num_labels": outputs, "attn_implementation": attention,
+    }  # fmt: skip
+    settings = kind(**sizes)
     runs.seed_global(0, "rehearsal", name)
     model = AutoModelForSequenceClassification.from_config(settings)
     return model, tokenizer_of(texts)

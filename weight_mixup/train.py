@@ -53,7 +53,9 @@ def run(config: Config) -> Path:
 
         scored = functools.partial(predict, run, network.model, device)
         logits = scored("test", problem.test)
-        held_out = scored("validation", problem.validation) if problem.validation else None
+        held_out = None
+        if problem.validation is not None:
+            held_out = scored("validation", problem.validation)
         state = vectors.clone([*network.w.values(), *network.alpha])
         details = {}
         if network.alpha:
@@ -122,8 +124,10 @@ def search(config: Config, run: Run, network: Network, train: Items, plan: Plan)
     levels = method.levels_of(w, alpha, config.weight_decay, config.alpha_weight_decay)
     mean = [torch.zeros_like(p, dtype=torch.float64) for p in [*w, *alpha]]
     batches = [batches_of_search(config, len(train), k) for k in range(plan.K)]
-    moments = {"opt_w": levels.opt_w, "opt_alpha": levels.opt_alpha}
-    work = Parts(w=w, alpha=alpha, **moments, mean=mean, counts=counts, check=network.check)
+    work = Parts(
+        w=w, alpha=alpha, opt_w=levels.opt_w, opt_alpha=levels.opt_alpha, mean=mean,
+        counts=counts, check=network.check,
+    )  # fmt: skip
     for step in run.phase("search", plan.K * plan.T, work):
         k, t = divmod(step, plan.T)
         if t == 0:
@@ -131,9 +135,9 @@ def search(config: Config, run: Run, network: Network, train: Items, plan: Plan)
             method.begin_search(levels, network.start, config.sigma, stream)
         xi = config.lr * rate("linear", t, plan.T, config.warmup)
         method.set_rate(levels.opt_w, xi)
-        of_alpha = config.alpha_lr * rate("cosine", t, plan.T, config.warmup)
-        method.set_rate(levels.opt_alpha, of_alpha)
-        b_tr, b_val = (train.take(shard(of_level(t))) for of_level in batches[k])
+        alpha_rate = config.alpha_lr * rate("cosine", t, plan.T, config.warmup)
+        method.set_rate(levels.opt_alpha, alpha_rate)
+        b_tr, b_val = (train.take(shard(rows(t))) for rows in batches[k])
         lower, upper = loss_of(network.model, b_tr), loss_of(network.model, b_val)
         runs.seed_global(config.seed, "dropout", "search", k, t)
         facts: dict[str, Any] = {}
@@ -143,8 +147,8 @@ def search(config: Config, run: Run, network: Network, train: Items, plan: Plan)
             loss = baselines.joint_step(levels, lower, config.search_clip)
         else:
             if xi > 0 and not network.check and not config.official:  # the rate rises from 0
-                of_first = outcome.check_estimator(levels, upper, lower, xi, config.estimator)
-                network.check.update(of_first)
+                first = outcome.check_estimator(levels, upper, lower, xi, config.estimator)
+                network.check.update(first)
             estimate = estimate_of(config, levels, k, t)
             try:
                 g, loss = method.search_step(levels, upper, lower, xi, config.search_clip, estimate)
@@ -155,9 +159,7 @@ def search(config: Config, run: Run, network: Network, train: Items, plan: Plan)
         counts["evaluations"] += 1
         run.finite(loss, "lower", t, b_tr.ids)
         if alpha:
-            low, high = gates.extremes(alpha)
-            counts["alpha_lowest"] = min(counts["alpha_lowest"], low)
-            counts["alpha_highest"] = max(counts["alpha_highest"], high)
+            network.note_gates()
             if t % max(1, plan.T // 4) == 0 or t == plan.T - 1:
                 facts["gates"] = gates.quantiles(alpha)
         run.log(step=step, phase=1, search=k, loss=float(loss), xi=xi, **facts)
@@ -225,19 +227,12 @@ def add_fisher(
     every = torch.arange(len(train))
     batches = Batches(every, config.batch, config.seed, "fisher", keep_last=True)
     runs.seed_global(config.seed, "dropout", "fisher")
-    work = Parts(
-        sums=list(sums.values()), noise=dropout_noise(train.labels.device), counts=network.counts
-    )
+    noise, counts = baselines.dropout_noise(train.labels.device), network.counts
+    work = Parts(sums=list(sums.values()), noise=noise, counts=counts)
     for i in run.phase("fisher", batches.per_epoch, work):
         loss = loss_of(network.model, train.take(batches(i)))
         baselines.add_fisher_(sums, network.w, loss())
-        network.counts["evaluations"] += 1
-
-
-def dropout_noise(device: torch.device) -> torch.Generator:
-    """The generator that dropout draws from on this device."""
-    on_cpu = device.type == "cpu"
-    return torch.default_generator if on_cpu else torch.cuda.default_generators[device.index or 0]
+        counts["evaluations"] += 1
 
 
 @torch.no_grad()
