@@ -1,6 +1,6 @@
 # Seven papers, one command each. `make` alone prints this help.
-PAPERS := autolora tapweight weight_mixup ppo_nlu ts_watermark mlo_mae dasgm
-BUILT  := $(foreach p,$(PAPERS),$(if $(wildcard $(p)/train.py),$(p)))
+# A paper is a directory with a paper.yaml; `python -m benchmarks.new_paper NAME` makes another one.
+PAPERS := $(patsubst %/paper.yaml,%,$(wildcard */paper.yaml))
 
 # The interpreter: PYTHON if given, else the first of these that is at least 3.11.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -23,7 +23,7 @@ help:  ## print this help
 	@echo "  make test                  every test of the repository"
 	@echo; echo "Targets:"
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1\t\2/' | expand -t 24
-	@echo; echo "Papers built: $(BUILT)"
+	@echo; echo "Papers: $(PAPERS)"
 	@echo "Settings: SCALE=cpu|gpu|paper|rehearsal SEEDS=n JOBS=n ONLY=arm ARMS=core|all LIMIT=9m DRY=1 STRICT=1 ENV=none PYTHON=..."
 	@echo "On a cluster: EXECUTOR=slurm TIME=4h GPUS=1 PARTITION=... ACCOUNT=..."
 
@@ -48,7 +48,7 @@ lint: setup  ## ruff and mypy
 check: setup  ## derive every recorded number again from committed predictions (RERUN=1: train one run of each paper again)
 	@$(RUN) -m benchmarks.check $(if $(RERUN),--rerun)
 
-reproduce: setup  ## all papers that are built, at the scale this machine allows
+reproduce: setup  ## all papers, at the scale this machine allows
 	@$(RUN) -m benchmarks.reproduce $(FLAGS)
 
 reproduce-%: setup  ## one paper: train what is missing, judge its claims, write the report

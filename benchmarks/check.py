@@ -147,7 +147,7 @@ def check_head(paper: Protocol, scale: str, result: Mapping[str, Any]) -> list[s
         "revisions": load_claims(paper.directory / "claims.yaml").get("revisions") or [],
         "seeds": paper.seeds(scale),
         "development_seeds": "0-99",
-        "tuning": paper.document.get("tuning") or [],
+        "tuning": paper.document.tuning,
     }
     return [
         line for key, value in declared.items() for line in differences(result.get(key), value, key)

@@ -1,4 +1,4 @@
-"""What we found about these papers: questions of questions.yaml, answered by recorded verdicts and by nothing else.
+"""What we found: the questions of each paper.yaml, answered by recorded verdicts alone.
 
 `answers` serves the report's page findings.html, `findings_table` the committed docs/findings.md.
 """
@@ -8,9 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks import readme
+from benchmarks import papers, readme
 
-QUESTIONS = Path(__file__).with_name("questions.yaml")
 ANSWERS = {
     "SUPPORTED": "Yes",
     "SUPPORTED, NOT ATTRIBUTED": "Yes, but no more than without the idea ({NOT BEATEN})",
@@ -24,19 +23,14 @@ ANSWERS = {
 }
 
 
-def questions() -> dict[str, list[dict[str, str]]]:
-    """Paper -> its questions in order, as the file has them: `ask`, `claim`, perhaps `control`."""
-    return readme.load_yaml(QUESTIONS)
-
-
-def answer(question: dict[str, str], claims: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """`ask`, `words`, `evidence` and the claim; None where the claim, or its control, is not judged at this scale."""
-    claim = next((c for c in claims if c["id"] == question["claim"]), None)
+def answer(question: papers.Question, claims: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """`ask`, `words`, `evidence` and the claim; None where it, or its control, is not judged here."""
+    claim = next((c for c in claims if c["id"] == question.claim), None)
     if claim is None:
         return None
     controls = readme.controls_of(claim)
     judged, verdict, formula = claim, str(claim.get("verdict") or "NOT RUN"), readme.formula(claim)
-    if arm := question.get("control"):
+    if arm := question.control:
         judged = next((c for c in controls if c["arm"] == arm), {})
         if not judged:
             return None
@@ -53,7 +47,7 @@ def answer(question: dict[str, str], claims: list[dict[str, Any]]) -> dict[str, 
         if claim["kind"] != "exact":
             evidence += f" (95 % {readme.interval(judged['ci95'])}, n {claim['n']})"
     return {
-        "ask": question["ask"],
+        "ask": question.ask,
         "words": ANSWERS[verdict].format(**named),
         "evidence": evidence,
         "claim": claim,
@@ -62,7 +56,7 @@ def answer(question: dict[str, str], claims: list[dict[str, Any]]) -> dict[str, 
 
 def answers(paper: str, claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The answers about one paper out of its claims at one scale."""
-    found = (answer(question, claims) for question in questions().get(paper) or [])
+    found = (answer(question, claims) for question in papers.paper(paper).questions)
     return [one for one in found if one]
 
 

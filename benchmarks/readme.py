@@ -62,7 +62,7 @@ def interval(ends: Sequence[float | None] | None, signed: bool = True) -> str:
 
 
 def full_verdict(claim: dict[str, Any], scale: str) -> str:
-    """The verdict's words, `(scaled down)` included where VERDICTS.md section 3 asks for them."""
+    """The verdict's words, `(scaled down)` included where docs/verdicts.md, section 3, asks for them."""
     if claim.get("role") == "exhibit":
         return "exhibit"
     verdict = claim.get("verdict") or "NOT RUN"
@@ -147,7 +147,7 @@ def day(result: dict[str, Any]) -> str:
 
 
 def factors_by_task(result: dict[str, Any]) -> dict[tuple[str, str], float]:
-    """(task, metric) -> 100 where it is shown in points, else 1 (VERDICTS.md section 2)."""
+    """(task, metric) -> 100 where it is shown in points, else 1 (docs/verdicts.md, section 2)."""
     units: dict[Any, set[Any]] = {}
     for claim in result.get("claims") or []:
         units.setdefault(claim.get("metric"), set()).add(claim.get("unit"))
@@ -177,7 +177,8 @@ Scores = dict[tuple[str, str, str], list[tuple[int, float, bool]]]
 def scores(result: dict[str, Any], claims: dict[str, Any]) -> Scores:
     """(task, metric, arm) -> [(seed, score as shown, diverged)], by seed; stage runs have no metrics and do not occur.
 
-    `claims` is claims.yaml: a run that diverged has the chance that it declares for the task (VERDICTS.md section 5).
+    `claims` is claims.yaml: a run that diverged has the chance that it declares for the task
+    (docs/verdicts.md, section 5).
     """
     factor = factors_by_task(result)
     stages = {
@@ -229,7 +230,7 @@ def arms_of(result: dict[str, Any]) -> list[str]:
 
 
 def costs(result: dict[str, Any], protocol: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """arm -> means over its finished runs, own and with all that they use (DESIGN section 3)."""
+    """arm -> means over its finished runs, own and with all that they use."""
     own: dict[str, dict[str, float | None]] = {}
     for arm in arms_of(result):
         runs = [r for r in result.get("runs") or [] if r["arm"] == arm]

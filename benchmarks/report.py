@@ -1,4 +1,4 @@
-"""The HTML report and the README tables, out of results.json files (VERDICTS.md section 8). Nothing is judged here.
+"""The HTML report and the README tables, out of results.json files. Nothing is judged here.
 
     python -m benchmarks.report                    # all papers -> report/index.html
     python -m benchmarks.report autolora           # this page (and the overview) only
@@ -29,6 +29,7 @@ from markupsafe import Markup
 
 from benchmarks import differences, pictures, plots, predictions, readme, rules
 from benchmarks.findings import answers, replica
+from benchmarks.papers import paper as about
 from benchmarks.readme import (  # also the interface of this module, for the recorder and the checker
     PAPERS,
     SCALES,
@@ -50,35 +51,7 @@ __all__ = [
     "write_readmes",
 ]
 
-TITLES = {
-    "autolora": (
-        "AutoLoRA: Automatically Tuning Matrix Ranks in Low-Rank Adaptation Based on Meta Learning",
-        "2403.09113",
-    ),
-    "tapweight": (
-        "TapWeight: Reweighting Pretraining Objectives for Task-Adaptive Pretraining",
-        "2410.10006",
-    ),
-    "weight_mixup": (
-        "Generalizable and Stable Finetuning of Pretrained Language Models on Low-Resource Texts",
-        "2403.12918",
-    ),
-    "ppo_nlu": (
-        "Improving the Language Understanding Capabilities of Large Language Models Using Reinforcement Learning",
-        "2410.11020",
-    ),
-    "ts_watermark": (
-        "Token-Specific Watermarking with Enhanced Detectability and Semantic Coherence for Large Language Models",
-        "2402.18059",
-    ),
-    "mlo_mae": (
-        "Downstream Task Guided Masking Learning in Masked Autoencoders Using Multi-Level Optimization",
-        "2402.18128",
-    ),
-    "dasgm": ("Improving Differentiable Architecture Search with a Generative Model", "2112.00171"),
-}
-
-# The short names by which a verdict says what it failed on (VERDICTS.md section 3), in words.
+# In words: what a verdict says that it failed on (docs/verdicts.md, section 3).
 REASONS = {
     "seeds": "too few seeds for a verdict",
     "failures": "more than 20 % of the runs of an arm diverged",
@@ -88,7 +61,7 @@ REASONS = {
     "items": "the interval over test items does not lie wholly on one side of the threshold",
 }
 
-# What is said of a published number that no run here is compared with (VERDICTS.md section 6).
+# Of a published number that no run here is compared with (docs/verdicts.md, section 6).
 SAID_OF_REPORTED = {
     "CONTEXT": "a number of somebody else's, shown beside the paper's and not judged",
     "NO COUNTERPART": "nothing that is run here answers it",
@@ -169,7 +142,7 @@ def load(name: str, root: Path, runs: Path) -> Paper:
 
 
 def run_directories(result: Result, runs: Path) -> pictures.RunDirectories:
-    """(arm, task, seed) -> directory, of those that this machine has. Layout: DESIGN section 3."""
+    """(arm, task, seed) -> directory, of those that this machine has. Laid out by `shared.runs`."""
     found = {}
     for run in result.data.get("runs") or []:
         key = (run["arm"], run["task"], run["seed"])
@@ -212,7 +185,7 @@ def meaning(claim: dict[str, Any], paper: str) -> str:
 
 
 def conditions(claim: dict[str, Any]) -> list[dict[str, Any]]:
-    """VERDICTS.md section 3, (a) to (c), both sides: what was required, what was found, whether it holds."""
+    """(a) to (c) of docs/verdicts.md, section 3, both sides: limit, number, whether it holds."""
     if (
         claim.get("kind") == "exact"
         or claim.get("role") == "exhibit"
@@ -500,12 +473,10 @@ def headline(result: Result) -> dict[str, Any]:
 
 def page(paper: Paper, result: Result | None) -> dict[str, Any]:
     """All that templates/paper.html needs."""
-    title, arxiv = TITLES.get(paper.name, (paper.name, ""))
     declared = readme.load_yaml(paper.directory / "claims.yaml")
     view: dict[str, Any] = {
         "paper": paper.name,
-        "title": title,
-        "arxiv": arxiv,
+        "about": about(paper.name),
         "result": result,
         "results": paper.results,
         "reported": reported_view(result, paper.directory, declared),
@@ -560,8 +531,7 @@ def overview(paper: Paper) -> dict[str, Any]:
     )
     return {
         "paper": paper.name,
-        "title": TITLES.get(paper.name, (paper.name, ""))[0],
-        "arxiv": TITLES.get(paper.name, (paper.name, ""))[1],
+        "about": about(paper.name),
         "page": page_name(paper, result),
         "result": result,
         "claims": shown,
@@ -647,7 +617,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         papers.append(
             {
                 "paper": row["paper"],
-                "arxiv": row["arxiv"],
+                "arxiv": row["about"].arxiv,
                 "scale": result.scale if result else None,
                 "created": result.data.get("created") if result else None,
                 "commit": result.data.get("commit") if result else None,
@@ -758,34 +728,23 @@ def cluster(root: Path) -> dict[str, Any] | None:
 
 
 def speed(root: Path) -> dict[str, Any] | None:
-    """Rows, figure and origin of the recorded cost of a step of each method, or None. The words are those of README's table."""
+    """Rows, figure and origin of the recorded cost of a step of each method, or None."""
     from benchmarks.methods import tables
 
     result = tables.load(root / tables.RESULT)
     if not result["papers"]:
         return None
-    rows: list[dict[str, Any]] = []
-    lines: list[tuple[str, dict[str, float | None], list[float | None]]] = []
-    lacks: list[str] = []
-    for paper, bound, ours, official_way in tables.works(result):
-        verdict = tables.verdict(ours["ratio"], bound) if ours else "NOT RUN"
-        rows.append(
-            {"paper": paper, "bound": bound, "ours": ours, "same": official_way, "verdict": verdict}
-        )
-        if "lacks" in bound:
-            lacks.append(f"{paper}: {bound['lacks']}")
-        if ours:
-            known = (
-                ours["ratio"],
-                official_way.get("ratio"),
-                bound.get("official"),
-                bound.get("reached"),
-                bound["floor"],
-            )
-            marks = dict(zip((name for name, *_ in plots.SPEED_MARKS), known, strict=True))
-            lines.append(
-                (f"{paper}: {bound['work']}", marks, [ours.get("lowest"), ours.get("highest")])
-            )
+    rows = [
+        {
+            "paper": paper,
+            "bound": bound,
+            "ours": ours,
+            "same": same,
+            "verdict": tables.verdict(ours["ratio"], bound) if ours else "NOT RUN",
+        }
+        for paper, bound, ours, same in tables.works(result)
+    ]
+    lines = tables.speed_lines(result)
     told = "; ".join(
         f"{name}, {', '.join(f'{k} {v:.2f}' for k, v in m.items() if v)}" for name, m, _ in lines
     )
@@ -797,8 +756,8 @@ def speed(root: Path) -> dict[str, Any] | None:
         if lines
         else None
     )
-    commits = sorted({str(found.get("commit"))[:10] for found in result["papers"].values()})
-    return {**result, "rows": rows, "picture": picture, "lacks": lacks, "commits": commits}
+    about_it = {"lacks": tables.lacks(result), "commits": tables.commits(result)}
+    return {**result, "rows": rows, "picture": picture, **about_it}
 
 
 def render(

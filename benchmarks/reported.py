@@ -218,9 +218,7 @@ def our_scores(
 
 # ---------------------------------------------------------------- bringing other files to the schema
 
-FACTS: dict[
-    str, dict[str, str]
-] = {  # what the files beside the specifications leave to their comments
+FACTS: dict[str, dict[str, str]] = {  # what files of another form leave to their comments
     "autolora": {
         "note": "None of the paper's own scores could be read. What stands here: one list of learned ranks from the "
         "official README, and baseline scores of LoRA's authors and of users who ran LoRA again."

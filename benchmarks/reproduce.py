@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 from benchmarks import PAPERS, claims, cluster
 from benchmarks.pool import Key, Outcome, Pool
 from shared import protocol
-from shared.protocol import BadInput, Node, Protocol
+from shared.protocol import BadInput, Node, Protocol, Scale
 
 ROOT = Path(__file__).resolve().parent.parent
 STOPPED = 75
@@ -58,11 +58,9 @@ def missing_inputs(paper: Protocol, scale: str) -> list[tuple[str, str]]:
     """("model" or "data", name) of what a scale needs and is neither in a folder nor at a hub that answers."""
     from shared import sources
 
-    needs = paper.scale(scale).get("needs") or {}
-    wanted = [("model", m) for m in needs.get("models", [])] + [
-        ("data", d) for d in needs.get("data", [])
-    ]
-    return [(kind, name) for kind, name in wanted if not sources.available(kind, name)]
+    needs = paper.scale(scale).needs
+    named = [("model", m) for m in needs.models] + [("data", d) for d in needs.data]
+    return [(kind, name) for kind, name in named if not sources.available(kind, name)]
 
 
 def how_to_fetch(lacking: list[tuple[str, str]]) -> list[str]:
@@ -96,7 +94,7 @@ def choose_scale(paper: Protocol, asked: str | None, executor: str = "local") ->
         return asked, "asked for"
     if not cuda_devices():
         return "cpu", "no CUDA device"
-    have = set(paper.document["scales"])
+    have = set(paper.document.scales)
     lacking = missing_inputs(paper, "paper") if "paper" in have else [("scale", "paper")]
     if not lacking:
         return "paper", "a CUDA device, and every model and data set of the paper is in reach"
@@ -138,7 +136,7 @@ class Plan:
     )  # GB of the whole scale, and where the figure comes from
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> Scale:
         return self.paper.scale(self.scale)
 
 
@@ -157,14 +155,14 @@ def plan(name: str, options: argparse.Namespace) -> Plan:
     body = paper.scale(scale)
     nodes = paper.nodes(scale, options.arms or "core", only, options.seeds)
     reasons = [f"{flag}" for flag, on in (("SEEDS", options.seeds), ("ONLY", only)) if on]
-    if options.arms == "all" and body.get("core") is not None:
+    if options.arms == "all" and body.core is not None:
         reasons.append("ARMS=all")
     preview = " and ".join(reasons) + " given" if reasons else None
     gpus = cuda_devices() if scale != "rehearsal" else []
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    jobs = options.jobs or (int(body.get("jobs", 1)) * len(gpus) if gpus else cores)
+    jobs = options.jobs or (body.jobs * len(gpus) if gpus else cores)
     if slurm:
         jobs = options.jobs or 256
         slurm = replace(
@@ -205,7 +203,7 @@ def expected(
         json.loads(path.read_text()).get("seconds") if path.exists() else None
     )  # a number: a rehearsal
     if not isinstance(whole, int | float):
-        hours = paper.scale(scale).get("hours")
+        hours = paper.scale(scale).hours
         whole = None if hours is None else hours * 3600
     return None if whole is None else whole * len(left) / len(nodes)
 
@@ -220,11 +218,11 @@ def describe(plan: Plan, limit: str | None, place: str = "") -> None:
     )
     say(f"  arms: {', '.join(arms)}")
     say(
-        f"  expected: {_duration(plan.seconds)}; download {body.get('download_gb', 0)} GB; disk {body.get('disk_gb', 0.2)} GB"
+        f"  expected: {_duration(plan.seconds)}; download {body.download_gb:g} GB; disk {body.disk_gb:g} GB"
         + (f"; stops after {limit}" if limit else "")
     )
     smaller = SMALLER.get(plan.scale)
-    if smaller and smaller in paper.document["scales"]:
+    if smaller and smaller in paper.document.scales:
         say(f"  next smaller scale: make reproduce-{paper.paper} SCALE={smaller}")
 
 
@@ -291,7 +289,7 @@ def grid(plan: Plan) -> None:
     total = sum(seconds.values()) / 3600
     say(f"  measured: {total:.2f} {unit} for {len(seconds)} of {len(nodes)} runs"
         + (f", {total / jobs:.2f} h with {jobs} worker(s)" if not missing else "")
-        + (f"; the protocol's own figure for the whole scale: {body['hours']} h" if missing and "hours" in body else ""))  # fmt: skip
+        + (f"; the protocol's own figure for the whole scale: {body.hours} h" if missing and body.hours else ""))  # fmt: skip
     say(f"  disk: {plan.disk[0]:.3g} GB {plan.disk[1]}")
 
 
@@ -304,7 +302,7 @@ def disk(paper: Protocol, scale: str, nodes: list[Node]) -> tuple[float, str]:
         if (d / "record.json").exists()
     ]
     if not sizes:
-        whole = float(paper.scale(scale).get("disk_gb", 0.2))
+        whole = paper.scale(scale).disk_gb
         return whole, "by the protocol; no run of this scale has finished here"
     mean = sum(sizes) / len(sizes)
     whole = mean * len(nodes) / 1e9
@@ -454,7 +452,7 @@ def _add_wall(folder: Path, wall: float, runs: float, workers: int) -> None:
 
 
 def run_entry(record: dict[str, Any], attempts: int) -> dict[str, Any]:
-    """What results.json keeps of a run (VERDICTS section 8)."""
+    """What results.json keeps of a run (docs/verdicts.md, section 8)."""
     kept = ("arm", "task", "seed", "status", "config_sha256", "split_sha256", "state_sha256", "selection", "chosen_step",
             "validation", "metrics", "seconds", "gradient_evaluations", "gradient_evaluations_with_uses", "peak_memory_mb",
             "predictions_sha256")  # fmt: skip
@@ -495,8 +493,8 @@ def load_claims(paper: Protocol) -> dict[str, Any]:
     if not path.exists():
         raise BadInput(f"{paper.paper}/claims.yaml is missing")
     found = claims.load_claims(path)
-    tasks = {task for scale in paper.document["scales"] for task in paper.tasks(scale)}
-    claims.check_names(found, paper.arms, tasks, f"{paper.paper}/claims.yaml")
+    tasks = {task for scale in paper.document.scales for task in paper.tasks(scale)}
+    claims.check_names(found, paper.document.arms, tasks, f"{paper.paper}/claims.yaml")
     published = reported.load(paper.directory / "reported.yaml")
     reported.check_targets(found.get("targets") or [], published, f"{paper.paper}/claims.yaml")
     return found
@@ -544,7 +542,7 @@ def assemble(
         "revision": paper.revision(), "revisions": load_claims(paper).get("revisions") or [], "earlier": earlier(paper, scale, predictions_sha256),
         "environment": records[-1]["environment"] if records else {}, "data": data,
         "splits": {r["task"]: r["splits"] for r in records if r.get("splits")},
-        "seeds": paper.seeds(scale), "development_seeds": "0-99", "tuning": paper.document.get("tuning") or [],
+        "seeds": paper.seeds(scale), "development_seeds": "0-99", "tuning": paper.document.tuning,
         "seconds": {"wall": round(wall, 1), "runs": round(sum(r["seconds"] for r in records), 1),
                     "cpu": round(sum(r["cpu_seconds"] for r in records), 1)},
         **judged, "runs": [e for _, e, _ in found],
@@ -612,7 +610,7 @@ def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, dict[str, A
         cluster.require()
     if plan.left:
         hours = (plan.seconds or 0.0) / 3600
-        countdown(hours if plan.gpus else 0, float(plan.body.get("download_gb", 0)), options.scale)
+        countdown(hours if plan.gpus else 0, plan.body.download_gb, options.scale)
         if lacking := missing_inputs(paper, scale):
             say(
                 f"NOT RUN: missing for scale {scale} (README, 'Data and models', has every layout):"

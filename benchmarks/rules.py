@@ -1,4 +1,4 @@
-"""VERDICTS.md on plain numbers: tests, intervals, and the words they lead to.
+"""docs/verdicts.md on plain numbers: tests, intervals, and the words they lead to.
 
 `d` is one difference per seed, signed so that positive favours the claim; `t` is the claim's threshold. Nothing
 here reads a file or a clock, and the only random draws are seeded.

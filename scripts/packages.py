@@ -1,4 +1,4 @@
-"""With ENV=none: say once which packages differ from requirements.txt, and stop if one that every run needs is missing."""
+"""With ENV=none: which packages differ from the pins; stop if one that runs need is missing."""
 
 import sys
 from importlib import metadata
@@ -33,7 +33,8 @@ for line in Path("requirements.txt").read_text().splitlines():
 if fatal := [m for m in missing if m.lower() in NEEDED]:
     sys.exit(f"error: missing packages: {', '.join(fatal)}; install them or leave ENV=none out")
 told = Path(".cache/packages-told")
-text = f"differs from requirements.txt: {', '.join(differ) or 'nothing'}; not installed: {', '.join(missing) or 'nothing'}"
+text = f"differs from requirements.txt: {', '.join(differ) or 'nothing'}"
+text += f"; not installed: {', '.join(missing) or 'nothing'}"
 if not told.exists() or told.read_text() != text:
     print(f"ENV=none: {text}")
     told.parent.mkdir(exist_ok=True)

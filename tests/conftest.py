@@ -25,7 +25,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def repro_data() -> Path:
-    """Folder of real data sets: REPRO_DATA, or `../shared/data` beside the checkout; the test skips without."""
+    """Folder of real data sets: REPRO_DATA, or `../shared/data` beside the checkout; else skip."""
     for place in (os.environ.get("REPRO_DATA"), ROOT.parent / "shared" / "data"):
         if place and Path(place).is_dir():
             return Path(place)

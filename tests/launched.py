@@ -1,6 +1,7 @@
-"""A method's tiny run as tests start it on several processes: without dropout, whose masks depend on how a batch is divided.
+"""A method's tiny run as tests start it on several processes: without dropout, whose masks depend
+on how a batch is divided.
 
-Usage: accelerate launch --config_file configs/ddp.yaml tests/launched.py PAPER [options of PAPER.train]
+Usage: accelerate launch --config_file configs/ddp.yaml tests/launched.py PAPER [options]
 """
 
 import runpy

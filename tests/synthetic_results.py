@@ -1,4 +1,4 @@
-"""A made-up results.json in the schema of VERDICTS.md section 8, with every verdict word and every kind of gap.
+"""A made-up results.json with every verdict word and every kind of gap (docs/verdicts.md, section 8).
 
 `PYTHONPATH=. python tests/synthetic_results.py DIR` writes a whole checkout's worth (results, run directories, YAML files) to look at:
 `python -m benchmarks.report --root DIR`. The numbers are drawn, not measured; nothing of this is ever a result.
@@ -77,7 +77,7 @@ def claim(
     return {
         "id": id,
         "statement": statement,
-        "source": "paper, section 4.2; specification, claim 1",
+        "source": "paper, section 4.2; claim 1",
         "kind": kind,
         "role": role,
         "arms": arms or {"method": "autolora", "opponent": "uniform_4"},

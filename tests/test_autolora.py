@@ -1,4 +1,4 @@
-"""AutoLoRA: the acceptance checks of its specification (numbers in the names), its loaders, its command line."""
+"""AutoLoRA: the acceptance checks (docs/papers/autolora.md, section 11; numbers in the names)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DASGM: the acceptance checks of its specification (section 11), and that a killed search continues bit for bit."""
+"""DASGM: the acceptance checks (docs/papers/dasgm.md, section 11); a killed search continues."""
 
 from __future__ import annotations
 

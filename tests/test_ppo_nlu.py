@@ -1,4 +1,4 @@
-"""Acceptance checks of the PPO paper (numbers in brackets: the specification's list)."""
+"""ppo_nlu: the acceptance checks, numbered in brackets as in docs/papers/ppo_nlu.md, section 11."""
 
 from __future__ import annotations
 

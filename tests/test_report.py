@@ -13,7 +13,7 @@ import synthetic_results
 import yaml
 from matplotlib.figure import Figure
 
-from benchmarks import differences, findings, pictures, plots, readme, report
+from benchmarks import ROOT, differences, findings, papers, pictures, plots, readme, report
 
 VOID = {"meta", "br", "link", "img", "input", "hr", "wbr"}
 
@@ -103,13 +103,16 @@ def test_every_paper_and_scale_has_a_page(pages):
 
 
 def test_pages_load_nothing(root, pages):
+    about = [papers.paper(name) for name in readme.PAPERS]
+    outside = {f"https://arxiv.org/abs/{paper.arxiv}" for paper in about}
+    outside |= {paper.repository for paper in about}
     for name, page in pages.items():
         for url in page.loads:
             assert url.startswith(("#", "data:")), f"{name} loads {url}"
         text = (root / "report" / name).read_text()
         assert "@import" not in text and not re.search(r"url\((?!#)", text), name
         assert page.tags.count("script") == 1
-        assert all(u.startswith("https://arxiv.org/abs/") for u in page.links if "//" in u), name
+        assert {u for u in page.links if "//" in u} <= outside, name
 
 
 def test_links_inside_the_report_lead_somewhere(pages):
@@ -184,24 +187,17 @@ def test_findings_place_every_claim_once(root, pages):
     assert len(found) == len(set(found)) == len(declared)
 
 
-def test_questions_ask_for_claims_and_controls_that_are_declared():
-    asked = findings.questions()
-    assert set(asked) == set(readme.PAPERS) and min(map(len, asked.values())) >= 3
-    for paper, held in asked.items():
-        declared = yaml.safe_load(
-            (Path(report.__file__).parent.parent / paper / "claims.yaml").read_text()
-        )["claims"]
-        by_id = {c["id"]: c for c in declared if c["role"] != "exhibit"}
-        primary = {
-            c["id"]
-            for c in declared
-            if c["role"] == "primary" and "cpu" in c.get("scales", ["cpu"])
-        }
-        assert primary <= {question["claim"] for question in held}, paper
-        for question in held:
-            claim = by_id[question["claim"]]
-            assert question["ask"].endswith("?") and set(question) <= {"ask", "claim", "control"}
-            assert question.get("control") is None or question["control"] in claim["controls"]
+@pytest.mark.parametrize("paper", readme.PAPERS)
+def test_questions_ask_for_claims_and_controls_that_are_declared(paper):
+    asked = papers.paper(paper).questions
+    declared = yaml.safe_load((ROOT / paper / "claims.yaml").read_text())["claims"]
+    by_id = {c["id"]: c for c in declared if c["role"] != "exhibit"}
+    for question in asked:
+        controls = by_id[question.claim]["controls"]
+        assert question.control is None or question.control in controls, question.ask
+    primary = {c["id"] for c in declared if c["role"] == "primary"}
+    here = {c["id"] for c in declared if "cpu" in c.get("scales", ["cpu"])}
+    assert len(asked) >= 3 and primary & here <= {question.claim for question in asked}
 
 
 @pytest.mark.parametrize(
@@ -221,7 +217,7 @@ def test_an_answer_is_the_verdict_of_its_claim(verdict, words):
     ]
     claim = {"id": "1", "kind": "difference", "arms": {"method": "m", "opponent": "o"}, "verdict": verdict, "n": 5,
              "unit": "points", "effect": 2.0, "ci95": [1.0, 3.0], "controls": controls}  # fmt: skip
-    ours = findings.answer({"ask": "Is it?", "claim": "1"}, [claim])
+    ours = findings.answer(papers.Question(ask="Is it?", claim="1"), [claim])
     assert (
         ours["words"] == words
         and ours["evidence"] == "m - o = +2.00 points (95 % +1.00 to +3.00, n 5)"
@@ -231,16 +227,16 @@ def test_an_answer_is_the_verdict_of_its_claim(verdict, words):
         ("b", "No, that does as well"),
         ("c", "These runs cannot tell"),
     ]:
-        ours = findings.answer({"ask": "Is it?", "claim": "1", "control": arm}, [claim])
+        ours = findings.answer(papers.Question(ask="Is it?", claim="1", control=arm), [claim])
         assert ours["words"] == said and ours["evidence"].startswith(f"m - {arm} = -1.00 points")
-    assert findings.answer({"ask": "Is it?", "claim": "2"}, [claim]) is None
+    assert findings.answer(papers.Question(ask="Is it?", claim="2"), [claim]) is None
 
 
 def test_an_effect_on_a_metric_that_should_fall_is_written_as_its_sign_is():
     """d favours the claim when positive: 460 passes saved are best_uniform - autolora."""
     claim = {"id": "cost", "kind": "exact", "effect": 460.0, "verdict": "SUPPORTED", "unit": "raw", "metric": "cost",
              "direction": "lower", "arms": {"method": "autolora", "opponent": "best_uniform"}, "controls": []}  # fmt: skip
-    ours = findings.answer({"ask": "Is it cheaper?", "claim": "cost"}, [claim])
+    ours = findings.answer(papers.Question(ask="Is it cheaper?", claim="cost"), [claim])
     assert ours["evidence"].startswith("best_uniform - autolora = +460")
 
 

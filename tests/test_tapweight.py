@@ -1,4 +1,4 @@
-"""TapWeight: the acceptance checks of its specification, numbered as there (section 11)."""
+"""TapWeight: the acceptance checks, numbered as in docs/papers/tapweight.md, section 11."""
 
 from __future__ import annotations
 
@@ -637,7 +637,7 @@ def test_13_textbook_molecules_with_rdkit(tmp_path):
     pytest.param("lipophilicity", 0, (3360, 420, 420), marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_13_scaffold_sizes_of_real_files(name, rejected, sizes, repro_data, monkeypatch):
-    """Rows that RDKit rejects and sizes of the split are those of the specification's table."""
+    """Rows that RDKit rejects and sizes of the split are those of the published table."""
     pytest.importorskip("rdkit", reason="RDKit: pip install rdkit")
     monkeypatch.setenv("REPRO_DATA", str(repro_data))
     chemistry = molecules.rdkit()

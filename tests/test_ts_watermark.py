@@ -1,4 +1,4 @@
-"""ts_watermark: the acceptance checks of its specification (section 11), conformance with published artefacts, tools."""
+"""ts_watermark: the acceptance checks (docs/papers/ts_watermark.md, section 11), conformance, tools."""
 
 import json
 import math

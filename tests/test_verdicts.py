@@ -1,4 +1,4 @@
-"""The synthetic cases of VERDICTS.md section 9, on the rules and through `judge`, and the borders between them."""
+"""Synthetic cases with known verdicts (docs/verdicts.md, section 9), and the borders between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How often the rules are wrong: 2,000 simulated papers each (VERDICTS.md section 9), item interval on the mean's side."""
+"""How often the rules are wrong: 2,000 simulated papers each (docs/verdicts.md, section 9).
+
+The item interval lies on the mean's side.
+"""
 
 from __future__ import annotations
 

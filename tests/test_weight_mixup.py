@@ -1,4 +1,4 @@
-"""Acceptance checks of the weight mixup specification (section 11), on toys; nothing is downloaded."""
+"""weight_mixup: the acceptance checks (docs/papers/weight_mixup.md, section 11), on toys."""
 
 import copy
 import dataclasses
@@ -397,7 +397,7 @@ def test_every_search_starts_from_the_same_head_and_weights(tmp_path, no_cache):
 
 
 def test_numbers_of_steps():
-    """With the official settings and N = 300: 48 iterations a search, 57 steps of finetuning (specification, section 6)."""
+    """With the official settings and N = 300: 48 iterations a search, 57 steps of finetuning (docs/papers/weight_mixup.md, section 6)."""
     settings = train.Config(
         search="finite_difference", gates="learned", K=5, search_epochs=3, epochs=3
     )

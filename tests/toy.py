@@ -1,4 +1,4 @@
-"""A paper of twenty lines, written into a temporary repository: logistic regression with a stage, an opponent and a control."""
+"""A paper of twenty lines for a temporary repository: logistic regression, a stage, an opponent."""
 
 from __future__ import annotations
 
@@ -47,10 +47,12 @@ def run(config):
             theta.data -= config.lr * g
             run.log(step=step, loss=loss.item())
         run.gate("toy-gate", True, "always")
-        preds = {"id": torch.arange(200, 300), "label": y[200:].long(), "prediction": (x[200:] @ theta > 0).long()}
+        guess = (x[200:] @ theta > 0).long()
+        preds = {"id": torch.arange(200, 300), "label": y[200:].long(), "prediction": guess}
         run.predictions(**preds)
         metrics = evaluate.score({k: v.numpy() for k, v in preds.items()})
-        run.finish(metrics=metrics, state=[theta], gradient_evaluations=config.steps, chosen_step=config.steps)
+        steps = config.steps
+        run.finish(metrics=metrics, state=[theta], gradient_evaluations=steps, chosen_step=steps)
     return run.directory
 
 
@@ -112,7 +114,8 @@ scales:
     seeds: 5
     core: [good, noisy]
     set: {steps: 20}
-  paper: {tasks: [line], seeds: 5, set: {steps: 40}, hours: 2, needs: {models: [nobody/nothing], data: [nothing/here]}}
+  paper: {tasks: [line], seeds: 5, set: {steps: 40}, hours: 2,
+          needs: {models: [nobody/nothing], data: [nothing/here]}}
   rehearsal: {like: paper, seeds: 1, set: {steps: 2}}
 arms:
   stage: {stage: true, over: {seed: one, task: one}}
@@ -128,10 +131,21 @@ revisions: []
 gates: [{id: toy-gate, statement: always holds}]
 tasks: {line: {chance: {accuracy: 0.5}}, plane: {chance: {accuracy: 0.5}}}
 claims:
-  - {id: C1, statement: clean inputs beat noisy ones, source: made up, kind: difference, role: primary,
-     arms: {method: good, opponent: noisy}, tasks: [line], metric: accuracy, unit: points, direction: higher,
+  - {id: C1, statement: clean inputs beat noisy ones, source: made up, kind: difference,
+     role: primary, arms: {method: good, opponent: noisy}, tasks: [line], metric: accuracy,
+     unit: points, direction: higher,
      threshold: 0, material: 1.0, controls: "none: a toy", items: test, scales: [cpu, paper]}
 targets: []
+"""
+
+PAPER = """
+order: 1
+title: A toy
+authors: [Nobody]
+venue: nowhere
+arxiv: "0000.00000"
+line: Clean inputs beat noisy ones.
+questions: [{ask: "Do clean inputs beat noisy ones?", claim: C1}]
 """
 
 REPORTED = """
@@ -144,16 +158,24 @@ not_found: []
 
 
 def write(root: Path) -> Path:
-    """A repository with the paper `toy` in `root` (its `shared` is the real one, by link); returns the paper's folder."""
+    """A repository in `root` with the paper `toy`, whose folder is returned."""
     here = Path(__file__).resolve().parent.parent
     for name in ("shared", "benchmarks"):  # copies: the judge finds papers beside itself
         shutil.copytree(here / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "benchmarks" / "__init__.py").write_text('PAPERS = ("toy",)\n')
     folder = root / "toy"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("")
-    for name, text in {"train.py": TRAIN, "config.py": CONFIG, "evaluate.py": EVALUATE, "figures.py": FIGURES, "protocol.yaml": PROTOCOL,
-                       "claims.yaml": CLAIMS, "reported.yaml": REPORTED, "README.md": "# toy\n"}.items():  # fmt: skip
+    for name, text in {
+        "train.py": TRAIN,
+        "config.py": CONFIG,
+        "evaluate.py": EVALUATE,
+        "figures.py": FIGURES,
+        "paper.yaml": PAPER,
+        "protocol.yaml": PROTOCOL,
+        "claims.yaml": CLAIMS,
+        "reported.yaml": REPORTED,
+        "README.md": "# toy\n",
+    }.items():
         (folder / name).write_text(text.lstrip("\n"))
     return folder
 

@@ -1,11 +1,12 @@
 """One cell of the benchmark in a process of its own; prints one line of JSON.
 
-    python -m benchmarks.hypergradients.cell accuracy SIDE CONDITION ONLY         all estimators of a side on one toy
-    python -m benchmarks.hypergradients.cell cost SIDE MODEL NAME ROUNDS DEVICE   one estimator on one model
+    python -m benchmarks.hypergradients.cell accuracy SIDE CONDITION ONLY        a side on one toy
+    python -m benchmarks.hypergradients.cell cost SIDE MODEL NAME ROUNDS DEVICE  one estimator
 
-SIDE is `ours`, `hand` or `peers` (the latter with the peers' interpreter). Memory: the peak of what torch's allocator hands out
-over two steps, above the weights and batches, on a CPU as on CUDA. Time, made for a shared machine: CPU seconds of one thread,
-a plain SGD step before and after each bilevel step, and the ratio of each round; CUDA: events.
+SIDE is `ours`, `hand` or `peers` (the latter with the peers' interpreter). Memory: the peak of what
+torch's allocator hands out over two steps, above the weights and batches, on a CPU as on CUDA.
+Time, made for a shared machine: CPU seconds of one thread (CUDA: events), a plain SGD step before
+and after each bilevel step, and the ratio of each round.
 """
 
 from __future__ import annotations
@@ -32,9 +33,8 @@ ENOUGH = 10.0  # seconds of bilevel steps after which three rounds will do
 def accuracy(side: str, condition: float, only: str) -> list[dict[str, Any]]:
     toy, rows = Toy(condition), []
     exact, kappa = toy.exact, (toy.eigenvalues.max() / toy.eigenvalues.min()).item()
-    for name, (kind, estimate) in importlib.import_module(
-        f"benchmarks.hypergradients.{side}"
-    ).ACCURACY.items():
+    module = importlib.import_module(f"benchmarks.hypergradients.{side}")
+    for name, (kind, estimate) in module.ACCURACY.items():
         if only not in name:
             continue
         row: dict[str, Any] = {"toy": condition, "kappa": kappa, "name": name, "kind": kind}
@@ -67,17 +67,16 @@ def peak(step: Callable[[], object], device: str) -> float:
     """Megabytes by which two steps raise the peak."""
     if device == "cuda":
         torch.cuda.synchronize()
-        held = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         for _ in range(2):
             step()
         torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - held) / 2**20
-    # Bytes that torch's allocator hands out, event by event: what a GPU's memory statistics would say. (The resident size would
-    # count pages of libraries, which differ between environments.)
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    # Bytes that torch's allocator hands out, event by event: what a GPU's memory statistics would
+    # say. (The resident size would count pages of libraries, which differ between environments.)
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
         for _ in range(2):
             step()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -99,20 +98,15 @@ def cost(side: str, model: str, name: str, rounds: int, device: str) -> dict[str
     for warm_up in (plain, plain, step):  # allocator and lazily built parts
         warm_up()
     ratios: list[float] = []
-    own: list[float] = []
-    reference = [seconds(plain, device)]
-    while len(ratios) < rounds and (len(ratios) < 3 or sum(own) < ENOUGH):
-        own.append(seconds(step, device))
-        reference.append(seconds(plain, device))
-        ratios.append(2 * own[-1] / (reference[-2] + reference[-1]))
+    times: list[float] = []
+    plain_times = [seconds(plain, device)]
+    while len(ratios) < rounds and (len(ratios) < 3 or sum(times) < ENOUGH):
+        times.append(seconds(step, device))
+        plain_times.append(seconds(plain, device))
+        ratios.append(2 * times[-1] / (plain_times[-2] + plain_times[-1]))
     finite = all(math.isfinite(p.sum().item()) for p in [*task.theta, *task.lam])
-    return {
-        "kind": kind,
-        "megabytes": megabytes,
-        "seconds": statistics.median(own),
-        "ratios": sorted(ratios),
-        "finite": finite,
-    }
+    row = {"kind": kind, "megabytes": megabytes, "seconds": statistics.median(times)}
+    return row | {"ratios": sorted(ratios), "finite": finite}
 
 
 def main(what: str, side: str, first: str, *rest: str) -> Any:

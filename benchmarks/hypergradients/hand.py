@@ -1,4 +1,7 @@
-"""The least code that does each thing on the cost tasks: no checks, no restored state, no options. What a library costs on top."""
+"""The least code that does each thing on the cost tasks: what a library costs on top of it.
+
+No checks, no restored state, no options.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch.func import functional_call
 
-from benchmarks.hypergradients.tasks import Task
+from benchmarks.hypergradients.tasks import Builder, Task, inner_sgd
 
 
 def outer_gradients(task: Task, theta: list, forward: Callable | None = None) -> tuple[list, list]:
@@ -23,7 +26,7 @@ def finite_difference(task: Task) -> Callable[[], None]:
     """Two probes without a graph for the weights, weights moved in place and back by arithmetic."""
 
     def step() -> None:
-        task.inner_step(list(torch.autograd.grad(task.inner(), task.theta)))
+        inner_sgd(task)
         v, direct = outer_gradients(task, task.theta)
         eps = 1e-2 / torch.stack(torch._foreach_norm(v)).norm().item()
         probes = []
@@ -61,7 +64,7 @@ def one_step(task: Task) -> Callable[[], None]:
     return step
 
 
-COST: dict[str, tuple[str, Callable[[Task], Callable[[], None]]]] = {
+COST: dict[str, tuple[str, Builder]] = {
     "by hand: finite difference": ("finite difference", finite_difference),
     "by hand: reverse over reverse": ("exact, one step", one_step),
 }

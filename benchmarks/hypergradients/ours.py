@@ -1,7 +1,8 @@
 """This repository's estimators, as entries of the benchmark: name -> (kind, function).
 
-Accuracy functions take a `Toy` and return a hypergradient; cost functions take a `Task` and return one bilevel step (an inner
-SGD step, a hypergradient, an outer SGD step). Estimators of one kind compute the same thing and are compared.
+Accuracy functions take a `Toy` and return a hypergradient; cost functions take a `Task` and return
+one bilevel step (an inner SGD step, a hypergradient, an outer SGD step). Estimators of one kind
+compute the same thing and are compared.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.hypergradients.tasks import Task
+from benchmarks.hypergradients.tasks import Builder, Task, inner_sgd
 from benchmarks.hypergradients.toy import Toy
 from shared import vectors
 from shared.hypergrad import (
@@ -28,13 +29,12 @@ from shared.hypergrad import (
 
 
 def at_minimum(method: Method, toy: Toy) -> Tensor:
-    """At theta*, so without a look-ahead; lr = 1 where one step stands for the inverse Hessian, as peers have it."""
+    """At theta*, so without a look-ahead; lr = 1, as in peers, where one step stands for H^-1."""
     one_step = isinstance(method, FiniteDifference | OneStep | ForwardOverReverse)
     outer, inner = lambda: toy.outer(toy.theta), lambda: toy.inner(toy.theta, toy.lam)
     lr = 1.0 if one_step else toy.rate
-    return hypergrad(
-        outer, inner, [toy.theta], [toy.lam], lr, method, look_ahead=not one_step
-    ).grads[0]
+    levels = outer, inner, [toy.theta], [toy.lam]
+    return hypergrad(*levels, lr, method, look_ahead=not one_step).grads[0]
 
 
 def from_zero(k: int, toy: Toy) -> Tensor:
@@ -53,86 +53,59 @@ ACCURACY: dict[str, tuple[str, Callable[[Toy], Tensor]]] = {
     ),
 }
 for k in (5, 20):
-    kinds = f"conjugate gradient, k={k}", f"Neumann, k={k}"
-    ACCURACY[f"ours: ConjugateGradient({k})"] = (
-        kinds[0],
-        partial(at_minimum, ConjugateGradient(k)),
-    )
-    ACCURACY[f"ours: Neumann({k})"] = (kinds[1], partial(at_minimum, Neumann(k)))
+    conjugate, neumann = partial(at_minimum, ConjugateGradient(k)), partial(at_minimum, Neumann(k))
+    ACCURACY[f"ours: ConjugateGradient({k})"] = (f"conjugate gradient, k={k}", conjugate)
+    ACCURACY[f"ours: Neumann({k})"] = (f"Neumann, k={k}", neumann)
 for k in (20, 100):
     ACCURACY[f"ours: Unrolled({k})"] = (f"unrolled, k={k}", partial(from_zero, k))
 
 
-def look_ahead_is_the_step(method: Method) -> Callable[[Task], Callable[[], None]]:
+def look_ahead_is_the_step(method: Method) -> Builder:
     """The look-ahead also is the real step, so it is evaluated once (as in higher and TorchOpt)."""
 
-    def build(task: Task) -> Callable[[], None]:
-        def step() -> None:
-            g = hypergrad(
-                task.outer, task.inner, task.theta, task.lam, task.lr, method, keep_stepped=True
-            )
-            task.outer_step(g.grads)
-            assert g.stepped is not None
-            vectors.copy_(task.theta, g.stepped)
+    def step(task: Task) -> None:
+        g = hypergrad(*task.levels, method, keep_stepped=True)
+        task.outer_step(g.grads)
+        assert g.stepped is not None
+        vectors.copy_(task.theta, g.stepped)
 
-        return step
-
-    return build
+    return lambda task: partial(step, task)
 
 
-def step_then(method: Method) -> Callable[[Task], Callable[[], None]]:
+def step_then(method: Method) -> Builder:
     """The real step first, then the hypergradient at the point that it reached (as in Betty)."""
     look_ahead = isinstance(method, Neumann | ConjugateGradient)
 
-    def build(task: Task) -> Callable[[], None]:
-        def step() -> None:
-            task.inner_step(list(torch.autograd.grad(task.inner(), task.theta)))
-            g = hypergrad(
-                task.outer, task.inner, task.theta, task.lam, task.lr, method, look_ahead=look_ahead
-            )
-            task.outer_step(g.grads)
+    def step(task: Task) -> None:
+        inner_sgd(task)
+        task.outer_step(hypergrad(*task.levels, method, look_ahead=look_ahead).grads)
 
-        return step
-
-    return build
+    return lambda task: partial(step, task)
 
 
-def retaken(method: Method) -> Callable[[Task], Callable[[], None]]:
-    """Look-ahead, hypergradient, outer step, and then the real step again with the new lam (DARTS's own order)."""
+def retaken(method: Method) -> Builder:
+    """Look-ahead, hypergradient, outer step, then the real step with the new lam, as DARTS does."""
 
-    def build(task: Task) -> Callable[[], None]:
-        def step() -> None:
-            task.outer_step(
-                hypergrad(task.outer, task.inner, task.theta, task.lam, task.lr, method).grads
-            )
-            task.inner_step(list(torch.autograd.grad(task.inner(), task.theta)))
+    def step(task: Task) -> None:
+        task.outer_step(hypergrad(*task.levels, method).grads)
+        inner_sgd(task)
 
-        return step
-
-    return build
+    return lambda task: partial(step, task)
 
 
-COST: dict[str, tuple[str, Callable[[Task], Callable[[], None]]]] = {
-    "ours: FiniteDifference": ("finite difference", step_then(FiniteDifference())),
-    "ours: FiniteDifference around theta": (
-        "finite difference",
-        look_ahead_is_the_step(FiniteDifference()),
-    ),
-    "ours: FiniteDifference, step retaken": (
-        "finite difference, step retaken",
-        retaken(FiniteDifference()),
-    ),
-    "ours: ForwardOverReverse": ("exact, one step", look_ahead_is_the_step(ForwardOverReverse())),
-    "ours: OneStep": ("exact, one step", look_ahead_is_the_step(OneStep())),
+FD, EXACT = FiniteDifference(), "exact, one step"
+# Damped, because after a few steps the Hessian of a network still has negative curvature; the cost
+# is the same.
+CG = ConjugateGradient(3, damping=100.0)
+REPLAY = look_ahead_is_the_step(Unrolled(5, replay=True))
+COST: dict[str, tuple[str, Builder]] = {
+    "ours: FiniteDifference": ("finite difference", step_then(FD)),
+    "ours: FiniteDifference around theta": ("finite difference", look_ahead_is_the_step(FD)),
+    "ours: FiniteDifference, step retaken": ("finite difference, step retaken", retaken(FD)),
+    "ours: ForwardOverReverse": (EXACT, look_ahead_is_the_step(ForwardOverReverse())),
+    "ours: OneStep": (EXACT, look_ahead_is_the_step(OneStep())),
     "ours: Neumann(3)": ("Neumann, k=3", step_then(Neumann(3))),
-    # Damped, because after a few steps the Hessian of a network still has negative curvature; the cost is the same.
-    "ours: ConjugateGradient(3)": (
-        "conjugate gradient, k=3",
-        step_then(ConjugateGradient(3, damping=100.0)),
-    ),
+    "ours: ConjugateGradient(3)": ("conjugate gradient, k=3", step_then(CG)),
     "ours: Unrolled(5)": ("unrolled, 5 steps", look_ahead_is_the_step(Unrolled(5))),
-    "ours: Unrolled(5, replay)": (
-        "unrolled, 5 steps",
-        look_ahead_is_the_step(Unrolled(5, replay=True)),
-    ),
+    "ours: Unrolled(5, replay)": ("unrolled, 5 steps", REPLAY),
 }

@@ -1,7 +1,8 @@
-"""Public libraries on the same toy and tasks: Betty, TorchOpt, higher. Runs in the peers' environment; imports nothing of shared/.
+"""Public libraries on the same toy and tasks: Betty, TorchOpt, higher.
 
-Each adapter uses the library the way its documentation does, except where Betty's estimators are called directly on the toy,
-whose inner problem is solved already. A library that is not installed leaves its rows out; run.py says why.
+Runs in the peers' environment and imports nothing of shared/. Each adapter uses the library the way
+its documentation does, except where Betty's estimators are called directly on the toy, whose inner
+problem is solved already. A library that is not installed leaves its rows out; `run` says why.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.hypergradients.tasks import Task
+from benchmarks.hypergradients.tasks import Builder, Task
 from benchmarks.hypergradients.toy import Toy
 
 ACCURACY: dict[str, tuple[str, Callable[[Toy], Tensor]]] = {}
-COST: dict[str, tuple[str, Callable[[Task], Callable[[], None]]]] = {}
+COST: dict[str, tuple[str, Builder]] = {}
 
 
-# ---------------------------------------------------------------------------------------------------------------- Betty
+# --- Betty
 def betty_toy(kind: str, **settings: Any) -> Callable[[Toy], Tensor]:
     def run(toy: Toy) -> Tensor:
         from betty import hypergradient
@@ -30,17 +31,11 @@ def betty_toy(kind: str, **settings: Any) -> Callable[[Toy], Tensor]:
 
         config = Config(type=kind, **{k: v(toy) if callable(v) else v for k, v in settings.items()})
         theta = toy.theta.detach().clone().requires_grad_()
-        lower = SimpleNamespace(
-            config=config,
-            _strategy="default",
-            cur_batch=None,
-            paths=[],
-            optimizer=torch.optim.SGD([theta], lr=1.0),
-            parameters=lambda: [theta],
-            trainable_parameters=lambda: [theta],
-            meta_trainable_parameters=lambda: [theta],
-            training_step_exec=lambda _batch: toy.inner(theta, toy.lam),
-        )
+        lower = SimpleNamespace(config=config, _strategy="default", cur_batch=None, paths=[])
+        lower.optimizer = torch.optim.SGD([theta], lr=1.0)
+        lower.parameters = lower.trainable_parameters = lambda: [theta]
+        lower.meta_trainable_parameters = lower.parameters
+        lower.training_step_exec = lambda _batch: toy.inner(theta, toy.lam)
         upper = SimpleNamespace(trainable_parameters=lambda: [toy.lam])
         estimate = hypergradient.jvp_fn_mapping[kind]
         v = list(torch.autograd.grad(toy.outer(theta), theta))
@@ -50,7 +45,7 @@ def betty_toy(kind: str, **settings: Any) -> Callable[[Toy], Tensor]:
     return run
 
 
-def betty_task(kind: str, **settings: Any) -> Callable[[Task], Callable[[], None]]:
+def betty_task(kind: str, **settings: Any) -> Builder:
     def build(task: Task) -> Callable[[], None]:
         from betty.configs import Config, EngineConfig
         from betty.engine import Engine
@@ -64,22 +59,14 @@ def betty_task(kind: str, **settings: Any) -> Callable[[Task], Callable[[], None
             def training_step(self, batch: Any) -> Tensor:
                 return task.outer(self.lower.module)
 
-        # The gates of the lower problem's network belong to the upper one, whose graph Betty must be told to keep.
-        inside = len(task.lam) == 1
-        upper = Upper(
-            name="upper",
-            config=Config(retain_graph=inside),
-            module=task.hyper,
-            optimizer=torch.optim.SGD(task.lam, lr=task.outer_lr),
-            train_data_loader=[task.val],
-        )
-        lower = Lower(
-            name="lower",
-            config=Config(type=kind, unroll_steps=1, **settings),
-            module=task.model,
-            optimizer=torch.optim.SGD(task.theta, lr=task.lr),
-            train_data_loader=[task.train],
-        )
+        # The gates of the lower problem's network belong to the upper one, whose graph Betty must
+        # be told to keep.
+        config = Config(retain_graph=len(task.lam) == 1)
+        sgd = torch.optim.SGD(task.lam, lr=task.outer_lr)
+        upper = Upper("upper", config, task.hyper, sgd, train_data_loader=[task.val])
+        config = Config(type=kind, unroll_steps=1, **settings)
+        sgd = torch.optim.SGD(task.theta, lr=task.lr)
+        lower = Lower("lower", config, task.model, sgd, train_data_loader=[task.train])
         logging.disable(logging.CRITICAL)
         engine = Engine(
             config=EngineConfig(train_iters=1, logger_type="none"),
@@ -105,14 +92,12 @@ for k in (5, 20):
     ACCURACY[f"betty: neumann, k={k}"] = (f"Neumann, k={k}", betty_toy("neumann", **settings))
 COST["betty: darts"] = ("finite difference", betty_task("darts"))
 COST["betty: sama"] = ("finite difference", betty_task("sama"))
-COST["betty: neumann, k=3"] = (
-    "Neumann, k=3",
-    betty_task("neumann", neumann_iterations=3, neumann_alpha=0.01),
-)
+NEUMANN: dict[str, Any] = {"neumann_iterations": 3, "neumann_alpha": 0.01}
+COST["betty: neumann, k=3"] = ("Neumann, k=3", betty_task("neumann", **NEUMANN))
 COST["betty: cg, k=3"] = ("conjugate gradient, k=3", betty_task("cg", cg_iterations=3))
 
 
-# ------------------------------------------------------------------------------------------------------------- TorchOpt
+# --- TorchOpt
 class Weights(nn.Module):
     """The toy's theta, or lam, as a module."""
 
@@ -130,7 +115,9 @@ def torchopt_implicit_toy(k: int) -> Callable[[Toy], Tensor]:
 
         solver = torchopt.linear_solve.solve_normal_cg(maxiter=k, atol=0, rtol=0)
 
-        class Lower(torchopt.nn.ImplicitMetaGradientModule, linear_solve=solver):  # type: ignore[call-arg]
+        base: Any = torchopt.nn.ImplicitMetaGradientModule
+
+        class Lower(base, linear_solve=solver):  # type: ignore[call-arg]
             def __init__(self, upper: Weights) -> None:
                 super().__init__()
                 self.upper, self.theta = upper, nn.Parameter(toy.theta.detach().clone())
@@ -162,7 +149,7 @@ def torchopt_unrolled_toy(k: int) -> Callable[[Toy], Tensor]:
     return run
 
 
-def torchopt_unrolled_task(k: int) -> Callable[[Task], Callable[[], None]]:
+def torchopt_unrolled_task(k: int) -> Builder:
     def build(task: Task) -> Callable[[], None]:
         import torchopt
 
@@ -183,13 +170,15 @@ def torchopt_unrolled_task(k: int) -> Callable[[Task], Callable[[], None]]:
     return build
 
 
-def torchopt_implicit_task(k: int) -> Callable[[Task], Callable[[], None]]:
+def torchopt_implicit_task(k: int) -> Builder:
     def build(task: Task) -> Callable[[], None]:
         import torchopt
 
         solver = torchopt.linear_solve.solve_normal_cg(maxiter=k, atol=0, rtol=0)
 
-        class Lower(torchopt.nn.ImplicitMetaGradientModule, linear_solve=solver):  # type: ignore[call-arg]
+        base: Any = torchopt.nn.ImplicitMetaGradientModule
+
+        class Lower(base, linear_solve=solver):  # type: ignore[call-arg]
             def __init__(self, upper: nn.Module) -> None:  # only arguments count as hyperparameters
                 super().__init__()
                 self.upper, self.model = upper, task.model
@@ -220,10 +209,8 @@ def torchopt_implicit_task(k: int) -> Callable[[Task], Callable[[], None]]:
 
 
 for k in (5, 20):
-    ACCURACY[f"torchopt: implicit normal-cg, k={k}"] = (
-        f"conjugate gradient, k={k}",
-        torchopt_implicit_toy(k),
-    )
+    kind = f"conjugate gradient, k={k}"
+    ACCURACY[f"torchopt: implicit normal-cg, k={k}"] = (kind, torchopt_implicit_toy(k))
 for k in (20, 100):
     ACCURACY[f"torchopt: explicit, k={k}"] = (f"unrolled, k={k}", torchopt_unrolled_toy(k))
 COST["torchopt: explicit, 1 step"] = ("exact, one step", torchopt_unrolled_task(1))
@@ -231,7 +218,7 @@ COST["torchopt: explicit, 5 steps"] = ("unrolled, 5 steps", torchopt_unrolled_ta
 COST["torchopt: implicit normal-cg, k=3"] = ("conjugate gradient, k=3", torchopt_implicit_task(3))
 
 
-# --------------------------------------------------------------------------------------------------------------- higher
+# --- higher
 def higher_toy(k: int) -> Callable[[Toy], Tensor]:
     def run(toy: Toy) -> Tensor:
         import higher
@@ -246,7 +233,7 @@ def higher_toy(k: int) -> Callable[[Toy], Tensor]:
     return run
 
 
-def higher_task(k: int) -> Callable[[Task], Callable[[], None]]:
+def higher_task(k: int) -> Builder:
     def build(task: Task) -> Callable[[], None]:
         import higher
 

@@ -1,7 +1,8 @@
-"""How the radius of a finite difference trades curvature against rounding, by precision; against exact forward mode in float64.
+"""How the radius of a finite difference trades curvature against rounding, by precision.
 
-The transformer of the cost benchmark after ten SGD steps, with the weights of its examples as hyperparameters. Their input, the
-loss of each example, is computed once (`frozen`) or inside the closure and detached, which a difference cannot see through.
+The reference is exact forward mode in float64, on the transformer of the cost benchmark after ten
+SGD steps, with the weights of its examples as hyperparameters. Their input, the loss of each
+example, is computed once or inside the closure and detached, which a difference cannot see through.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from benchmarks.hypergradients.tasks import Task
 from shared import vectors
-from shared.hypergrad import FiniteDifference, ForwardOverReverse, hypergrad
+from shared.hypergrad import FiniteDifference, ForwardOverReverse, Method, hypergrad
 
 RADII = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 ROWS = {  # label: (dtype of the weights, autocast, detach inside the loss)
@@ -26,27 +27,28 @@ ROWS = {  # label: (dtype of the weights, autocast, detach inside the loss)
 
 
 def measure() -> list[dict[str, Any]]:
-    """Relative error of the implicit term for each row and radius; the library's own choice of radius is marked."""
+    """Relative error of the implicit term for each row and radius, and for the library's own."""
     task = Task("transformer")
     for _ in range(10):
         g = torch.autograd.grad(task.plain(), task.theta)
         with torch.no_grad():
             torch._foreach_add_(task.theta, g, alpha=-0.05)
     x, y = task.train
-    state = {k: v.clone() for k, v in task.model.state_dict().items()}
-    frozen: Tensor
+    state = {name: value.clone() for name, value in task.model.state_dict().items()}
     task.model.double(), task.hyper.double()
+
+    def losses() -> Tensor:
+        return F.cross_entropy(task.model(x), y, reduction="none")
+
     with torch.no_grad():
-        frozen = F.cross_entropy(task.model(x), y, reduction="none")
+        frozen = losses()
 
-    def inner(detach: bool) -> Tensor:
-        loss = F.cross_entropy(task.model(x), y, reduction="none")
-        return (task.hyper(loss if detach else frozen.to(loss.dtype)) * loss).mean()
+    def implicit(method: Method, detach: bool) -> list[Tensor]:
+        def inner() -> Tensor:
+            loss = losses()
+            return (task.hyper(loss if detach else frozen.to(loss.dtype)) * loss).mean()
 
-    def implicit(method: Any, detach: bool) -> list[Tensor]:
-        g = hypergrad(
-            task.outer, lambda: inner(detach), task.theta, task.lam, 1.0, method, look_ahead=False
-        )
+        g = hypergrad(task.outer, inner, task.theta, task.lam, 1.0, method, look_ahead=False)
         return [a.double() for a in g.implicit]
 
     exact = {detach: implicit(ForwardOverReverse(), detach) for detach in (False, True)}
@@ -54,19 +56,13 @@ def measure() -> list[dict[str, Any]]:
     for label, (dtype, autocast, detach) in ROWS.items():
         task.model.load_state_dict(state)
         task.model.to(dtype), task.hyper.to(dtype)
-        errors = {
-            str(radius): vectors.relative_error(
-                implicit(FiniteDifference(radius, autocast), detach), exact[detach]
-            )
-            for radius in RADII
-        }
-        default = vectors.relative_error(
-            implicit(FiniteDifference(probe_dtype=autocast), detach), exact[detach]
-        )
+
+        def error(method: Method, detach: bool = detach) -> float:
+            return vectors.relative_error(implicit(method, detach), exact[detach])
+
+        errors = {str(radius): error(FiniteDifference(radius, autocast)) for radius in RADII}
+        default = error(FiniteDifference(probe_dtype=autocast))
         rows.append({"label": label, "errors": errors, "default": default})
-        print(
-            f"{label:26s}",
-            "  ".join(f"R={r}: {e:.1e}" for r, e in errors.items()),
-            f"  default: {default:.1e}",
-        )
+        shown = "  ".join(f"R={radius}: {value:.1e}" for radius, value in errors.items())
+        print(f"{label:26s}", shown, f"  default: {default:.1e}")
     return rows

@@ -1,8 +1,8 @@
-"""The models of the cost benchmark. They import torch alone, so that the peers' environment can use them.
+"""The models of the cost benchmark; they import torch alone, as the peers' environment has it.
 
-mlp          three hidden layers; hyperparameters outside the network (a weight for each example, from a small network)
-transformer  4 layers, eager attention (which can be differentiated twice); hyperparameters outside, as above
-gated        the same transformer; hyperparameters inside it, one gate for each channel of each sub-layer
+mlp          three hidden layers; hyperparameters outside the network (a weight for each example)
+transformer  4 layers, eager attention (differentiable twice); hyperparameters outside, as above
+gated        the same transformer; hyperparameters inside it, a gate for each channel and sub-layer
 On CUDA the same shapes, but larger, so that they fill the device.
 """
 
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Loss = Callable[[], Tensor]
 MODELS = ("mlp", "transformer", "gated")
 # hidden sizes and batches, by device type
 SIZES = {
@@ -34,9 +36,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
         g1, g2 = self.gates()
-        q, k, v = (
-            self.qkv(self.n1(x)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        )
+        qkv = self.qkv(self.n1(x)).view(b, t, 3, self.heads, d // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         a = (q @ k.transpose(-1, -2) / (d // self.heads) ** 0.5).softmax(-1) @ v
         x = x + g1 * self.o(a.transpose(1, 2).reshape(b, t, d))
         return x + g2 * self.down(F.gelu(self.up(self.n2(x))))
@@ -91,29 +92,17 @@ class Task:
         self.model: nn.Module
         self.hyper: nn.Module = ExampleWeights()
         if name == "mlp":
-            h = s["hidden"]
-            layers = [
-                nn.Linear(784, h),
-                nn.GELU(),
-                nn.Linear(h, h),
-                nn.GELU(),
-                nn.Linear(h, h),
-                nn.GELU(),
-                nn.Linear(h, 10),
-            ]
-            self.model = nn.Sequential(*layers)
-            batches = [
-                (torch.randn(s["mlp_batch"], 784), torch.randint(0, 10, (s["mlp_batch"],)))
-                for _ in range(2)
-            ]
+            widths = [784, s["hidden"], s["hidden"], s["hidden"], 10]
+            layers = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.GELU())]
+            self.model = nn.Sequential(*layers[:-1])
+            n = s["mlp_batch"]
+            batches = [(torch.randn(n, 784), torch.randint(0, 10, (n,))) for _ in range(2)]
         else:
             self.model = transformer = Transformer(s["d"])
             if name == "gated":
                 self.hyper = Gates(transformer, s["d"])
-            shape = (s["batch"], s["length"])
-            batches = [
-                (torch.randint(0, 1000, shape), torch.randint(0, 4, shape[:1])) for _ in range(2)
-            ]
+            n, shape = s["batch"], (s["batch"], s["length"])
+            batches = [(torch.randint(0, 1000, shape), torch.randint(0, 4, (n,))) for _ in range(2)]
         self.model.to(device), self.hyper.to(device)
         self.train, self.val = [(x.to(device), y.to(device)) for x, y in batches]
         self.theta: list[Tensor] = list(self.model.parameters())
@@ -133,6 +122,11 @@ class Task:
         x, y = self.train
         return F.cross_entropy(self.model(x), y)
 
+    @property
+    def levels(self) -> tuple[Loss, Loss, list[Tensor], list[Tensor], float]:
+        """What every estimator of ours is given: both losses, theta, lam, the inner rate."""
+        return self.outer, self.inner, self.theta, self.lam, self.lr
+
     def outer_step(self, grads: list[Tensor]) -> None:
         with torch.no_grad():
             torch._foreach_add_(self.lam, grads, alpha=-self.outer_lr)
@@ -140,6 +134,14 @@ class Task:
     def inner_step(self, grads: list[Tensor]) -> None:
         with torch.no_grad():
             torch._foreach_add_(self.theta, grads, alpha=-self.lr)
+
+
+Builder = Callable[[Task], Callable[[], None]]  # of one step on a task
+
+
+def inner_sgd(task: Task) -> None:
+    """One real step of the inner problem."""
+    task.inner_step(list(torch.autograd.grad(task.inner(), task.theta)))
 
 
 def plain_sgd(task: Task) -> Callable[[], None]:

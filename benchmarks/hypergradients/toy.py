@@ -1,7 +1,8 @@
-"""A bilevel problem whose hypergradient is known in closed form: one learned L2 strength for each feature.
+"""A bilevel problem with a hypergradient in closed form: a learned L2 strength for each feature.
 
-theta*(lam) = argmin over theta of  CE(X theta, y) + sum_j exp(lam_j) theta_j^2 / 2,      wanted: d L_val(theta*(lam)) / d lam
-exact       = - exp(lam) * theta* * (H^-1 grad L_val),     H the Hessian of the inner loss at theta*
+theta*(lam) = argmin over theta of  CE(X theta, y) + sum_j exp(lam_j) theta_j^2 / 2
+exact = d L_val(theta*(lam)) / d lam = - exp(lam) * theta* * (H^-1 grad L_val),
+H the Hessian of the inner loss at theta*
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ CONDITIONS = (10, 1000)  # of the features; the Hessian's are about 13 and 991
 
 
 class Toy:
-    """Logistic regression with `d` features on `n` examples in float64; inner problem solved to machine precision."""
+    """Logistic regression, `d` features, `n` examples, float64; solved to machine precision."""
 
     def __init__(self, condition: float, n: int = 200, d: int = 20, seed: int = 0) -> None:
         g = torch.Generator().manual_seed(seed)
-        scale = torch.logspace(
-            0, 0.5 * torch.log10(torch.tensor(float(condition))), d, dtype=torch.float64
-        )
+        last = 0.5 * torch.log10(torch.tensor(float(condition)))
+        scale = torch.logspace(0, last, d, dtype=torch.float64)
         true = torch.randn(d, generator=g, dtype=torch.float64) / scale
 
         def draw() -> tuple[Tensor, Tensor]:
@@ -44,10 +44,8 @@ class Toy:
 
     def inner(self, theta: Tensor, lam: Tensor) -> Tensor:
         x, y = self.train
-        return (
-            F.binary_cross_entropy_with_logits(x @ theta, y)
-            + 0.5 * (lam.exp() * theta * theta).sum()
-        )
+        penalty = 0.5 * (lam.exp() * theta * theta).sum()
+        return F.binary_cross_entropy_with_logits(x @ theta, y) + penalty
 
     def outer(self, theta: Tensor) -> Tensor:
         x, y = self.val
@@ -66,7 +64,7 @@ class Toy:
         return theta
 
     def witness(self) -> float:
-        """Relative difference of `exact` and central differences of the re-solved problem: they share no formula."""
+        """Relative difference of `exact` and central differences of the re-solved problem."""
         out, h = torch.zeros_like(self.exact), 1e-4
         lam = self.lam.detach()
         for j in range(len(out)):

@@ -1,1 +1,1 @@
-"""What one training step of each method costs, in plain steps on the same work; `python -m benchmarks.methods` runs them all."""
+"""What one training step of each method costs, in plain steps on the same work."""

@@ -1,16 +1,19 @@
-"""What a search step of DASGM costs, in plain steps of the same supernet: by variant and by order of the gradient.
+"""What a search step of DASGM costs, in plain steps of the same supernet, by variant and order.
 
     python -m benchmarks.methods.dasgm [--rounds 7] [--json FILE]
 
-NAS-Bench-201 supernet, 8 channels, 16x16 images, batch 32. Floors: first order 5/3 (the weights need no gradient in level 3), second order 13/3; targets 1.8 and
-4.4. The paper has no code; `darts, original sequence` takes the step as DARTS' own code does (4.7 when measured elsewhere). A step of the generator and its opponent comes on top of both.
+NAS-Bench-201 supernet, 8 channels, 16 x 16 images, batch 32. Floors: first order 5/3 (the weights
+need no gradient in level 3), second order 13/3. The paper has no code: `darts, original sequence`
+takes the step as DARTS' own does. A step of the generator and its opponent comes on top of both.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +24,11 @@ from dasgm import data, method, train, warmstart
 from dasgm.search import Search
 from shared import runs
 
+NETWORK: Any = {"nodes": 4, "channels": 8, "cells_per_stage": 1}
+GAN: Any = {"gan": "residual", "gan_width": 16, "gan_batch": 32}
 BASE = train.Config(
-    data="cifar10", seed=0, nodes=4, channels=8, cells_per_stage=1, batch=32,
-    estimator="finite_difference", epochs=10_000, gan="residual",
-    gan_width=16, gan_batch=32,
-)  # fmt: skip
+    data="cifar10", batch=32, estimator="finite_difference", epochs=10_000, **NETWORK, **GAN
+)
 
 
 def problem(n: int = 320, side: int = 16) -> data.Problem:
@@ -34,24 +37,25 @@ def problem(n: int = 320, side: int = 16) -> data.Problem:
 
     def part(first: int) -> data.Images:
         pixels = torch.randint(256, (n, 3, side, side), generator=stream, dtype=torch.uint8)
-        return data.Images(
-            first + torch.arange(n), pixels, torch.randint(10, (n,), generator=stream)
-        )
+        labels = torch.randint(10, (n,), generator=stream)
+        return data.Images(first + torch.arange(n), pixels, labels)
 
     return data.Problem("cifar10", 10, part(0), part(n), part(2 * n))
 
 
 def original_sequence(search: Search) -> Callable[[], object]:
-    """A second-order step as DARTS' first code takes it (arXiv 1806.09055, Eq. 7 and 8): a second network is built for W', L_val
-    is differentiated there for W' and A at once, W itself is moved to either side, and the weights ask for gradients throughout."""
+    """A second-order step as DARTS' first code takes it (arXiv 1806.09055, Eq. 7 and 8).
+
+    A second network is built for W', L_val is differentiated there for W' and A at once, W itself
+    is moved to either side, and the weights ask for gradients throughout."""
     c, W, A = search.config, search.W, search.A
-    radius, counter = 1e-2, {"t": 0}
+    radius, count = 1e-2, itertools.count(1)
 
     def step() -> None:
-        counter["t"] += 1
-        rate = search.rate(counter["t"])
-        x, y = search.real(search.problem.train, counter["t"], "batches")
-        xv, yv = search.held_out(counter["t"])
+        t = next(count)
+        rate = search.rate(t)
+        x, y = search.real(search.problem.train, t, "batches")
+        xv, yv = search.held_out(t)
 
         def L_tr() -> Tensor:
             return F.cross_entropy(search.net(x, A), y)
@@ -62,18 +66,14 @@ def original_sequence(search: Search) -> Callable[[], object]:
         with torch.no_grad():
             for w, g, m in zip(W_ahead, slope, search.momentum(), strict=True):
                 w.sub_(rate * (g + c.weight_decay * w + (c.momentum * m if m is not None else 0.0)))
-        found = torch.autograd.grad(F.cross_entropy(ahead(xv, A), yv), [*A, *W_ahead])
-        direct, v = found[: len(A)], found[len(A) :]
+        grads = torch.autograd.grad(F.cross_entropy(ahead(xv, A), yv), [*A, *W_ahead])
+        direct, v = grads[: len(A)], grads[len(A) :]
         eps = radius / float(torch.cat([g.flatten() for g in v]).norm())
         probes = []
         for shift in (eps, -2 * eps):
-            with torch.no_grad():
-                for w, g in zip(W, v, strict=True):
-                    w.add_(g, alpha=shift)
+            move(W, v, shift)
             probes.append(torch.autograd.grad(L_tr(), A))
-        with torch.no_grad():
-            for w, g in zip(W, v, strict=True):
-                w.add_(g, alpha=eps)
+        move(W, v, eps)
         gradient = [d - rate * (p - m) / (2 * eps) for d, p, m in zip(direct, *probes, strict=True)]
         method.architecture_step(gradient, A, search.opt_A)
         method.weight_step(L_tr(), W, search.opt_W, c.clip)
@@ -81,50 +81,49 @@ def original_sequence(search: Search) -> Callable[[], object]:
     return step
 
 
+def move(weights: Sequence[Tensor], v: Sequence[Tensor], alpha: float) -> None:
+    with torch.no_grad():
+        for w, g in zip(weights, v, strict=True):
+            w.add_(g, alpha=alpha)
+
+
 def kinds() -> dict[str, Callable[[], object]]:
     """One step of each kind."""
-    images = problem()
+    images, cpu = problem(), torch.device("cpu")
     small = replace(BASE, gan="mlp")  # an MLP makes 16x16 images; its own step is timed apart
-    made: dict[str, Callable[[], object]] = {}
-    counter = {"t": 0}
+    count = itertools.count(1)
 
-    def prepared(**given: object) -> Search:
-        config = replace(small, **given)  # type: ignore[arg-type]
-        gan = (
-            warmstart.new_gan(config, images, torch.device("cpu"))
-            if config.variant != "darts"
-            else None
-        )
-        return Search(config, images, torch.device("cpu"), gan)
+    def prepared(variant: str, **settings: object) -> Search:
+        config = replace(small, variant=variant, **settings)  # type: ignore[arg-type]
+        gan = warmstart.new_gan(config, images, cpu) if variant != "darts" else None
+        return Search(config, images, cpu, gan)
 
-    def stepping(search: Search) -> Callable[[], object]:
-        def step() -> object:
-            counter["t"] += 1
-            return search.step(counter["t"])
+    def step(variant: str, **settings: object) -> Callable[[], object]:
+        search = prepared(variant, **settings)
+        return lambda: search.step(next(count))
 
-        return step
-
-    plain = prepared(variant="darts")
+    plain = prepared("darts")
 
     def plain_step() -> None:
         x, y = plain.real(plain.problem.train, 0, "batches")
-
-        def loss() -> Tensor:
-            return F.cross_entropy(plain.net(x, plain.A), y)
-
         for a in plain.A:  # a plain step knows nothing of A
             a.requires_grad_(False)
-        method.weight_step(loss(), plain.W, plain.opt_W, 5.0)
+        loss = F.cross_entropy(plain.net(x, plain.A), y)
+        method.weight_step(loss, plain.W, plain.opt_W, 5.0)
 
-    made["plain"] = plain_step
-    made["darts, original sequence"] = original_sequence(prepared(variant="darts", order=2))
-    for variant in ("darts", "static", "weighted", "joint"):
-        for order in (1, 2):
-            made[f"{variant}, order {order}"] = stepping(prepared(variant=variant, order=order))
-    made["darts, order 2, exact"] = stepping(prepared(variant="darts", order=2, estimator="exact"))
-    made["adversarial, order 1"] = stepping(prepared(variant="adversarial", eta=0.1, order=1))
-    made["adversarial, order 2"] = stepping(prepared(variant="adversarial", eta=0.1, order=2))
-    return made
+    variants = {
+        f"{variant}, order {order}": step(variant, order=order)
+        for variant in ("darts", "static", "weighted", "joint")
+        for order in (1, 2)
+    }
+    return {
+        "plain": plain_step,
+        "darts, original sequence": original_sequence(prepared("darts", order=2)),
+        **variants,
+        "darts, order 2, exact": step("darts", order=2, estimator="exact"),
+        "adversarial, order 1": step("adversarial", eta=0.1, order=1),
+        "adversarial, order 2": step("adversarial", eta=0.1, order=2),
+    }
 
 
 def main() -> None:

@@ -1,34 +1,28 @@
-"""Cost of one PPO batch over one supervised batch of the same texts, and throughput of rollout and update.
+"""Cost of one PPO batch over one supervised batch of the same texts; speed of rollout and update.
 
     python -m benchmarks.methods.ppo_nlu [--rounds 5] [--device cpu] [--json FILE]
 
-Llama-like decoder of 4 blocks of width 256, vocabulary 2,000, LoRA r 16 on query and value; 16 texts of 72 prompt and
-22 answer tokens. The plain step is a supervised LoRA step on those texts with the logits of every column, as trainers
-take it. Measured for the official trainer: 6.5 (4 groups of 4 answers, a separate pass for the old policy, 4 x 2
-minibatches); derived floor 4.5 with the head on answer columns only. Tokens per second count real tokens: the answers
-of a rollout, prompts and answers of an update. "ragged" prompts are one of 72 tokens for three of 18.
+Llama-like decoder of 4 blocks of width 256, vocabulary 2,000, LoRA r 16 on query and value; 16
+texts of 72 prompt and 22 answer tokens. The plain step is a supervised LoRA step on those texts
+with the logits of every column, as trainers take it. The official trainer takes 4 groups of 4
+answers, a separate pass for the old policy and 4 x 2 minibatches. Tokens per second count real
+tokens: the answers of a rollout, prompts and answers of an update. "ragged" prompts are one of 72
+tokens for three of 18.
 """
 
 from __future__ import annotations
-
-import argparse
-import os
-import sys
-from collections.abc import Callable
 
 import torch
 
 from benchmarks.methods import cost
 from ppo_nlu import bandit, method, models
 from ppo_nlu.method import Hyper, Policy, Rollout
-from shared import runs
 
-TARGET = 4.6
 B, P, T, VOCABULARY = 16, 72, 22, 2000
 
 
 class Ids(bandit.Ids):
-    """Ids as text; a padding id and an end-of-text id that random answers practically never meet."""
+    """Ids as text; a padding id and an end-of-text id that random answers hardly ever meet."""
 
     pad_token_id, eos_token_id = 0, VOCABULARY - 1
 
@@ -39,7 +33,7 @@ def policy(device: torch.device) -> Policy:
     return Policy(models.add_lora(lm, 16, 32, True, "none", "default")).to(device)
 
 
-def steps(device: torch.device) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
+def steps(device: torch.device) -> tuple[dict[str, cost.Step], dict[str, int]]:
     """(name -> one step, name -> its real tokens); all on one policy and the same prompts."""
     p = policy(device)
     trained = [x for x in p.parameters() if x.requires_grad]
@@ -47,9 +41,7 @@ def steps(device: torch.device) -> tuple[dict[str, Callable[[], None]], dict[str
     g = torch.Generator().manual_seed(1)
     prompts = torch.randint(1, VOCABULARY - 1, (B, P), generator=g).tolist()
     uniforms, scores = torch.rand(B, T, generator=g), torch.randn(B, generator=g).to(device)
-    ragged = [
-        q[: P // 4 if i % 4 else P] for i, q in enumerate(prompts)
-    ]  # three short prompts for each long one
+    ragged = [q[: P // 4 if i % 4 else P] for i, q in enumerate(prompts)]
 
     def sample(asked: list[list[int]] = prompts, cache: bool = True) -> Rollout:
         return method.rollout(p, Ids(), asked, T, uniforms, None, cache=cache)
@@ -60,23 +52,19 @@ def steps(device: torch.device) -> tuple[dict[str, Callable[[], None]], dict[str
         optimizer.zero_grad(set_to_none=True)
         labels = fixed.ids.masked_fill(fixed.mask == 0, -100)
         labels[:, : fixed.ids.shape[1] - fixed.T] = -100
-        p.lm(
-            input_ids=fixed.ids, attention_mask=fixed.mask, labels=labels, use_cache=False
-        ).loss.backward()
+        inputs = {"input_ids": fixed.ids, "attention_mask": fixed.mask, "labels": labels}
+        p.lm(**inputs, use_cache=False).loss.backward()
         optimizer.step()
 
     def learn(answers: Rollout, size: int) -> None:
         method.update(p, optimizer, answers, scores, 0.2, Hyper(minibatch=size))
 
-    def whole(size: int = B) -> None:
-        learn(sample(), size)
-
-    todo = {
+    todo: dict[str, cost.Step] = {
         "plain": plain,
-        "ppo batch": whole,
-        "ppo batch, minibatches of 8": lambda: whole(8),
-        "rollout, cache": lambda: void(sample()),
-        "rollout, no cache": lambda: void(sample(cache=False)),
+        "ppo batch": lambda: learn(sample(), B),
+        "ppo batch, minibatches of 8": lambda: learn(sample(), 8),
+        "rollout, cache": sample,
+        "rollout, no cache": lambda: sample(cache=False),
         "update": lambda: learn(fixed, B),
         "update, ragged, padded": lambda: learn(uneven, B),
         "update, ragged, bucketed by 4": lambda: learn(uneven, 4),
@@ -86,38 +74,19 @@ def steps(device: torch.device) -> tuple[dict[str, Callable[[], None]], dict[str
     return todo, tokens | {name: int(uneven.mask.sum()) for name in todo if "ragged" in name}
 
 
-def void(_: object) -> None:
-    return None
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", default="", help="also write the figures to this file")
-    asked = parser.parse_args()
+    options = cost.parser(__doc__, rounds=5)
+    options.add_argument("--device", default="cpu")
+    asked = options.parse_args()
     torch.set_num_threads(1)
     todo, tokens = steps(torch.device(asked.device))
     rows = cost.measure(todo.pop("plain"), todo, asked.rounds, asked.device)
     for name, row in rows.items():
         row["tokens_per_second"] = round(tokens[name] / row["seconds"])
     cost.show("ppo_nlu: 16 texts of 72 + 22 tokens; plain: one supervised LoRA step on them", rows)
-    print(
-        "  tokens/s: "
-        + "; ".join(f"{name} {row['tokens_per_second']}" for name, row in rows.items())
-    )
-    print(
-        f"  target: a PPO batch costs at most {TARGET} plain steps; the official trainer's costs 6.5"
-    )
-    here = runs.environment()
-    cost.write(
-        asked.json, "ppo_nlu", rows, device=asked.device, rounds=asked.rounds,
-        machine={"cpu": here["processor"], "cores": os.cpu_count(), "system": here["system"], "device": here["device"]},
-        versions={"python": here["python"], **here["packages"]},
-        command=" ".join(["python -m benchmarks.methods.ppo_nlu", *sys.argv[1:]]),
-    )  # fmt: skip
+    speeds = (f"{name} {row['tokens_per_second']}" for name, row in rows.items())
+    print(f"  tokens/s: {'; '.join(speeds)}")
+    cost.write(asked.json, "ppo_nlu", rows, device=asked.device, rounds=asked.rounds)
 
 
 if __name__ == "__main__":

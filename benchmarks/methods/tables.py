@@ -1,8 +1,9 @@
 """From measured costs of the methods to what slowed down, the table of README.md and its figure.
 
-    python -m benchmarks.methods.tables     write table and figure from the committed result, without measuring
+    python -m benchmarks.methods.tables     table and figure from the committed result, unmeasured
 
-A result is {machine, versions, papers: {paper: {rows: {name: {ratio, lowest, highest, memory, ...}}, peak_megabytes, ...}}}.
+A result is {machine, versions, papers: {paper: {rows: {name: {ratio, lowest, highest, memory,
+...}}, peak_megabytes, ...}}}; the bounds beside it stand in each paper's paper.yaml.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.readme import cell, load_yaml, table
+import matplotlib
+
+from benchmarks import PAPERS, plots
+from benchmarks.papers import Bound, paper
+from benchmarks.readme import cell, table, update_readme
 
 ROOT = Path(__file__).parents[2]
 RESULT = Path("benchmarks/methods/results/cpu.json")
@@ -22,92 +27,93 @@ OF_BOUNDS = 0.05  # how far the bounds themselves can be trusted
 NOTHING = "Nothing is recorded yet: `make bench` measures."
 
 
-def bounds() -> dict[str, list[dict[str, Any]]]:
-    return load_yaml(Path(__file__).with_name("bounds.yaml"))
-
-
 def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"papers": {}}
 
 
-def normalised(found: Any, source: str) -> dict[str, dict[str, Any]]:
+def normalised(document: Any, source: str) -> dict[str, dict[str, Any]]:
     """Rows of a script's JSON: name -> a dict with `ratio`; a bare number is a ratio."""
-    rows = found.get("rows", found) if isinstance(found, dict) else None
+    rows = document.get("rows", document) if isinstance(document, dict) else None
     if not isinstance(rows, dict) or not rows:
         raise ValueError(
             f"{source} holds no rows; a script writes {{'rows': {{name: {{'ratio': ...}}}}}}"
         )
     rows = {name: row if isinstance(row, dict) else {"ratio": row} for name, row in rows.items()}
     for name, row in rows.items():
-        if not isinstance(row.get("ratio"), int | float) or not row["ratio"] > 0:
-            raise ValueError(
-                f"{source}: row {name!r} has ratio {row.get('ratio')!r}; it must be above 0"
-            )
+        ratio = row.get("ratio")
+        if not isinstance(ratio, int | float) or not ratio > 0:
+            raise ValueError(f"{source}: row {name!r} has ratio {ratio!r}; it must be above 0")
     return rows
 
 
 def regressions(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What takes more of a plain step than in the committed result, beyond noise; and what is not measured any more."""
+    """What takes more of a plain step than in the committed result, and what is not measured."""
     lines = []
-    for paper, now in new["papers"].items():
-        before = old["papers"].get(paper, {}).get("rows", {})
-        for name, row in before.items():
-            own = now["rows"].get(name)
-            if own is None:
-                lines.append(
-                    f"{paper}: {name}: recorded ({row['ratio']:.2f}) but not measured any more"
-                )
+    for name, now in new["papers"].items():
+        for work, before in old["papers"].get(name, {}).get("rows", {}).items():
+            what, after = f"{name}: {work}", now["rows"].get(work)
+            if after is None:
+                lines.append(f"{what}: recorded ({before['ratio']:.2f}) but not measured any more")
                 continue
-            for what, word in (("ratio", "slower"), ("memory", "more memory")):
-                if row.get(what) and own.get(what) and own[what] / row[what] - 1 > NOISE:
+            for key, word in (("ratio", "slower"), ("memory", "more memory")):
+                if before.get(key) and after.get(key) and after[key] / before[key] - 1 > NOISE:
                     lines.append(
-                        f"{paper}: {name}: {word} by {own[what] / row[what] - 1:.0%} "
-                        f"({own[what]:.2f} plain steps, recorded {row[what]:.2f})"
+                        f"{what}: {word} by {after[key] / before[key] - 1:.0%} "
+                        f"({after[key]:.2f} plain steps, recorded {before[key]:.2f})"
                     )
     return lines
 
 
 def missing(result: Mapping[str, Any]) -> list[str]:
-    """Rows that bounds.yaml names and the measured papers lack."""
-    return [
-        f"bounds.yaml: {paper} has no row {name!r}; it has {', '.join(result['papers'][paper]['rows'])}"
-        for paper, works in bounds().items()
-        if paper in result["papers"]
-        for name in dict.fromkeys(
-            w[key] for w in works for key in ("row", "same_work", "over") if key in w
-        )
-        if name not in result["papers"][paper]["rows"]
-    ]
+    """Rows that the bounds name and the measured papers lack."""
+    lines = []
+    for name, measured in result["papers"].items():
+        bounds = paper(name).bounds if name in PAPERS else []
+        named = (row for b in bounds for row in (b.row, b.same_work, b.over) if row)
+        rows = measured["rows"]
+        lines += [
+            f"{name}/paper.yaml: bounds: {row!r} is not measured; measured: {', '.join(rows)}"
+            for row in dict.fromkeys(named)
+            if row not in rows
+        ]
+    return lines
 
 
-def verdict(ratio: float, bound: Mapping[str, Any]) -> str:
-    """`reached`: what our minimal loop reached, or the floor where none was measured."""
-    limit = bound.get("reached", bound["floor"])
-    if ratio < bound["floor"] * (1 - OF_BOUNDS):
+def verdict(ratio: float, bound: Bound) -> str:
+    """Where a ratio stands between floor, what a minimal loop reached, and the official step."""
+    if ratio < bound.floor * (1 - OF_BOUNDS):
         return "below the floor"
-    if ratio <= limit:
+    if ratio <= bound.limit:
         return "reached"
-    if ratio <= limit * (1 + OF_BOUNDS):
+    if ratio <= bound.limit * (1 + OF_BOUNDS):
         return "reached, within 5 %"
-    if ratio > bound.get("official", float("inf")) * (1 + OF_BOUNDS):
+    if bound.official and ratio > bound.official * (1 + OF_BOUNDS):
         return "DEFECT: slower than official"
-    return f"missed by {ratio / limit - 1:.0%}"
+    return f"missed by {ratio / bound.limit - 1:.0%}"
 
 
-def works(
-    result: Mapping[str, Any],
-) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]]:
-    """(paper, bound, our row, row of the official way on the same work), {} for a row that was not measured.
+def works(result: Mapping[str, Any]) -> Iterator[tuple[str, Bound, dict[str, Any], dict[str, Any]]]:
+    """(paper, bound, our row, row of the official way); {} for a row that was not measured.
 
-    A bound with `over` was measured over another plain step: our ratios are divided by that row's."""
-    for paper, listed in bounds().items():
-        rows = result["papers"].get(paper, {}).get("rows", {})
-        for bound in listed:
-            ours = rows.get(bound["row"], {})
-            if ours and (other := rows.get(bound.get("over"))):
+    A bound with `over` was measured over another plain step: ours is divided by that row's ratio.
+    """
+    for name in PAPERS:
+        rows = result["papers"].get(name, {}).get("rows", {})
+        for bound in paper(name).bounds:
+            ours = rows.get(bound.row, {})
+            if ours and (other := rows.get(bound.over)):
                 scaled = (k for k in ("ratio", "lowest", "highest") if k in ours)
                 ours = ours | {k: ours[k] / other["ratio"] for k in scaled}
-            yield paper, bound, ours, rows.get(bound.get("same_work"), {})
+            yield name, bound, ours, rows.get(bound.same_work, {})
+
+
+def lacks(result: Mapping[str, Any]) -> list[str]:
+    """What the official code does on top of the official way in our code, paper by paper."""
+    return [f"{name}: {bound.lacks}" for name, bound, _, _ in works(result) if bound.lacks]
+
+
+def commits(result: Mapping[str, Any]) -> list[str]:
+    return sorted({str(measured["commit"])[:10] for measured in result["papers"].values()})
 
 
 def speed_table(root: Path = ROOT) -> str:
@@ -115,94 +121,74 @@ def speed_table(root: Path = ROOT) -> str:
     result = load(root / RESULT)
     if not result["papers"]:
         return NOTHING
-    shown = lambda row, key="ratio": f"{row[key]:.2f}" if row.get(key) else ""  # noqa: E731
-    rows = []
-    for paper, bound, ours, same in works(result):
-        spread = f" [{ours['lowest']:.2f}, {ours['highest']:.2f}]" if "lowest" in ours else ""
-        known = [
-            f"{bound[key]:g}" if key in bound else "" for key in ("official", "reached", "floor")
-        ]
-        what = f"[{cell(paper)}]({paper}/README.md): {cell(bound['work'])}"
-        said = verdict(ours["ratio"], bound) if ours else ""
-        memory = [shown(ours, "memory"), shown(same, "memory")]
-        rows.append([what, shown(ours) + spread or "NOT RUN", shown(same), *known, said, *memory])
-    head = ["step / plain step", "ours", "official way, our code", "official, measured by us", "reached", "floor", "bound",
-            "memory: ours", "memory: official way"]  # fmt: skip
-    lacks = [
-        f"{paper}: {bound['lacks']}" for paper, bound, _, _ in works(result) if "lacks" in bound
-    ]
+    rows = [_line(*work) for work in works(result)]
+    head = ["step / plain step", "ours", "official way, our code", "official, measured by us"]
+    head += ["reached", "floor", "bound", "memory: ours", "memory: official way"]
     peaks = ", ".join(f"{p} {x['peak_megabytes']:,.0f}" for p, x in result["papers"].items())
-    commits = sorted({str(x["commit"])[:10] for x in result["papers"].values()})
-    m, v = result["machine"], result["versions"]
+    machine, versions = result["machine"], result["versions"]
     about = (
-        f"Measured with `{result['command']}` on {m['cpu']}, {m['cores']} cores, one thread, Python {v['python']}, torch "
-        f"{v['torch']}, commit {', '.join(f'`{c}`' for c in commits)}. *memory*: peak of torch's "
-        f"allocator during a step over that of a plain step. Peak of the whole process, MB: {peaks}. What the official "
-        f"code does on top of *official way*: {'; '.join(lacks)}."
+        f"Measured with `{result['command']}` on {machine['cpu']}, {machine['cores']} cores, "
+        f"one thread, Python {versions['python']}, torch {versions['torch']}, commit "
+        f"{', '.join(f'`{c}`' for c in commits(result))}. *memory*: peak of torch's "
+        "allocator during a step over that of a plain step. Peak of the whole process, MB: "
+        f"{peaks}. What the official code does on top of *official way*: "
+        f"{'; '.join(lacks(result))}."
     )
     picture = (
-        f"![Cost of one step of each method in plain steps, ours beside the official algorithm, with the "
-        f"bound reached by a minimal loop and the counted floor]({FIGURE})"
+        "![Cost of one step of each method in plain steps, ours beside the official algorithm, "
+        f"with the bound reached by a minimal loop and the counted floor]({FIGURE})"
     )
     return "\n\n".join([table(head, rows, right=(1, 2, 3, 4, 5, 7, 8)), about, picture])
 
 
+def _line(name: str, bound: Bound, ours: Mapping[str, Any], same: Mapping[str, Any]) -> list[str]:
+    def shown(value: float | None, form: str = ".2f") -> str:
+        return f"{value:{form}}" if value else ""
+
+    spread = f" [{ours['lowest']:.2f}, {ours['highest']:.2f}]" if "lowest" in ours else ""
+    return [
+        f"[{cell(name)}]({name}/README.md): {cell(bound.work)}",
+        shown(ours.get("ratio")) + spread or "NOT RUN",
+        shown(same.get("ratio")),
+        *(shown(value, "g") for value in (bound.official, bound.reached, bound.floor)),
+        verdict(ours["ratio"], bound) if ours else "",
+        shown(ours.get("memory")),
+        shown(same.get("memory")),
+    ]
+
+
+SpeedLine = tuple[str, dict[str, float | None], list[float | None]]
+
+
+def speed_lines(result: Mapping[str, Any]) -> list[SpeedLine]:
+    """What `plots.speed` draws, for each work that was measured: its name, mark -> plain steps, and
+    the range of ours over rounds."""
+    marks = [name for name, *_ in plots.SPEED_MARKS]
+    lines: list[SpeedLine] = []
+    for name, bound, ours, same in works(result):
+        if ours:
+            known = (bound.official, bound.reached, bound.floor)
+            values = dict(zip(marks, (ours["ratio"], same.get("ratio"), *known), strict=True))
+            ends = [ours.get("lowest"), ours.get("highest")]
+            lines.append((f"{name}: {bound.work}", values, ends))
+    return lines
+
+
 def figure(result: Mapping[str, Any], path: Path) -> None:
-    """A line per work, logarithmic: ours with its range over rounds, official, reached, floor."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    matplotlib.rcParams.update({"svg.hashsalt": "speed", "svg.fonttype": "none", "font.size": 8})
-    lines = [line for line in works(result) if line[2]]
-    fig, ax = plt.subplots(figsize=(8, 0.9 + 0.33 * len(lines)))
-    for y, (_, bound, ours, same) in enumerate(lines):
-        ax.plot(
-            [ours.get("lowest", ours["ratio"]), ours.get("highest", ours["ratio"])],
-            [y, y],
-            c="tab:blue",
-            lw=1,
-        )
-        points = [
-            ("ours", ours["ratio"], "o", "tab:blue"),
-            ("official way, our code", same.get("ratio"), "D", "tab:orange"),
-            ("official algorithm, our own measurement", bound.get("official"), "s", "tab:red"),
-            ("reached by a minimal loop (bound)", bound.get("reached"), "|", "black"),
-            ("floor, counted", bound["floor"], "|", "tab:green"),
-        ]  # fmt: skip
-        for label, x, marker, colour in points:
-            if x is not None:
-                size = 90 if marker == "|" else 20
-                ax.scatter([x], [y], marker=marker, c=colour, s=size, label=label, zorder=3)
-    ax.set_yticks(range(len(lines)), [f"{paper}: {bound['work']}" for paper, bound, _, _ in lines])
-    ax.invert_yaxis()
-    ax.set(xscale="log", xlabel="one step / one plain step (one CPU thread)")
-    ticks = [1, 2, 3, 5, 10, 20, 40]
-    ax.set_xticks(ticks, [str(t) for t in ticks])
-    ax.minorticks_off()
-    ax.grid(axis="x", lw=0.3)
-    named = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    ax.legend(
-        named.values(), named, fontsize=7, ncols=2, loc="lower center", bbox_to_anchor=(0.3, 1.0)
-    )
-    fig.tight_layout()
+    """The report's figure as a file by itself; the same bytes each time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, metadata={"Date": None})
-    plt.close(fig)
+    with matplotlib.rc_context({"svg.hashsalt": "speed", "svg.fonttype": "none"}):
+        drawing = plots.speed(speed_lines(result))
+        drawing.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
 
 def write() -> None:
     """README.md (its block `speed`) and the figure, from the committed result."""
-    from benchmarks.readme import update_readme
-
     result = load(ROOT / RESULT)
     if result["papers"]:
         figure(result, ROOT / FIGURE)
-    print(
-        "README.md:",
-        "changed" if update_readme(ROOT / "README.md", {"speed": speed_table()}) else "as it was",
-    )
+    changed = update_readme(ROOT / "README.md", {"speed": speed_table()})
+    print("README.md:", "changed" if changed else "as it was")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""Cost of one cycle of TapWeight over one plain continued-pretraining step, for each way to the gradient of the weights.
+"""Cost of one cycle of TapWeight over one plain continued-pretraining step, for each way to do it.
 
     python -m benchmarks.methods.tapweight [--rounds 7] [--device cpu] [--json FILE]
 
-Encoder of 4 blocks of width 256, 8,000 word pieces, micro-batches of 16 texts of 32 tokens; three losses (pair, masked
-pair, order). A cycle is Level I (1 or 4 micro-batches), Level II, and Level III with the last micro-batch. The plain step is
-Level I with one micro-batch and Adam, with the MLM head on masked places only, as in the cycle; row `plain, word scores
-everywhere` has them at every place, as the official code (and our measurement of it: 2.9 with one micro-batch, 5.9 with four).
-Beside the cost: the cosine of the gradient of the weights with the exact one, for this batch. CPU: one thread, CPU seconds.
+Encoder of 4 blocks of width 256, 8,000 word pieces, micro-batches of 16 texts of 32 tokens; three
+losses (pair, masked pair, order). A cycle is Level I (1 or 4 micro-batches), Level II, and Level
+III with the last micro-batch. The plain step is Level I with one micro-batch and Adam, with the MLM
+head on masked places only, as in the cycle; row `plain, word scores everywhere` has them at every
+place, as the official code. Beside the cost: the cosine of the gradient of the weights with the
+exact one, for this batch.
 """
 
 from __future__ import annotations
 
-import argparse
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from shared import vectors
 from tapweight import baselines, language, method, objectives
 
 V, D, BATCH, TOKENS = 8000, 256, 16, 32
-TARGETS = {1: 2.0, 4: 4.9}  # micro-batches -> plain steps
+MICRO_BATCHES = (1, 4)
 EVERYWHERE = "plain, word scores everywhere"
 
 
@@ -33,41 +34,34 @@ class Work:
         from transformers import BertConfig, BertModel
 
         torch.manual_seed(0)
-        config = BertConfig(
-            vocab_size=V,
-            hidden_size=D,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=4 * D,
-        )
+        blocks: Any = {"num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 4 * D}
+        config = BertConfig(vocab_size=V, hidden_size=D, **blocks)
         self.encoder = language.Whole(BertModel(config, add_pooling_layer=False)).to(device).train()
         self.phi = language.Whole(BertModel(config, add_pooling_layer=False)).to(device).train()
         self.phi.load_state_dict(self.encoder.state_dict())
-        self.heads = nn.ModuleDict({"CL": nn.Sequential(nn.Linear(D, D), nn.Tanh()), "MLM": language.MLMHead(D, V),
-                                    "SOP": language.two_layers(D, 2, 0.1)}).to(device)  # fmt: skip
+        pair = nn.Sequential(nn.Linear(D, D), nn.Tanh())
+        words, order = language.MLMHead(D, V), language.two_layers(D, 2, 0.1)
+        self.heads = nn.ModuleDict({"CL": pair, "MLM": words, "SOP": order}).to(device)
         self.w = language.two_layers(D, 2, 0.1).to(device)
         g = torch.Generator().manual_seed(1)
-        tokens = lambda: torch.randint(4, V, (BATCH, TOKENS), generator=g)  # noqa: E731
+
+        def tokens() -> Tensor:
+            return torch.randint(4, V, (BATCH, TOKENS), generator=g).to(device)
+
         everywhere = torch.ones(BATCH, TOKENS, dtype=torch.bool)
         self.batches = []
         for _ in range(micro):
-            text = tokens()
-            masked = [
-                objectives.mask_tokens(text, everywhere, 3, torch.arange(4, V), g) for _ in range(2)
-            ]
-            self.batches.append(
-                (text.to(device), [[t.to(device) for t in m] for m in masked], tokens().to(device))
-            )
-        self.labelled = [tokens().to(device) for _ in range(2)]
+            text, pieces = tokens().cpu(), torch.arange(4, V)
+            masked = [objectives.mask_tokens(text, everywhere, 3, pieces, g) for _ in range(2)]
+            on_device = [[t.to(device) for t in tensors] for tensors in masked]
+            self.batches.append((text.to(device), on_device, tokens()))
+        self.labelled = [tokens() for _ in range(2)]
         self.y = torch.randint(2, (BATCH,), generator=g).to(device)
         alpha = method.start_logits(3)
-        self.optimizers = [
-            baselines.optimizer(
-                "adam", [*self.encoder.parameters(), *self.heads.parameters()], 2e-5, 0.0
-            ),
-            baselines.optimizer("adam", [*self.phi.parameters(), *self.w.parameters()], 2e-5, 0.0),
-            baselines.optimizer("adam", [alpha], 2e-3, 0.0),
-        ]
+        first = [*self.encoder.parameters(), *self.heads.parameters()]
+        second = [*self.phi.parameters(), *self.w.parameters()]
+        levels = ((first, 2e-5), (second, 2e-5), ([alpha], 2e-3))
+        self.optimizers = [baselines.optimizer("adam", x, lr, 0.0) for x, lr in levels]
         self.levels = method.Levels(
             self.encoder, self.phi, alpha, self.optimizers, method.SquaredDistance(1e-2), mode
         )
@@ -75,37 +69,33 @@ class Work:
     def losses(self, i: int, everywhere: bool = False) -> method.Losses:
         text, masked, halves = self.batches[i]
 
-        def found() -> list[Tensor]:
+        def values() -> list[Tensor]:
             torch.manual_seed(i)
             a, b = self.heads["CL"](self.encoder({"input_ids": torch.cat([text, text])})).chunk(2)
             states, targets = [], []
-            for ids, at, wanted in masked:
+            for ids, at, target in masked:
                 if everywhere:
                     places = torch.arange(TOKENS, device=ids.device).expand(BATCH, -1)
                     states.append(self.encoder({"input_ids": ids}, places).flatten(0, 1))
-                    all_targets = torch.full_like(ids, objectives.IGNORED).scatter(1, at, wanted)
+                    all_targets = torch.full_like(ids, objectives.IGNORED).scatter(1, at, target)
                     targets.append(all_targets.flatten())
                     continue
-                there = wanted != objectives.IGNORED
-                states.append(self.encoder({"input_ids": ids}, at)[there])
-                targets.append(wanted[there])
+                real = target != objectives.IGNORED
+                states.append(self.encoder({"input_ids": ids}, at)[real])
+                targets.append(target[real])
             logits = self.heads["MLM"](torch.cat(states), self.encoder.embedding())
             order = objectives.order(self.heads["SOP"](self.encoder({"input_ids": halves})), self.y)
-            return [
-                objectives.contrastive(a, b),
-                objectives.masked_lm(logits, torch.cat(targets)),
-                order,
-            ]
+            words = objectives.masked_lm(logits, torch.cat(targets))
+            return [objectives.contrastive(a, b), words, order]
 
-        return found
+        return values
 
     def task(self, i: int) -> Tensor:
         return F.cross_entropy(self.w(self.phi({"input_ids": self.labelled[i]})), self.y)
 
     def plain(self, everywhere: bool = False) -> None:
-        baselines.plain_cycle(
-            self.optimizers[0], [[self.losses(0, everywhere)]], torch.full((3,), 1 / 3)
-        )
+        losses = [[self.losses(0, everywhere)]]
+        baselines.plain_cycle(self.optimizers[0], losses, torch.full((3,), 1 / 3))
 
     def cycle(self) -> None:
         micro = [self.losses(i) for i in range(len(self.batches))]
@@ -115,42 +105,32 @@ class Work:
         """Cosine of the mode's gradient of the weights with K backward passes."""
         v, _ = method.validation_gradient(lambda: self.task(1), self.levels.phi_e)
         u = self.levels.prox.pull_back(v, self.levels.phi_e, self.levels.theta_e)
-        found = [
+        ours, exact = (
             method.alignment([self.losses(0)], self.levels.theta_e, u, 3, mode).h.double()
             for mode in (self.levels.mode, "exact-dot")
-        ]
-        return vectors.cosine(found[:1], found[1:])
+        )
+        return vectors.cosine([ours], [exact])
 
 
 def measure(rounds: int, device: str) -> dict[str, cost.Row]:
-    """Rows mode/micro-batches (with the cosine of the gradient of the weights), the plain step, and the costlier plain step."""
+    """Rows mode/micro-batches (with their cosine), the plain step, and the costlier plain step."""
     place = torch.device(device)
     plain = Work(place, 1, method.MODES[0])
-    todo = {f"{mode}/{n}": Work(place, n, mode) for mode in method.MODES for n in TARGETS}
-    cosines = {name: work.agreement() for name, work in todo.items()}
-    kinds = {name: work.cycle for name, work in todo.items()} | {
-        EVERYWHERE: lambda: plain.plain(True)
-    }
+    todo = {f"{mode}/{n}": Work(place, n, mode) for mode in method.MODES for n in MICRO_BATCHES}
+    cosines = {name: {"cosine": work.agreement()} for name, work in todo.items()}
+    kinds: dict[str, cost.Step] = {name: work.cycle for name, work in todo.items()}
+    kinds[EVERYWHERE] = lambda: plain.plain(True)
     rows = cost.measure(plain.plain, kinds, rounds, device)
-    return {
-        name: row | ({"cosine": cosines[name]} if name in cosines else {})
-        for name, row in rows.items()
-    }
+    return {name: row | cosines.get(name, {}) for name, row in rows.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", default="", help="also write the figures to this file")
-    asked = parser.parse_args()
+    options = cost.parser(__doc__, rounds=7)
+    cost.device_option(options)
+    asked = options.parse_args()
     torch.set_num_threads(1)
     rows = measure(asked.rounds, asked.device)
-    cost.show(
-        f"tapweight: a cycle over a plain continued-pretraining step (targets: {TARGETS})", rows
-    )
+    cost.show("tapweight: a cycle over a plain continued-pretraining step", rows)
     for name in (name for name, row in rows.items() if "cosine" in row):
         over = rows[name]["ratio"] / rows[EVERYWHERE]["ratio"]
         print(f"  {name:34} cosine {rows[name]['cosine']:.6f}   over scores everywhere {over:.2f}")

@@ -1,4 +1,4 @@
-"""Phases of a run: stopped anywhere, in training or in evaluation, it ends as if nothing had happened."""
+"""Phases of a run: stopped anywhere, also in evaluation, it ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shared.runs import BadInput, Batches, Parts, schedule
 
 
 def train(folder, monkeypatch, stop_after=10**9):
-    """Two trainings of one weight and an evaluation, asked to stop after some steps. Returns the run."""
+    """Two trainings of one weight and an evaluation, asked to stop after some steps; the run."""
     count = iter(range(10**9))
     asked = [False]
     monkeypatch.setattr(runs, "_stop_asked", lambda: asked[0])

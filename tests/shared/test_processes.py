@@ -21,8 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
 def test_rows_are_divided_evenly_and_none_is_left_out(monkeypatch, n, kind):
     rows, taken = list(range(10, 10 + n)), []
-    monkeypatch.setattr(processes, "several", lambda: True)
-    monkeypatch.setattr(processes, "world", lambda: 4)
+    monkeypatch.setattr(processes, "world_size", lambda: 4)
     for k in range(4):
         monkeypatch.setattr(processes, "rank", lambda k=k: k)
         taken.append([int(x) for x in processes.shard(kind(rows))])
@@ -35,7 +34,8 @@ def test_one_process_is_left_alone():
     gradient = torch.nn.Parameter(torch.ones(2))
     gradient.grad = torch.tensor([1.0, 2.0])
     processes.mean_gradients([gradient])
-    assert processes.shard(rows) is rows and processes.noise_names() == () and processes.world_size() == 1
+    assert processes.shard(rows) is rows
+    assert processes.noise_names() == () and processes.world_size() == 1
     assert processes.any_rank(True, False) == (True, False) and processes.broadcast("x") == "x"
     assert gradient.grad.tolist() == [1.0, 2.0]
 
@@ -52,7 +52,7 @@ a, b, c = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
 processes.average_before_steps()
 optimiser = torch.optim.SGD([a, b, c], lr=1.0)
 a.grad = torch.full((2,), float(rank))        # 0 and 1: mean 0.5
-if rank: b.grad = torch.ones(2)               # only one process has a gradient: it counts as zero in the other
+if rank: b.grad = torch.ones(2)  # it counts as zero in the other process
 optimiser.step()
 assert a.tolist() == [-0.5, -0.5] and b.tolist() == [-0.5, -0.5] and c.grad is None, (a, b, c)
 with processes.single():                       # no message is sent: the other process is elsewhere
@@ -70,8 +70,9 @@ def launch(*words: str, config: str = "ddp", **environ: str) -> subprocess.Compl
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configs/{config}.yaml",
-               "--num_processes", "2", "--main_process_port", port, *words]  # fmt: skip
+    launch = ["-m", "accelerate.commands.launch", "--config_file", f"configs/{config}.yaml"]
+    group = ["--num_processes", "2", "--main_process_port", port]
+    command = [sys.executable, *launch, *group, *words]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environ}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
 
@@ -90,7 +91,7 @@ def records(home: Path) -> dict[str, dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("paper", PAPERS)
 def test_two_processes_train_every_method_and_stay_equal(paper, tmp_path):
-    """Every run of the tiny chain: two processes took part, ended with the same weights, and its gates hold."""
+    """Every run of the tiny chain: two processes ended with the same weights, and gates hold."""
     done = launch("-m", f"{paper}.train", "--tiny", "--device", "cpu", REPRO_RUNS=str(tmp_path))
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     found = records(tmp_path)
@@ -108,20 +109,22 @@ def tensors(value, name=""):
             yield from tensors(inner, f"{name}.{key}")
 
 
-# Methods whose rows draw no noise of their own, whose networks hold no batch statistics and in which nothing is ranked: the masks of
-# mlo_mae may flip by rounding (its own test compares fewer steps), the answers of ppo_nlu are drawn (its own test compares updates).
+# Methods whose rows draw no noise of their own, whose networks hold no batch statistics and where
+# nothing is ranked: the masks of mlo_mae may flip by rounding (its own test compares fewer steps),
+# the answers of ppo_nlu are drawn (its own test compares updates).
 @pytest.mark.slow
 @pytest.mark.parametrize("paper", ["autolora", "weight_mixup"])
 def test_two_processes_equal_one_to_the_last_optimiser(paper, tmp_path):
-    """Weights, upper variables and both optimisers' moments after all steps of every run of the chain, up to rounding."""
-    kept = {"REPRO_CHECKPOINT_SECONDS": "0", "KEEP": "1"}
+    """Weights, upper variables and moments after all steps of every run, up to rounding."""
+    keep = {"REPRO_CHECKPOINT_SECONDS": "0", "KEEP": "1"}
+    machine = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     words = ["tests/launched.py", paper, "--tiny", "--device", "cpu"]
     one = subprocess.run(
         [sys.executable, *words], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "REPRO_RUNS": str(tmp_path / "one"), **kept},
+        env={**os.environ, **machine, "REPRO_RUNS": str(tmp_path / "one"), **keep},
     )  # fmt: skip
     assert one.returncode == 0, one.stderr[-3000:]
-    two = launch(*words, REPRO_RUNS=str(tmp_path / "two"), **kept)
+    two = launch(*words, REPRO_RUNS=str(tmp_path / "two"), **keep)
     assert two.returncode == 0, two.stderr[-3000:]
     assert {r["details"]["processes"]["number"] for r in records(tmp_path / "two").values()} == {2}
     compared = 0
@@ -141,7 +144,7 @@ def test_two_processes_equal_one_to_the_last_optimiser(paper, tmp_path):
 
 @pytest.mark.slow
 def test_fsdp2_configuration_trains_ppo(tmp_path):
-    """configs/fsdp2.yaml: the paper's protocol on a tiny Llama, its frozen weights divided between two processes."""
+    """configs/fsdp2.yaml: a tiny Llama, its frozen weights divided between two processes."""
     words = (
         "-m",
         "ppo_nlu.train",

@@ -1,4 +1,4 @@
-"""protocol.yaml: precedence, seeds, stages, fingerprints, and every malformed file refused with the remedy."""
+"""protocol.yaml: precedence, seeds, stages, fingerprints; malformed files are refused."""
 
 from __future__ import annotations
 

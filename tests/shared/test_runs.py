@@ -1,4 +1,4 @@
-"""Runs: records, exact resume, damaged checkpoints, full disks, NaN, leaks, and the real command line."""
+"""Runs: records, exact resume, damaged checkpoints, full disks, NaN, leaks, the command line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def module(root, monkeypatch):
     return toy.train
 
 
-# --- streams -----------------------------------------------------------------------------------------------------
+# --- streams ----------------------------------------------------------------------------------
 
 
 def test_streams_are_named_and_independent():
@@ -63,7 +63,7 @@ def test_streams_are_named_and_independent():
     assert torch.equal(first, torch.nn.functional.dropout(torch.ones(50)))
 
 
-# --- checkpoints -------------------------------------------------------------------------------------------------
+# --- checkpoints ------------------------------------------------------------------------------
 
 
 def test_every_bit_flip_is_caught():
@@ -132,7 +132,7 @@ def test_cached_values(tmp_path, monkeypatch):
     assert runs.cached(("k", 1), make)["words"] == ["a", "b"] and len(calls) == 3
 
 
-# --- a run -------------------------------------------------------------------------------------------------------
+# --- a run ------------------------------------------------------------------------------------
 
 
 def config(train, root, **changes):
@@ -291,7 +291,7 @@ def test_leaks_and_ragged_predictions_are_refused(toy, monkeypatch):
             run.predictions(id=np.arange(3), label=np.arange(2))
 
 
-# --- the real command line ----------------------------------------------------------------------------------------
+# --- the real command line --------------------------------------------------------------------
 
 
 def test_command_line(toy):
@@ -331,15 +331,16 @@ def test_command_line(toy):
 
 
 def test_kill_and_continue(toy):
-    """SIGKILL in the middle, then the same command: the same bits. SIGTERM: a clean stop with status 130."""
+    """SIGKILL in the middle, the same command: the same bits. SIGTERM: a clean stop, status 130."""
     words = ["--arm", "noisy", "--task", "line", "--seed", "5", "--steps", "3000", "--noise", "1.0"]
     assert command(toy, *words, "--out", "whole").returncode == 0
     kept = lambda: set((toy / "cut" / "checkpoint").glob("step-*.pt"))  # noqa: E731
     for number, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 130)):
         before = kept()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "toy.train", *words, "--out", "cut"], cwd=toy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, "REPRO_CHECKPOINT_SECONDS": "0"})  # fmt: skip
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        line = [sys.executable, "-m", "toy.train", *words, "--out", "cut"]
+        env = {**os.environ, "REPRO_CHECKPOINT_SECONDS": "0"}
+        process = subprocess.Popen(line, cwd=toy, env=env, **silent)
         while not kept() - before:
             assert process.poll() is None
             time.sleep(0.01)
@@ -355,7 +356,7 @@ def test_kill_and_continue(toy):
 
 
 def test_import_shared_is_light():
-    code = "import sys; import shared; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, shared; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], cwd=os.path.dirname(os.path.dirname(runs.__file__))

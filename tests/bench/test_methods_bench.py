@@ -1,4 +1,4 @@
-"""benchmarks/methods: what scripts write is read, what became slower is said, table and figure say what the records say."""
+"""benchmarks/methods: scripts are read, what became slower is said, tables show the records."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import PAPERS, readme
+from benchmarks import PAPERS, papers, readme
 from benchmarks.methods import __main__ as runner
 from benchmarks.methods import cost, tables
 
@@ -29,25 +29,16 @@ def result(**papers):
 SEARCH, OFFICIAL = "search step (finite difference)", "search step (official habits)"
 
 
-def test_bounds_are_complete_and_of_known_papers():
-    bounds = tables.bounds()
-    assert set(bounds) == set(PAPERS)
-    known = {"work", "row", "over", "same_work", "lacks", "official", "reached", "floor"}
-    for paper, works in bounds.items():
-        for bound in works:
-            assert set(bound) <= known, paper
-            assert {"work", "row", "floor"} <= set(bound), paper
-            assert (
-                bound.get("official", 1e9)
-                > bound.get("reached", bound["floor"])
-                >= bound["floor"] * 0.95
-            )
+@pytest.mark.parametrize("paper", PAPERS)
+def test_bounds_of_a_paper_stand_in_order(paper):
+    for bound in papers.paper(paper).bounds:
+        assert (bound.official or 1e9) > bound.limit >= bound.floor * 0.95, bound.work
 
 
 def test_a_bound_over_another_plain_step_divides_by_it():
     plain = "plain, word scores everywhere"
     measured = result(tapweight={"finite-difference/4": row(6.0, 2.0), plain: row(1.2, 1.1)})
-    ours = {b["work"]: own for p, b, own, _ in tables.works(measured) if p == "tapweight" and own}
+    ours = {b.work: own for p, b, own, _ in tables.works(measured) if p == "tapweight" and own}
     assert ours["cycle, 4 micro-batches"]["ratio"] == pytest.approx(5.0)
     assert ours["cycle, 4 micro-batches"]["highest"] == pytest.approx(6.1 / 1.2)
     assert ours["cycle, 4 micro-batches, over our plain step"] == row(6.0, 2.0)
@@ -95,8 +86,9 @@ def test_regressions_are_named():
     ],
 )
 def test_verdicts(ratio, said):
-    assert tables.verdict(ratio, {"official": 5.8, "reached": 5.0, "floor": 4.8}).startswith(said)
-    assert tables.verdict(2.0, {"floor": 2.0}) == "reached"
+    bound = papers.Bound(work="a step", row="row", official=5.8, reached=5.0, floor=4.8)
+    assert tables.verdict(ratio, bound).startswith(said)
+    assert tables.verdict(2.0, papers.Bound(work="a step", row="row", floor=2.0)) == "reached"
 
 
 def test_table_and_figure(tmp_path):
@@ -119,10 +111,11 @@ def test_table_and_figure(tmp_path):
 
 
 def test_a_row_that_bounds_name_must_be_measured():
-    assert tables.missing(result(autolora={SEARCH: row(5.0), OFFICIAL: row(5.0), "other": row(1.0)})) == [
-        "bounds.yaml: autolora has no row 'search step (first order)'; "
-        f"it has {SEARCH}, {OFFICIAL}, other"
-    ]  # fmt: skip
+    measured = result(autolora={SEARCH: row(5.0), OFFICIAL: row(5.0), "other": row(1.0)})
+    assert tables.missing(measured) == [
+        "autolora/paper.yaml: bounds: 'search step (first order)' is not measured; "
+        f"measured: {SEARCH}, {OFFICIAL}, other"
+    ]
     assert not tables.missing(result())
 
 
@@ -183,9 +176,9 @@ def test_the_runner(fake, monkeypatch, capsys):
     committed.parent.mkdir(parents=True)
     committed.write_text(json.dumps(old))
     before = committed.read_bytes()
-    assert run(monkeypatch, "--rounds", "3") == 1  # rows that bounds.yaml names are not there
+    assert run(monkeypatch, "--rounds", "3") == 1  # rows that its bounds name are not there
     said = capsys.readouterr().out
-    assert "slower by 80%" in said and "another machine" in said and "has no row" in said
+    assert "slower by 80%" in said and "another machine" in said and "is not measured" in said
     assert "DEFECT" in said and committed.read_bytes() == before
     kept = json.loads((fake / "runs/methods/cpu.json").read_text())
     assert kept["papers"]["autolora"]["rows"] == {SEARCH: {"ratio": 9.0}}

@@ -1,0 +1,1 @@
+"""`python -m benchmarks.new_paper NAME`: a paper's directory that already trains and is judged."""
