@@ -13,6 +13,8 @@ from shared import glue, runs, sources
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Texts = list[str] | list[tuple[str, ...]]
+
 
 @contextmanager
 def glue_rows(task: str, n: int) -> Iterator[None]:
@@ -24,7 +26,7 @@ def glue_rows(task: str, n: int) -> Iterator[None]:
 
 
 def classifier(
-    name: str, texts: list[tuple[str, ...]], outputs: int, attention: str
+    name: str, texts: Texts, outputs: int, attention: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A random model of the class of `name`, two blocks of width 32; a tokenizer of these texts."""
     from transformers import AutoModelForSequenceClassification, BertConfig, RobertaConfig
@@ -41,16 +43,17 @@ def classifier(
     return model, tokenizer_of(texts)
 
 
-def tokenizer_of(texts: list[tuple[str, ...]]) -> PreTrainedTokenizerBase:
-    """WordPiece with a vocabulary of 300, trained on these texts or pairs of texts."""
+def tokenizer_of(texts: Texts) -> PreTrainedTokenizerBase:
+    """The 300 most frequent words of these texts; ties by alphabet, so the same ones each time."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    core = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
-    core.train_from_iterator((text for row in texts for text in row), trainer)
+    trainer = trainers.WordLevelTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    rows = ((row,) if isinstance(row, str) else row for row in texts)
+    core.train_from_iterator((text for row in rows for text in row), trainer)
     core.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
