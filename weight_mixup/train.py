@@ -146,11 +146,11 @@ def search(config: Config, run: Run, network: Network, train: Items, plan: Plan)
         elif config.job == "joint":
             loss = baselines.joint_step(levels, lower, config.search_clip)
         else:
-            if xi > 0 and not network.check and not config.official:  # the rate rises from 0
-                first = outcome.check_estimator(levels, upper, lower, xi, config.estimator)
-                network.check.update(first)
             estimate = estimate_of(config, levels, k, t)
             try:
+                if xi > 0 and not network.check and not config.official:  # the rate rises from 0
+                    first = outcome.check_estimator(levels, upper, lower, xi, config.estimator)
+                    network.check.update(first)
                 g, loss = method.search_step(levels, upper, lower, xi, config.search_clip, estimate)
             except FloatingPointError as error:
                 raise runs.Diverged("upper", t, b_val.ids) from error
