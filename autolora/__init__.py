@@ -1,1 +1,1 @@
-"""AutoLoRA: learn one LoRA rank per weight matrix by a bilevel search, then retrain with those ranks."""
+"""AutoLoRA: learn one LoRA rank per weight matrix by a bilevel search, then retrain with them."""

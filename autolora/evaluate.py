@@ -1,15 +1,15 @@
-"""Predictions -> metrics. `score` is pure and quick: the judge calls it on thousands of resampled test sets.
+"""Predictions -> metrics. `score` is pure and quick: the judge calls it on resampled test sets.
 
     python -m autolora.evaluate runs/autolora/cpu/documentation/seed0/autolora
 
 What a row of `prediction` and `label` holds depends on the task's kind (`_kind`):
-    classification   a class and a class; `part` (optional) tells MNLI's matched (0) from mismatched (1) items
+    classification   a class and a class; `part` tells MNLI's matched (0) from mismatched (1) items
     regression       a number and a number
-    tagging          (entities found and right, entities found) and entities there, of one sentence
+    tagging          (entities right, entities predicted) and entities in truth, of one sentence
     generation       sufficient statistics of BLEU and TER of one text: see `generation_row`
     planted          the rank a rule reports and the rank that was planted (`planted.py`)
-Names with an underscore describe the run, not its items: `_ranks` (M,) of the adapted maps, `_cost` in gradient
-evaluations, `_parameters` of the adapters, `_headline` the metric that is called `score`.
+Names with an underscore describe the run, not its items: `_ranks` (M,) of the adapted maps, `_cost`
+in gradient evaluations, `_parameters` of the adapters, `_headline` the metric called `score`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,33 +32,31 @@ def score(predictions: Predictions) -> dict[str, float]:
     metrics = METRICS[kind](label, prediction)
     if "part" in predictions:
         for name, part in (("accuracy_matched", 0), ("accuracy_mismatched", 1)):
-            metrics[name] = glue.accuracy(
-                label[predictions["part"] == part], prediction[predictions["part"] == part]
-            )
+            rows = predictions["part"] == part
+            metrics[name] = glue.accuracy(label[rows], prediction[rows])
     headline = str(predictions["_headline"])
     metrics["score"] = metrics[headline]
-    if (
-        "best_epoch" in predictions
-    ):  # the official habit: the best epoch on the reported set; never used for a claim
-        epochs = predictions["best_epoch"]  # (n, epochs, ...)
-        metrics["score_best_epoch"] = max(
-            METRICS[kind](label, epochs[:, e])[headline] for e in range(epochs.shape[1])
-        )
+    if "best_epoch" in predictions:  # the official habit; never used for a claim
+        epochs = np.moveaxis(predictions["best_epoch"], 1, 0)  # (epochs, n, ...)
+        metrics["score_best_epoch"] = max(METRICS[kind](label, e)[headline] for e in epochs)
     for name in ("cost", "cost_all_ranks", "parameters", "rank_total"):
         if f"_{name}" in predictions:
             metrics[name] = float(predictions[f"_{name}"])
     return metrics
 
 
-# --- metrics by kind of task -------------------------------------------------------------------------------------
+# --- metrics by kind of task ---------------------------------------------------------------------
 
 
 def classification(label: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
-    """Accuracy; with two classes also F1 of class 1 and Matthews correlation. An undefined ratio counts as 0."""
-    found = {"accuracy": glue.accuracy(label, prediction)}
+    """Accuracy; with two classes also F1 of class 1 and Matthews correlation.
+
+    An undefined ratio counts as 0."""
+    metrics = {"accuracy": glue.accuracy(label, prediction)}
     if label.max(initial=0) <= 1:
-        found |= {"f1": glue.f1(label, prediction), "matthews": glue.matthews(label, prediction)}
-    return found
+        metrics["f1"] = glue.f1(label, prediction)
+        metrics["matthews"] = glue.matthews(label, prediction)
+    return metrics
 
 
 def regression(label: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
@@ -72,25 +69,20 @@ def regression(label: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
 
 
 def tagging(label: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
-    """Entity-level precision, recall and F1, micro-averaged, as seqeval counts them. prediction: (n, 2)."""
-    right, found = prediction.sum(0, dtype=float)
-    there = float(label.sum())
-    return {
-        "f1": ratio(2 * right, found + there),
-        "precision": ratio(right, found),
-        "recall": ratio(right, there),
-    }
+    """Entity-level precision, recall, F1, micro-averaged, as seqeval counts. prediction: (n, 2)."""
+    right, predicted = prediction.sum(0, dtype=float)
+    actual = float(label.sum())
+    f1 = ratio(2 * right, predicted + actual)
+    return {"f1": f1, "precision": ratio(right, predicted), "recall": ratio(right, actual)}
 
 
 def generation(label: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
-    """Corpus BLEU and TER (multi-reference), from rows of `generation_row`. TER is divided by 100: lower is better."""
+    """Corpus BLEU and TER (multi-reference), from rows of `generation_row`.
+
+    TER is divided by 100, and lower is better."""
     right, total = prediction[:, :4].sum(0, dtype=float), prediction[:, 4:8].sum(0, dtype=float)
-    length, edits, reference, averaged = (
-        prediction[:, 8].sum(),
-        prediction[:, 9].sum(),
-        label.sum(),
-        prediction[:, 10].sum(),
-    )
+    length, edits, averaged = (prediction[:, column].sum() for column in (8, 9, 10))
+    reference = label.sum()
     if (right == 0).any() or length == 0:
         bleu = 0.0
     else:
@@ -98,7 +90,7 @@ def generation(label: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     return {"bleu": bleu, "ter": ratio(float(edits), float(averaged))}
 
 
-# Planted-rank table: the rank that was planted (columns) and outer travel with the rule that reads it out (rows).
+# Planted-rank table: the planted rank (columns), and the rule with its outer travel (rows).
 TRUTHS = (1, 2, 4, 6)
 ROWS = ("count_0.12", "count_1.2", "count_12", "norm_weighted_12", "spectral_12")
 
@@ -106,41 +98,45 @@ ROWS = ("count_0.12", "count_1.2", "count_12", "norm_weighted_12", "spectral_12"
 def planted(label: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     """Cells of the planted-rank table, row by row, and mean distance from the truth per row."""
     rows = prediction.reshape(len(ROWS), len(TRUTHS)).astype(float)
-    found = {
-        f"{row}_true_{t}": float(value)
-        for row, values in zip(ROWS, rows)
-        for t, value in zip(TRUTHS, values)
+    table = dict(zip(ROWS, rows))
+    cells = {
+        f"{row}_true_{truth}": float(value)
+        for row, values in table.items()
+        for truth, value in zip(TRUTHS, values)
     }
-    return found | {
-        f"{row}_error": float(np.abs(values - TRUTHS).mean()) for row, values in zip(ROWS, rows)
-    }
+    errors = {f"{row}_error": float(np.abs(v - TRUTHS).mean()) for row, v in table.items()}
+    return cells | errors
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
-    "classification": classification, "regression": regression, "tagging": tagging, "generation": generation,
+    "classification": classification,
+    "regression": regression,
+    "tagging": tagging,
+    "generation": generation,
     "planted": planted,
-}  # fmt: skip
+}
 
 
 def ratio(a: float, b: float) -> float:
     return float(a / b) if b else 0.0
 
 
-# --- rows of predictions that are not one number -------------------------------------------------------------------
+# --- rows of predictions that are not one number -------------------------------------------------
 
 
 def tagging_row(truth: Sequence[str], predicted: Sequence[str]) -> tuple[int, int, int]:
-    """(entities found and right, entities found, entities there) of one sentence, spans by seqeval."""
+    """(entities right, entities predicted, entities in truth) of one sentence, spans by seqeval."""
     from seqeval.metrics.sequence_labeling import get_entities
 
-    there, found = set(get_entities(list(truth))), set(get_entities(list(predicted)))
-    return len(there & found), len(found), len(there)
+    actual, guesses = set(get_entities(list(truth))), set(get_entities(list(predicted)))
+    return len(actual & guesses), len(guesses), len(actual)
 
 
 def generation_row(text: str, references: Sequence[str]) -> tuple[list[float], float]:
     """(row of `prediction`, row of `label`) of one text against its references, by sacrebleu.
 
-    prediction: matching n-grams (4), n-grams (4), length, edits, mean reference length; label: reference length."""
+    prediction: matching n-grams (4), n-grams (4), length, edits, mean reference length
+    label: reference length"""
     from sacrebleu.metrics import BLEU, TER
 
     bleu = BLEU(effective_order=True).sentence_score(text, list(references))
@@ -149,7 +145,7 @@ def generation_row(text: str, references: Sequence[str]) -> tuple[list[float], f
     return [float(x) for x in row], float(bleu.ref_len)
 
 
-# --- statistics over several arms of one seed (claims.yaml, kind: statistic) ---------------------------------------
+# --- statistics over several arms of one seed (claims.yaml, kind: statistic) ---------------------
 
 
 def rank_spread(arms: dict[str, Predictions]) -> float:
@@ -158,13 +154,14 @@ def rank_spread(arms: dict[str, Predictions]) -> float:
 
 
 def rank_agreement(arms: dict[str, Predictions]) -> float:
-    """Claim 9: Spearman correlation of two rank vectors. Its mean under permutation of the maps is 0."""
+    """Claim 9: Spearman correlation of two rank vectors; 0 on average if maps are permuted."""
     first, second = (p["_ranks"] for p in list(arms.values())[:2])
     return glue.spearman(first, second)
 
 
 def planted_gap(arms: dict[str, Predictions]) -> float:
-    """Exhibit: error of the paper's count at official travel minus error of the norm-weighted count at long travel."""
+    """Exhibit: error of the paper's count at official travel minus that of the norm-weighted count
+    at long travel."""
     table = score(next(iter(arms.values())))
     return table["count_1.2_error"] - table["norm_weighted_12_error"]
 
@@ -179,14 +176,13 @@ STATISTICS: dict[str, Callable[[dict[str, Predictions]], float]] = {
 def read(directory: Path) -> Predictions:
     path = Path(directory) / "predictions.npz"
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist: give the directory of a finished run that has a score"
-        )
+        remedy = "give the directory of a finished run that has a score"
+        raise FileNotFoundError(f"{path} does not exist: {remedy}")
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
 
-def main(arguments: list[str]) -> Any:
+def main(arguments: list[str]) -> None:
     if len(arguments) != 1:
         sys.exit("usage: python -m autolora.evaluate DIRECTORY_OF_A_RUN")
     try:

@@ -1,4 +1,4 @@
-"""Which network an arm adapts: transformers' classes for whole models, or the upper blocks of MiniLM on cached states."""
+"""Which network an arm adapts: a whole transformer, or MiniLM's upper blocks on cached states."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from shared import bundled, runs, sources
+from autolora.data import Kind
+from shared import bundled, sources
+from shared.runs import BadInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -23,7 +28,7 @@ class Network:
 
 def build(
     name: str,
-    kind: str,
+    kind: Kind,
     outputs: int,
     generator: torch.Generator,
     upper_blocks: int = 0,
@@ -41,16 +46,15 @@ def build(
         head = "classifier"
     else:
         if upper_blocks:
-            raise ValueError(
-                f"upper_blocks = {upper_blocks} is offered for model 'minilm' only, not for '{name}'"
-            )
+            limit = f"is offered for model 'minilm' only, not for '{name}'; use 0"
+            raise BadInput(f"upper_blocks = {upper_blocks} {limit}")
         model, tokenizer, head = _pretrained(name, kind, outputs, attention)
     if head:
         _fresh(model.get_submodule(head), generator)
     return Network(model, tokenizer, head)
 
 
-def _pretrained(name: str, kind: str, outputs: int, attention: str) -> tuple[nn.Module, Any, str]:
+def _pretrained(name: str, kind: Kind, outputs: int, attention: str) -> tuple[nn.Module, Any, str]:
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
@@ -59,35 +63,24 @@ def _pretrained(name: str, kind: str, outputs: int, attention: str) -> tuple[nn.
     )
 
     folder = name if (Path(name) / "config.json").exists() else sources.find_model(name)[0]
-    loading: dict[str, Any] = {
-        "local_files_only": True,
-        "attn_implementation": attention,
-        "dtype": torch.float32,
-    }
+    loading = {"attn_implementation": attention, "dtype": torch.float32, "local_files_only": True}
     if kind == "generation":
         model = _whole(AutoModelForCausalLM, folder, "", **loading)
         split_fused(model)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         return model, tokenizer, ""
-    cls = (
-        AutoModelForTokenClassification if kind == "tagging" else AutoModelForSequenceClassification
-    )
+    is_tagging = kind == "tagging"
+    cls = AutoModelForTokenClassification if is_tagging else AutoModelForSequenceClassification
     model = _whole(cls, folder, "classifier", num_labels=outputs, **loading)
-    # words of a tagged sentence are tokenised one by one; byte-level vocabularies want the space before each
-    spaced = (
-        {"add_prefix_space": True}
-        if kind == "tagging" and model.config.model_type == "roberta"
-        else {}
-    )
-    return (
-        model,
-        AutoTokenizer.from_pretrained(folder, local_files_only=True, **spaced),
-        "classifier",
-    )
+    # words of a tagged sentence are tokenised one by one: byte-level pieces want the space before
+    byte_level = is_tagging and model.config.model_type == "roberta"
+    spaced = {"add_prefix_space": True} if byte_level else {}
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **spaced)
+    return model, tokenizer, "classifier"
 
 
-def _whole(cls: Any, folder: str, head: str, **loading: Any) -> nn.Module:
+def _whole(cls: Any, folder: str, head: str, **loading: Any) -> PreTrainedModel:
     """The pretrained model; nothing but the head may be missing from the checkpoint."""
     from transformers.utils import logging
 
@@ -97,58 +90,54 @@ def _whole(cls: Any, folder: str, head: str, **loading: Any) -> nn.Module:
     logging.set_verbosity(level)
     missing = sorted(name for name in info["missing_keys"] if not (head and name.startswith(head)))
     if missing:
-        raise runs.BadInput(
-            f"{folder} lacks {len(missing)} weights of {cls.__name__}, the first is {missing[0]}; fetch it again"
-        )
+        what = f"{folder} lacks {len(missing)} weights of {cls.__name__}"
+        raise BadInput(f"{what}, the first is {missing[0]}; fetch it again")
     return model
 
 
-def _with_encoder(encoder: Any, kind: str, outputs: int) -> nn.Module:
-    """transformers' own classification class around the bundled encoder (its pretrained pooler included)."""
+def _with_encoder(encoder: Any, kind: Kind, outputs: int) -> nn.Module:
+    """transformers' own class around the bundled encoder, its pretrained pooler included."""
     from transformers import BertForSequenceClassification, BertForTokenClassification
 
     config = copy.deepcopy(encoder.config)
     config.num_labels = outputs
-    model = (BertForTokenClassification if kind == "tagging" else BertForSequenceClassification)(
-        config
-    )
+    cls = BertForTokenClassification if kind == "tagging" else BertForSequenceClassification
+    model = cls(config)
     model.bert = encoder
     return model
 
 
 @torch.no_grad()
 def _fresh(head: nn.Module, generator: torch.Generator) -> None:
-    """Normal(0, 0.02) weights and zero biases for every linear layer of the head, the same for all arms of a seed."""
+    """Normal(0, 0.02) weights and zero biases for every linear layer of the head."""
     for module in head.modules():
         if isinstance(module, nn.Linear):
             module.weight.copy_(0.02 * torch.randn(module.weight.shape, generator=generator))
             module.bias.zero_()
 
 
-# --- scale cpu: only the upper blocks run --------------------------------------------------------------------------
+# --- scale cpu: only the upper blocks run --------------------------------------------------------
 
 
 class UpperBlocks(nn.Module):
     """The last `n` blocks of a BERT encoder, mean pooling over tokens, and a linear head.
 
-    Input is what the blocks below put out (`lower_states`, cached). Modules keep their names in the whole encoder
-    (`encoder.layer.4.attention.self.query`), and so do adapters."""
+    Input is what the blocks below put out (`lower_states`, cached). Modules keep their names in the
+    whole encoder (`encoder.layer.4.attention.self.query`), and so do adapters."""
 
     def __init__(self, encoder: Any, n: int, outputs: int):
         super().__init__()
         blocks = len(encoder.encoder.layer)
         if not 1 <= n < blocks:
-            raise ValueError(f"upper_blocks = {n} must lie in 1..{blocks - 1}")
-        self.encoder = nn.Module()
-        self.encoder.layer = nn.ModuleDict(
-            {str(i): encoder.encoder.layer[i] for i in range(blocks - n, blocks)}
-        )
+            raise BadInput(f"upper_blocks = {n} must lie in 1..{blocks - 1}; 0 adapts all blocks")
+        upper = {str(i): encoder.encoder.layer[i] for i in range(blocks - n, blocks)}
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleDict(upper)})
         self.dropout = nn.Dropout(encoder.config.hidden_dropout_prob)
         self.classifier = nn.Linear(encoder.config.hidden_size, outputs)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> SimpleNamespace:
-        """hidden: (batch, seq, width), attention_mask: (batch, seq) bool -> logits (batch, outputs)."""
-        for block in self.encoder.layer.values():
+        """hidden: (batch, seq, width), attention_mask: (batch, seq) -> logits (batch, outputs)."""
+        for block in self.encoder["layer"].children():
             hidden = block(hidden, attention_mask[:, None, None, :])
         weight = attention_mask[..., None].to(hidden.dtype)
         pooled = (hidden * weight).sum(1) / weight.sum(1)
@@ -157,7 +146,9 @@ class UpperBlocks(nn.Module):
 
 @torch.no_grad()
 def lower_states(encoder: Any, tokens: dict[str, Tensor], blocks: int, batch: int = 64) -> Tensor:
-    """Hidden states after the first `blocks` blocks in evaluation mode, (n, seq, width). tokens: (n, seq) each."""
+    """Hidden states after the first `blocks` blocks in evaluation mode, (n, seq, width).
+
+    tokens: the tokenizer's columns, (n, seq) each."""
     encoder = copy.copy(encoder).eval()
     parts = []
     for start in range(0, len(tokens["input_ids"]), batch):
@@ -166,25 +157,23 @@ def lower_states(encoder: Any, tokens: dict[str, Tensor], blocks: int, batch: in
     return torch.cat(parts)
 
 
-# --- GPT-2 keeps query, key and value in one map -------------------------------------------------------------------
+# --- GPT-2 keeps query, key and value in one map -------------------------------------------------
 
 
 class SplitProjection(nn.Module):
-    """GPT-2's fused `c_attn` as three linear maps, so that query and value get selection vectors and ranks of their own."""
+    """GPT-2's fused `c_attn` as three linear maps: query and value get ranks of their own."""
 
     def __init__(self, fused: Any):
         super().__init__()
-        weight, bias = (
-            fused.weight.data.T.chunk(3),
-            fused.bias.data.chunk(3),
-        )  # Conv1D keeps (d_in, 3 d)
+        # Conv1D keeps its weight as (d_in, 3 d)
+        weight, bias = fused.weight.data.T.chunk(3), fused.bias.data.chunk(3)
         for name, w, b in zip(("query", "key", "value"), weight, bias, strict=True):
             linear = nn.Linear(w.shape[1], w.shape[0])
             linear.weight.data, linear.bias.data = w.contiguous().clone(), b.clone()
-            setattr(self, name, linear)
+            self.add_module(name, linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.query(x), self.key(x), self.value(x)], dim=-1)
+        return torch.cat([linear(x) for linear in self.children()], dim=-1)
 
 
 def split_fused(model: nn.Module) -> None:

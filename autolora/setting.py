@@ -1,9 +1,11 @@
-"""What search and retraining of one seed share: task, network with its head, the two levels, batches, the loss."""
+"""What all arms of a seed share: the task and its two levels, the network, batches and the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+import functools
+import hashlib
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,65 +14,61 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autolora import data, models, rehearsal
-from shared import processes, runs
+from autolora.config import Config
+from autolora.data import Part, Task
+from autolora.method import Draw, Loss
+from shared import bundled, runs
+from shared.runs import BadInput, Run
 
 
 @dataclass
 class Setting:
+    """Rows are row numbers of the training set."""
+
     device: torch.device
-    task: data.Task
+    task: Task
     network: models.Network
-    train: data.Encoded
+    train: Encoded
     inner: np.ndarray  # rows of D_tr
-    held: np.ndarray  # rows of D_val
+    outer: np.ndarray  # rows of D_val
+    draw: Draw  # stream of a map's A, by the map's name
+
+    def loss(self, rows: np.ndarray, smoothing: float = 0.0) -> Loss:
+        """The loss of the network on these training items, which are encoded once."""
+        inputs, labels = self.train.batch(rows, self.device)
+        model, kind = self.network.model, self.task.kind
+        return lambda: task_loss(kind, model(**inputs).logits, labels, smoothing)
 
 
-def prepare(config: Any, run: Any) -> Setting:
-    """Read, split, build and encode; equal for all arms of a seed. `config`: train.Config, `run`: runs.Run."""
+def prepare(config: Config, run: Run) -> Setting:
+    """Read, split, build and encode; equal for all arms of a seed."""
     device = runs.device(config)
-    searching = config.kind == "search"
-    with rehearsal.inputs(config.scale):
-        task = data.read(
-            config.task, runs.stream(config.seed, "items"), config.per_class, config.train_items
-        )
-    inner, held = data.levels(task, config.level_split, runs.stream(config.seed, "levels"))
-    ids = task.train.ids
-    more = {} if task.validation is None else {"validation": task.validation.ids}
-    run.splits(train_inner=ids[inner], train_outer=ids[held], test=task.test.ids, **more)
+    searching = config.job == "search"
     # an exact hypergradient differentiates attention twice, which the fused kernels do not offer
     attention = "eager" if searching and config.hypergradient == "exact" else "sdpa"
-    head = runs.stream(config.seed, "head")
-    with rehearsal.inputs(config.scale):
+    inputs = rehearsal.inputs() if config.scale == "rehearsal" else contextlib.nullcontext()
+    with inputs:
+        task = data.read(config.task, runs.stream(config.seed, "items"), config.train_items)
+        inner, outer = data.levels(task, config.level_split, runs.stream(config.seed, "levels"))
+        head = runs.stream(config.seed, "head")
         network = models.build(
             config.model, task.kind, task.outputs, head, config.upper_blocks, attention
         )
-    pad_to = config.pad_to if searching else 0
-    train = data.encode(task, task.train, network, config.max_length, config.upper_blocks, pad_to)
+    ids, more = task.train.ids, {}
+    if task.validation is not None:
+        more["validation"] = task.validation.ids
+    run.splits(train_inner=ids[inner], train_outer=ids[outer], test=task.test.ids, **more)
+    train = encode(task, task.train, network, config, config.pad_to if searching else 0)
     network.model.to(device).train()
-    return Setting(device, task, network, train, inner, held)
+    draw = functools.partial(runs.stream, config.seed, "adapter")
+    return Setting(device, task, network, train, inner, outer, draw)
 
 
-class Batches:
-    """Rows of step t: the part is reshuffled every epoch from a stream of its own; incomplete batches are left out."""
+def task_loss(kind: data.Kind, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy per item, first word piece, or next token; mean squared error in regression.
 
-    def __init__(self, rows: np.ndarray, size: int, seed: int, name: str):
-        self.rows, self.size, self.seed, self.name = rows, min(size, len(rows)), seed, name
-        self.per_epoch = len(rows) // self.size
-        self.epoch, self.order = -1, rows
-
-    def __call__(self, step: int) -> np.ndarray:
-        epoch, place = divmod(step, self.per_epoch)
-        if epoch != self.epoch:
-            generator = runs.stream(self.seed, self.name, epoch)
-            self.epoch, self.order = (
-                epoch,
-                self.rows[torch.randperm(len(self.rows), generator=generator).numpy()],
-            )
-        return processes.shard(self.order[place * self.size : (place + 1) * self.size])
-
-
-def task_loss(kind: str, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy (per item, per first word piece, or of the next token); mean squared error for regression."""
+    logits: (batch, outputs), or (batch, seq, outputs) in tagging and generation. Labels of -100 do
+    not count."""
     if kind == "regression":
         return F.mse_loss(logits.squeeze(-1).float(), labels)
     if kind == "generation":
@@ -80,6 +78,112 @@ def task_loss(kind: str, logits: Tensor, labels: Tensor, smoothing: float = 0.0)
     return F.cross_entropy(logits.float(), labels, ignore_index=-100, label_smoothing=smoothing)
 
 
-def draws(seed: int, purpose: str) -> Callable[[str], torch.Generator]:
-    """One random stream per map, by its name: a map's A starts alike in every arm."""
-    return lambda name: runs.stream(seed, purpose, name)
+# --- from text to batches ------------------------------------------------------------------------
+
+
+@dataclass
+class Encoded:
+    """A part ready for the network: token `columns`, padded per batch, or cached `hidden`."""
+
+    ids: np.ndarray
+    labels: np.ndarray | list[list[int]]  # (n,); or per token, -100 where none counts
+    columns: dict[str, list[list[int]]] = field(default_factory=dict)
+    hidden: Tensor | None = None  # (n, seq, width)
+    mask: Tensor | None = None  # (n, seq) bool
+    pads: dict[str, int] = field(default_factory=dict)
+    pad_to: int = 0  # 0: to the longest of the batch
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, rows: np.ndarray, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+        """(network inputs, labels) of these rows."""
+        if self.hidden is not None and self.mask is not None:
+            mask = self.mask[rows]
+            longest = int(mask.sum(1).max())
+            inputs = {"hidden": self.hidden[rows][:, :longest], "attention_mask": mask[:, :longest]}
+        else:
+            inputs = {
+                name: self._padded([values[i] for i in rows], self.pads[name])
+                for name, values in self.columns.items()
+            }
+        if isinstance(self.labels, np.ndarray):
+            labels = torch.from_numpy(self.labels[rows])
+        else:
+            labels = self._padded([self.labels[i] for i in rows], -100)
+        return {name: t.to(device) for name, t in inputs.items()}, labels.to(device)
+
+    def _padded(self, rows: list[list[int]], value: int) -> Tensor:
+        longest = max(max(map(len, rows)), self.pad_to)
+        return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
+
+
+def encode(
+    task: Task, part: Part, network: models.Network, config: Config, pad_to: int = 0
+) -> Encoded:
+    """Tokens of a part, at most `max_length` of a text; for upper blocks the states below them."""
+    tokenizer, max_length = network.tokenizer, config.max_length
+    labels: np.ndarray | list[list[int]]
+    if config.upper_blocks:
+        return _cached_states(task, part, tokenizer, config)
+    if task.kind == "tagging":
+        columns, labels = tagged_tokens(part, tokenizer, max_length)
+    elif task.kind == "generation":
+        columns, labels = _continued_tokens(part, tokenizer, max_length)
+    else:
+        texts = [[text] if isinstance(text, str) else list(text) for text in part.texts]
+        fields = [list(column) for column in zip(*texts, strict=True)]
+        columns = dict(tokenizer(*fields, truncation=True, max_length=max_length))
+        labels = np.asarray(part.labels, np.float32 if task.kind == "regression" else np.int64)
+    pads = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
+    return Encoded(part.ids, labels, columns, pads=pads, pad_to=pad_to)
+
+
+Columns = dict[str, list[list[int]]]
+
+
+def tagged_tokens(part: Part, tokenizer: Any, max_length: int) -> tuple[Columns, list[list[int]]]:
+    """The first piece of a word carries its tag, the others and special tokens -100."""
+    tokens = tokenizer(part.texts, is_split_into_words=True, truncation=True, max_length=max_length)
+    labels = []
+    for row, tags in enumerate(part.labels):
+        words = tokens.word_ids(row)
+        pairs = zip([None, *words], words)
+        labels.append([-100 if w is None or w == before else tags[w] for before, w in pairs])
+    return dict(tokens), labels
+
+
+def _continued_tokens(
+    part: Part, tokenizer: Any, max_length: int
+) -> tuple[Columns, list[list[int]]]:
+    """Meaning, end of text, reference, end of text; the loss is on the reference and its end."""
+    end = tokenizer.eos_token_id
+    ids, labels = [], []
+    for meaning, references in zip(part.texts, part.labels):
+        prompt = [*tokenizer(meaning)["input_ids"], end]
+        answer = [*tokenizer(" " + references[0])["input_ids"], end]
+        ids.append((prompt + answer)[:max_length])
+        labels.append(([-100] * len(prompt) + answer)[:max_length])
+    return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}, labels
+
+
+def _cached_states(task: Task, part: Part, tokenizer: Any, config: Config) -> Encoded:
+    """States of the frozen lower blocks in evaluation mode: computed once per text set, cached."""
+    blocks, max_length = config.upper_blocks, config.max_length
+    if task.kind != "classification":
+        limit = f"is offered for classification only, not for {task.kind}; use 0"
+        raise BadInput(f"upper_blocks = {blocks} {limit}")
+
+    def make() -> dict[str, Tensor]:
+        padding = {"padding": "max_length", "return_tensors": "pt"}
+        tokens = dict(tokenizer(part.texts, truncation=True, max_length=max_length, **padding))
+        encoder = bundled.minilm()[0]
+        below = encoder.config.num_hidden_layers - blocks
+        hidden = models.lower_states(encoder, tokens, below)
+        return {"hidden": hidden, "mask": tokens["attention_mask"].bool()}
+
+    texts = hashlib.sha256("\x1f".join(part.texts).encode()).hexdigest()
+    key = ("autolora lower states", bundled.MINILM_SHA256, texts, max_length, blocks)
+    states = runs.cached(key, make)
+    labels = np.asarray(part.labels)
+    return Encoded(part.ids, labels, hidden=states["hidden"], mask=states["mask"])

@@ -18,8 +18,8 @@ from shared import cifar
 
 
 def strong(pixels: Tensor, stream: torch.Generator, photographs: bool) -> Tensor:
-    """`aug-val`: pixels (n, c, h, w) in 0-255 -> the same, cropped, with other brightness and contrast (photographs: also
-    saturation and mirroring) and a square of a quarter of the area cut out."""
+    """`aug-val`: pixels (n, c, h, w) in 0-255 -> the same, cropped, of other brightness, contrast
+    (photographs: also saturation, mirroring), with a square of a quarter of the area cut out."""
     n, c, h, _ = pixels.shape
     images = cifar.random_crop(pixels.float(), stream, max(1, h // 8))
     if photographs:

@@ -1,10 +1,13 @@
-"""The DARTS space: 8 candidate operations, cells of four nodes, relaxed and derived networks; PC-DARTS' partial channels,
-P-DARTS' shrinking lists of operations and its limit on skips. Layout read in the three public repositories, written anew.
+"""The DARTS space: 8 candidate operations, cells of four nodes, relaxed and derived networks; also
+PC-DARTS' partial channels, P-DARTS' shrinking lists of operations and its limit on skips. Layout
+read in the three public repositories, written anew.
 
-    cell inputs    s0 = output of the cell before the last, s1 = output of the last;  nodes 2..5 sum their incoming edges
-    relaxed edge   sum_o softmax(alpha_edge)_o * o(x)          PC-DARTS: on 1/4 of the channels, edge weighted by softmax(beta)
-    derived node   the two incoming edges with the largest non-`none` weight, on each the largest non-`none` operation
-    output         nodes 2..5, concatenated
+    cell inputs    s0, s1: outputs of the cell before the last and of the last
+    nodes 2..5     sums of their incoming edges; concatenated they are the cell's output
+    relaxed edge   sum_o softmax(alpha_edge)_o * o(x)
+    PC-DARTS       that on 1/4 of the channels; the edge weighted by softmax(beta)
+    derived node   the two incoming edges with the largest weight other than `none`, on each the
+                   largest operation other than `none`
 """
 
 from __future__ import annotations
@@ -28,14 +31,15 @@ OPERATIONS = (
     "dil_conv_5x5",
 )
 NODES = 4
+PARTIAL = 4  # PC-DARTS: 1 / PARTIAL of the channels go through the mixed operation
 EDGES = [
     (i, 2 + j) for j in range(NODES) for i in range(2 + j)
 ]  # 14 rows of alpha: (source, target)
 
-Kept = list[list[list[str]]]  # [normal, reduce][edge] -> its operations
+Choices = list[list[list[str]]]  # [normal, reduce][edge] -> its operations
 
 
-# --- genotypes ------------------------------------------------------------------------------------------------------
+# --- genotypes ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -51,17 +55,17 @@ class Genotype:
     @staticmethod
     def from_json(text: str) -> Genotype:
         """Raises ValueError for an operation or source that cannot be."""
-        found = json.loads(text)
+        document = json.loads(text)
         cells = []
         for kind in ("normal", "reduce"):
-            pairs = tuple((str(op), int(source)) for op, source in found.get(kind, ()))
+            pairs = tuple((str(op), int(source)) for op, source in document.get(kind, ()))
             if len(pairs) != 2 * NODES:
                 raise ValueError(f"genotype: {kind} has {len(pairs)} edges, expected {2 * NODES}")
             for k, (op, source) in enumerate(pairs):
                 if op not in OPERATIONS[1:] or not 0 <= source < 2 + k // 2:
                     raise ValueError(
-                        f"genotype: {kind} edge {k} is ({op!r}, {source}); the operation must be one of "
-                        f"{', '.join(OPERATIONS[1:])} and the source below {2 + k // 2}"
+                        f"genotype: {kind} edge {k} is ({op!r}, {source}); the operation must be"
+                        f" one of {', '.join(OPERATIONS[1:])} and the source below {2 + k // 2}"
                     )
             cells.append(pairs)
         return Genotype(*cells)
@@ -70,12 +74,12 @@ class Genotype:
         return sum(op == "skip_connect" for op, _ in self.normal)
 
 
-def everything() -> Kept:
+def everything() -> Choices:
     return [[list(OPERATIONS) for _ in EDGES] for _ in range(2)]
 
 
-def weights_of(A: Sequence[Tensor], kept: Kept) -> list[Tensor]:
-    """Two tables (14, operations of an edge): softmax(alpha), with beta softmax(alpha) * softmax(beta)."""
+def weights_of(A: Sequence[Tensor]) -> list[Tensor]:
+    """Two tables (14, operations of an edge): softmax(alpha), with beta times softmax(beta)."""
     tables = [F.softmax(a.detach(), -1) for a in A[:2]]
     if len(A) == 4:
         tables = [t * _edge_weights(b.detach())[:, None] for t, b in zip(tables, A[2:])]
@@ -92,20 +96,21 @@ def _edge_weights(beta: Tensor) -> Tensor:
 
 
 def derive(
-    A: Sequence[Tensor], kept: Kept | None = None, most_skips: int | None = None
+    A: Sequence[Tensor], choices: Choices | None = None, most_skips: int | None = None
 ) -> Genotype:
-    """The discrete cells. most_skips (P-DARTS): while the normal cell has more skips, its weakest one is struck off."""
-    kept = kept or everything()
-    tables = [t.clone() for t in weights_of(A, kept)]
-    genotype = Genotype(*(_parse(t, names) for t, names in zip(tables, kept)))
+    """The discrete cells. most_skips (P-DARTS): a normal cell with more loses its weakest."""
+    choices = choices or everything()
+    tables = [t.clone() for t in weights_of(A)]
+    genotype = Genotype(*(_parse(t, names) for t, names in zip(tables, choices)))
     while most_skips is not None and genotype.skips() > most_skips:
-        row, column = min(
-            ((EDGES.index((source, 2 + k // 2)), kept[0][EDGES.index((source, 2 + k // 2))].index("skip_connect"))
-             for k, (op, source) in enumerate(genotype.normal) if op == "skip_connect"),
-            key=lambda at: float(tables[0][at]),
-        )  # fmt: skip
-        tables[0][row, column] = 0.0
-        genotype = Genotype(_parse(tables[0], kept[0]), genotype.reduce)
+        rows = [EDGES.index((source, 2 + k // 2)) for k, (_, source) in enumerate(genotype.normal)]
+        skips = [
+            (row, choices[0][row].index("skip_connect"))
+            for row, (operation, _) in zip(rows, genotype.normal)
+            if operation == "skip_connect"
+        ]
+        tables[0][min(skips, key=lambda at: float(tables[0][at]))] = 0.0
+        genotype = Genotype(_parse(tables[0], choices[0]), genotype.reduce)
     return genotype
 
 
@@ -124,14 +129,10 @@ def _parse(table: Tensor, names: Sequence[Sequence[str]]) -> tuple[tuple[str, in
     return tuple(chosen)
 
 
-def shrink(A: Sequence[Tensor], kept: Kept, size: int) -> Kept:
-    """P-DARTS between stages: the `size` (at least 2) operations with the largest weight of every edge, in their old order."""
-    if size < 2:
-        raise ValueError(
-            f"{size} operations per edge: at least 2, so that one other than `none` is left to derive from"
-        )
-    new: Kept = []
-    for table, edges in zip(weights_of(A, kept), kept):
+def shrink(A: Sequence[Tensor], size: int, choices: Choices | None = None) -> Choices:
+    """P-DARTS between stages: of every edge the `size` operations with the largest weight."""
+    new: Choices = []
+    for table, edges in zip(weights_of(A), choices or everything()):
         rows = []
         for weights, names in zip(table, edges):
             order = sorted(range(len(names)), key=lambda c: (-float(weights[c]), c))
@@ -140,7 +141,7 @@ def shrink(A: Sequence[Tensor], kept: Kept, size: int) -> Kept:
     return new
 
 
-# --- operations -------------------------------------------------------------------------------------------------------
+# --- operations -----------------------------------------------------------------------------------
 
 
 def conv_bn(c_in: int, c_out: int, kernel: int, stride: int, affine: bool) -> list[nn.Module]:
@@ -165,7 +166,7 @@ def separable(
 
 
 class FactorizedReduce(nn.Module):
-    """Halves the resolution without losing every other pixel: two strided 1x1 convolutions, one shifted by a pixel."""
+    """Halves the resolution and loses no pixel: two strided 1x1 convolutions, one shifted."""
 
     def __init__(self, c_in: int, c_out: int, affine: bool):
         super().__init__()
@@ -181,7 +182,7 @@ class FactorizedReduce(nn.Module):
 def operation(
     name: str, channels: int, stride: int, affine: bool, skip_dropout: float = 0.0
 ) -> nn.Module:
-    """In the relaxed network (affine=False) batch norm follows a pooling, so that it competes on equal scale."""
+    """In the relaxed network (affine=False) batch norm follows a pooling, for an equal scale."""
     if name == "skip_connect":
         skip = nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
         return nn.Sequential(skip, nn.Dropout(skip_dropout)) if skip_dropout else skip
@@ -202,7 +203,8 @@ def operation(
 
 
 class MixedOperation(nn.Module):
-    """sum_o w_o o(x); `partial` k > 1 (PC-DARTS): on the first 1/k of the channels, the rest bypasses, then a shuffle."""
+    """sum_o w_o o(x); `partial` k > 1 (PC-DARTS): on the first 1/k of the channels, the rest
+    bypasses, then a shuffle."""
 
     def __init__(
         self, names: Sequence[str], channels: int, stride: int, partial: int, skip_dropout: float
@@ -223,7 +225,7 @@ class MixedOperation(nn.Module):
         )
         terms = [weights[c] * self.ops[n](head) for c, n in enumerate(self.names) if n != "none"]
         out = torch.stack(terms).sum(0) if len(terms) > 1 else terms[0] if terms else None
-        if out is None:  # an edge that kept nothing but `none`
+        if out is None:  # an edge whose only choice is `none`
             out = torch.zeros_like(head[:, :, :: self.stride, :: self.stride])
         if rest is None:
             return out
@@ -234,7 +236,7 @@ class MixedOperation(nn.Module):
         )
 
 
-# --- the relaxed network ---------------------------------------------------------------------------------------------
+# --- the relaxed network --------------------------------------------------------------------------
 
 
 def reductions(layers: int) -> set[int]:
@@ -259,7 +261,6 @@ class RelaxedCell(nn.Module):
         drop: float,
     ):
         super().__init__()
-        self.reduce = reduce
         self.pre0 = preprocess(cs[0], cs[2], reduce_before, False)
         self.pre1 = preprocess(cs[1], cs[2], False, False)
         self.ops = nn.ModuleList(
@@ -282,20 +283,20 @@ class RelaxedCell(nn.Module):
 
 
 class RelaxedNetwork(nn.Module):
-    """f(x; A, W): `layers` cells from `channels`; A = [alpha_normal, alpha_reduce] (14, operations), with partial channels
-    also [beta_normal, beta_reduce] (14,). A is an argument, never a parameter of the module."""
+    """f(x; A, W): `layers` cells from `channels`; A = [alpha_normal, alpha_reduce] (14, operations)
+    and, with partial channels, [beta_normal, beta_reduce] (14,). A is never its parameter."""
 
     def __init__(
         self,
         channels: int,
         layers: int,
         classes: int,
-        kept: Kept | None = None,
+        choices: Choices | None = None,
         partial: int = 1,
         skip_dropout: float = 0.0,
     ):
         super().__init__()
-        kept = kept or everything()
+        choices = choices or everything()
         if channels % partial:
             raise ValueError(f"{channels} channels are not divisible by partial = {partial}")
         self.stem = nn.Sequential(*conv_bn(3, 3 * channels, 3, 1, False))
@@ -304,33 +305,28 @@ class RelaxedNetwork(nn.Module):
         for layer in range(layers):
             reduce = layer in reductions(layers)
             channels = 2 * channels if reduce else channels
-            cells.append(
-                RelaxedCell(
-                    kept[int(reduce)], (c0, c1, channels), reduce, before, partial, skip_dropout
-                )
-            )
+            widths, names = (c0, c1, channels), choices[int(reduce)]
+            cells.append(RelaxedCell(names, widths, reduce, before, partial, skip_dropout))
             before, c0, c1 = reduce, c1, NODES * channels
         self.cells = nn.ModuleList(cells)
         self.head = nn.Linear(c1, classes)
 
     def forward(self, x: Tensor, A: Sequence[Tensor]) -> Tensor:
         weights = [F.softmax(a, -1) for a in A[:2]]
-        edge = [_edge_weights(b) for b in A[2:]] or [None, None]
+        edge = [_edge_weights(b) for b in A[2:]] if len(A) == 4 else [None, None]
         s0 = s1 = self.stem(x)
-        for cell in self.cells:
-            kind = int(cell.reduce)
+        for layer, cell in enumerate(self.cells):
+            kind = int(layer in reductions(len(self.cells)))
             s0, s1 = s1, cell(s0, s1, weights[kind], edge[kind])
         return self.head(s1.mean((2, 3)))
 
 
-def initial(kept: Kept, partial: int, generator: torch.Generator) -> list[Tensor]:
+def initial(choices: Choices, partial: int, generator: torch.Generator) -> list[Tensor]:
     """A ~ 1e-3 N(0, 1)."""
-    A = [1e-3 * torch.randn(len(EDGES), len(names[0]), generator=generator) for names in kept]
-    return A + (
-        [1e-3 * torch.randn(len(EDGES), generator=generator) for _ in range(2)]
-        if partial > 1
-        else []
-    )
+    A = [1e-3 * torch.randn(len(EDGES), len(names[0]), generator=generator) for names in choices]
+    if partial == 1:
+        return A
+    return A + [1e-3 * torch.randn(len(EDGES), generator=generator) for _ in range(2)]
 
 
 def random_genotype(generator: torch.Generator) -> Genotype:
@@ -340,20 +336,34 @@ def random_genotype(generator: torch.Generator) -> Genotype:
         pairs = []
         for node in range(NODES):
             for source in sorted(torch.randperm(2 + node, generator=generator)[:2].tolist()):
-                pairs.append(
-                    (OPERATIONS[1 + int(torch.randint(7, (1,), generator=generator))], source)
-                )
+                operation = OPERATIONS[1 + int(torch.randint(7, (1,), generator=generator))]
+                pairs.append((operation, source))
         cells.append(tuple(pairs))
     return Genotype(*cells)
 
 
-# --- the derived network --------------------------------------------------------------------------------------------
+# --- the derived network --------------------------------------------------------------------------
 
 
 def drop_path(x: Tensor, p: float) -> Tensor:
     """Zeroes whole examples with probability p and scales the others."""
     keep = torch.bernoulli(torch.full((len(x), 1, 1, 1), 1 - p, device=x.device))
     return x * keep / (1 - p)
+
+
+def auxiliary_head(channels: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Conv2d(channels, 128, 1, bias=False),
+        nn.BatchNorm2d(128),
+        nn.ReLU(),
+        nn.Conv2d(128, 768, 2, bias=False),
+        nn.BatchNorm2d(768),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(768, classes),
+    )
 
 
 class DerivedCell(nn.Module):
@@ -386,9 +396,9 @@ class DerivedCell(nn.Module):
 
 
 class DerivedNetwork(nn.Module):
-    """x -> logits; while training, with `auxiliary`, (logits, logits of the head at two thirds of the depth).
-
-    imagenet: a stem that divides the resolution by eight before the first cell. drop_path: set by the training loop."""
+    """x -> logits; while training, with `auxiliary`, (logits, logits of the head at two thirds of
+    the depth). imagenet: a stem that divides the resolution by eight before the first cell.
+    drop_path: set by the training loop."""
 
     def __init__(
         self,
@@ -409,10 +419,8 @@ class DerivedNetwork(nn.Module):
             self.stem1 = nn.Sequential(nn.ReLU(), *conv_bn(channels, channels, 3, 2, True))
             c0 = c1 = channels
         else:
-            self.stem0, self.stem1 = (
-                nn.Sequential(*conv_bn(3, 3 * channels, 3, 1, True)),
-                nn.Identity(),
-            )
+            self.stem0 = nn.Sequential(*conv_bn(3, 3 * channels, 3, 1, True))
+            self.stem1 = nn.Sequential()
             c0 = c1 = 3 * channels
         before, cells = imagenet, []
         self.auxiliary_at = 2 * layers // 3 if auxiliary else -1
@@ -420,20 +428,11 @@ class DerivedNetwork(nn.Module):
         for layer in range(layers):
             reduce = layer in reductions(layers)
             channels = 2 * channels if reduce else channels
-            cells.append(
-                DerivedCell(
-                    genotype.reduce if reduce else genotype.normal,
-                    (c0, c1, channels),
-                    reduce,
-                    before,
-                )
-            )
+            pairs = genotype.reduce if reduce else genotype.normal
+            cells.append(DerivedCell(pairs, (c0, c1, channels), reduce, before))
             before, c0, c1 = reduce, c1, NODES * channels
             if layer == self.auxiliary_at:
-                self.auxiliary = nn.Sequential(
-                    nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Conv2d(c1, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU(),
-                    nn.Conv2d(128, 768, 2, bias=False), nn.BatchNorm2d(768), nn.ReLU(), nn.Flatten(), nn.Linear(768, classes),
-                )  # fmt: skip
+                self.auxiliary = auxiliary_head(c1, classes)
         self.cells = nn.ModuleList(cells)
         self.head = nn.Linear(c1, classes)
 

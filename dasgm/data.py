@@ -1,36 +1,27 @@
-"""Images of a search and their split, the accuracy tables that answer for a cell, ImageNet folders for the mobile setting."""
+"""Images of a search: their split, and what each level sees of them in a step."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import hashlib
-import io
-import os
-import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from shared import bundled, cifar, runs, sources
+from shared import bundled, cifar
 from shared.glue import level_split
+from shared.processes import noise_names, shard
+from shared.runs import Batches, stream
 
-from . import nasbench
+from . import baselines
+from .config import Config
 
-DIGITS_MEAN, DIGITS_STD = (
-    0.3053,
-    0.3764,
-)  # of the 1,797 images, as the CIFAR constants are of its training images
+if TYPE_CHECKING:
+    from .generators import GAN
+
+# of the 1,797 images, as the CIFAR constants are of its training images
+DIGITS_MEAN, DIGITS_STD = 0.3053, 0.3764
 DIGITS_TEST = 897
-DIGITS_TABLE = Path(__file__).resolve().parent / "results" / "digits_cells.csv"
-NAMES = ("digits", "cifar10", "cifar100")
 
 
 @dataclass(frozen=True)
@@ -47,13 +38,20 @@ class Images:
     def __getitem__(self, rows: Any) -> Images:
         return Images(self.ids[rows], self.pixels[rows], self.labels[rows])
 
+    def __add__(self, other: Images) -> Images:
+        return Images(
+            torch.cat([self.ids, other.ids]),
+            torch.cat([self.pixels, other.pixels]),
+            torch.cat([self.labels, other.labels]),
+        )
+
     def to(self, device: torch.device) -> Images:
         return Images(self.ids, self.pixels.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
 class Problem:
-    """D_tr (weights, generator), D_val (DARTS' architecture level), D_te, and how the classifier sees an image."""
+    """D_tr (weights, generator), D_val (DARTS' level 3), D_te, and how a network sees them."""
 
     name: str
     classes: int
@@ -67,6 +65,10 @@ class Problem:
         return c, h, w
 
     @property
+    def ids(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name).ids for name in ("train", "validation", "test")}
+
+    @property
     def photographs(self) -> bool:
         return self.name != "digits"
 
@@ -77,51 +79,37 @@ class Problem:
         return (pixels / 255 - DIGITS_MEAN) / DIGITS_STD
 
     def view(self, pixels: Tensor, stream: torch.Generator) -> Tensor:
-        """What a search network sees of pixels in 0-255: for photographs a random crop and flip first."""
+        """What a search network sees of 0-255 pixels: of photographs a random crop, flipped."""
         if self.photographs:
             pixels = cifar.random_flip(cifar.random_crop(pixels, stream), stream)
         return self.normalise(pixels)
 
     def T(self, generated: Tensor, stream: torch.Generator) -> Tensor:
-        """Generator output in [-1, 1] -> what the network would see of these pixels. Differentiable."""
-        return self.view((generated + 1) * 127.5, stream)
+        """Images in [-1, 1] -> what a search network sees of these pixels. Differentiable."""
+        return self.view(self.pixels(generated), stream)
 
     def signed(self, pixels: Tensor) -> Tensor:
         """0-255 -> [-1, 1], the range of the generator."""
         return pixels.float() / 127.5 - 1
 
+    def pixels(self, signed: Tensor) -> Tensor:
+        """[-1, 1] -> 0-255."""
+        return (signed + 1) * 127.5
+
 
 def load(
     name: str, seed: int, split: str = "stratified", n: int = 0, device: torch.device | str = "cpu"
 ) -> Problem:
-    """D_tr and D_val are the two halves of the training images: `stratified` by the seed, or `darts`: the first and the
-    second half of the list. n > 0: only the first n of each class-balanced half (rehearsals)."""
-    if name not in NAMES:
-        raise runs.BadInput(f"data {name!r} is unknown; it is one of {', '.join(NAMES)}")
-    if name == "digits":
-        pixels, labels = bundled.digits()
-        order = torch.randperm(len(labels), generator=runs.stream(0, "digits test"))
-        ids = torch.arange(len(labels))
-        whole = Images(
-            ids, torch.from_numpy(pixels).view(-1, 1, 8, 8) * 255, torch.from_numpy(labels)
-        )
-        test, rest = (
-            whole[order[:DIGITS_TEST].sort().values],
-            whole[order[DIGITS_TEST:].sort().values],
-        )
-        classes = 10
-    else:
-        parts = cifar.load(name)
-        rest, test = (Images(p.ids, p.images, p.labels) for p in (parts["train"], parts["test"]))
-        classes = cifar.CLASSES[name]
+    """D_tr and D_val are halves of the training images: by the seed, or, `darts`, first and second.
+
+    n > 0: only the first n of each half and of the test set (rehearsals)."""
+    rest, test, classes = _digits() if name == "digits" else _photographs(name)
     if split == "darts":
         half = len(rest) // 2
         halves = [torch.arange(half), torch.arange(half, len(rest))]
-    elif split == "stratified":
-        rows = level_split(rest.labels.numpy(), [0.5, 0.5], runs.stream(seed, "split"))
-        halves = [torch.from_numpy(r) for r in rows]
     else:
-        raise runs.BadInput(f"split {split!r} is unknown; it is stratified or darts")
+        rows = level_split(rest.labels.numpy(), [0.5, 0.5], stream(seed, "split"))
+        halves = [torch.from_numpy(r) for r in rows]
     train, validation = (rest[rows] for rows in halves)
     if n:
         train, validation, test = train[:n], validation[:n], test[:n]
@@ -129,241 +117,78 @@ def load(
     return Problem(name, classes, train.to(device), validation.to(device), test.to(device))
 
 
-def gan_images(problem: Problem, which: str) -> Images:
-    """The images that the generator learns: `train` = D_tr, or `trainval` = D_tr and D_val, which is extra information."""
-    if which == "train":
-        return problem.train
-    if which == "trainval":
-        a, b = problem.train, problem.validation
-        return Images(
-            torch.cat([a.ids, b.ids]),
-            torch.cat([a.pixels, b.pixels]),
-            torch.cat([a.labels, b.labels]),
-        )
-    raise runs.BadInput(
-        f"gan_data {which!r}: the generator learns from train (or trainval, as extra information), never from test images"
+def _digits() -> tuple[Images, Images, int]:
+    """900 images to train on, 897 to test on (the same for all seeds), 10 classes."""
+    pixels, labels = bundled.digits()
+    whole = Images(
+        torch.arange(len(labels)),
+        torch.from_numpy(pixels).view(-1, 1, 8, 8) * 255,
+        torch.from_numpy(labels),
     )
+    order = torch.randperm(len(labels), generator=stream(0, "digits test"))
+    test, rest = order[:DIGITS_TEST].sort().values, order[DIGITS_TEST:].sort().values
+    return whole[rest], whole[test], 10
 
 
-def batch(rows: int, size: int, step: int, seed: int, name: str) -> Tensor:
-    """Row numbers of batch `step` of an endless, reshuffled pass; the last short batch of a pass is dropped."""
-    per_pass = max(1, rows // size)
-    order = torch.randperm(rows, generator=runs.stream(seed, name, step // per_pass))
-    return order[(step % per_pass) * size :][:size]
+def _photographs(name: str) -> tuple[Images, Images, int]:
+    parts = cifar.load(name)
+    rest, test = (Images(p.ids, p.images, p.labels) for p in (parts["train"], parts["test"]))
+    return rest, test, cifar.CLASSES[name]
 
 
-# --- tables that answer for a cell ---------------------------------------------------------------------------------------
+class Views:
+    """What each level sees in step t: images (n, c, h, w) as the network sees them, labels (n,).
 
+    Every draw is from a stream named by its purpose and t, without the arm: arms of a seed share
+    them, and both sides of a difference quotient see the same ones."""
 
-@dataclass(frozen=True)
-class Table:
-    """Ground truth of every cell of a space. columns: name -> (cells,) accuracy in [0, 1]; the first one is the score.
+    def __init__(self, config: Config, problem: Problem):
+        self.config, self.problem = config, problem
+        self.of_generator = self.of_weights = problem.train
+        if config.full_data_weights:
+            self.of_weights = problem.train + problem.validation
+        self.size = len(shard(range(config.batch)))  # of a generated batch, on this process
+        self.batches: dict[str, Batches[Tensor]] = {}
 
-    correct: (cells, test items) mean correctness over the trainings of a cell, where the table has it, else None.
-    """
+    def noise(self, *names: Any) -> torch.Generator:
+        return stream(self.config.seed, *names, *noise_names())
 
-    cells: dict[str, int]
-    columns: dict[str, np.ndarray]
-    correct: np.ndarray | None = None
+    def batch(self, images: Images, name: str, t: int, size: int = 0) -> Images:
+        """This process's share of batch t of the pass over the images that is called `name`."""
+        if name not in self.batches:
+            rows = torch.arange(len(images))
+            self.batches[name] = Batches(rows, size or self.config.batch, self.config.seed, name)
+        return images[shard(self.batches[name](t))]
 
-    @property
-    def score(self) -> np.ndarray:
-        return next(iter(self.columns.values()))
+    def real(self, images: Images, name: str, t: int) -> tuple[Tensor, Tensor]:
+        part = self.batch(images, name, t)
+        return self.problem.view(part.pixels, self.noise("view", name, t)), part.labels
 
-    def number(self, cell: str) -> int:
-        if cell not in self.cells:
-            nasbench.from_string(cell)  # names a malformed operation
-            raise KeyError(f"cell {cell!r} is not one of the {len(self.cells)} of the table")
-        return self.cells[cell]
+    def training(self, t: int) -> tuple[Tensor, Tensor]:
+        """Level 1: D_tr; with `full_data_weights` D_val too, in the same number of steps."""
+        return self.real(self.of_weights, "batches", t)
 
-    def percentile(self, cells: int | np.ndarray) -> float:
-        """Share of all cells that score less, ties counting half; in [0, 1]."""
-        value = self.score[np.atleast_1d(cells)][:, None]
-        return float(((self.score < value).mean(1) + 0.5 * (self.score == value).mean(1)).mean())
+    def photographs(self, step: int) -> Images:
+        """Level 2: images of D_tr, at a step of the generator."""
+        return self.batch(self.of_generator, "gan batches", step, self.config.gan_batch)
 
+    def held_out(self, t: int) -> tuple[Tensor, Tensor]:
+        """Level 3, real images: D_val; for the controls level 1's batch, or D_tr augmented."""
+        if self.config.job == "train_as_val":
+            return self.training(t)
+        if self.config.job == "aug_val":
+            part = self.batch(self.problem.train, "augmented batches", t)
+            noise = self.noise("strong", t)
+            pixels = baselines.strong(part.pixels, noise, self.problem.photographs)
+            return self.problem.normalise(pixels), part.labels
+        return self.real(self.problem.validation, "validation batches", t)
 
-NASBENCH_COLUMNS = {"cifar10": "cifar10_test_200ep", "cifar100": "cifar100_test_200ep",
-                    "imagenet16": "imagenet16_120_test_200ep"}  # fmt: skip
+    def generated(self, gan: GAN, t: int) -> tuple[Tensor, Tensor]:
+        """Level 3, T(G(z, y)) and y, from the averaged generator; no gradient reaches theta."""
+        images, y = gan.sample(self.size, "architecture", t)
+        if self.config.labels == "permuted":
+            y = baselines.permuted(y, stream(self.config.seed, "permuted labels", t))
+        return self.T(images, "crops", t), y
 
-
-def nasbench_table(path: Path | None = None) -> Table:
-    """`REPRO_DATA/nasbench201.csv.gz`: 200-epoch test accuracy, mean over the benchmark's trials, of 15,625 cells."""
-    found = path or sources.find_data("nasbench201.csv.gz")
-    assert isinstance(found, Path)  # no hub has this file
-    sources.note("nasbench201.csv.gz", found)
-    with gzip.open(found, "rt") as file:
-        rows = list(csv.DictReader(file))
-    cells: dict[str, int] = {}
-    for number, row in enumerate(rows):
-        try:
-            nasbench.from_string(row["arch"])
-            if row["arch"] in cells:
-                raise ValueError("the cell was there before")
-        except (KeyError, ValueError) as error:
-            raise ValueError(
-                f"{found} row {number + 1}: {error}. Remedy: make the table again"
-            ) from error
-        cells[row["arch"]] = number
-    return Table(
-        cells, {k: np.array([float(r[c]) for r in rows]) / 100 for k, c in NASBENCH_COLUMNS.items()}
-    )
-
-
-def digits_rows(path: Path = DIGITS_TABLE) -> dict[tuple[str, int], np.ndarray]:
-    """(cell, training seed) -> which of the 897 test images the trained cell classifies correctly (bool)."""
-    if not path.exists():
-        return {}
-    found = {}
-    with open(path, newline="") as file:
-        for row in csv.DictReader(line for line in file if not line.startswith("#")):
-            bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["correct"]), np.uint8))[
-                :DIGITS_TEST
-            ].astype(bool)
-            if abs(bits.mean() - float(row["accuracy"])) > 1e-6:
-                raise ValueError(
-                    f"{path}: {row['cell']} seed {row['seed']}: accuracy and bits disagree; make the table again"
-                )
-            found[row["cell"], int(row["seed"])] = bits
-    return found
-
-
-def digits_table(path: Path = DIGITS_TABLE) -> Table:
-    """The 125 cells; every cell needs the same training seeds."""
-    rows = digits_rows(path)
-    cells = nasbench.all_cells(3)
-    seeds = sorted({seed for _, seed in rows})
-    missing = [(c, s) for c in cells for s in seeds or [0] if (c, s) not in rows]
-    if missing:
-        raise runs.BadInput(
-            f"{path}: {len(missing)} of {len(cells) * max(1, len(seeds))} trainings are missing, first {missing[0]}; "
-            "remedy: python -m dasgm.truth_table"
-        )
-    sources.note("dasgm/results/digits_cells.csv", path)
-    correct = np.stack([np.mean([rows[c, s] for s in seeds], axis=0) for c in cells])
-    return Table({c: i for i, c in enumerate(cells)}, {"accuracy": correct.mean(1)}, correct)
-
-
-def table(name: str) -> Table:
-    return digits_table() if name == "digits" else nasbench_table()
-
-
-# --- ImageNet ----------------------------------------------------------------------------------------------------------
-
-
-class ImageNet:
-    """`REPRO_DATA/imagenet/{train,val}/<wnid>/*.JPEG`; classes are the sorted folder names."""
-
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-    def __init__(self, folder: Path | None = None, size: int = 224):
-        found = folder or sources.find_data("imagenet")
-        if (
-            not isinstance(found, Path)
-            or not (found / "train").is_dir()
-            or not (found / "val").is_dir()
-        ):
-            raise sources.MissingInput(
-                f"imagenet: {found} has no folders train/ and val/ with a folder per class in each; "
-                "remedy: unpack the images there (the hub's parquet files are not read here)"
-            )
-        self.size = size
-        names = sorted(p.name for p in (found / "train").iterdir() if p.is_dir())
-        self.classes = len(names)
-        self.parts = {part: [(p, k) for k, name in enumerate(names) for p in sorted((found / part / name).iterdir())]
-                      for part in ("train", "val")}  # fmt: skip
-        for part, files in self.parts.items():
-            if not files:
-                raise sources.MissingInput(
-                    f"imagenet: {found / part} holds no images of the {self.classes} classes"
-                )
-        listing = "\n".join(
-            f"{p.relative_to(found)}\t{p.stat().st_size}" for f in self.parts.values() for p, _ in f
-        )
-        sources.note("imagenet listing", hashlib.sha256(listing.encode()).hexdigest())
-        self.pool = ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1))
-
-    def batch(
-        self, part: str, rows: Tensor, stream: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
-        """(n, 3, size, size) normalised and labels; with a stream: random resized crop, flip, colour; else the centre."""
-        draws = (
-            torch.rand(len(rows), 8, generator=stream).tolist() if stream else [None] * len(rows)
-        )
-        files = [self.parts[part][r] for r in rows.tolist()]
-        images = torch.stack(list(self.pool.map(self._read, [f for f, _ in files], draws)))
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        return (images / 255 - mean) / std, torch.tensor([k for _, k in files])
-
-    def _read(self, path: Path, draw: list[float] | None) -> Tensor:
-        from PIL import Image, ImageEnhance
-
-        try:
-            image = Image.open(path).convert("RGB")
-        except OSError as error:
-            raise ValueError(
-                f"{path}: not a readable image ({error}). Remedy: fetch it again"
-            ) from error
-        w, h = image.size
-        if draw is None:
-            scale = self.size / 0.875 / min(w, h)
-            side = self.size / scale
-            box = ((w - side) / 2, (h - side) / 2, (w + side) / 2, (h + side) / 2)
-            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box)
-        else:
-            area, aspect, left, top, flip, *colours = draw
-            ratio = float(np.exp(np.log(3 / 4) + aspect * (np.log(4 / 3) - np.log(3 / 4))))
-            target = (0.08 + 0.92 * area) * w * h
-            cw, ch = min(w, round((target * ratio) ** 0.5)), min(h, round((target / ratio) ** 0.5))
-            x, y = left * (w - cw), top * (h - ch)
-            image = image.resize(
-                (self.size, self.size),
-                Image.Resampling.BILINEAR,
-                (x, y, x + max(cw, 1), y + max(ch, 1)),
-            )
-            for kind, c, width in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), colours, (0.4, 0.4, 0.4)):  # fmt: skip
-                image = kind(image).enhance(1 + width * (2 * c - 1))
-            if flip < 0.5:
-                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return torch.from_numpy(np.asarray(image, dtype=np.float32).transpose(2, 0, 1).copy())
-
-
-# --- made-up data for rehearsals -----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def made_up(wanted: bool, n: int) -> Iterator[None]:
-    """Within the block the loaders find made-up CIFAR, ImageNet and cell-table files, in the sources' own layouts."""
-    if not wanted:
-        yield
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("cifar10", "cifar100"):
-            cifar.write_sample(
-                Path(folder),
-                name,
-                max(2 * n, cifar.CLASSES[name] * 2),
-                runs.stream(0, "rehearsal", name),
-            )
-        write_imagenet(Path(folder) / "imagenet", runs.stream(0, "rehearsal", "imagenet"))
-        with sources.pointed_at(REPRO_DATA=folder):
-            yield
-
-
-def write_imagenet(
-    folder: Path, stream: torch.Generator, classes: int = 3, per_class: int = 2
-) -> Path:
-    """Noise as JPEG files in the layout of the source."""
-    from PIL import Image
-
-    for part in ("train", "val"):
-        for k in range(classes):
-            place = folder / part / f"n{k:08d}"
-            place.mkdir(parents=True, exist_ok=True)
-            for i in range(per_class):
-                pixels = torch.randint(
-                    256, (40, 48, 3), generator=stream, dtype=torch.uint8
-                ).numpy()
-                buffer = io.BytesIO()
-                Image.fromarray(pixels).save(buffer, format="JPEG")
-                (place / f"{part}_{k}_{i}.JPEG").write_bytes(buffer.getvalue())
-    return folder
+    def T(self, images: Tensor, *names: Any) -> Tensor:
+        return self.problem.T(images, self.noise(*names))

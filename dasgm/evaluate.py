@@ -1,7 +1,8 @@
 """A run's predictions -> its metrics.   python -m dasgm.evaluate DIR
 
-Three kinds of predictions: `correct` of `_trials` per test image (a cell of the digits table), `label` and `prediction` per
-test image (a retrained network), or no images at all (a cell of NAS-Bench-201). `score` is pure and fast.
+Three kinds of predictions: `correct` of `_trials` per test image (a cell of the digits table),
+`label` and `prediction` per test image (a retrained network), or no images at all (a cell of
+NAS-Bench-201). `score` is pure and fast.
 """
 
 import sys
@@ -13,25 +14,25 @@ STATISTICS: dict = {}  # no claim of this paper needs a statistic over several a
 
 
 def score(predictions: dict[str, np.ndarray]) -> dict[str, float]:
-    """accuracy: of the found cell, in [0, 1]. percentile: share of all cells that score less. regret: best cell minus this
-    one. early: accuracy of the cell before skips took over. skips: in the (normal) cell. cifar100, imagenet16: the same
-    cell's accuracy there. top5, parameters: of a retrained network."""
-    found = {name: float(predictions[f"_{name}"]) for name in ("percentile", "regret", "early", "skips", "parameters")
-             if f"_{name}" in predictions}  # fmt: skip
+    """accuracy: of the cell, in [0, 1]. percentile: share of cells that score less. regret: best
+    cell minus it. early: accuracy of the cell before skips took over. skips: in the (normal) cell.
+    cifar100, imagenet16: accuracy there. top5, parameters: of a retrained network."""
+    names = ("percentile", "regret", "early", "skips", "parameters")
+    metrics = {n: float(predictions[f"_{n}"]) for n in names if f"_{n}" in predictions}
     if "correct" in predictions:
-        found["accuracy"] = float(predictions["correct"].mean() / predictions["_trials"])
+        metrics["accuracy"] = float(predictions["correct"].mean() / predictions["_trials"])
     elif "prediction" in predictions:
-        found["accuracy"] = float(np.mean(predictions["label"] == predictions["prediction"]))
+        metrics["accuracy"] = float(np.mean(predictions["label"] == predictions["prediction"]))
         if "top5" in predictions:
-            found["top5"] = float(predictions["top5"].mean())
-            found["top5_error_percent"] = 100 - 100 * found["top5"]
-        found["error_percent"] = 100 - 100 * found["accuracy"]
+            metrics["top5"] = float(predictions["top5"].mean())
+            metrics["top5_error_percent"] = 100 - 100 * metrics["top5"]
+        metrics["error_percent"] = 100 - 100 * metrics["accuracy"]
     else:
-        found["accuracy"] = float(predictions["_accuracy_cifar10"])
-        found["cifar100"] = float(predictions["_accuracy_cifar100"])
-        found["imagenet16"] = float(predictions["_accuracy_imagenet16"])
-        found["accuracy_percent"] = 100 * found["accuracy"]
-    return found
+        metrics["accuracy"] = float(predictions["_accuracy_cifar10"])
+        metrics["cifar100"] = float(predictions["_accuracy_cifar100"])
+        metrics["imagenet16"] = float(predictions["_accuracy_imagenet16"])
+        metrics["accuracy_percent"] = 100 * metrics["accuracy"]
+    return metrics
 
 
 def item_values(predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -46,9 +47,8 @@ def item_values(predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def main(directory: str) -> None:
     path = Path(directory) / "predictions.npz"
     if not path.exists():
-        sys.exit(
-            f"error: no predictions.npz in {directory}; train the run first (python -m dasgm.train --help)"
-        )
+        remedy = "train the run first (python -m dasgm.train --help)"
+        sys.exit(f"error: no predictions.npz in {directory}; {remedy}")
     with np.load(path, allow_pickle=False) as archive:
         for name, value in score({k: archive[k] for k in archive.files}).items():
             print(f"{name} = {value:.4f}")

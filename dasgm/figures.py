@@ -1,4 +1,4 @@
-"""The method's own pictures: cells as graphs, softmax over time, skips, generated images, table accuracy against random."""
+"""The method's own pictures: accuracies, cells, softmax and skips over time, generated images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 from . import nasbench
 
 Figure = tuple[str, str, str, Any]
-ORDER = ("joint", "darts", "aug_val", "shuffled", "random", "train_as_val", "static", "mixed", "weighted", "adversarial",
-         "full_data", "darts_2", "joint_2", "adversarial_2")  # fmt: skip
+CORE = ("joint", "darts", "aug_val", "shuffled", "random", "train_as_val")
+OTHERS = ("static", "mixed", "weighted", "adversarial", "full_data")
+ORDER = (*CORE, *OTHERS, "darts_2", "joint_2", "adversarial_2")
 COLOURS = {
     "none": "0.85",
     "skip_connect": "C1",
@@ -30,7 +31,7 @@ SHORT = {
 
 
 def figures(results: dict, run_dirs: dict) -> list[Figure]:
-    """`results` is a results file, `run_dirs` (arm, task, seed) -> directory, may be empty or partial."""
+    """results: a results file. run_dirs: (arm, task, seed) -> directory, may be partial."""
     made = [
         accuracies(results),
         cells(run_dirs),
@@ -76,24 +77,16 @@ def accuracies(results: dict) -> Figure | None:
         shown = _arms(a for a in arms if a != "random")
         for row, arm in enumerate(shown):
             values = np.sort(arms[arm])
-            # seeds that found the same cell would hide behind one dot; their stack stays within 0.8 of the row
-            place = [
-                (values[:k] == v).sum() - ((values == v).sum() - 1) / 2
-                for k, v in enumerate(values)
-            ]
+            # seeds with the same cell would hide behind one dot: a stack within 0.8 of the row
+            below = [(values[:k] == v).sum() for k, v in enumerate(values)]
+            size = [(values == v).sum() for v in values]
+            place = 0.8 / max(most, 5) * (np.array(below) - (np.array(size) - 1) / 2)
             colour = "C0" if arm == "joint" else "0.55"
-            axis.plot(
-                values, row + 0.8 / max(most, 5) * np.array(place), "o", markersize=3, color=colour
-            )
+            axis.plot(values, row + place, "o", markersize=3, color=colour)
             axis.plot(np.median(values), row, "|", color="k", markersize=14)
         if "random" in arms:
-            axis.axvline(
-                np.mean(arms["random"]),
-                color="C3",
-                linestyle="--",
-                linewidth=1,
-                label="mean of random cells",
-            )
+            style = {"color": "C3", "linestyle": "--", "linewidth": 1}
+            axis.axvline(np.mean(arms["random"]), label="mean of random cells", **style)
             axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1 + 0.25 / height))
         axis.set_yticks(range(len(shown)), shown, fontsize=8)
         axis.set_ylim(rows - 0.45, -0.55)
@@ -101,8 +94,9 @@ def accuracies(results: dict) -> Figure | None:
         axis.set_title(task, fontsize=9)
     figure.tight_layout()
     caption = (
-        "Accuracy of the cell that each search found: one dot per seed, stacked where seeds found cells of equal accuracy; "
-        "bar: median. No number of the DASGM paper could be read, so none is shown."
+        "Accuracy of the cell that each search found: one dot per seed, stacked where seeds found"
+        " cells of equal accuracy; bar: median. No number of the DASGM paper could be read, so none"
+        " is shown."
     )
     return "accuracies", caption, f"Accuracy of found cells by arm on {', '.join(scores)}", figure
 
@@ -111,22 +105,23 @@ def cells(run_dirs: dict) -> Figure | None:
     """The derived cells of the first seed, as graphs."""
     import matplotlib.pyplot as plt
 
-    found: dict[str, str] = {}
+    of_arm: dict[str, str] = {}
     for (arm, _, _), directory in sorted(run_dirs.items(), key=lambda item: item[0][2]):
         path = Path(directory) / "cells.json"
         if path.exists():
             cell = json.loads(path.read_text())["final"]
             if cell.startswith("|"):
-                found.setdefault(arm, cell)
-    if not found:
+                of_arm.setdefault(arm, cell)
+    if not of_arm:
         return None
-    shown = _arms(found)[:6]
+    shown = _arms(of_arm)[:6]
     figure, axes = plt.subplots(1, len(shown), figsize=(2.3 * len(shown), 2.4), squeeze=False)
     for axis, arm in zip(axes[0], shown):
-        draw_cell(axis, found[arm])
+        draw_cell(axis, of_arm[arm])
         axis.set_title(arm, fontsize=9)
     figure.tight_layout()
-    return "cells", "Cells found with the first seed; node 0 is the input, the last node the output.", f"Graphs of the cells of {', '.join(shown)}", figure  # fmt: skip
+    caption = "Cells found with the first seed; node 0 is the input, the last node the output."
+    return "cells", caption, f"Graphs of the cells of {', '.join(shown)}", figure
 
 
 def draw_cell(axis: Any, cell: str) -> None:
@@ -134,17 +129,11 @@ def draw_cell(axis: Any, cell: str) -> None:
     nodes = cell.count("+") + 2
     for (i, j), op in zip(nasbench.edges(nodes), nasbench.from_string(cell)):
         bend = 0.0 if j == i + 1 else -0.55 * (j - i - 1)
-        style = {
-            "arrowstyle": "->",
-            "color": COLOURS[op],
-            "connectionstyle": f"arc3,rad={bend}",
-            "shrinkA": 8,
-            "shrinkB": 8,
-        }
+        style = {"arrowstyle": "->", "color": COLOURS[op], "shrinkA": 8, "shrinkB": 8}
+        style["connectionstyle"] = f"arc3,rad={bend}"
         axis.annotate("", xy=(j, 0), xytext=(i, 0), arrowprops=style)
-        axis.text(
-            (i + j) / 2, 0.12 - bend * (j - i) / 2, SHORT[op], ha="center", fontsize=7, color="k"
-        )
+        place = (i + j) / 2, 0.12 - bend * (j - i) / 2
+        axis.text(*place, SHORT[op], ha="center", fontsize=7, color="k")
     axis.plot(range(nodes), [0] * nodes, "o", color="w", markeredgecolor="k", markersize=13)
     for node in range(nodes):
         axis.text(node, 0, str(node), ha="center", va="center", fontsize=8)
@@ -166,39 +155,27 @@ def softmax_over_time(run_dirs: dict) -> Figure | None:
         return None
     edge_count = len(by_arm[rows[0]][0]["softmax"][0])
     nodes = int((1 + (1 + 8 * edge_count) ** 0.5) / 2)
-    figure, axes = plt.subplots(
-        len(rows),
-        edge_count,
-        figsize=(1.9 * edge_count, 1.9 * len(rows)),
-        squeeze=False,
-        sharey=True,
-    )
+    size = 1.9 * edge_count, 1.9 * len(rows)
+    figure, axes = plt.subplots(len(rows), edge_count, figsize=size, squeeze=False, sharey=True)
     for axis_row, arm in zip(axes, rows):
-        weights = np.array(
-            [line["softmax"][0] for line in by_arm[arm]]
-        )  # (epochs, edges, operations)
+        # (epochs, edges, operations)
+        weights = np.array([line["softmax"][0] for line in by_arm[arm]])
+        epochs = range(1, len(weights) + 1)
         for edge, (axis, (i, j)) in enumerate(zip(axis_row, nasbench.edges(nodes))):
             for o, name in enumerate(nasbench.OPERATIONS):
-                axis.plot(
-                    range(1, len(weights) + 1),
-                    weights[:, edge, o],
-                    color=COLOURS[name],
-                    label=SHORT[name],
-                )
+                axis.plot(epochs, weights[:, edge, o], color=COLOURS[name], label=SHORT[name])
             axis.set_title(f"{arm}: {i} to {j}", fontsize=8)
     axes[-1, 0].set_xlabel("epoch", fontsize=8)
     figure.tight_layout()
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5
+    place = (0.5, 0.0)
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=place, fontsize=7, ncols=5)
+    caption = (
+        "Weights of the operations on each edge while searching, first seed. A lead of `skip` on"
+        " all edges is the collapse of DARTS."
     )
-    caption = "Weights of the operations on each edge while searching, first seed. A lead of `skip` on all edges is the collapse of DARTS."
-    return (
-        "softmax",
-        caption,
-        "Softmax of the architecture per edge over epochs for joint and darts",
-        figure,
-    )
+    alt = "Softmax of the architecture per edge over epochs for joint and darts"
+    return "softmax", caption, alt, figure
 
 
 def skips_over_time(run_dirs: dict) -> Figure | None:
@@ -207,8 +184,8 @@ def skips_over_time(run_dirs: dict) -> Figure | None:
 
     lines: dict[str, list[list[dict[str, Any]]]] = {}
     for (arm, _, _), directory in run_dirs.items():
-        if found := _history(directory):
-            lines.setdefault(arm, []).append(found)
+        if history := _history(directory):
+            lines.setdefault(arm, []).append(history)
     if not lines:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(7.0, 2.6))
@@ -217,14 +194,14 @@ def skips_over_time(run_dirs: dict) -> Figure | None:
         for axis, key in zip(axes, ("skips", "entropy")):
             mean = np.mean([[line[key] for line in run[:length]] for run in lines[arm]], axis=0)
             axis.plot(range(1, length + 1), mean, label=arm)
-    for axis, name in zip(
-        axes, ("skips in the derived cell", "entropy of softmax(A), 1 = undecided")
-    ):
+    names = ("skips in the derived cell", "entropy of softmax(A), 1 = undecided")
+    for axis, name in zip(axes, names):
         axis.set_xlabel("epoch", fontsize=8)
         axis.set_title(name, fontsize=9)
     axes[0].legend(fontsize=7)
     figure.tight_layout()
-    return "skips", "Skip connections in the derived cell and entropy of the relaxation, mean over seeds.", "Skip count and entropy over epochs by arm", figure  # fmt: skip
+    caption = "Skip connections in the derived cell and entropy of the relaxation, mean over seeds."
+    return "skips", caption, "Skip count and entropy over epochs by arm", figure
 
 
 def images(run_dirs: dict) -> Figure | None:
@@ -234,11 +211,8 @@ def images(run_dirs: dict) -> Figure | None:
     fidelities, first = {}, None
     for (arm, task, seed), directory in sorted(run_dirs.items(), key=lambda item: item[0][2]):
         place = Path(directory)
-        if (
-            arm == "generator"
-            and (place / "record.json").exists()
-            and (place / "samples.npz").exists()
-        ):
+        files = ("record.json", "samples.npz")
+        if arm == "generator" and all((place / name).exists() for name in files):
             record = json.loads((place / "record.json").read_text())
             fidelities[seed] = record["validation"].get("fidelity", float("nan"))
             first = first or (task, seed, place)
@@ -248,17 +222,16 @@ def images(run_dirs: dict) -> Figure | None:
         pixels, label = archive["pixels"], archive["label"]
     classes = sorted(set(label.tolist()))
     each = int((label == classes[0]).sum())
-    figure, axes = plt.subplots(
-        len(classes), each, figsize=(0.42 * each, 0.42 * len(classes)), squeeze=False
-    )
+    size = 0.42 * each, 0.42 * len(classes)
+    figure, axes = plt.subplots(len(classes), each, figsize=size, squeeze=False)
     for axis, image in zip(axes.flat, pixels):
-        axis.imshow(
-            image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255
-        )
+        shown = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+        axis.imshow(shown, cmap="gray", vmin=0, vmax=255)
         axis.axis("off")
     scores = ", ".join(f"{100 * v:.0f}" for v in fidelities.values())
     caption = (
-        f"Generated images on {first[0]}, seed {first[1]}, a row per class, before the search. Label fidelity of the generators, "
-        f"seed by seed: {scores} % (share of 2,000 images that a classifier trained on real images gives their label)."
+        f"Generated images on {first[0]}, seed {first[1]}, a row per class, before the search."
+        f" Label fidelity of the generators, seed by seed: {scores} % (share of 2,000 images that a"
+        " classifier trained on real images gives their label)."
     )
     return "generated", caption, f"Grid of generated images, {len(classes)} classes", figure

@@ -1,15 +1,18 @@
-"""Level 2: class-conditional generators G(z, y), their discriminators H(x, y), one adversarial step, and the fidelity gate.
+"""Level 2's networks: generators G(z, y), their opponents H(x, y), and the fidelity gate.
 
-What the paper used is unknown; everything here is decided by this project, except the option `dcgan`, whose sizes follow
-a public prototype by other people (README). Images are (n, c, h, w) in [-1, 1].
+What the paper used is unknown; everything here is decided by this project, except the option
+`dcgan`, whose sizes follow a public prototype by other people (docs/papers/dasgm.md, section 3.5).
+Images are (n, c, h, w) in [-1, 1].
 
-    hinge      max_phi  -E relu(1 - H(x, y)) - E relu(1 + H(G(z, y), y))      min_theta  V_G = -E H(G(z, y), y)
-    wgan-gp    max_phi   E H(x, y) - E H(G(z, y), y) - 10 E (|grad_x H| - 1)^2
+    all       min_theta  V_G = -E H(G(z, y), y)
+    hinge     max_phi    -E relu(1 - H(x, y)) - E relu(1 + H(G(z, y), y))
+    wgan-gp   max_phi     E H(x, y) - E H(G(z, y), y) - 10 E (|grad_x H| - 1)^2      (`dcgan`)
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -21,10 +24,17 @@ from torch.nn.utils.parametrizations import spectral_norm
 from shared import cifar, runs
 from shared.processes import noise_names
 
-KINDS = ("mlp", "residual", "dcgan")
+from .config import Config
+from .data import Problem
 
 
-class MLPGenerator(nn.Module):
+class Generator(nn.Module):
+    """G(z, y): z (n, dz), y (n,) -> images (n, c, h, w)."""
+
+    dz: int
+
+
+class MLPGenerator(Generator):
     """8x8 digits: z (16) and the one-hot label, two hidden layers of 128, tanh."""
 
     def __init__(self, classes: int, shape: tuple[int, int, int], dz: int = 16, width: int = 128):
@@ -33,7 +43,7 @@ class MLPGenerator(nn.Module):
         size = shape[0] * shape[1] * shape[2]
         layers: list[nn.Module] = []
         for a in (dz + classes, width):
-            # Batch statistics keep images of different labels apart; without them this network draws one image for all.
+            # Batch statistics keep labels apart; without them it draws one image for all.
             layers += [
                 nn.Linear(a, width),
                 nn.BatchNorm1d(width, track_running_stats=False),
@@ -88,7 +98,7 @@ class UpBlock(nn.Module):
         return up + self.c2(F.relu(self.n2(h, y)))
 
 
-class ResidualGenerator(nn.Module):
+class ResidualGenerator(Generator):
     """z (128) -> 4x4x256 -> three residual up-blocks -> 3x32x32."""
 
     def __init__(self, classes: int, shape: tuple[int, int, int], dz: int = 128, width: int = 256):
@@ -107,7 +117,7 @@ class ResidualGenerator(nn.Module):
 
 
 class ResidualDiscriminator(nn.Module):
-    """Four residual blocks, spectral normalisation everywhere, projection of the class onto the pooled features."""
+    """Four residual blocks, spectral normalisation, the class projected onto pooled features."""
 
     def __init__(self, classes: int, shape: tuple[int, int, int], width: int = 128):
         super().__init__()
@@ -137,8 +147,8 @@ class ResidualDiscriminator(nn.Module):
         return self.head(features).squeeze(1) + (self.embed(y) * features).sum(1)
 
 
-class DCGenerator(nn.Module):
-    """Option: latent 100 with a label embedding of 100, four transposed convolutions with widths 256, 128, 64."""
+class DCGenerator(Generator):
+    """Latent and label embedding of 100, four transposed convolutions of widths 256 to 64."""
 
     def __init__(self, classes: int, shape: tuple[int, int, int], dz: int = 100, width: int = 16):
         super().__init__()
@@ -159,7 +169,7 @@ class DCGenerator(nn.Module):
 
 
 class DCDiscriminator(nn.Module):
-    """The critic: the label as one more image plane; no batch norm, which the gradient penalty does not allow."""
+    """The critic: the label is one more plane; no batch norm, which the penalty does not allow."""
 
     def __init__(self, classes: int, shape: tuple[int, int, int], width: int = 16):
         super().__init__()
@@ -182,38 +192,49 @@ def _small_weights(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, 0.02)
 
 
-# --- one generator with its opponent ----------------------------------------------------------------------------------
+# --- one generator with its opponent --------------------------------------------------------------
+
+NETWORKS: dict[str, tuple[Callable[..., Generator], Callable[..., nn.Module]]] = {
+    "mlp": (MLPGenerator, MLPDiscriminator),
+    "residual": (ResidualGenerator, ResidualDiscriminator),
+    "dcgan": (DCGenerator, DCDiscriminator),
+}
+AVERAGE = 0.999  # of theta, over steps
+PARTS = ("G", "H", "ema", "opt_G", "opt_H", "reference")
 
 
 class GAN:
-    """theta (G), phi (H), the moving average of theta, two Adams; `step` is one update of each.
+    """theta (G), phi (H), the moving average of theta (ema) and two Adams: `method.generator_step`
+    moves them. reference: the classifier that reads the labels of the images.
 
-    Every draw comes from a stream named by the step, so a continued run draws what an uninterrupted one would.
-    """
+    Every draw comes from a stream named by the step: continued runs draw what whole ones would."""
 
-    def __init__(self, kind: str, classes: int, shape: tuple[int, int, int], seed: int, lr_G: float, lr_D: float,
-                 device: torch.device, width: int = 0, average: float = 0.999):  # fmt: skip
-        if kind not in KINDS:
-            raise runs.BadInput(f"generator {kind!r} is unknown; it is one of {', '.join(KINDS)}")
-        makers = {"mlp": (MLPGenerator, MLPDiscriminator), "residual": (ResidualGenerator, ResidualDiscriminator),
-                  "dcgan": (DCGenerator, DCDiscriminator)}  # fmt: skip
-        runs.seed_global(seed, "gan")
-        generator, discriminator = makers[kind]
-        size: dict[str, Any] = {"width": width} if width else {}
-        self.kind, self.seed, self.device, self.average = kind, seed, device, average
+    def __init__(
+        self, config: Config, classes: int, shape: tuple[int, int, int], device: torch.device
+    ):
+        self.kind, self.seed, self.device, self.classes = config.gan, config.seed, device, classes
+        runs.seed_global(config.seed, "gan")
+        generator, discriminator = NETWORKS[config.gan]
+        size: dict[str, Any] = {"width": config.gan_width} if config.gan_width else {}
         self.G = generator(classes, shape, **size).to(device)
         self.H = discriminator(classes, shape, **size).to(device)
         self.ema = copy.deepcopy(self.G).requires_grad_(False)
-        betas = (0.0, 0.9) if kind != "mlp" else (0.5, 0.9)
-        self.optG = torch.optim.Adam(self.G.parameters(), lr=lr_G, betas=betas)
-        self.optD = torch.optim.Adam(self.H.parameters(), lr=lr_D, betas=betas)
+        betas = (0.5, 0.9) if config.gan == "mlp" else (0.0, 0.9)
+        self.opt_G = torch.optim.Adam(self.G.parameters(), lr=config.gan_lr, betas=betas)
+        self.opt_H = torch.optim.Adam(self.H.parameters(), lr=config.gan_lr_D, betas=betas)
+        runs.seed_global(config.seed, "reference")
+        self.reference = reference_classifier(shape[0], classes).to(device)
         self.steps = 0
+        self.critic_steps = 5 if config.gan == "dcgan" else 1
+
+    def noise(self, *name: Any) -> torch.Generator:
+        return runs.stream(self.seed, *name, *noise_names())
 
     def draw(self, n: int, *name: Any) -> tuple[Tensor, Tensor]:
         """z (n, dz) ~ N(0, I) and y (n,) uniform, from the stream of this name."""
-        stream = runs.stream(self.seed, "latent", *name, *noise_names())
+        stream = self.noise("latent", *name)
         z = torch.randn(n, self.G.dz, generator=stream)
-        y = torch.randint(self.G.classes, (n,), generator=stream)
+        y = torch.randint(self.classes, (n,), generator=stream)
         return z.to(self.device), y.to(self.device)
 
     @torch.no_grad()
@@ -222,118 +243,97 @@ class GAN:
         z, y = self.draw(n, *name)
         return self.ema(z, y), y
 
-    def generator_loss(self, fake: Tensor, y: Tensor) -> Tensor:
+    def loss_G(self, fake: Tensor, y: Tensor) -> Tensor:
         """V_G."""
         return -self.H(fake, y).mean()
 
-    def discriminator_loss(
+    def loss_H(
         self, real: Tensor, y: Tensor, fake: Tensor, y_fake: Tensor, stream: torch.Generator
     ) -> Tensor:
-        """Real and generated images in one batch: one forward, and batch statistics that cannot tell them apart."""
-        on_real, on_fake = self.H(torch.cat([real, fake]), torch.cat([y, y_fake])).split(
-            [len(real), len(fake)]
-        )
+        """-V. One forward for both kinds: batch statistics cannot tell them apart."""
+        scores = self.H(torch.cat([real, fake]), torch.cat([y, y_fake]))
+        on_real, on_fake = scores.split([len(real), len(fake)])
         if self.kind != "dcgan":
             return F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean()
         mix = torch.rand(len(real), 1, 1, 1, generator=stream).to(real.device)
         between = (mix * real + (1 - mix) * fake).requires_grad_()
         slope = torch.autograd.grad(self.H(between, y).sum(), between, create_graph=True)[0]
-        return (
-            on_fake.mean()
-            - on_real.mean()
-            + 10 * (slope.flatten(1).norm(dim=1) - 1).square().mean()
-        )
+        penalty = 10 * (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        return on_fake.mean() - on_real.mean() + penalty
 
-    def step(self, real: Tensor, y: Tensor, weakness: Any = None) -> dict[str, float]:
-        """One step of phi (five with `dcgan`), one of theta on V_G, minus eta R if `weakness(fake, y) -> eta R` is given."""
-        loss_D = torch.tensor(0.0)
-        for k in range(5 if self.kind == "dcgan" else 1):
-            stream = runs.stream(self.seed, "gan", self.steps, k, *noise_names())
-            z, y_fake = self.draw(len(real), "gan", self.steps, k)
-            with torch.no_grad():
-                fake = self.G(z, y_fake)
-            seen = shifted(torch.cat([real, fake]), stream, flip=self.kind != "mlp")
-            loss_D = self.discriminator_loss(
-                seen[: len(real)], y, seen[len(real) :], y_fake, stream
-            )
-            self.optD.zero_grad(set_to_none=True)
-            loss_D.backward()
-            self.optD.step()
-        stream = runs.stream(self.seed, "gan", self.steps, "G", *noise_names())
-        z, y_fake = self.draw(len(real), "gan", self.steps, "G")
-        self.H.requires_grad_(False)
-        fake = self.G(z, y_fake)
-        loss_G = self.generator_loss(shifted(fake, stream, flip=self.kind != "mlp"), y_fake)
-        if weakness is not None:
-            loss_G = loss_G - weakness(fake, y_fake)
-        theta = list(self.G.parameters())
-        for p, g in zip(
-            theta, torch.autograd.grad(loss_G, theta)
-        ):  # not backward(): W and A are no business of this level
-            p.grad = g
-        self.optG.step()
-        self.optG.zero_grad(set_to_none=True)
-        self.H.requires_grad_(True)
+    def shifted(self, images: Tensor, stream: torch.Generator) -> Tensor:
+        """What H sees of real and generated images, as it would learn the training half by heart:
+        moved by up to an eighth of the width (black comes in), photographs also mirrored."""
+        images = cifar.random_crop(images + 1, stream, max(1, images.shape[-1] // 8)) - 1
+        return images if self.kind == "mlp" else cifar.random_flip(images, stream)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """After a step. The average grows with them: a short run would keep its random start."""
         self.steps += 1
-        # A short run would keep its random start in an average of fixed length: the length grows with the steps.
-        decay = min(self.average, (1 + self.steps) / (10 + self.steps))
+        decay = min(AVERAGE, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.G.parameters()), 1 - decay)
+
+    def labels_read(self, problem: Problem, *name: Any) -> int:
+        """Of 500 images drawn by this name: how many the reference classifier gives their label."""
+        images, y = self.sample(500, *name)
+        self.reference.eval()
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.G.parameters()), 1 - decay)
-        return {"loss_D": float(loss_D.detach()), "loss_G": float(loss_G.detach())}
+            logits = self.reference(problem.normalise(problem.pixels(images)))
+        return int((logits.argmax(1) == y).sum())
 
-    def state(self) -> dict[str, Any]:
-        parts = {"G": self.G, "H": self.H, "ema": self.ema, "optG": self.optG, "optD": self.optD}
-        return {**{k: p.state_dict() for k, p in parts.items()}, "steps": self.steps}
+    @torch.no_grad()
+    def samples(self, problem: Problem, each: int = 8) -> dict[str, Tensor]:
+        """For the figure: `each` images (uint8) of at most ten classes, and their labels."""
+        y = torch.arange(min(10, self.classes), device=self.device).repeat_interleave(each)
+        pixels = problem.pixels(self.ema(self.draw(len(y), "samples")[0], y))
+        return {"pixels": pixels.round().clamp(0, 255).byte().cpu(), "label": y.cpu()}
 
-    def load(self, state: dict[str, Any]) -> None:
-        for name in ("G", "H", "ema", "optG", "optD"):
-            getattr(self, name).load_state_dict(state[name])
+    def state_dict(self) -> dict[str, Any]:
+        return {part: getattr(self, part).state_dict() for part in PARTS} | {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for part in PARTS:
+            getattr(self, part).load_state_dict(state[part])
         self.steps = state["steps"]
 
 
-def shifted(images: Tensor, stream: torch.Generator, flip: bool) -> Tensor:
-    """Random translation by an eighth of the width (black comes in) and, for photographs, mirroring: what H sees of both
-    real and generated images, because the training half is small and H would learn it by heart."""
-    images = cifar.random_crop(images + 1, stream, max(1, images.shape[-1] // 8)) - 1
-    return cifar.random_flip(images, stream) if flip else images
-
-
-# --- the fidelity gate ------------------------------------------------------------------------------------------------
+# --- the fidelity gate ----------------------------------------------------------------------------
 
 
 def reference_classifier(c_in: int, classes: int, width: int = 32) -> nn.Module:
-    """A small convolutional classifier, trained on D_tr alone, that reads the labels of generated images."""
+    """A small convolutional classifier, trained on D_tr alone, that reads labels of images."""
+
+    def block(a: int, b: int) -> list[nn.Module]:
+        return [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
+
     return nn.Sequential(
-        nn.Conv2d(c_in, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes),
-    )  # fmt: skip
-
-
-@torch.no_grad()
-def fidelity(sample: Any, classifier: nn.Module, view: Any, n: int = 2000) -> float:
-    """Share of n generated images that the reference classifier gives their label. sample(n, part) -> images, labels."""
-    classifier.eval()
-    right = 0
-    parts = [min(500, n - done) for done in range(0, n, 500)]
-    for part, size in enumerate(parts):
-        images, y = sample(size, part)
-        right += int((classifier(view(images)).argmax(1) == y).sum())
-    return right / n
+        *block(c_in, width),
+        nn.MaxPool2d(2),
+        *block(width, 2 * width),
+        nn.MaxPool2d(2),
+        *block(2 * width, 2 * width),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2 * width, classes),
+    )
 
 
 class GeneratorFailed(RuntimeError):
-    """The generator's images do not carry their labels: a search on them would test the generator, not the method."""
+    """The images do not carry their labels: a search on them would test the generator alone."""
 
 
-def fidelity_gate(value: float, classes: int, warn_below: float = 0.5) -> str:
-    """Raises below 3 times chance; a warning text below `warn_below`; else ''. (3.5)"""
-    if value < 3 / classes:
+def fidelity_gate(fidelity: float, classes: int, warn_below: float = 0.5) -> str:
+    """A warning below `warn_below`, else ''. Raises GeneratorFailed below 3 times chance.
+
+    fidelity: share of generated images to which the reference classifier gives their label."""
+    if fidelity < 3 / classes:
         raise GeneratorFailed(
-            f"label fidelity {value:.3f} of the generator is below 3 times chance ({3 / classes:.3f}): its images do not show "
-            "their class, so a search on them says nothing about the method; train it longer (--gan_steps) or change --gan_lr"
+            f"label fidelity {fidelity:.3f} of the generator is below 3 times chance"
+            f" ({3 / classes:.3f}): its images do not show their class, so a search on them says"
+            " nothing about the method; train it longer (--gan_steps) or change --gan_lr"
         )
-    if value < warn_below:
-        return f"label fidelity {value:.3f} is below {warn_below}: expect artefacts of the generator in the search"
+    if fidelity < warn_below:
+        artefacts = "expect artefacts of the generator in the search"
+        return f"label fidelity {fidelity:.3f} is below {warn_below}: {artefacts}"
     return ""

@@ -1,11 +1,18 @@
-"""DASGM's mathematics: the three levels, the gradient of the architecture, the transform T, the class weights.
+"""DASGM: the weights learn from photographs, the architecture is judged on generated images.
 
-    level 1   W*(A)         = argmin_W  L_tr(A, W)                            real training images            [read: abstract]
-    level 2   theta*, phi*  = argmin_theta argmax_phi  V - eta R              a class-conditional generator   [inferred; eta: decided]
-    level 3   min_A  F(A)   = lam L_syn(A, W*, theta*) + (1 - lam) L_val(A, W*)   generated images            [read: abstract]
+    (1)  W*(A)        = argmin_W  L_tr(A, W)                                       [read]
+    (2)  theta*, phi* = argmin_theta argmax_phi  V(theta, phi; D_tr)  [- eta R]    [inferred]
+    (3)  min_A  F(A)  = lam L_syn(A, W*(A), theta*) + (1 - lam) L_val(A, W*(A))    [read]
 
-Next to DARTS, whose level 3 is L_val alone (lam = 0). No equation of the paper could be read: [read] is in its abstract,
-[inferred] from DARTS' code, [decided] here (README). Numbers in brackets are sections of this repository's specification.
+W are the weights of a relaxed network f(x; A, W), theta and phi a generator G(z, y) and its
+opponent, A the architecture. L_tr and L_val are mean cross-entropies (CE) on the two halves of the
+real images, L_syn is that on T(G(z, y)), generated images as f sees them. DARTS is lam = 0, the
+abstract is lam = 1. No equation of the paper could be read: [read] is in its abstract, [inferred]
+from DARTS' code; eta, (6) and (7) are options that were decided here. Equation numbers are those
+of docs/papers/dasgm.md, section 3.
+
+`cycle` alternates the levels. Below it come level 3, level 2, level 1, the option (7), and what
+makes the look-ahead of level 3 cheap.
 """
 
 from __future__ import annotations
@@ -13,100 +20,222 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 
+from shared import vectors
 from shared.hypergrad import FiniteDifference, Hypergradient, Method, OneStep, hypergrad
 from shared.multilevel import Level, chain
-from shared.processes import mean_gradients, all_mean
-from shared.vectors import Vector
+from shared.processes import all_mean, mean_gradients, single
+
+from . import weighted
+from .data import Views
+from .generators import GAN
+from .networks import CLIP, MOMENTUM, Supernet
 
 Loss = Callable[[], Tensor]
-TWO_SIDED = FiniteDifference()
-ESTIMATORS: dict[str, Callable[[], Method]] = {
-    "finite_difference": FiniteDifference,
-    "exact": OneStep,
-}
+ESTIMATORS: dict[str, Method] = {"finite_difference": FiniteDifference(), "exact": OneStep()}
 
 
-# --- losses ------------------------------------------------------------------------------------------------------
+def cycle(
+    f: Supernet, gan: GAN | None, views: Views, t: int, learn_A: bool = True
+) -> dict[str, float]:
+    """Step t of the search: one step of each level. Returns the losses, and how many gradients.
+
+    gan: None where level 3 sees no generated image (lam = 0). learn_A: false in warm-up epochs.
+    views: what each level sees of the data in step t."""
+    facts: dict[str, float] = {"gradient_evaluations": 1}
+    if gan is not None and views.config.job != "static":
+        facts |= generator_step(gan, views, hunt(f, gan, views))  # level 2: theta and phi
+        facts["gradient_evaluations"] += gan.critic_steps + 1
+    L_tr = real_loss(f, *views.training(t))
+    if learn_A:
+        gradient = architecture_gradient(*architecture_losses(f, gan, views, t, L_tr), f.A)
+        architecture_step(gradient.grads, f.A, f.opt_A, views.config.arch_clip)  # level 3: A
+        facts["loss_A"] = gradient.outer_loss
+        facts["gradient_evaluations"] += gradient.gradient_evaluations
+    facts["loss_W"] = weight_step(L_tr(), f.W, f.opt_W)  # level 1: W
+    return facts
+
+
+# --- level 3: the architecture --------------------------------------------------------------------
+
+
+def architecture_gradient(
+    F: Loss, weights: Level, generator: Level | None, A: Sequence[Tensor]
+) -> Hypergradient:
+    """dF/dA, also through what A moves: W' and theta' are one step ahead, of rates xi and xi_theta.
+
+        xi = 0   partial_A F(A, W, theta), first order
+        (4)      partial_A F - xi [d2 L_tr / dA dW] u,    u = dF/dW'
+        (6)      the same + xi_theta eta [d2 R / dA dtheta] v,    v = dF/dtheta',
+                 with u = dF/dW' + xi_theta eta [d2 R / dW' dtheta] v
+
+    weights: L_tr, W, xi, and how the products [..] u are taken, by (5) or exactly. generator: the
+    same of theta, whose loss is J = V_G - eta R; None where theta does not depend on A."""
+    if not weights.lr:
+        with frozen(weights.theta):  # saves the weight gradients: 5/3 of a plain step
+            loss = F()
+            gradient = all_mean(torch.autograd.grad(loss, list(A)))
+        zero = [torch.zeros_like(a) for a in A]
+        return Hypergradient(gradient, gradient, zero, 1, float(loss.detach()))
+    if generator is None:
+        return hypergrad(F, weights.loss, weights.theta, A, weights.lr, weights.method)
+    return chain(F, [weights, generator], A)
+
+
+def architecture_losses(
+    f: Supernet, gan: GAN | None, views: Views, t: int, L_tr: Loss
+) -> tuple[Loss, Level, Level | None]:
+    """F of step t and the levels below it, as `architecture_gradient` takes them.
+
+    All that is random is drawn here, or in each call from a stream that the call begins anew: both
+    sides of a difference quotient see the same z, y and crops."""
+    c = views.config
+    L_syn, J = (None, None) if gan is None else generated_losses(f, gan, views, t)
+    lam = 0.0 if gan is None else c.lam
+    L_val = real_loss(f, *views.held_out(t)) if lam < 1 else None
+    method, xi = ESTIMATORS[c.estimator], f.opt_W.param_groups[0]["lr"] if c.order == 2 else 0.0
+    weights = Level(look_ahead_loss(L_tr, f.W, f.momenta(), c.weight_decay), f.W, xi, method)
+    generator = None
+    if gan is not None and J is not None:
+        generator = Level(J, list(gan.G.parameters()), c.gan_lr, method)
+    return architecture_loss(lam, L_syn, L_val), weights, generator
+
+
+def architecture_loss(lam: float, L_syn: Loss | None, L_val: Loss | None) -> Loss:
+    """F of (3). A part of weight 0 is never evaluated, so that lam = 0 is DARTS to the bit."""
+    if L_syn is None or lam == 0:
+        assert L_val is not None
+        return L_val
+    if L_val is None or lam == 1:
+        return L_syn
+    return lambda: lam * L_syn() + (1 - lam) * L_val()
+
+
+def real_loss(f: Supernet, x: Tensor, y: Tensor) -> Loss:
+    """L_tr or L_val on one batch."""
+    return lambda: cross_entropy(f(x), y)
+
+
+def generated_losses(f: Supernet, gan: GAN, views: Views, t: int) -> tuple[Loss, Loss | None]:
+    """L_syn of step t; for `adversarial`, whose F reaches theta, also J = V_G - eta R."""
+    c = views.config
+    if c.job == "adversarial":
+        z, y = gan.draw(views.size, "architecture", t)
+
+        def logits() -> Tensor:
+            return f(views.T(gan.G(z, y), "crops", t))
+
+        def J() -> Tensor:
+            return gan.loss_G(gan.G(z, y), y) - c.eta * weakness(logits(), y)
+
+        return lambda: synthesized_loss(logits(), y), J
+    omega = class_weights(f, views, t) if c.job == "weighted" else None
+    x, y = views.generated(gan, t)
+    return lambda: synthesized_loss(f(x), y, omega), None
 
 
 def synthesized_loss(logits: Tensor, y: Tensor, omega: Tensor | None = None) -> Tensor:
-    """L_syn = E[omega_y CE(f(T(G(z, y))), y)]: logits (n, C), y (n,), omega (C,) or None -> scalar."""
+    """L_syn = E[omega_y CE(f(T(G(z, y))), y)]; logits (n, C), y (n,), omega (C,) or None."""
     if omega is None:
-        return F.cross_entropy(logits, y)
-    return (omega[y] * F.cross_entropy(logits, y, reduction="none")).mean()
-
-
-def architecture_loss(lam: float, synthesized: Loss | None, real: Loss | None) -> Loss:
-    """F = lam L_syn + (1 - lam) L_val; a part of weight 0 is never evaluated, so lam = 0 is DARTS to the bit."""
-    if lam == 0:
-        assert real is not None
-        return real
-    if lam == 1:
-        assert synthesized is not None
-        return synthesized
-    assert real is not None and synthesized is not None
-    return lambda: lam * synthesized() + (1 - lam) * real()
+        return cross_entropy(logits, y)
+    return (omega[y] * cross_entropy(logits, y, reduction="none")).mean()
 
 
 def weakness(logits: Tensor, y: Tensor) -> Tensor:
-    """R = E min(CE, tau), tau = log C (option `adversarial`): the cap keeps a generator from leaving its class [8]."""
-    return F.cross_entropy(logits, y, reduction="none").clamp(max=math.log(logits.shape[1])).mean()
+    """R = E min(CE, tau), tau = log C: the cap keeps a generator that hunts in its class."""
+    return cross_entropy(logits, y, reduction="none").clamp(max=math.log(logits.shape[1])).mean()
 
 
-# --- the gradient of the architecture (3.4) -----------------------------------------------------------------------
+def architecture_step(
+    gradient: Sequence[Tensor], A: Sequence[Tensor], optimizer: Optimizer, clip: float = 0.0
+) -> None:
+    """One Adam step on A; clip: largest norm of the gradient, 0: any."""
+    if clip:
+        shorten = min(1.0, clip / (vectors.norm(gradient) + 1e-6))
+        gradient = [g * shorten for g in gradient]
+    for a, g in zip(A, gradient):
+        a.grad = g
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
-class _Drift(torch.autograd.Function):
-    """0, with gradient weight_decay W + mu m: what SGD adds to a loss's gradient, in a few operations on lists."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, weight_decay: float, mu: float, momentum: Sequence[Tensor | None], *W: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(*W)
-        ctx.drift = weight_decay, mu, momentum
-        return W[0].new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        weight_decay, mu, momentum = ctx.drift
-        pull = list(torch._foreach_mul(list(ctx.saved_tensors), weight_decay))
-        known = [i for i, m in enumerate(momentum) if m is not None]
-        if mu and known:
-            moved = torch._foreach_add(
-                [pull[i] for i in known], [momentum[i] for i in known], alpha=mu
-            )
-            for i, x in zip(known, moved):
-                pull[i] = x
-        return None, None, None, *torch._foreach_mul(pull, g)
+# --- level 2: the generator -----------------------------------------------------------------------
 
 
-def look_ahead_loss(
-    L_tr: Loss,
-    W: Sequence[Tensor],
-    momentum: Sequence[Tensor | None],
-    mu: float,
-    weight_decay: float,
-) -> Loss:
-    """L_tr, with the gradient g_W + weight_decay W + mu m that SGD's step follows in its place.
+def generator_step(
+    gan: GAN, views: Views, eta_R: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> dict[str, float]:
+    """(2): phi climbs V, theta descends V_G, or V_G - eta R for `adversarial`.
 
-    The added terms hold no A, so they change W' but not the mixed derivative. momentum: buffer per tensor, None = 0.
-    """
+    V = -E relu(1 - H(x, y)) - E relu(1 + H(G(z, y), y)) and V_G = -E H(G(z, y), y); the option
+    `dcgan` has another V, which phi climbs five times."""
+    images = views.photographs(gan.steps)
+    real, y, n = views.problem.signed(images.pixels), images.labels, len(images)
+    for k in range(gan.critic_steps):
+        stream = gan.noise("gan", gan.steps, k)
+        z, y_fake = gan.draw(n, "gan", gan.steps, k)
+        with torch.no_grad():
+            fake = gan.G(z, y_fake)
+        both = gan.shifted(torch.cat([real, fake]), stream)
+        loss_H = gan.loss_H(both[:n], y, both[n:], y_fake, stream)
+        gan.opt_H.zero_grad(set_to_none=True)
+        loss_H.backward()
+        gan.opt_H.step()
+    z, y_fake = gan.draw(n, "gan", gan.steps, "G")
+    fake = gan.G(z, y_fake)
+    loss_G = gan.loss_G(gan.shifted(fake, gan.noise("gan", gan.steps, "G")), y_fake)
+    if eta_R is not None:
+        loss_G = loss_G - eta_R(fake, y_fake)
+    theta = list(gan.G.parameters())
+    for p, g in zip(theta, torch.autograd.grad(loss_G, theta)):  # phi, W and A get no gradient
+        p.grad = g
+    gan.opt_G.step()
+    gan.opt_G.zero_grad(set_to_none=True)
+    gan.follow()
+    return {"loss_D": float(loss_H.detach()), "loss_G": float(loss_G.detach())}
 
-    def loss() -> Tensor:
-        value = L_tr()
-        if not any(p.requires_grad for p in W):  # a probe for A: the terms are constants
-            return value
-        return value + _Drift.apply(weight_decay, mu, momentum, *W)
 
-    return loss
+def hunt(f: Supernet, gan: GAN, views: Views) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """eta R of generated images (n, c, h, w) with labels (n,), for `adversarial`."""
+    if views.config.job != "adversarial":
+        return None
+    eta, step = views.config.eta, gan.steps
+    return lambda fake, y: eta * weakness(f(views.T(fake, "gan view", step)), y)
+
+
+# --- level 1: the weights -------------------------------------------------------------------------
+
+
+def weight_step(loss: Tensor, W: Sequence[Tensor], optimizer: Optimizer) -> float:
+    """(1): one SGD step on W; A has no part in it, neither in the gradient nor in its norm."""
+    for p, g in zip(W, torch.autograd.grad(loss, list(W))):
+        p.grad = g
+    mean_gradients(W)  # over processes, before the norm is taken
+    torch.nn.utils.clip_grad_norm_(list(W), CLIP)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+# --- option `weighted` ----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def class_weights(f: Supernet, views: Views, t: int) -> Tensor:
+    """(7): omega (C,) after the losses on a batch of D_val, the whole one on every process."""
+    with single():
+        x, y = views.real(views.problem.validation, "omega batches", t)
+        weighted.follow(f.class_losses, f(x), y)
+    return weighted.omega(f.class_losses).to(x.device)
+
+
+# --- what makes the look-ahead cheap --------------------------------------------------------------
 
 
 @contextmanager
@@ -122,121 +251,43 @@ def frozen(W: Sequence[Tensor]) -> Iterator[None]:
             p.requires_grad_(flag)
 
 
-def architecture_gradient(
-    F_: Loss,
-    L_tr: Loss,
-    W: Sequence[Tensor],
-    A: Sequence[Tensor],
-    xi: float,
-    method: Method = TWO_SIDED,
-) -> Vector:
-    """dF/dA = partial_A F - xi [d2 L_tr / dA dW] dF/dW', F at W' = W - xi grad_W L_tr; a list like A.
+def look_ahead_loss(
+    L_tr: Loss, W: Sequence[Tensor], momentum: Sequence[Tensor | None], weight_decay: float
+) -> Loss:
+    """L_tr with the gradient g_W + weight_decay W + mu m, which the step of SGD follows.
 
-    xi = 0 is first order: partial_A F at W, with W frozen, which saves the weight gradients (5 / 3 of a plain step).
-    """
-    if xi == 0:
-        with frozen(W):
-            return all_mean(torch.autograd.grad(F_(), list(A)))
-    return hypergrad(F_, L_tr, W, A, float(xi), method).grads
+    The added terms hold no A: they change W', not the mixed derivative. momentum: a buffer m for
+    each tensor, None = 0."""
 
+    def loss() -> Tensor:
+        value = L_tr()
+        if not any(p.requires_grad for p in W):  # a probe for A: the terms are constants
+            return value
+        return value + _Drift.apply(weight_decay, momentum, *W)
 
-def nested_gradient(
-    F_: Loss,
-    L_tr: Loss,
-    J: Loss,
-    W: Sequence[Tensor],
-    theta: Sequence[Tensor],
-    A: Sequence[Tensor],
-    xi_W: float,
-    xi_theta: float,
-    method: Method = TWO_SIDED,
-) -> Hypergradient:
-    """eta > 0: A -> W' -> theta' -> F, with theta' = theta - xi_theta grad_theta J, J = V_G - eta R(theta; A, W').
-
-    v     = dF/dtheta'
-    u     = dF/dW'       + xi_theta eta [d2 R / dW' dtheta] v
-    dF/dA = partial_A F  + xi_theta eta [d2 R / dA dtheta] v  -  xi_W [d2 L_tr / dA dW] u
-    """
-    return chain(F_, [Level(L_tr, W, xi_W, method), Level(J, theta, xi_theta, method)], A)
+    return loss
 
 
-def weight_step(
-    loss: Tensor, W: Sequence[Tensor], optimiser: torch.optim.Optimizer, clip: float
-) -> None:
-    """One SGD step on W; A takes no part in it: neither in the gradient, nor in the norm that is clipped."""
-    for p, g in zip(W, torch.autograd.grad(loss, list(W))):
-        p.grad = g
-    mean_gradients(W)  # over processes, before the norm is taken
-    torch.nn.utils.clip_grad_norm_(list(W), clip)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+class _Drift(torch.autograd.Function):
+    """0, with gradient weight_decay W + mu m, in a few operations on lists."""
 
+    @staticmethod
+    def forward(
+        ctx: Any, weight_decay: float, momentum: Sequence[Tensor | None], *W: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(*W)
+        ctx.drift = weight_decay, momentum
+        return W[0].new_zeros(())
 
-def architecture_step(
-    gradient: Vector, A: Sequence[Tensor], optimiser: torch.optim.Optimizer
-) -> None:
-    """One Adam step on A."""
-    for a, g in zip(A, gradient):
-        a.grad = g
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-
-
-# --- option `weighted` (3.6) --------------------------------------------------------------------------------------
-
-
-@dataclass
-class ClassWeights:
-    """omega (C,), mean 1, from the running mean of each class's mean loss; a class that is not in a batch keeps its own."""
-
-    classes: int
-    decay: float = 0.9
-    clip: tuple[float, float] = (0.2, 5.0)
-    running: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def __post_init__(self) -> None:
-        if not len(self.running):
-            self.running = torch.full((self.classes,), float("nan"))
-
-    @torch.no_grad()
-    def update(self, logits: Tensor, y: Tensor) -> None:
-        """logits (n, C), y (n,) of a batch of real images."""
-        losses = F.cross_entropy(logits.detach(), y, reduction="none").cpu().double()
-        y = y.cpu()
-        counts = torch.bincount(y, minlength=self.classes)
-        # sorted within a class, so that the order of the batch cannot show in the last digit
-        means = torch.stack(
-            [losses[y == c].sort().values.sum() for c in range(self.classes)]
-        ) / counts.clamp(min=1)
-        new = torch.where(
-            self.running.isnan(),
-            means.float(),
-            self.decay * self.running + (1 - self.decay) * means.float(),
-        )
-        self.running = torch.where(counts > 0, new, self.running)
-
-    @property
-    def omega(self) -> Tensor:
-        seen = self.running[~self.running.isnan()]
-        if not len(seen) or float(seen.mean()) == 0:
-            return torch.ones(self.classes)
-        relative = torch.where(self.running.isnan(), seen.mean(), self.running) / seen.mean()
-        omega = relative.clamp(*self.clip)
-        for _ in range(
-            50
-        ):  # rescaling to mean 1 can push an entry over the clip again: alternate until it does not
-            omega = (omega / omega.mean()).clamp(*self.clip)
-        return omega
-
-
-# --- what is watched ----------------------------------------------------------------------------------------------
-
-
-def entropy(A: Sequence[Tensor]) -> float:
-    """Mean entropy of the relaxed choices over log(number of choices): 1 undecided, 0 decided."""
-    p = [F.softmax(a.detach(), -1) for a in A]
-    return float(
-        torch.cat(
-            [-(q * q.clamp(min=1e-12).log()).sum(-1) / math.log(q.shape[-1]) for q in p]
-        ).mean()
-    )
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        weight_decay, momentum = ctx.drift
+        pull = list(torch._foreach_mul(list(ctx.saved_tensors), weight_decay))
+        moving = [i for i, m in enumerate(momentum) if m is not None]
+        if moving:
+            moved = torch._foreach_add(
+                [pull[i] for i in moving], [momentum[i] for i in moving], alpha=MOMENTUM
+            )
+            for i, x in zip(moving, moved):
+                pull[i] = x
+        return None, None, *torch._foreach_mul(pull, g)

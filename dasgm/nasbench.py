@@ -1,10 +1,11 @@
-"""The NAS-Bench-201 cell: operations, relaxed and derived networks, derivation, cell strings. Layout read in its code.
+"""The NAS-Bench-201 cell: strings, derivation, relaxed and derived networks; layout as in its code.
 
-    node 0 = the cell's input;  node j = sum over i < j of edge(i, j)(node i);  the last node is the cell's output
+    nodes          0: the cell's input;  j: sum over i < j of edge(i, j)(node i);  the last: output
     relaxed edge   sum_o softmax(alpha_edge)_o * o(x)        (DARTS)
-    derived edge   the operation with the largest logit, `none` included (NAS-Bench-201's own script)
+    derived edge   the operation with the largest logit, `none` included (the benchmark's script)
 
-Four nodes give the benchmark's 6 edges and 5^6 = 15,625 cells, three nodes the 125 cells of the digits test bed.
+Four nodes give the benchmark's 6 edges and 5^6 = 15,625 cells, three nodes the 125 cells of the
+digits test bed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import functools
 import itertools
 import re
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +29,7 @@ def edges(nodes: int) -> list[tuple[int, int]]:
     return [(i, j) for j in range(1, nodes) for i in range(j)]
 
 
-# --- cell strings ---------------------------------------------------------------------------------------------
+# --- cell strings ---------------------------------------------------------------------------------
 
 
 def to_string(operations: Sequence[str], nodes: int) -> str:
@@ -38,22 +40,20 @@ def to_string(operations: Sequence[str], nodes: int) -> str:
 
 def from_string(cell: str) -> list[str]:
     """`|op~0|+|op~0|op~1|+...|` -> one operation per edge; ValueError names what is wrong."""
-    found: list[str] = []
+    operations: list[str] = []
     for j, node in enumerate(cell.split("+"), start=1):
         parts = re.fullmatch(r"\|((?:[^|~]+~\d+\|)+)", node)
         steps = parts[1].rstrip("|").split("|") if parts else []
         if len(steps) != j:
-            raise ValueError(
-                f"cell {cell!r}: node {j} reads {node!r}; it needs {j} parts `op~i|`, i = 0 to {j - 1}"
-            )
+            parts_needed = f"it needs {j} parts `op~i|`, i = 0 to {j - 1}"
+            raise ValueError(f"cell {cell!r}: node {j} reads {node!r}; {parts_needed}")
         for i, step in enumerate(steps):
             operation, _, source = step.partition("~")
             if operation not in OPERATIONS or source != str(i):
-                raise ValueError(
-                    f"cell {cell!r}: {step!r} should be `op~{i}` with op one of {', '.join(OPERATIONS)}"
-                )
-            found.append(operation)
-    return found
+                names = ", ".join(OPERATIONS)
+                raise ValueError(f"cell {cell!r}: {step!r} should be `op~{i}`, op one of {names}")
+            operations.append(operation)
+    return operations
 
 
 def all_cells(nodes: int, exclude_none: bool = False) -> list[str]:
@@ -74,7 +74,7 @@ def skips(cell: str) -> int:
     return from_string(cell).count("skip_connect")
 
 
-# --- networks ---------------------------------------------------------------------------------------------------
+# --- networks -------------------------------------------------------------------------------------
 
 
 def relu_conv_bn(
@@ -96,7 +96,7 @@ def operation(name: str, channels: int, affine: bool, track: bool) -> nn.Module:
 
 
 class Cell(nn.Module):
-    """x (n, C, h, w) -> (n, C, h, w). `choices`: the operations of each edge; one each in a derived cell."""
+    """x (n, C, h, w) -> (n, C, h, w). choices: operations of each edge; derived cells have one."""
 
     def __init__(
         self, channels: int, choices: Sequence[Sequence[str]], nodes: int, affine: bool, track: bool
@@ -105,7 +105,7 @@ class Cell(nn.Module):
         self.nodes = nodes
         self.choices = [list(names) for names in choices]
         self.edge_list = edges(nodes)
-        # `none` adds nothing to the sum and needs no module: softmax still gives its logit a gradient.
+        # `none` adds nothing and needs no module: softmax still gives its logit a gradient.
         self.edges = nn.ModuleList(
             nn.ModuleDict({n: operation(n, channels, affine, track) for n in names if n != "none"})
             for names in choices
@@ -120,7 +120,7 @@ class Cell(nn.Module):
                 if target == j:
                     for column, name in enumerate(self.choices[row]):
                         if name != "none":
-                            terms.append(self.edges[row][name](states[i]))
+                            terms.append(cast(nn.ModuleDict, self.edges[row])[name](states[i]))
                             shares.append(row * len(OPERATIONS) + column)
             states.append(_sum(terms, None if weights is None else weights.flatten()[shares], x))
         return states[-1]
@@ -129,8 +129,8 @@ class Cell(nn.Module):
 def _sum(terms: list[Tensor], weights: Tensor | None, like: Tensor) -> Tensor:
     """sum_k w_k terms_k; zeros like `like` where a node is reached by `none` alone.
 
-    The weighted sum is one matrix product: its gradient for the weights then is one too, instead of a reduction per
-    operation, which made a gradient of A a sixth of a plain step dearer."""
+    The weighted sum is one matrix product, and so is its gradient for the weights, instead of a
+    reduction per operation, which made a gradient of A a sixth of a plain step dearer."""
     if not terms:
         return torch.zeros_like(like)
     if weights is None:
@@ -139,7 +139,7 @@ def _sum(terms: list[Tensor], weights: Tensor | None, like: Tensor) -> Tensor:
 
 
 class Residual(nn.Module):
-    """The benchmark's reduction: two 3x3 convolutions, stride 2, beside a pooled 1x1 convolution."""
+    """The benchmark's reduction: two 3x3 convolutions, stride 2, beside a pooled 1x1 one."""
 
     def __init__(self, c_in: int, c_out: int, affine: bool, track: bool):
         super().__init__()
@@ -152,11 +152,13 @@ class Residual(nn.Module):
 
 
 class Network(nn.Module):
-    """Stem, stages of N cells with reductions between them, batch norm, pooled linear head. x (n, c, h, w) -> (n, classes).
+    """Stem, stages of N cells with reductions between them, batch norm, pooled linear head:
+    x (n, c, h, w) -> (n, classes).
 
-    cell=None: the relaxed network f(x; A, W), whose A = [alpha] is an argument, never a parameter of the module: else it
-    would enter SGD, weight decay and the clipping norm. cell=string: the derived network, called with x alone.
-    Batch norm of the relaxed network has no running statistics: generated images cannot change what is not there.
+    cell=None: the relaxed network f(x; A, W), whose A = [alpha] is an argument, never a parameter:
+    else it would enter SGD, weight decay and the clipping norm. cell=string: the derived network,
+    called with x alone. Batch norm of the relaxed network has no running statistics: generated
+    images cannot change what is not there.
     """
 
     def __init__(

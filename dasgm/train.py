@@ -1,235 +1,244 @@
 """Search a cell with one arm on one task with one seed, and say how good the cell is.
 
-    python -m dasgm.train --tiny                                            under a minute, no download
-    python -m dasgm.train --scale cpu --arm joint --task digits --seed 0    a cell of 125, about 15 CPU seconds; README
+    python -m dasgm.train --tiny                                            a minute, no download
+    python -m dasgm.train --scale cpu --arm joint --task digits --seed 0    15 CPU seconds; README
 
-No number of the DASGM paper could be read, so there is none to reach: on digits a uniformly drawn connected cell scores
-about 96 % and the best 99 %; on NAS-Bench-201 / CIFAR-10 (one GPU, minutes) a collapsed DARTS 54.3, the median cell 90.8,
-the best 94.4 %. Comments on fields name their source: [abstract] of the paper, [DARTS], [P-DARTS], [PC-DARTS], [NB201] the
-public code of these methods, [decided] by this project because nothing was read.
+No number of the DASGM paper could be read, so there is none to reach. On digits a uniformly drawn
+connected cell scores about 96 % and the best 99 %; on NAS-Bench-201 / CIFAR-10 (one GPU, minutes)
+a collapsed DARTS 54.3, the median cell 90.8, the best 94.4 %.
 """
 
+from __future__ import annotations
+
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from shared import runs
+from shared import processes, runs
+from shared.runs import Parts, Run
 
-from . import baselines, data, evaluate, export, generators, judge, nasbench, warmstart
+from . import darts_space, data, evaluate, generators, method, networks, rehearsal, tables
 from .config import Config
-from .retrain import Retraining
-from .search import GENERATED, VARIANTS, Search
 
-NOTICE = "note: no number of the DASGM paper (arXiv 2112.00171) could be read; only its abstract is followed"
-
-
-CHOICES = {
-    "data": data.NAMES, "variant": VARIANTS, "labels": ("own", "permuted"), "omega_from": ("validation", "train"),
-    "gan_data": ("train", "trainval"), "split": ("stratified", "darts"), "space": ("nasbench", "darts"),
-    "base": ("darts", "pdarts", "pcdarts"), "order": (1, 2), "estimator": ("finite_difference", "exact"),
-    "gan": generators.KINDS, "judge": ("table", "retrain"), "retrain_on": ("own", "imagenet"),
-}  # fmt: skip
-
-
-def check(config: Config) -> None:
-    """Refuse settings that cannot be meant, before anything is loaded."""
-    for name, valid in CHOICES.items():
-        if getattr(config, name) not in valid:
-            raise runs.BadInput(
-                f"{name} {getattr(config, name)!r} is unknown; it is one of {', '.join(map(str, valid))}"
-            )
-    if not 0 <= config.lam <= 1:
-        raise runs.BadInput(
-            f"lam {config.lam} is outside [0, 1]: it is the share of the generated loss in level 3"
-        )
-    if not 0 <= config.eta <= 0.1:
-        raise runs.BadInput(
-            f"eta {config.eta} is outside [0, 0.1]; above, generated images leave their class"
-        )
-    if config.variant == "adversarial" and config.labels == "permuted":
-        raise runs.BadInput(
-            "adversarial with permuted labels: the generator would hunt for noise; use another variant"
-        )
-    if (config.base == "pcdarts") != (config.partial > 1):
-        raise runs.BadInput(
-            f"base {config.base!r} with partial {config.partial}: partial channels are what makes pcdarts"
-        )
-    if config.space == "nasbench" and config.base != "darts":
-        raise runs.BadInput(f"base {config.base!r} needs space darts")
-    if config.judge == "table" and config.space != "nasbench":
-        raise runs.BadInput("there is no table of the darts space; use --judge retrain")
-    if config.variant in GENERATED and config.lam > 0 and not config.uses:
-        raise runs.BadInput(
-            f"variant {config.variant!r} needs a generator: give --uses.generator DIR, or an arm that uses it"
-        )
-    if config.gan == "mlp" and config.data != "digits":
-        raise runs.BadInput(f"generator mlp is for digits; {config.data} needs residual or dcgan")
+NOTICE = (
+    "note: no number of the DASGM paper (arXiv 2112.00171) could be read;"
+    " only its abstract is followed"
+)
 
 
 def run(config: Config) -> Path:
-    check(config)
-    with runs.start(config, __file__) as run:
+    """Train one run; returns its directory."""
+    if config.generated and not config.uses:
+        remedy = "give --uses.generator DIR, or an arm that uses one"
+        raise runs.BadInput(f"job {config.job} needs a generator: {remedy}")
+    made_up = rehearsal.made_up(config.n) if config.scale == "rehearsal" else nullcontext()
+    with runs.start(config, __file__) as run, made_up:
         if run.finished:
             return run.directory
         run.say(NOTICE)
         device = runs.device(config)
-        with data.made_up(config.scale == "rehearsal", config.n):
-            problem = data.load(config.data, config.seed, config.split, config.n, device)
-            run.splits(
-                train=problem.train.ids, validation=problem.validation.ids, test=problem.test.ids
-            )
-            if config.variant == "generator":
-                warmstart.train_generator(config, run, problem, device)
-            else:
-                find_cell(config, run, problem, device)
+        problem = data.load(config.data, config.seed, config.split, config.n, device)
+        run.splits(**problem.ids)
+        if config.job == "generator":
+            warm_start(config, run, problem, device)
+            return run.directory
+        result = Result(networks.random_cell(config))
+        if config.job != "random":
+            result = search(config, run, problem, device)
+        if config.judge == "table":
+            numbers, result.predictions = tables.look_up(config, problem, result.cell, result.early)
+            result.state = result.state or [torch.tensor(numbers)]
+        else:
+            retrain(config, run, problem, device, result)
+        finish(config, run, problem, result)
     return run.directory
 
 
-# --- a search, and what its cell is worth ---------------------------------------------------------------------------------
+# --- the stage: a generator, and how well its images carry their labels ---------------------------
 
 
-def find_cell(config: Config, run: runs.Run, problem: data.Problem, device: torch.device) -> None:
-    gan, reference = None, None
-    if config.variant in GENERATED and config.lam > 0:
-        (used,) = config.uses.values()
-        found = runs.unpack((Path(used) / "generator.pt").read_bytes(), f"{used}/generator.pt")
-        gan = warmstart.new_gan(config, problem, device)
-        gan.load(found["gan"])
-        reference = generators.reference_classifier(problem.shape[0], problem.classes).to(device)
-        reference.load_state_dict(found["reference"])
-    search = Search(config, problem, device, gan) if config.variant != "random" else None
-    searching = search.steps if search else 0
-    table = data.table(config.data) if config.judge == "table" else None
+def warm_start(config: Config, run: Run, problem: data.Problem, device: torch.device) -> None:
+    """Phases: the generator, the classifier that reads its labels, what that one reads."""
+    views = data.Views(config, problem)
+    gan = generators.GAN(config, problem.classes, problem.shape, device)
+    for step in run.phase("generator", config.gan_steps, Parts(gan=gan)):
+        losses = method.generator_step(gan, views)
+        batch = views.photographs(step).ids
+        run.finite(losses["loss_G"], level="generator", step=step, batch=batch)
+        if step % 50 == 0:
+            run.log(step=step, **losses)
 
-    saved = run.resume()
-    start = saved["step"] if saved else 0
-    retraining = judge.begin_retraining(config, problem, device, saved and saved["cell"])
-    if saved:
-        if search:
-            search.load(saved["search"])
-        if retraining:
-            retraining.load(saved["retraining"])
+    optimizer = torch.optim.Adam(gan.reference.parameters(), 2e-3)
+    work = Parts(reference=gan.reference, optimizer=optimizer)
+    for step in run.phase("reference", config.reference_steps, work):
+        with processes.single():  # all processes learn from whole batches
+            images = views.batch(problem.train, "reference batches", step)
+        x = problem.view(images.pixels, runs.stream(config.seed, "reference view", step))
+        optimizer.zero_grad(set_to_none=True)
+        cross_entropy(gan.reference(x), images.labels).backward()
+        optimizer.step()
+    gan.reference.eval()
 
-    def state() -> dict[str, Any]:
-        return {
-            "search": search.state() if search else None,
-            "cell": judge.described(cell) if retraining else None,
-            "retraining": retraining.state() if retraining else None,
-        }
-
-    cell: Any = judge.parse(saved["cell"]) if saved and saved["cell"] else None
-    total = searching + (
-        judge.retraining_steps(config, problem) if config.judge == "retrain" else 0
-    )
-    quarter = max(1, search.per_epoch * (config.epochs // 4)) if search else 1
-    for step in run.steps(start, total, state):
-        if search and step < searching:
-            facts = search.step(step)
-            if search.history and search.history[-1]["step"] == step:
-                facts |= search.history[-1]
-            if reference is not None and (step + 1) % quarter == 0 and config.variant != "static":
-                facts["fidelity"] = keep_fidelity(config, run, problem, gan, reference, step)
-            run.log(**{"step": step, **facts})
-        else:
-            if retraining is None:
-                cell = judge.chosen(config, search)
-                retraining = judge.begin_retraining(config, problem, device, judge.described(cell))
-            loss = retraining.step(step - searching)
-            run.finite(loss, level="retraining", step=step)
-            if (step - searching) % 100 == 0:
-                run.log(step=step, retraining_loss=float(loss))
-    cell = cell or judge.chosen(config, search)
-    conclude(config, run, problem, search, retraining, table, cell)
-
-
-def keep_fidelity(
-    config: Config, run: runs.Run, problem: data.Problem, gan: Any, reference: Any, step: int
-) -> float:
-    """The gate stays active while theta moves (section 8)."""
-    value = warmstart.label_fidelity(config, problem, gan, reference, ("search", step), 500)
-    if config.fidelity_gate and (warning := generators.fidelity_gate(value, problem.classes)):
-        run.say(f"warning: step {step}: {warning}")
-    return value
-
-
-def conclude(config: Config, run: runs.Run, problem: data.Problem, search: Search | None, retraining: Retraining | None,
-             table: data.Table | None, cell: Any) -> None:  # fmt: skip
-    """Gates, predictions, export, record. What the table or the test images say of the cell is looked at here, after every choice."""
-    classes = retraining.network.head.out_features if retraining else problem.classes
-    draws: list[int] = []
-    state: list[torch.Tensor] = []
-    validation: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    if search is not None:
-        counts = search.counts
-        state = [*search.A, *search.W]
-        validation = {"held_out_accuracy": search.held_out_accuracy()}
-        run.gate(
-            "levels-apart",
-            search.facts.get("levels_apart") == 1.0,
-            "each of the first updates moved its own variables alone",
-        )
-        expected = (
-            sum(s.epochs for s in search.stages),
-            sum(s.epochs - s.warmup for s in search.stages),
-        )
-        made = search.counts["weight_steps"], search.counts["architecture_steps"]
-        run.gate(
-            "budget",
-            made == tuple(e * search.per_epoch for e in expected),
-            f"{made[0]} weight and {made[1]} architecture steps",
-        )
-        (run.directory / "cells.json").write_text(
-            json.dumps({"final": judge.described(cell), "early": search.early()}, indent=1) + "\n"
-        )
-    elif table is not None:
-        allowed = [table.number(c) for c in nasbench.all_cells(config.nodes, config.exclude_none)]
-        draws = baselines.random_cells(allowed, 1000, runs.stream(config.seed, "random cells"))
-        state = [torch.tensor(draws)]
-    else:
-        state = [torch.frombuffer(bytearray(judge.described(cell).encode()), dtype=torch.uint8)]
-
-    names = list(table.cells) if table else []
-    skips = np.mean([nasbench.skips(names[d]) for d in draws]) if draws else judge.skips_of(cell)
-    if table is not None:
-        early = table.number(search.early()) if search is not None else None
-        found = judge.looked_up(config, problem, table, draws or [table.number(cell)], early)
-    else:
-        assert retraining is not None
-        found = {k: v.numpy() for k, v in retraining.predict().items()}
-        found["_parameters"] = np.array(
-            sum(p.numel() for n, p in retraining.network.named_parameters() if "auxiliary" not in n)
-        )
-        state += list(retraining.network.parameters())
-    found["_skips"] = np.array(float(skips))
-    run.predictions(**found)
-    export.write(
-        run.directory / "export",
-        judge.derived(config, problem, cell, classes),
-        retraining and retraining.network,
-        about(config),
-    )
+    right: list[int] = []
+    for k in run.phase("fidelity", 4, Parts(right=right)):
+        right.append(gan.labels_read(problem, "fidelity", k))
+    fidelity = sum(right) / 2000
+    accuracy = held_out_accuracy(run, problem, gan.reference)
+    check_fidelity(config, run, problem, fidelity)
+    passed = not config.fidelity_gate or fidelity >= 3 / problem.classes
+    run.gate("label-fidelity", passed, f"{fidelity:.3f} of 2,000 images")
+    inside = set(views.of_generator.ids.tolist()) <= set(problem.train.ids.tolist())
+    run.gate("generator-data", inside, f"{len(views.of_generator)} images of D_tr")
+    runs.write_bytes(run.directory / "generator.pt", runs.pack(gan.state_dict()))
+    runs.save_arrays(run.directory / "samples.npz", gan.samples(problem))
     run.finish(
-        metrics=evaluate.score(found),
-        validation=validation,
-        state=state,
-        gradient_evaluations=counts.get("gradient_evaluations", 0)
-        + (retraining.steps if retraining else 0),
-        selection="last",
-        chosen_step=search.steps if search else 0,
-        exports=["export"],
-        cell=judge.described(cell),
-        counts=counts,
+        state=gan.G.parameters(),
+        gradient_evaluations=config.gan_steps * (gan.critic_steps + 1),
+        validation={"fidelity": fidelity, "reference_accuracy": accuracy},
     )
 
 
-def about(config: Config) -> str:
-    return (
-        f"Found by arm `{config.arm}` (variant {config.variant}) of dasgm (after arXiv 2112.00171), task `{config.task}`, scale "
-        f"`{config.scale}`, seed {config.seed}. Licence: that of the repository; the terms of the data apply to trained weights."
+def check_fidelity(config: Config, run: Run, problem: data.Problem, fidelity: float) -> None:
+    """The gate stays active while theta moves (docs/papers/dasgm.md, section 8)."""
+    warning = config.fidelity_gate and generators.fidelity_gate(fidelity, problem.classes)
+    if warning:
+        run.say(f"warning: {warning}")
+
+
+def held_out_accuracy(
+    run: Run, problem: data.Problem, network: Callable[[Tensor], Tensor]
+) -> float:
+    """On D_val: a search-time quantity, the only one that settings were chosen by."""
+    right: list[int] = []
+    parts = torch.arange(len(problem.validation)).split(networks.TEST_BATCH)
+    for k in run.phase("held-out accuracy", len(parts), Parts(right=right)):
+        part = problem.validation[parts[k]]
+        with torch.no_grad():
+            guess = network(problem.normalise(part.pixels)).argmax(1)
+        right.append(int((guess == part.labels).sum()))
+    return sum(right) / len(problem.validation)
+
+
+# --- the search -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    """What a search comes to. state: tensors whose hash identifies it."""
+
+    cell: str
+    early: str | None = None
+    steps: int = 0
+    gradient_evaluations: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    validation: dict[str, float] = field(default_factory=dict)
+    state: list[Tensor] = field(default_factory=list)
+    predictions: dict[str, Any] = field(default_factory=dict)
+    network: networks.Derived | None = None  # the derived one, where it was trained
+
+
+def search(config: Config, run: Run, problem: data.Problem, device: torch.device) -> Result:
+    """One phase for each stage of the base, then the relaxed network's accuracy on D_val."""
+    views, gan = data.Views(config, problem), None
+    if config.generated:
+        gan = generators.GAN(config, problem.classes, problem.shape, device)
+        (path,) = (Path(used) / "generator.pt" for used in config.uses.values())
+        gan.load_state_dict(runs.unpack(path.read_bytes(), str(path)))
+    level_2 = {"gan": gan} if gan is not None else {}
+    counts = {"weight_steps": 0, "architecture_steps": 0, "gan_steps": 0, "gradient_evaluations": 0}
+    history: list[dict[str, Any]] = []
+    per_epoch = max(1, len(problem.train) // config.batch)
+    per_stage, quarter = config.epochs * per_epoch, max(1, config.epochs // 4 * per_epoch)
+    f, choices, stages = None, None, networks.stages(config)
+    for stage in stages:
+        if f is not None:
+            choices = darts_space.shrink(f.A, stage.operations, choices)
+        f = networks.new_supernet(config, problem, stage, choices, device)
+        work = Parts(**f.parts(), **level_2, counts=counts, history=history)
+        for step in run.phase(stage.name, per_stage, work):
+            t, epoch = stage.number * per_stage + step, step // per_epoch
+            networks.begin_step(config, f, t, epoch)
+            with networks.levels_apart(run, f, gan) if t == 0 else nullcontext():
+                facts = method.cycle(f, gan, views, t, learn_A=epoch >= config.warmup)
+            count(run, counts, facts, t)
+            line: dict[str, Any] = {"step": t, **facts}
+            if (step + 1) % per_epoch == 0:
+                history.append(networks.epoch_line(config, f, choices))
+                line |= history[-1]
+            if gan is not None and config.job != "static" and (t + 1) % quarter == 0:
+                line["fidelity"] = gan.labels_read(problem, ("search", t), 0) / 500
+                check_fidelity(config, run, problem, line["fidelity"])
+            run.log(**line)
+
+    assert f is not None
+    f.net.eval()
+    accuracy = held_out_accuracy(run, problem, f)
+    made, n = (counts["weight_steps"], counts["architecture_steps"]), len(stages)
+    planned = n * per_stage, n * (config.epochs - config.warmup) * per_epoch
+    run.gate("budget", made == planned, f"{made[0]} weight and {made[1]} architecture steps")
+    final, early = networks.derive(config, f.A, choices), networks.early(config, history)
+    cells = json.dumps({"final": final, "early": early}, indent=1)
+    (run.directory / "cells.json").write_text(cells + "\n")
+    result = Result(final, early, planned[0], counts["gradient_evaluations"], counts)
+    result.state, result.validation = [*f.A, *f.W], {"held_out_accuracy": accuracy}
+    return result
+
+
+def count(run: Run, counts: dict[str, int], facts: dict[str, float], t: int) -> None:
+    """Refuse a loss that is not finite; count steps and gradients."""
+    levels = {"loss_G": "generator", "loss_A": "architecture", "loss_W": "weight"}
+    for loss, level in levels.items():
+        if loss in facts:
+            run.finite(facts[loss], level=level, step=t)
+    counts["weight_steps"] += 1
+    counts["architecture_steps"] += "loss_A" in facts
+    counts["gan_steps"] += "loss_G" in facts
+    counts["gradient_evaluations"] += int(facts.pop("gradient_evaluations"))
+
+
+# --- what the cell is worth -----------------------------------------------------------------------
+
+
+def retrain(
+    config: Config, run: Run, problem: data.Problem, device: torch.device, result: Result
+) -> None:
+    """From scratch on real images. The test images are looked at once, after every choice."""
+    student = networks.new_student(config, problem, result.cell, device)
+    work = Parts(network=student.network, optimizer=student.optimizer)
+    for step in run.phase("retraining", student.steps, work):
+        loss = networks.retrain_step(student, step)
+        run.finite(loss, level="retraining", step=step)
+        if step % 100 == 0:
+            run.log(step=step, retraining_loss=float(loss))
+    rows: list[Tensor] = []
+    for k in run.phase("test", len(student.test_batches), Parts(rows=rows)):
+        rows.append(networks.answers(student, k))
+    result.predictions = networks.predictions(student, result.cell, rows)
+    result.network = student.network
+    result.gradient_evaluations += student.steps
+    cell = torch.frombuffer(bytearray(result.cell.encode()), dtype=torch.uint8)
+    result.state = [*(result.state or [cell]), *student.W]
+
+
+def finish(config: Config, run: Run, problem: data.Problem, result: Result) -> None:
+    run.predictions(**result.predictions)
+    networks.export(run.directory / "export", config, problem, result.cell, result.network)
+    run.finish(
+        metrics=evaluate.score(result.predictions),
+        validation=result.validation,
+        state=result.state,
+        gradient_evaluations=result.gradient_evaluations,
+        chosen_step=result.steps,
+        exports=["export"],
+        cell=result.cell,
+        counts=result.counts,
     )
 
 

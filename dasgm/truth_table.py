@@ -1,10 +1,13 @@
-"""Ground truth of the digits test bed: trains each of the 125 cells and writes dasgm/results/digits_cells.csv.
+"""Ground truth of the digits test bed: trains the 125 cells, writes results/digits_cells.csv.
 
-    python -m dasgm.truth_table               all cells, 3 training seeds each; about 6 CPU minutes; continues where it was
-    python -m dasgm.truth_table --out FILE --epochs 1 --seeds 1       a quick look elsewhere
+    python -m dasgm.truth_table                                   3 trainings a cell, 6 CPU minutes
+    python -m dasgm.truth_table --out FILE --epochs 1 --seeds 1   a quick look elsewhere
 
-A row is one training: cell, seed, test accuracy, and which of the 897 test images it classifies correctly (bits in
-hexadecimal), so that the judge can resample test items. Every cell of a seed sees the same batches in the same order.
+It continues where it was.
+
+A row is one training: cell, seed, test accuracy, and which of the 897 test images it classifies
+correctly (bits in hexadecimal), so that the judge can resample test items. Every cell of a seed
+sees the same batches in the same order.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import csv
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,53 +24,53 @@ import torch
 
 from shared import runs
 
-from . import nasbench
-from .data import DIGITS_TABLE, Problem, digits_rows, load
-from .retrain import Recipe, train_fully
+from . import nasbench, networks
+from .config import Retraining
+from .data import Problem, load
+from .tables import DIGITS_TABLE, digits_rows
 
-# specification 9.1: 900 images, 12 epochs, batch 64, SGD 0.1 cosine, Nesterov; weight decay of NAS-Bench-201
-RECIPE = Recipe(
-    epochs=12,
-    batch=64,
-    lr=0.1,
-    nesterov=True,
-    weight_decay=5e-4,
+# docs/papers/dasgm.md, section 9.1; weight decay of NAS-Bench-201
+RECIPE = Retraining(
+    retrain_epochs=12,
+    retrain_batch=64,
+    retrain_lr=0.1,
+    retrain_nesterov=True,
+    retrain_weight_decay=5e-4,
     cutout=0,
     auxiliary=0.0,
     drop_path=0.0,
 )
 SEEDS = 3
-DIGITS = {
-    "channels": 8,
-    "N": 1,
-    "stages": 2,
-    "nodes": 3,
-    "classes": 10,
-    "c_in": 1,
-    "reduction": "conv",
-}
 HEAD = ["cell", "seed", "accuracy", "correct"]
 
 
-def train_cell(cell: str, seed: int, problem: Problem, recipe: Recipe = RECIPE) -> np.ndarray:
-    """Which test images (bool, 897) the cell classifies correctly after training on the other 900."""
-    found = train_fully(lambda: nasbench.Network(cell, **DIGITS), recipe, problem, seed)
-    return (found["label"] == found["prediction"]).numpy()
+def train_cell(cell: str, seed: int, problem: Problem, recipe: Retraining = RECIPE) -> np.ndarray:
+    """Which test images (bool, 897) the cell classifies correctly, trained on the other 900."""
+    runs.seed_global(seed, "retrain network")
+    network = nasbench.Network(
+        cell, channels=8, N=1, stages=2, nodes=3, classes=10, c_in=1, reduction="conv"
+    )
+    images = networks.OwnImages(problem, recipe.cutout)
+    student = networks.Student(network, images, recipe, seed, torch.device("cpu"))
+    for step in range(student.steps):
+        networks.retrain_step(student, step)
+    rows = torch.cat([networks.answers(student, k) for k in range(len(student.test_batches))])
+    return (rows[:, 0] == rows[:, 1]).numpy()
 
 
 def write(path: Path, rows: dict[tuple[str, int], np.ndarray], epochs: int) -> None:
     """All rows in a fixed order, by one rename."""
     text = io.StringIO()
-    text.write(
-        f"# made by: python -m dasgm.truth_table ({epochs} epochs; recipe in truth_table.py; torch {torch.__version__})\n"
-    )
+    recipe = f"{epochs} epochs; recipe in truth_table.py; torch {torch.__version__}"
+    text.write(f"# made by: python -m dasgm.truth_table ({recipe})\n")
     table = csv.writer(text, lineterminator="\n")
     table.writerow(HEAD)
-    order = {cell: i for i, cell in enumerate(nasbench.all_cells(3))}
-    for (cell, seed), bits in sorted(
-        rows.items(), key=lambda item: (item[0][1], order[item[0][0]])
-    ):
-        table.writerow([cell, seed, f"{bits.mean():.6f}", np.packbits(bits).tobytes().hex()])
+    for seed in sorted({seed for _, seed in rows}):
+        for cell in nasbench.all_cells(3):
+            if (cell, seed) in rows:
+                bits = rows[cell, seed]
+                packed = np.packbits(bits).tobytes().hex()
+                table.writerow([cell, seed, f"{bits.mean():.6f}", packed])
     runs.write_bytes(path, text.getvalue().encode())
 
 
@@ -76,22 +80,16 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=DIGITS_TABLE)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="trainings of each cell")
-    parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
+    parser.add_argument("--epochs", type=int, default=RECIPE.retrain_epochs)
     parser.add_argument("--cells", type=int, default=125, help="only the first so many cells")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = Recipe(**{**vars(RECIPE), "epochs": options.epochs})
+    recipe = replace(RECIPE, retrain_epochs=options.epochs)
     rows = digits_rows(options.out)
-    todo = [
-        (c, s)
-        for s in range(options.seeds)
-        for c in nasbench.all_cells(3)[: options.cells]
-        if (c, s) not in rows
-    ]
+    cells = nasbench.all_cells(3)[: options.cells]
+    todo = [(c, s) for s in range(options.seeds) for c in cells if (c, s) not in rows]
     print(f"{len(rows)} trainings there, {len(todo)} to do", flush=True)
-    problem = load(
-        "digits", seed=0
-    )  # the split does not matter: a derived cell is trained on both halves
+    problem = load("digits", seed=0)  # any split: a derived cell is trained on both halves
     begun = time.process_time()
     for done, (cell, seed) in enumerate(todo, start=1):
         rows[cell, seed] = train_cell(cell, seed, problem, recipe)

@@ -1,1 +1,1 @@
-"""MLO-MAE: masks for a masked autoencoder, learned from what they do to a classifier (three levels)."""
+"""MLO-MAE: masks for a masked autoencoder, learned from what they do to a classifier."""

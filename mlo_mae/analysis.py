@@ -1,10 +1,12 @@
-"""Measurements on a run: the hypergradient beside the exact one, the descent test, the planted signal, curves."""
+"""Measurements on a run: the hypergradient beside the exact one, the descent test, what is masked,
+the planted signal, probes. None of them changes what is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,118 +15,223 @@ from torch import Tensor
 
 from shared import runs, vectors
 from shared.processes import single
-from shared.vectors import Vector
 
-from .data import SHOWN, Problem, digit_patches
-from .masking import Mask, random_scores, rank
-from .method import Networks, Point, alignment, exact, validation_direction
-
-if TYPE_CHECKING:
-    from .pretrain import Pretraining
+from . import estimators, method
+from .data import Images, Problem, chunks, digit_patches, labels_of
+from .folders import Files, Rows
+from .method import Estimator, First, Levels, Point
+from .networks import Mask, Networks, rank, scored, visible
 
 CHECKED = 16  # images of each batch for the double backward pass: its memory grows with the batch
+DESCENT_STEP = 0.2  # norm of a move of T in the descent test; about one AdamW step at scale cpu
+SHOWN = 6  # test images whose masks are kept for the figures
 
 
-def compare_with_exact(
-    estimator: Callable[..., Vector], nets: Networks, at: Point, config: Any
-) -> dict[str, float]:
-    """Cosine and ratio of norms of an estimator to double backward, on the first images of the same batches."""
+@dataclass
+class Notes:
+    """What is written down during pretraining."""
+
+    facts: dict[str, float] = field(default_factory=lambda: {"restored": 1.0})
+    descent: list[list[float]] = field(default_factory=list)  # a row of `descent_trial` per trial
+    masks: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # step, scores, masks of `SHOWN` images
+
+
+def moments(cycles: int, number: int) -> set[int]:
+    """`number` of the counts 1 .. cycles, spread evenly, the last among them."""
+    return {int(t) for t in np.linspace(0, cycles, number + 1)[1:]}
+
+
+# --- the hypergradient ----------------------------------------------------------------------------
+
+
+def compared(estimate: Estimator, facts: dict[str, float], when: str) -> Estimator:
+    """`estimate`, which also notes how well it agrees with double backward, and whether every
+    parameter is bit-identical afterwards."""
+
+    def both(nets: Networks, at: Point, radius: float) -> list[Tensor]:
+        parameters = [p for part in nets.parts().values() for p in part.parameters()]
+        before = vectors.clone(parameters)
+        facts.update({f"{k}_{when}": v for k, v in agreement(estimate, nets, at, radius).items()})
+        g = estimate(nets, at, radius)
+        same = all(torch.equal(p, q) for p, q in zip(parameters, before))
+        facts["restored"] = min(facts["restored"], float(same))
+        return g
+
+    return both
+
+
+def agreement(estimate: Estimator, nets: Networks, at: Point, radius: float) -> dict[str, float]:
+    """`cosine` and `norm_ratio` to double backward, on the first images of each batch."""
     b = slice(0, CHECKED)
     mask = Mask(at.mask.keep[b], at.mask.restore[b], at.mask.m[b])
-    small = Point(at.x[b], at.e[b], mask, at.x2[b], at.y2[b], at.xv[b], at.yv[b])
+    first = (at.x[b], at.e[b], mask, at.x2[b], at.y2[b], at.xv[b], at.yv[b])
+    small = Point(*first, head_rate=at.head_rate)
     with single():  # each of several processes compares on its own images
-        ours = estimator(nets, small, config.head_path, config.lr_head, config.radius)
-        true = exact(nets, small, config.head_path, config.lr_head, config.radius)
+        ours, true = estimate(nets, small, radius), method.exact(nets, small)
+    ratio = vectors.norm(ours) / max(vectors.norm(true), 1e-30)
+    return {"cosine": vectors.cosine(ours, true), "norm_ratio": ratio}
+
+
+def trial_cycles(cycles: int, trials: int) -> set[int]:
+    """Cycles of the descent test, spread evenly over training."""
+    return {int((k + 0.5) * cycles / trials) for k in range(trials)}
+
+
+def descent_trial(L: Levels, t: int, estimate: Estimator) -> list[float]:
+    """L3 after the lower levels of cycle t, run from one state on the same batches with T moved.
+
+    -> [unmoved, along -g_T, along a random direction, and these two with the masks as they were].
+    Both moves have norm DESCENT_STEP. With the masks as they were, T acts through the weights
+    alone, which is all that g_T knows of. Everything is put back."""
+    c, T = L.config, list(L.nets.T.parameters())
+    work = runs.Parts(**L.parts())
+    start = copy.deepcopy(work.state())
+    steps, heads = range(t * c.k1, (t + 1) * c.k1), range(t * c.k2, (t + 1) * c.k2)
+    lower = [method.level1(L, i) for i in steps]
+    at = method.point(L, lower[-1], [method.level2(L, j) for j in heads][-1], t)
+    losses = [validation_loss(L.nets, at)]
+    g = method.all_mean(estimate(L.nets, at, c.radius))
+    draw = runs.stream(c.seed, "descent", t)
+    random = [torch.randn(x.shape, generator=draw).to(x) for x in g]
+    for masks in (None, [first.mask for first in lower]):
+        for direction in (g, random):
+            work.load(copy.deepcopy(start))
+            vectors.add_(T, direction, -DESCENT_STEP / max(vectors.norm(direction), 1e-30))
+            for i in steps:
+                method.level1(L, i, masks[i - steps[0]] if masks else None)
+            for j in heads:
+                method.level2(L, j)
+            L.nets.C.eval()
+            losses.append(validation_loss(L.nets, at))
+    work.load(copy.deepcopy(start))
+    return losses
+
+
+@torch.no_grad()
+def validation_loss(nets: Networks, at: Point) -> float:
+    return nets.head_loss(nets.features(at.xv), at.yv).item()
+
+
+def updates(L: Levels) -> dict[str, int]:
+    """Steps that E, C and T have taken, as their optimisers count them; of descent tests, none."""
+    state = {p: s for optimizer in L.optimizers.values() for p, s in optimizer.state.items()}
     return {
-        "cosine": vectors.cosine(ours, true),
-        "norm_ratio": vectors.norm(ours) / max(vectors.norm(true), 1e-30),
+        name: max((int(state[p]["step"]) for p in part.parameters() if p in state), default=0)
+        for name, part in L.nets.parts().items()
+        if name != "D"  # steps with E
     }
 
 
-# ------------------------------------------------------------------------------------------------------- descent test
-def trial_cycles(cycles: int, trials: int) -> set[int]:
-    """Cycles spread evenly over training."""
-    return {int((t + 0.5) * cycles / trials) for t in range(trials)} if trials else set()
+def evaluations(L: Levels) -> int:
+    """Backward passes so far."""
+    c, steps = L.config, updates(L)
+    of_T = estimators.EVALUATIONS[c.hypergrad][c.head_path != "none"] if steps["T"] else 0
+    return steps["E"] + steps["C"] + of_T * steps["T"]
 
 
-def descent_trial(p: Pretraining, cycle: int, at: Point, g: Vector, start: float) -> list[float]:
-    """Validation loss after running the cycle's inner steps again, from the same state and on the same batches, with T moved.
-
-    -> [L3 unmoved, along -g_T, along a random direction, along -g_T and random with the masks held as they were]. Both moves
-    have norm `descent_step`. With masks held, T acts through the weights alone, which is all that g_T knows of.
-    """
-    c = p.config
-    draw = runs.stream(c.seed, "descent", cycle)
-    random = [torch.randn(x.shape, generator=draw).to(x) for x in g]
-    now, counts, held, memory = p.snapshot(), dict(p.counts), list(p.replayed), replace(p.memory)
-    found = [start]
-    for masks in (None, held):
-        for direction in (g, random):
-            p.restore(p.before)
-            vectors.add_(
-                p.parameters("T"), direction, -c.descent_step / max(vectors.norm(direction), 1e-30)
-            )
-            for k in range(c.k1):
-                p.level1(cycle * c.k1 + k, held=masks[k] if masks else None)
-            for k in range(cycle * c.k2, (cycle + 1) * c.k2):
-                p.level2(k)
-            p.nets.C.eval()
-            with torch.no_grad():
-                found.append(p.nets.head_loss(p.nets.E.features(at.xv, c.pool), at.yv).item())
-    p.restore(now)
-    p.counts, p.memory = counts, memory
-    return found
+# --- what is masked -------------------------------------------------------------------------------
 
 
-# ------------------------------------------------------------------------------------------------------ planted signal
-def planted(p: Pretraining, problem: Problem) -> dict[str, np.ndarray]:
-    """Per test image, over the 4 digit patches (quadrants of 2 x 2 patches, say) and over the others: how often masked, mean
-    score, and the mean a_j of the masked ones under uniformly random masks, which do not depend on what T prefers."""
-    E = p.nets.E
-    x = problem.test.batch(np.arange(len(problem.test)), SHOWN)
-    inside = torch.from_numpy(digit_patches(problem.quadrant, round(E.N**0.5))).to(x.device)
-    s, m = p.masks_of(x)
-    found = {"masked": m, "score": s}
-    if p.nets.C is not None and p.nets.T is not None:
-        p.nets.C.eval()
-        xv = problem.train.batch(problem.outer, SHOWN)
-        x2 = problem.train.batch(problem.inner, SHOWN)
-        y = problem.train.labels
-        at = Point(x, x, rank(s, p.K), x2, y[problem.inner], xv, y[problem.outer])
-        v = validation_direction(p.nets, at, p.config.head_path, p.config.lr_head)
-        mask = rank(
-            random_scores(len(x), E.N, runs.stream(p.config.seed, "planted masks")).to(x.device),
-            p.K,
-        )
-        found["a"] = alignment(p.nets, x, mask, v, p.config.radius)
-        m = mask.m
+def statistics(first: First) -> dict[str, float]:
+    """How T behaves on a batch: mean score, its spread, entropy and overlap of the masks."""
+    if first.s is None:
+        return {}
+    s, m = first.s.detach().double(), first.mask.m.double()
+    frequency = m.mean(0).clamp(1e-9, 1 - 1e-9)
+    entropy = -(frequency * frequency.log2() + (1 - frequency) * (1 - frequency).log2()).mean()
+    pairs = m @ m.T
+    union = m.sum(1)[:, None] + m.sum(1)[None] - pairs
+    off = ~torch.eye(len(m), dtype=torch.bool, device=m.device)
+    return {
+        "mean_score": s.mean().item(),
+        "spread_positions": s.mean(0).std().item(),
+        "spread_images": s.std(0).mean().item() if len(s) > 1 else 0.0,
+        "mask_entropy": entropy.item(),  # bits per position; 0: one mask for all images
+        "mask_overlap": (pairs / union)[off].mean().item() if len(s) > 1 else 1.0,
+    }
+
+
+@torch.no_grad()
+def scores_and_masks(L: Levels, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(s, m), each (B, N); scores are 1/2 without T, masks random unless they are learned."""
+    c, E = L.config, L.nets.E
+    K = visible(E.N, c.mask_ratio)
+    s = L.nets.T(E.embed(x)) if scored(c) else torch.full((len(x), E.N), 0.5, device=x.device)
+    if c.mask == "learned":
+        return s, rank(s, K).m
+    return s, rank(torch.rand(s.shape, generator=runs.stream(c.seed, "shown")).to(s), K).m
+
+
+def show(L: Levels, problem: Problem, notes: Notes, step: int) -> None:
+    """Note scores and masks of a few test images."""
+    s, m = scores_and_masks(L, problem.test.batch(range(SHOWN)))
+    notes.masks.append({"step": step, "scores": s.cpu(), "masks": m.to(torch.uint8).cpu()})
+
+
+def write_masks(path: Path, L: Levels, problem: Problem, notes: Notes) -> None:
+    """For the figures: a few images with their masks over training; how each position is masked."""
+    many = problem.test.batch(range(min(512, len(problem.test))))
+    scores, masks = scores_and_masks(L, many)
+    shown = {k: np.stack([note[k].numpy() for note in notes.masks]) for k in ("scores", "masks")}
+    steps = np.array([note["step"] for note in notes.masks])
+    means = {"frequency": masks.mean(0).cpu(), "mean_score": scores.mean(0).cpu()}
+    runs.save_arrays(path, {"images": many[:SHOWN].cpu(), "steps": steps, **shown, **means})
+
+
+def planted(L: Levels, problem: Problem, quadrant: np.ndarray) -> dict[str, np.ndarray]:
+    """Per test image, over the patches of the digit's `quadrant` and over the others: how often
+    masked, mean score, and the mean a_j of those that uniformly random masks hide, which do not
+    depend on what T prefers."""
+    c, nets, N = L.config, L.nets, L.nets.E.N
+    x = problem.test.batch(range(len(problem.test)))
+    inside = torch.from_numpy(digit_patches(quadrant, round(N**0.5))).to(x.device)
+    s, m = scores_and_masks(L, x)
+    everywhere = torch.ones_like(s)
+    values = {"masked": (m, everywhere), "score": (s, everywhere)}
+    if c.hypergrad != "none":
+        nets.C.eval()
+        K, draw = visible(N, c.mask_ratio), runs.stream(c.seed, "planted masks")
+        x2, xv = (problem.train.batch(rows) for rows in (problem.inner, problem.outer))
+        y2, yv = (labels_of(problem.train, rows) for rows in (problem.inner, problem.outer))
+        head_rate = {"identity": 1.0, "unrolled": c.lr_head, "none": 0.0}[c.head_path]
+        random = rank(torch.rand(s.shape, generator=draw).to(x.device), K)
+        at = Point(x, x, random, x2, y2, xv, yv, head_rate=head_rate)
+        v = method.validation_direction(nets, at)
+        values["a"] = (method.alignment(nets, x, random, v, c.radius), random.m)
     rows = {}
-    for name, value in found.items():
-        used = m if name == "a" else torch.ones_like(value)
+    for name, (value, used) in values.items():
         for side, where in (("digit", inside), ("other", ~inside)):
-            chosen = used * where
-            rows[f"{name}_{side}"] = (
-                ((value * chosen).sum(1) / chosen.sum(1).clamp(min=1)).cpu().numpy()
-            )
+            mean = (value * used * where).sum(1) / (used * where).sum(1).clamp(min=1)
+            rows[f"{name}_{side}"] = mean.cpu().numpy()
     return rows
 
 
-# -------------------------------------------------------------------------------------------------------------- probes
+# --- probes ---------------------------------------------------------------------------------------
+
+
 @torch.no_grad()
-def features(p: Any, images: Any, rows: np.ndarray, pool: str, batch: int = 512) -> Tensor:
+def features(nets: Networks, images: Images | Files, rows: Rows) -> Tensor:
     """(n, d) of images shown whole: masking is for pretraining alone."""
-    return torch.cat(
-        [
-            p.features(images.batch(rows[k : k + batch], SHOWN), pool).float()
-            for k in range(0, len(rows), batch)
-        ]
-    )
+    return nets.features(images.batch(rows)).float()
 
 
 def standardised(train: Tensor, *others: Tensor) -> list[Tensor]:
-    """Zero mean and unit variance of each feature over the training rows (a BatchNorm without affine part), in float64."""
+    """Zero mean and unit variance of each feature over the training rows, in float64."""
     mean, std = train.double().mean(0), train.double().std(0).clamp(min=1e-6)
     return [(x.double() - mean) / std for x in (train, *others)]
+
+
+def curve_point(nets: Networks, problem: Problem) -> float:
+    """Accuracy on D_val of least squares on features of D_tr; at most 2,000 and 5,000 images."""
+    inner, outer = problem.inner[:5000], problem.outer[:2000]
+    train, test = (
+        torch.cat([features(nets, problem.train, part) for part in chunks(rows, 512)])
+        for rows in (inner, outer)
+    )
+    y, y_test = labels_of(problem.train, inner), labels_of(problem.train, outer)
+    return ridge_accuracy(train, y, test, y_test, problem.classes)
 
 
 def ridge_accuracy(train: Tensor, y: Tensor, test: Tensor, y_test: Tensor, classes: int) -> float:
@@ -132,20 +239,18 @@ def ridge_accuracy(train: Tensor, y: Tensor, test: Tensor, y_test: Tensor, class
     train, test = standardised(train, test)
     ones = torch.ones(len(train), 1, dtype=train.dtype, device=train.device)
     A = torch.cat([train, ones], 1)
-    W = torch.linalg.solve(
-        A.T @ A + 1e-2 * len(A) * torch.eye(A.shape[1]).to(A), A.T @ F.one_hot(y, classes).to(A)
-    )
+    damping = 1e-2 * len(A) * torch.eye(A.shape[1]).to(A)
+    W = torch.linalg.solve(A.T @ A + damping, A.T @ F.one_hot(y, classes).to(A))
     return ((test @ W[:-1] + W[-1]).argmax(1) == y_test).double().mean().item()
 
 
 def softmax_regression(
-    train: Tensor, y: Tensor, tests: list[Tensor], classes: int, l2: float = 1e-3
-) -> list[Tensor]:
-    """Predicted classes of `tests` by logistic regression on standardised features: the linear probe."""
-    train, *tests = standardised(train, *tests)
-    W = torch.zeros(
-        train.shape[1] + 1, classes, dtype=train.dtype, device=train.device, requires_grad=True
-    )
+    train: Tensor, y: Tensor, test: Tensor, classes: int, l2: float = 1e-3
+) -> np.ndarray:
+    """Predicted classes of `test` by logistic regression on standardised features."""
+    train, test = standardised(train, test)
+    shape = (train.shape[1] + 1, classes)
+    W = torch.zeros(shape, dtype=train.dtype, device=train.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([W], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -155,4 +260,4 @@ def softmax_regression(
         return value
 
     optimizer.step(loss)
-    return [(x @ W[:-1] + W[-1]).argmax(1) for x in tests]
+    return (test @ W[:-1] + W[-1]).argmax(1).cpu().numpy()

@@ -14,16 +14,9 @@ Arrays = dict[str, np.ndarray]
 
 
 def score(predictions: Arrays) -> dict[str, float]:
-    """`accuracy` of finetuning; `accuracy_<n>` with n labels, `probe` (linear, frozen encoder), `pixels` (linear, raw pixels),
-    `accuracy_best_epoch` where they were made."""
-    label = predictions["label"]
-    found = {"accuracy": float(np.mean(predictions["prediction"] == label))}
-    for name, array in predictions.items():
-        if name in ("probe", "pixels"):
-            found[name] = float(np.mean(array == label))
-        elif name.startswith("prediction_"):
-            found[f"accuracy_{name.removeprefix('prediction_')}"] = float(np.mean(array == label))
-    return found
+    """`accuracy` of finetuning, and where they were made `accuracy_<n>` with n labels,
+    `accuracy_best_epoch`, `probe` (linear, frozen encoder) and `pixels` (linear, raw pixels)."""
+    return {name: float(np.mean(right)) for name, right in item_values(predictions).items()}
 
 
 def item_values(predictions: Arrays) -> dict[str, np.ndarray]:
@@ -42,7 +35,9 @@ def item_values(predictions: Arrays) -> dict[str, np.ndarray]:
     }
 
 
-# --------------------------------------------------------------------------------- statistics of the mechanism claims
+# --- statistics of the mechanism claims -----------------------------------------------------------
+
+
 def _only(arms: dict[str, Arrays]) -> Arrays:
     return next(iter(arms.values()))
 
@@ -53,9 +48,10 @@ def _wins(trials: np.ndarray, ours: int, other: int) -> float:
 
 
 def descent(arms: dict[str, Arrays]) -> float:
-    """How much more often than half of the trials a step along -g_T lowers the validation loss more than a random step.
+    """How much more often than in half of the trials a step along -g_T lowers the validation loss
+    more than a random step.
 
-    Columns of `_descent`: unmoved, along -g_T, random, and the same two with the masks held."""
+    Columns of `_descent`: unmoved, along -g_T, random; these two with the masks as they were."""
     return _wins(_only(arms)["_descent"], 1, 2)
 
 
@@ -64,7 +60,8 @@ def descent_masks_held(arms: dict[str, Arrays]) -> float:
 
 
 def planted_alignment(arms: dict[str, Arrays]) -> float:
-    """Mean a_j on patches of the digit minus that on distractor patches, over the spread of both between images."""
+    """Mean a_j on patches of the digit minus that on distractor patches, over the spread of both
+    between images."""
     p = _only(arms)
     spread = np.concatenate([p["a_digit"], p["a_other"]]).std()
     return float((p["a_digit"].mean() - p["a_other"].mean()) / max(spread, 1e-30))
@@ -93,23 +90,21 @@ STATISTICS = {
 def main(directory: str) -> None:
     path = Path(directory) / "predictions.npz"
     if not path.exists():
-        sys.exit(
-            f"error: no predictions.npz in {directory}; train the run first (python -m mlo_mae.train --help)"
-        )
+        remedy = "train the run first (python -m mlo_mae.train --help)"
+        sys.exit(f"error: no predictions.npz in {directory}; {remedy}")
     with np.load(path, allow_pickle=False) as archive:
         arrays = {k: archive[k] for k in archive.files}
-    found = score(arrays)
+    metrics = score(arrays)
     if "_descent" in arrays:
-        found |= {
-            name: STATISTICS[name]({"run": arrays}) for name in ("descent", "descent_masks_held")
-        }
+        names = ("descent", "descent_masks_held")
+        metrics |= {name: STATISTICS[name]({"run": arrays}) for name in names}
     if "masked_digit" in arrays:
-        found |= {
+        metrics |= {
             n: f({"run": arrays})
             for n, f in STATISTICS.items()
             if n.startswith("planted") and (n != "planted_alignment" or "a_digit" in arrays)
         }
-    for name, value in found.items():
+    for name, value in metrics.items():
         print(f"{name} = {value:.4f}")
 
 

@@ -1,4 +1,4 @@
-"""The method's own pictures: masks over training, score maps, masking by position, accuracy against steps and time."""
+"""The method's own pictures: masks over training, score maps, masking by position, accuracy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Runs = dict[tuple[str, str, int], Path]
 
 
 def figures(results: dict, run_dirs: Runs) -> list[Entry]:
-    """[(name, caption, alt, figure)]. Masks and curves need the run directories; the mechanism's figure only the results."""
+    """[(name, caption, alt, figure)]. Masks and curves need the run directories."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -101,8 +101,8 @@ def masks_over_training(masks: dict[str, np.ndarray], seed: int, task: str) -> E
     axes[0, -1].set_title("scores", fontsize=7)
     figure.tight_layout(pad=0.3)
     caption = (
-        f"{task}, seed {seed}: patches that MLO-MAE masks (covered) after so many level-1 steps, and the masking network's "
-        "scores at the end (bright: high, masked)."
+        f"{task}, seed {seed}: patches that MLO-MAE masks (covered) after so many level-1 steps, "
+        "and the masking network's scores at the end (bright: high, masked)."
     )
     return (
         f"masks-{task}",
@@ -116,21 +116,21 @@ def by_position(run_dirs: Runs, task: str) -> Entry | None:
     """Masking frequency of each position, mean over seeds, for the arms that have scores."""
     import matplotlib.pyplot as plt
 
-    found: dict[str, list[np.ndarray]] = {}
+    of_arm: dict[str, list[np.ndarray]] = {}
     for (arm, of_task, _), directory in sorted(run_dirs.items()):
         if (
             of_task == task
             and arm in ("mlo", "frozen_T", "mask_only", "official")
             and (m := load(directory)) is not None
         ):
-            found.setdefault(arm, []).append(m["frequency"])
-    if not found:
+            of_arm.setdefault(arm, []).append(m["frequency"])
+    if not of_arm:
         return None
-    width = max(len(found), 2)
+    width = max(len(of_arm), 2)
     figure, axes = plt.subplots(1, width, figsize=(4.4, 4.4 / width + 0.3), squeeze=False)
     for axis in axes[0]:
         axis.set_axis_off()
-    for axis, (arm, values) in zip(axes[0], found.items()):
+    for axis, (arm, values) in zip(axes[0], of_arm.items()):
         mean = np.mean(values, 0)
         side = round(len(mean) ** 0.5)
         shown = axis.imshow(mean.reshape(side, side), vmin=0, vmax=1, cmap="cividis")
@@ -138,8 +138,9 @@ def by_position(run_dirs: Runs, task: str) -> Entry | None:
         axis.set_title(f"{arm}: sd {spread:.2f}", fontsize=8)
     figure.colorbar(shown, ax=list(axes[0]), shrink=0.7, label="masked")
     caption = (
-        f"{task}: how often each position is masked, over test images, mean over seeds; 0.75 everywhere would be random. "
-        "sd: spread between positions within a seed. Values near 0 and 1 mean one mask for all images."
+        f"{task}: how often each position is masked, over test images, mean over seeds; 0.75 "
+        "everywhere would be random. sd: spread between positions within a seed. Values near 0 and "
+        "1 mean one mask for all images."
     )
     return (
         f"positions-{task}",
@@ -150,24 +151,24 @@ def by_position(run_dirs: Runs, task: str) -> Entry | None:
 
 
 def curves(run_dirs: Runs, task: str, x: str) -> Entry | None:
-    """Least-squares accuracy of the features on validation items during pretraining, mean over seeds."""
+    """Accuracy on validation items of least squares on the features, during pretraining."""
     import matplotlib.pyplot as plt
 
-    found: dict[str, list[list[tuple[float, float]]]] = {}
+    of_arm: dict[str, list[list[tuple[float, float]]]] = {}
     for (arm, of_task, _), directory in sorted(run_dirs.items()):
         path = Path(directory) / "metrics.jsonl"
         if of_task != task or not path.exists():
             continue
         lines = [json.loads(line) for line in path.read_text().splitlines() if '"curve"' in line]
-        points = [(float(p[x]) + (x == "step"), 100 * float(p["curve"])) for p in lines]
+        points = [(float(p[x]), 100 * float(p["curve"])) for p in lines]
         if points:
-            found.setdefault(arm, []).append(points)
-    if not found:
+            of_arm.setdefault(arm, []).append(points)
+    if not of_arm:
         return None
     figure, axis = plt.subplots(figsize=(4.4, 2.8))
-    for arm in sorted(found, key=lambda a: ORDER.index(a) if a in ORDER else len(ORDER)):
-        length = min(len(points) for points in found[arm])
-        mean = np.mean([points[:length] for points in found[arm]], 0)
+    for arm in sorted(of_arm, key=lambda a: ORDER.index(a) if a in ORDER else len(ORDER)):
+        length = min(len(points) for points in of_arm[arm])
+        mean = np.mean([points[:length] for points in of_arm[arm]], 0)
         axis.plot(mean[:, 0], mean[:, 1], marker="o", markersize=3, label=arm)
     axis.set_xlabel(
         "level-1 steps"
@@ -178,13 +179,14 @@ def curves(run_dirs: Runs, task: str, x: str) -> Entry | None:
     axis.legend(ncols=2)
     figure.tight_layout()
     caption = (
-        f"{task}: accuracy of least squares on the frozen CLS feature during pretraining, validation items, mean over seeds, "
-        f"against {'level-1 steps' if x == 'step' else 'time'}. Arms with labels in pretraining: mlo, random+weights, joint."
+        f"{task}: accuracy of least squares on the frozen CLS feature during pretraining, "
+        f"validation items, mean over seeds, against {'level-1 steps' if x == 'step' else 'time'}. "
+        "Arms with labels in pretraining: mlo, random+weights, joint."
     )
     return (
         f"curve-{task}-{x.replace('_', '-')}",
         caption,
-        f"Validation accuracy against {x} for {len(found)} arms on {task}.",
+        f"Validation accuracy against {x} for {len(of_arm)} arms on {task}.",
         figure,
     )
 
@@ -193,8 +195,13 @@ def mechanism(results: dict) -> Entry | None:
     """Per seed: the statistics of the mechanism claims, from the results file alone."""
     import matplotlib.pyplot as plt
 
-    names = {"descent": "descent", "descent-masks-held": "descent,\nmasks held", "planted-alignment": "a_j: digit\n- other",
-             "planted-masking": "masked: digit\n- other", "planted-score": "score: digit\n- other"}  # fmt: skip
+    names = {
+        "descent": "descent",
+        "descent-masks-held": "descent,\nmasks held",
+        "planted-alignment": "a_j: digit\n- other",
+        "planted-masking": "masked: digit\n- other",
+        "planted-score": "score: digit\n- other",
+    }
     claims = {c["id"]: c for c in results.get("claims", []) if c["id"] in names and c.get("d")}
     if not claims:
         return None
@@ -210,8 +217,9 @@ def mechanism(results: dict) -> Entry | None:
     axes[0][0].set_ylabel("statistic of one seed; 0: no effect", fontsize=7)
     figure.tight_layout(pad=0.4)
     caption = (
-        "The mechanism, a dot per seed. Descent: share of trials in which a step of T along -g_T lowers the validation loss more "
-        "than a random step, minus 1/2. The others: digit patches minus distractor patches on the planted task."
+        "The mechanism, a dot per seed. Descent: share of trials in which a step of T along -g_T "
+        "lowers the validation loss more than a random step, minus 1/2. The others: digit patches "
+        "minus distractor patches on the planted task."
     )
     return (
         "mechanism",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,22 +12,79 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared import glue, runs
-from shared.processes import shard
 
 from . import official
-from .data import SHOWN, Problem, Recipe
-from .mae import Encoder, Head
-from .pretrain import Rows
+from .config import Config
+from .data import Images, Loader, Problem, chunks
+from .folders import Files, Recipe, Rows
+from .networks import Block, Encoder, Head, autocast
+
+PREDICTED = 256  # images of a step of a test
+
+
+@dataclass
+class Classifier:
+    """An encoder with a head, and how they are trained.
+
+    looks: batches of the test set that are predicted after each epoch, to find the `best` one
+    (row 12 of the differences); none by default."""
+
+    config: Config
+    E: Encoder
+    C: Head
+    optimizer: torch.optim.AdamW
+    batch: Loader
+    test: Images | Files
+    looks: list[np.ndarray]
+    finite: Callable[..., None]
+    best: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> int:
+        """Training steps of an epoch."""
+        return self.batch.order.per_epoch
+
+    @property
+    def updates(self) -> int:
+        """Training steps."""
+        return self.config.finetune_epochs * self.epoch
+
+    @property
+    def steps(self) -> int:
+        """Training steps and looks."""
+        return self.config.finetune_epochs * (self.epoch + len(self.looks))
+
+    def parts(self) -> runs.Parts:
+        return runs.Parts(E=self.E, C=self.C, optimizer=self.optimizer, best=self.best)
+
+
+def begin(
+    config: Config, problem: Problem, E: Encoder, labels: int, finite: Callable[..., None]
+) -> Classifier:
+    """`E`, which is trained in place, with a fresh head, on so many labels (0: all)."""
+    c, test = config, problem.test
+    runs.seed_global(c.seed, "finetune head", labels)
+    C = Head(c.width, problem.classes, c.dropout).to(E.cls_token.device)
+    for k, block in enumerate(E.blocks):
+        cast(Block, block).drop_path = c.drop_path * k / max(1, len(E.blocks) - 1)
+    other_std = "finetune_std" in c.official and problem.name == "cifar10"
+    recipe = Recipe(c.cutout, c.erasing, c.randaug, official.FINETUNE_STD if other_std else ())
+    rows = labelled_rows(problem, labels, c.seed)
+    order = runs.Batches(rows, c.finetune_batch, c.seed, f"finetune {labels}")
+    batch = Loader(problem.train, order, c.seed, ("finetune crop",), recipe)
+    optimizer = torch.optim.AdamW(groups(c, E, C), betas=(0.9, c.finetune_beta2), fused=True)
+    looked = "best_epoch" in c.official and labels == c.finetune_labels[0]
+    looks = chunks(np.arange(len(test)), PREDICTED) if looked else []
+    return Classifier(c, E, C, optimizer, batch, test, looks, finite)
 
 
 def labelled_rows(problem: Problem, n: int, seed: int) -> np.ndarray:
     """n stratified rows of D_tr; 0: the whole training set, D_val included."""
     if n == 0:
-        return np.sort(np.concatenate([problem.inner, problem.outer]))
+        return problem.everything
     if n > len(problem.inner):
-        raise runs.BadInput(
-            f"finetune on {n} labels, but D_tr has {len(problem.inner)}; give fewer, or 0 for all"
-        )
+        what = f"finetune on {n} labels, but D_tr has {len(problem.inner)}"
+        raise runs.BadInput(f"{what}; give fewer, or 0 for all")
     if n == len(problem.inner):
         return problem.inner
     labels = problem.train.labels.cpu().numpy()[problem.inner]
@@ -35,106 +92,61 @@ def labelled_rows(problem: Problem, n: int, seed: int) -> np.ndarray:
     return problem.inner[rows]
 
 
-class Finetuning:
-    """One finetuning run; `E` starts from the pretrained encoder's state, or from its initialisation."""
-
-    def __init__(
-        self, config: Any, run: Any, problem: Problem, E: Encoder, labels: int, device: torch.device
-    ):
-        c = self.config = config
-        self.run, self.problem, self.E, self.device = run, problem, E, device
-        self.rows = Rows(
-            labelled_rows(problem, labels, c.seed), c.finetune_batch, c.seed, f"finetune {labels}"
-        )
-        self.steps = c.finetune_epochs * self.rows.per_epoch
-        runs.seed_global(c.seed, "finetune head", labels)
-        self.C = Head(c.width, problem.classes, c.dropout).to(device)
-        for k, block in enumerate(E.blocks):
-            block.drop_path = c.drop_path * k / max(1, len(E.blocks) - 1)
-        std = (
-            official.FINETUNE_STD
-            if "finetune_std" in c.official and problem.name == "cifar10"
-            else ()
-        )
-        self.recipe = Recipe(True, c.cutout, c.erasing, c.randaug, std)
-        self.shown = Recipe(False, std=std)
-        self.optimizer = torch.optim.AdamW(
-            self._groups(),
-            c.finetune_lr,
-            betas=(0.9, c.finetune_beta2),
-            weight_decay=c.finetune_decay,
-            fused=True,
-        )
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """No decay on biases and norms; layer k of L learns at decay^(L + 1 - k) of the head's rate."""
-        c, depth = self.config, len(self.E.blocks)
-        groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-        for name, p in [*self.E.named_parameters(), *(("head", p) for p in self.C.parameters())]:
-            layer = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else depth + 1
-            layer = 0 if name.startswith(("patch_embed", "cls_token", "pos_embed")) else layer
-            groups.setdefault(
-                (layer, p.dim() > 1 and name not in ("pos_embed", "cls_token")), []
-            ).append(p)
-        return [
-            {
-                "params": ps,
-                "scale": c.layer_decay ** (depth + 1 - layer),
-                **({} if decays else {"weight_decay": 0.0}),
-            }
-            for (layer, decays), ps in groups.items()
-        ]
-
-    def step(self, k: int) -> float:
-        c = self.config
-        rows = self.rows(k)
-        images = self.problem.train
-        x = shard(images.batch(rows, self.recipe, runs.stream(c.seed, "finetune crop", k)))
-        y = shard(images.labels[torch.as_tensor(rows, device=images.labels.device)])
-        runs.seed_global(c.seed, "finetune dropout", k)
-        self.E.train(), self.C.train()
-        with self.autocast():
-            logits = self.C(self.E.features(x, c.pool))
-        loss = F.cross_entropy(logits.float(), y, label_smoothing=c.smoothing)
-        self.run.finite(loss, "finetuning", k, images.ids[rows])
-        loss.backward()
-        for group in self.optimizer.param_groups:
-            group["lr"] = c.finetune_lr * group["scale"] * self.schedule(k)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.item()
-
-    def schedule(self, k: int) -> float:
-        """Linear warm-up, then cosine to 0."""
-        warm = self.config.warmup_epochs * self.rows.per_epoch
-        if k < warm:
-            return (k + 1) / warm
-        return (1 + math.cos(math.pi * (k - warm) / max(1, self.steps - warm))) / 2
-
-    def autocast(self) -> Any:
-        on = self.config.precision == "bf16" and self.device.type == "cuda"
-        return torch.autocast("cuda", torch.bfloat16) if on else nullcontext()
-
-    @torch.no_grad()
-    def predict(self, images: Any, rows: np.ndarray, batch: int = 256) -> Tensor:
-        """Predicted classes (n,)."""
-        self.E.eval(), self.C.eval()
-        shown = self.shown if self.shown.std else SHOWN
-        found = []
-        for k in range(0, len(rows), batch):
-            with self.autocast():
-                z = self.E.features(images.batch(rows[k : k + batch], shown), self.config.pool)
-                found.append(self.C(z).argmax(1).cpu())
-        return torch.cat(found)
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "E": self.E.state_dict(),
-            "C": self.C.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+def groups(config: Config, E: Encoder, C: Head) -> list[dict[str, object]]:
+    """No decay on biases and norms; layer k of L learns at layer_decay^(L + 1 - k) of the rate."""
+    depth = len(E.blocks)
+    of_layer: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, p in [*E.named_parameters(), *(("head", p) for p in C.parameters())]:
+        layer = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else depth + 1
+        layer = 0 if name.startswith(("patch_embed", "cls_token", "pos_embed")) else layer
+        decays = p.dim() > 1 and name not in ("pos_embed", "cls_token")
+        of_layer.setdefault((layer, decays), []).append(p)
+    return [
+        {
+            "params": parameters,
+            "peak": config.finetune_lr * config.layer_decay ** (depth + 1 - layer),
+            "weight_decay": config.finetune_decay if decays else 0.0,
         }
+        for (layer, decays), parameters in of_layer.items()
+    ]
 
-    def load(self, saved: dict[str, Any]) -> None:
-        self.E.load_state_dict(saved["E"])
-        self.C.load_state_dict(saved["C"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+
+def step(f: Classifier, k: int) -> dict[str, float]:
+    """Step k: a training step or, where there are `looks`, one of them. Returns, at the end of an
+    epoch, the number of training steps and the loss."""
+    epoch, place = divmod(k, f.epoch + len(f.looks))
+    if place >= f.epoch:
+        part = f.looks[place - f.epoch]
+        last = part is f.looks[-1]
+        official.look(f.best, classes(f, f.test, part), f.test.labels, last)
+        return {}
+    done = epoch * f.epoch + place
+    loss = descend(f, done)
+    return {"step": done + 1, "loss": loss} if place + 1 == f.epoch else {}
+
+
+def descend(f: Classifier, k: int) -> float:
+    """Training step k; returns its loss. Rates: linear warm-up, then a cosine to 0."""
+    c, (x, y, ids) = f.config, f.batch(k)
+    runs.seed_global(c.seed, "finetune dropout", k)
+    f.E.train(), f.C.train()
+    with autocast(c, x.device):
+        logits = f.C(f.E.features(x, c.pool))
+    loss = F.cross_entropy(logits.float(), y, label_smoothing=c.smoothing)
+    f.finite(loss, "finetuning", k, ids)
+    loss.backward()
+    factor = runs.schedule("cosine", k, f.updates, c.warmup_epochs * f.epoch)
+    for group in f.optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+    f.optimizer.step()
+    f.optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+@torch.no_grad()
+def classes(f: Classifier, images: Images | Files, rows: Rows) -> Tensor:
+    """Predicted classes (n,), on the CPU."""
+    f.E.eval(), f.C.eval()
+    x = images.batch(rows, f.batch.recipe)
+    with autocast(f.config, x.device):
+        return f.C(f.E.features(x, f.config.pool)).argmax(1).cpu()

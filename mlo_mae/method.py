@@ -1,72 +1,106 @@
 """MLO-MAE: three levels, and the gradient of the third for the masking network.
 
-    level 1  E, D   L1 = sum_j m_j s_j l_j / sum_j m_j    s = T(embed(x)), m masks the N - K largest s, l_j error of patch j
+    level 1  E, D   L1 = sum_j m_j s_j l_j / sum_j m_j    s = T(embed(x)); m masks the N - K largest
+                                                          s; l_j error of patch j; s, m constant
     level 2  C      L2 = CE(C(E(x2)_CLS), y2)             whole images; E constant
-    level 3  T      L3 = CE(C*(E*(T)(xv)_CLS), yv)        T reaches L3 only through E: through which patches E learned from
+    level 3  T      L3 = CE(C*(E*(T)(xv)_CLS), yv)        T reaches L3 only through E: through which
+                                                          patches E learned from
 
-Choosing patches (a ranking) has no gradient; the weight s_j has. With every inverse Hessian replaced by the identity:
+`cycle` alternates them. Choosing patches (a ranking) has no gradient; the weight s_j has. With
+every inverse Hessian replaced by the identity, the gradient of L3 for T is
+(docs/papers/mlo_mae.md, section 3.3)
 
-    v   = dL3/dE - [d2 L2 / dE dC] dL3/dC                 what validation wants of E, with the head's reaction
+    v   = dL3/dE - [d2 L2 / dE dC] dL3/dC                 what validation wants of E
     g_T = -[d2 L1 / dT dE] v
         = -(1 / sum m) sum_j m_j a_j ds_j/dT,             a_j = <grad_E l_j, v>
 
-because L1 is linear in s. So: raise the score of a masked patch if learning to reconstruct it also lowers the validation
-loss (a_j > 0), lower it, in the end unmask it, otherwise. All a_j cost two forward passes without gradient; then one backward
-pass goes through the small network T alone. Nothing here writes to `.grad`.
+because L1 is linear in s. So: raise the score of a masked patch if learning to reconstruct it also
+lowers the validation loss (a_j > 0), lower it, in the end unmask it, otherwise. All a_j cost two
+forward passes without gradient; then one backward pass goes through the small network T alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.autograd import forward_ad, grad
+from torch import Tensor
+from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from shared import hypergrad, vectors
+from shared import runs, vectors
+from shared.processes import all_mean
 from shared.vectors import Vector
 
-from .mae import Decoder, Encoder, patch_errors
-from .masking import Mask
-
-HEAD_PATHS = ("identity", "unrolled", "none")
+from . import baselines
+from .config import Config
+from .data import Batch
+from .networks import Mask, Networks, autocast, rank, scored, visible
 
 
 @dataclass
-class Networks:
-    """E encoder, D decoder, T masking network (or None), C head (or None); norm_pix: targets normalised per patch.
+class Levels:
+    """What a cycle works on: networks, and for each level an optimiser and batches."""
 
-    reduce averages a vector over processes that hold slices of the batches: before its norm is taken, and before it is a
-    direction for the others' slices.
-    """
+    config: Config
+    nets: Networks
+    optimizers: dict[str, torch.optim.AdamW]  # first: of E and D; second: of C; third: of T
+    batch: Mapping[str, Callable[[int], Batch]]  # number of a step -> its batch
+    scores: Callable[[Networks, Tensor], Tensor]
+    finite: Callable[[Tensor | float, str, int, np.ndarray | None], None]  # refuses what is not
 
-    E: Encoder
-    D: Decoder
-    T: nn.Module | None = None
-    C: nn.Module | None = None
-    norm_pix: bool = True
-    pool: str = "cls"
-    normalise_scores: bool = False
-    reduce: Callable[[Vector], Vector] = list
+    def descend(self, level: str, loss: Tensor, k: int, ids: np.ndarray) -> None:
+        """Step k of a level along the gradient of its loss."""
+        self.finite(loss, level, k, ids)
+        groups = self.optimizers[level].param_groups
+        loss.backward(inputs=[p for group in groups for p in group["params"]])
+        self.advance(level, k)
 
-    def errors(self, x: Tensor, mask: Mask) -> Tensor:
-        """l (B, N)."""
-        return patch_errors(self.E, self.D, x, mask.keep, mask.restore, self.norm_pix, self.E.p)
+    def advance(self, level: str, k: int) -> None:
+        """Step k of a level along `.grad`.
 
-    def head_loss(self, z: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(self.C(z).to(z.dtype), y)
+        All rates fall by a cosine over the number of level-1 steps: those of C and T, which step
+        more rarely, end well above 0, as in the official code."""
+        optimizer = self.optimizers[level]
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * runs.schedule("cosine", k, self.config.steps)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def parts(self) -> dict[str, Any]:
+        """All that a cycle changes."""
+        return {**self.nets.parts(), **self.optimizers}
+
+
+@dataclass
+class First:
+    """What a step of level 1 leaves: images (B, C, H, W), scores (B, N; None without T), masks."""
+
+    x: Tensor
+    s: Tensor | None
+    mask: Mask
+    loss: float
+
+
+@dataclass
+class Second:
+    """What a step of level 2 leaves. z: features (B, d) with their graph, if level 3 uses it."""
+
+    x: Tensor
+    y: Tensor
+    z: Tensor | None
+    loss: float
 
 
 @dataclass
 class Point:
-    """Where level 3 is differentiated: after the inner updates, on the last batch of each lower level.
+    """Where level 3 is differentiated: after the inner updates, on the last batches of the levels.
 
-    e (B, N, d) and mask are computed once, at the unperturbed E. z2: features of x2 with their graph, None if the path
-    through the head is left out.
-    """
+    e (B, N, d) and mask are those of x, computed once, at the unperturbed E. head_rate: factor of
+    the path through the head; 0: left out, 1: the head's inverse Hessian is the identity."""
 
     x: Tensor
     e: Tensor
@@ -76,55 +110,148 @@ class Point:
     xv: Tensor
     yv: Tensor
     z2: Tensor | None = None
+    head_rate: float = 1.0
+    ids: np.ndarray | None = None  # of the validation images
 
 
-# ---------------------------------------------------------------------------------------------------------- the levels
+Estimator = Callable[[Networks, Point, float], Vector]  # networks, point, radius -> g_T
+
+
+# --- the alternation (docs/papers/mlo_mae.md, section 3.4) ----------------------------------------
+
+
+def cycle(L: Levels, t: int, estimate: Estimator | None) -> tuple[dict[str, float], First]:
+    """Cycle t: k1 steps of E and D, k2 of C, one of T. Returns losses and |g_T|; the last masks.
+
+    estimate: `hypergradient`, or another way to g_T; None for arms without levels 2 and 3."""
+    c = L.config
+    for i in range(t * c.k1, (t + 1) * c.k1):
+        first = level1(L, i)
+    if estimate is None:
+        return {"loss": first.loss}, first
+    for j in range(t * c.k2, (t + 1) * c.k2):
+        second = level2(L, j)
+    size = level3(L, point(L, first, second, t), t, estimate)
+    return {"loss": first.loss, "head_loss": second.loss, "hypergradient": size}, first
+
+
+def level1(L: Levels, i: int, mask: Mask | None = None) -> First:
+    """Step i of E and D on L1. `mask`: to use instead of the one that T chooses."""
+    c, nets = L.config, L.nets
+    x, _, ids = L.batch["first"](i)
+    s = L.scores(nets, x) if scored(c) else None
+    mask = mask or choose(c, s, x, nets.E.N, i)
+    w = 1.0 if s is None or c.weight == "one" else weights(s, mask.m, c.normalise_scores)
+    with autocast(c, x.device):
+        tokens = nets.E(x, mask.keep)
+        l = nets.reconstruction(tokens, x, mask)  # noqa: E741  (the paper's letter)
+    loss = weighted_loss(l, mask.m, w)
+    if c.uniformity or c.joint_weight:
+        loss = loss + baselines.extra(L, tokens, i)
+    L.descend("first", loss, i, ids)
+    return First(x, s, mask, loss.item())
+
+
+def level2(L: Levels, j: int) -> Second:
+    """Step j of C on L2."""
+    c, nets = L.config, L.nets
+    x, y, ids = L.batch["second"](j)
+    used_again = c.head_path != "none" and c.hypergrad in ("fd_forward", "jvp")
+    with torch.set_grad_enabled(used_again):
+        z = nets.features(x)
+    runs.seed_global(c.seed, "dropout", j)
+    nets.C.train()
+    loss = nets.head_loss(z.detach(), y)
+    L.descend("second", loss, j, ids)
+    return Second(x, y, z if used_again else None, loss.item())
+
+
+def point(L: Levels, first: First, second: Second, t: int) -> Point:
+    """Where cycle t differentiates level 3. The head is in evaluation mode: no dropout."""
+    c, nets = L.config, L.nets
+    xv, yv, ids = L.batch["third"](t)
+    nets.C.eval()
+    with torch.no_grad():
+        e = nets.E.embed(first.x)
+        mask = choose(c, nets.T(e), first.x, nets.E.N, (t + 1) * c.k1 - 1)
+    last_rate = c.lr_head * runs.schedule("cosine", (t + 1) * c.k2 - 1, c.steps)
+    head_rate = {"identity": 1.0, "unrolled": last_rate, "none": 0.0}[c.head_path]
+    return Point(first.x, e, mask, second.x, second.y, xv, yv, second.z, head_rate, ids)
+
+
+def level3(L: Levels, at: Point, t: int, estimate: Estimator) -> float:
+    """Step t of T along -g_T. Returns |g_T|."""
+    g_T = all_mean(estimate(L.nets, at, L.config.radius))
+    size = vectors.norm(g_T)
+    L.finite(size, "third", t, at.ids)
+    for p, g in zip(L.nets.T.parameters(), g_T):
+        p.grad = g
+    L.advance("third", t)
+    return size
+
+
+# --- scores, masks, L1 ----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def scores(nets: Networks, x: Tensor) -> Tensor:
+    """s (B, N), a constant for E."""
+    return nets.T(nets.E.embed(x))
+
+
+def choose(c: Config, s: Tensor | None, x: Tensor, N: int, i: int) -> Mask:
+    """Masks of level-1 step i: the N - K highest scores, or random, the same in all arms."""
+    K, draw = visible(N, c.mask_ratio), runs.stream(c.seed, "mask", i)
+    if s is None or c.mask == "random":
+        return rank(torch.rand(len(x), N, generator=draw).to(x.device), K)
+    if c.score_noise == "gumbel":
+        s = baselines.gumbel(s, draw)
+    return rank(baselines.mixed(s, c.mix_random, draw) if c.mix_random else s, K)
+
+
 def weights(s: Tensor, m: Tensor, normalise: bool = False) -> Tensor:
-    """The weight of each patch in L1: its score; or its score over the batch's mean masked score, gradient included."""
+    """Weight of each patch in L1: its score; normalised, over the batch's mean masked score."""
     return s * (m.sum() / (m * s).sum()) if normalise else s
 
 
-def weighted_loss(l: Tensor, m: Tensor, w: Tensor | float = 1.0) -> Tensor:  # noqa: E741  (the paper's letter)
+def weighted_loss(l: Tensor, m: Tensor, w: Tensor | float = 1.0) -> Tensor:  # noqa: E741
     """L1: mean over the masked patches of weight times error. w = 1 is the plain MAE's loss."""
     return (m * w * l).sum() / m.sum()
 
 
-# ----------------------------------------------------------------------------------------- v: what validation wants of E
-def validation_direction(
-    nets: Networks, at: Point, head_path: str = "identity", lr_head: float = 1.0
-) -> Vector:
-    """v, shaped like E's parameters; one backward pass through E carries both paths.
+# --- v: what validation wants of E ----------------------------------------------------------------
 
-    head_path: `identity`, the head's inverse Hessian is 1, as in the official code; `unrolled`, times the head's learning
-    rate, as one step of the head would; `none`, the head counts as constant.
-    """
+
+def validation_direction(nets: Networks, at: Point) -> Vector:
+    """v, shaped like E's parameters; one backward pass through E carries both paths."""
     E, C = list(nets.E.parameters()), list(nets.C.parameters())
-    z = nets.E.features(at.xv, nets.pool)
+    z = nets.features(at.xv)
     dz, *v_C = grad(nets.head_loss(z, at.yv), [z, *C])
     outputs, arriving = [z], [dz]
-    if head_path != "none":
-        z2 = at.z2 if at.z2 is not None else nets.E.features(at.x2, nets.pool)
-        rate = lr_head if head_path == "unrolled" else 1.0
+    if at.head_rate:
+        z2 = at.z2 if at.z2 is not None else nets.features(at.x2)
         outputs.append(z2)
-        arriving.append(-rate * head_reaction(nets, z2, at.y2, nets.reduce(v_C)))
-    return nets.reduce(list(grad(outputs, E, arriving)))
+        arriving.append(-at.head_rate * head_reaction(nets, z2, at.y2, all_mean(v_C)))
+    return all_mean(grad(outputs, E, arriving))
 
 
 def head_reaction(nets: Networks, z2: Tensor, y2: Tensor, v_C: Vector) -> Tensor:
-    """d/dz <grad_C L2(C; z), v_C> (B, d): exact, because between feature and loss there are one LayerNorm and one linear map."""
+    """d/dz <grad_C L2(C; z), v_C> (B, d).
+
+    Exact and cheap: between feature and loss there are one LayerNorm and one linear map."""
     z = z2.detach().requires_grad_()
-    C = list(nets.C.parameters())
-    slope = grad(nets.head_loss(z, y2), C, create_graph=True)
-    return grad(sum((g * v).sum() for g, v in zip(slope, v_C)), z)[0]
+    slope = grad(nets.head_loss(z, y2), list(nets.C.parameters()), create_graph=True)
+    return grad(slope, z, v_C)[0]
 
 
-# ------------------------------------------------------------------------------- a_j: does patch j help? two forward passes
+# --- a_j: does learning patch j help? -------------------------------------------------------------
+
+
 @torch.no_grad()
 def alignment(nets: Networks, x: Tensor, mask: Mask, v: Vector, radius: float = 1e-2) -> Tensor:
-    """a (B, N), a_j = <grad_E l_j, v> by a central difference of step radius / |v|; E is put back bit for bit.
+    """a (B, N), a_j = <grad_E l_j, v> by a central difference: step radius / |v|, error O(step^2).
 
-    Error O(step^2). Keep x, mask and T's input out of the probes: only E may move between them.
-    """
+    Only E may move between the probes, not x, mask or T's input; it is put back bit for bit."""
     theta = list(nets.E.parameters())
     step = vectors.probe_step(v, radius)
     if step == 0.0:
@@ -139,17 +266,14 @@ def alignment(nets: Networks, x: Tensor, mask: Mask, v: Vector, radius: float = 
         vectors.copy_(theta, base)
 
 
-def alignment_jvp(nets: Networks, x: Tensor, mask: Mask, v: Vector) -> Tensor:
-    """a (B, N) exactly, by forward-mode differentiation."""
-    names = [name for name, _ in nets.E.named_parameters()]
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
-        moved = [forward_ad.make_dual(p.detach(), d) for p, d in zip(nets.E.parameters(), v)]
+# --- g_T ------------------------------------------------------------------------------------------
 
-        def E(images: Tensor, keep: Tensor) -> Tensor:
-            return torch.func.functional_call(nets.E, dict(zip(names, moved)), (images, keep))
 
-        l = patch_errors(E, nets.D, x, mask.keep, mask.restore, nets.norm_pix, nets.E.p)  # noqa: E741
-        return forward_ad.unpack_dual(l).tangent
+def hypergradient(nets: Networks, at: Point, radius: float = 1e-2) -> Vector:
+    """g_T, shaped like T's parameters, by the closed form."""
+    v = validation_direction(nets, at)
+    a = alignment(nets, at.x, at.mask, v, radius)
+    return mask_gradient(nets, at.e, at.mask.m, a)
 
 
 def mask_gradient(nets: Networks, e: Tensor, m: Tensor, a: Tensor) -> Vector:
@@ -158,60 +282,19 @@ def mask_gradient(nets: Networks, e: Tensor, m: Tensor, a: Tensor) -> Vector:
     return list(grad(-weighted_loss(a, m, w), list(nets.T.parameters())))
 
 
-# --------------------------------------------------------------------------------------------------------- g_T, five ways
-def fd_forward(nets: Networks, at: Point, head_path: str, lr_head: float, radius: float) -> Vector:
-    """The closed form. Per cycle 1 backward through E for two batches, 2 forward reconstructions, 1 backward through T."""
-    v = validation_direction(nets, at, head_path, lr_head)
-    return mask_gradient(nets, at.e, at.mask.m, alignment(nets, at.x, at.mask, v, radius))
+def exact(nets: Networks, at: Point, radius: float = 0.0) -> Vector:
+    """g_T as it is defined, by double backward and without the closed form; radius is not used.
 
-
-def jvp(nets: Networks, at: Point, head_path: str, lr_head: float, radius: float) -> Vector:
-    """The closed form with exact a_j; radius is not used."""
-    v = validation_direction(nets, at, head_path, lr_head)
-    return mask_gradient(nets, at.e, at.mask.m, alignment_jvp(nets, at.x, at.mask, v))
-
-
-def generic(method: hypergrad.Method) -> Callable[..., Vector]:
-    """The same gradient from shared/hypergrad.py, which knows nothing of the closed form: level by level, from the top."""
-
-    def estimate(
-        nets: Networks, at: Point, head_path: str, lr_head: float, radius: float
-    ) -> Vector:
-        E, C, T = (list(n.parameters()) for n in (nets.E, nets.C, nets.T))
-        how = (
-            hypergrad.FiniteDifference(radius)
-            if isinstance(method, hypergrad.FiniteDifference)
-            else method
-        )
-
-        def level1() -> Tensor:
-            w = weights(nets.T(at.e), at.mask.m, nets.normalise_scores)
-            return weighted_loss(nets.errors(at.x, at.mask), at.mask.m, w)
-
-        def level2() -> Tensor:
-            return nets.head_loss(nets.E.features(at.x2, nets.pool), at.y2)
-
-        outer = nets.head_loss(nets.E.features(at.xv, nets.pool), at.yv)
-        flat = nets.reduce(list(grad(outer, E + C)))
-        v, v_C = list(flat[: len(E)]), list(flat[len(E) :])
-        if head_path != "none":
-            rate = lr_head if head_path == "unrolled" else 1.0
-            back = hypergrad.through_level(level2, C, E, v_C, rate, how, unreached="zero")
-            v = [a + b for a, b in zip(v, back)]
-        return hypergrad.through_level(level1, E, T, v, 1.0, how)
-
-    return estimate
-
-
-def exact(nets: Networks, at: Point, head_path: str, lr_head: float, radius: float) -> Vector:
-    """Double backward through every level; for tests and self checks: it needs the plain attention and much memory."""
+    The yardstick of tests and self checks: it needs the plain attention and much memory."""
+    E, C, T = (list(part.parameters()) for part in (nets.E, nets.C, nets.T))
     with sdpa_kernel(SDPBackend.MATH):
-        return generic(hypergrad.OneStep())(nets, at, head_path, lr_head, radius)
-
-
-ESTIMATORS: dict[str, Callable[..., Vector]] = {
-    "fd_forward": fd_forward,
-    "fd_darts": generic(hypergrad.FiniteDifference()),
-    "jvp": jvp,
-    "exact": exact,
-}
+        flat = all_mean(grad(nets.head_loss(nets.features(at.xv), at.yv), E + C))
+        v, v_C = flat[: len(E)], flat[len(E) :]
+        if at.head_rate:
+            slope = grad(nets.head_loss(nets.features(at.x2), at.y2), C, create_graph=True)
+            back = all_mean(grad(slope, E, v_C))
+            v = [a - at.head_rate * b for a, b in zip(v, back)]
+        w = weights(nets.T(at.e), at.mask.m, nets.normalise_scores)
+        loss = weighted_loss(nets.errors(at.x, at.mask), at.mask.m, w)
+        slope = grad(loss, E, create_graph=True)
+        return [-g for g in grad(slope, T, v)]

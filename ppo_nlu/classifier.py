@@ -1,66 +1,124 @@
-"""The BERT rows of the claims: an encoder with a classification head, fine-tuned on the same examples."""
+"""The BERT rows of the claims: an encoder with a classification head, fine-tuned on the same
+examples."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_nlu import baselines, data, evaluate, models, prompts
-from ppo_nlu.starting import load_data, weights
-from ppo_nlu.steps import make_optimizer, schedule_of_rows, set_rate, with_steps
-from shared import runs
-from shared.processes import shard
+from ppo_nlu import data, evaluate, models, prompts
+from ppo_nlu.config import Config
+from ppo_nlu.data import Item
+from shared import processes, runs, sources
+
+ASKED = 64  # test items in one pass
 
 
-def classify(config: runs.RunConfig, run: runs.Run) -> None:
-    """An encoder with a classification head: the BERT rows of the claims.  Greedy and sampled answers are the same."""
-    device, items = runs.device(config), load_data(config, run)
-    task, config = items.task, with_steps(config, len(items.train))
+def classify(config: Config, run: runs.Run) -> None:
+    """Train the encoder and answer the test items; greedy and sampled answers are the same."""
+    device, items = runs.device(config), data.load(config)
+    run.splits(**items.ids())
+    task, steps = items.task, config.batches(len(items.train))
     runs.seed_global(config.seed, "model")
-    encoder, tokenizer = models.classifier(config.model, max(len(task.words), 1), [prompts.instance(task, x.fields) for x in items.train], config.vocabulary)  # fmt: skip
+    texts = [prompts.instance(task, x.fields) for x in items.train]
+    outputs = max(len(task.words), 1)
+    encoder, tokenizer = network(config.model, outputs, texts, config.vocabulary)
     encoder.to(device)
-    optimizer = make_optimizer(config, list(encoder.parameters()))
-    order = schedule_of_rows(
-        len(items.train), config.batch, config.steps, runs.stream(config.seed, "batches")
-    )
+    optimizer = models.make_optimizer(config, list(encoder.parameters()))
+    generator = runs.stream(config.seed, "batches")
+    order = data.rows_of_steps(len(items.train), config.batch, steps, generator)
 
-    def logits(some: list[data.Item]) -> Tensor:
-        texts = [prompts.instance(task, x.fields) for x in some]
-        return encoder(**tokenizer(texts, padding=True, truncation=True, max_length=min(512, config.max_prompt), return_tensors="pt").to(device)).logits  # fmt: skip
+    def logits(asked: list[Item]) -> Tensor:
+        texts = [prompts.instance(task, x.fields) for x in asked]
+        length = min(512, config.max_prompt)
+        ids = tokenizer(
+            texts, padding=True, truncation=True, max_length=length, return_tensors="pt"
+        )
+        return encoder(**ids.to(device)).logits
 
-    saved = run.resume()
-    if saved:
-        encoder.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-    save = lambda: {"model": encoder.state_dict(), "optimizer": optimizer.state_dict()}  # noqa: E731
-    for step in run.steps(saved["step"] if saved else 0, config.steps, save):
-        set_rate(optimizer, config, step)
+    work = runs.Parts(model=encoder, optimizer=optimizer)
+    for step in run.phase("training", steps, work):
+        models.set_rate(optimizer, config, step, steps)
         encoder.train()
         runs.seed_global(config.seed, "dropout", step)
-        some = [items.train[i] for i in shard(order[step]).tolist()]
-        loss = baselines.classifier_loss(
-            logits(some), torch.tensor([float(x.label) for x in some], device=device)
-        )
-        run.finite(loss.detach(), "classifier", step, [x.id for x in some])
+        batch = [items.train[i] for i in processes.shard(order[step]).tolist()]
+        labels = torch.tensor([float(x.label) for x in batch], device=device)
+        loss = classifier_loss(logits(batch), labels)
+        run.finite(loss.detach(), "classifier", step, [x.id for x in batch])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         run.log(step=step, loss=float(loss.detach()))
     encoder.eval()
-    with torch.no_grad():
-        out = torch.cat(
-            [logits(items.test[i : i + 64]).float().cpu() for i in range(0, len(items.test), 64)]
-        )
-    answer = (out[:, 0] if task.number else out.argmax(1)).numpy().astype(np.float32)
-    label = np.array([x.label for x in items.test], dtype=np.float32)
-    paid = np.array(
-        [prompts.reward(task, prompts.CLOSE, float(a), float(y)) for a, y in zip(answer, label)],
-        dtype=np.float32,
-    )
-    zero = np.zeros(len(label), dtype=np.float32)
-    answers = {"id": np.array([x.id for x in items.test]), "label": label, "greedy": answer, "greedy_reward": paid,
-               "sampled": answer[:, None], "sampled_reward": paid[:, None], "kl": zero, "entropy": zero,
-               "group": np.array([x.group for x in items.test]), "value": np.array([x.value for x in items.test], dtype=np.float32),
-               "_metric": np.array([task.metric])}  # fmt: skip
+    out = torch.zeros(len(items.test), outputs)
+    for k in run.phase("test", -(-len(out) // ASKED), runs.Parts(out=[out])):
+        rows = slice(k * ASKED, (k + 1) * ASKED)
+        with torch.no_grad():
+            out[rows] = logits(items.test[rows]).float().cpu()
+    answers = arrays(items, (out[:, 0] if task.number else out.argmax(1)).numpy())
     run.predictions(**answers)
-    run.finish(metrics=evaluate.score(answers), state=weights(encoder), gradient_evaluations=config.steps,
-               selection="last", chosen_step=config.steps)  # fmt: skip
+    run.finish(
+        metrics=evaluate.score(answers),
+        state=models.weights(encoder),
+        gradient_evaluations=steps,
+        chosen_step=steps,
+    )
+
+
+def arrays(items: data.Data, answer: np.ndarray) -> dict[str, np.ndarray]:
+    """Answers (n,) to the test items as the arrays of predictions.npz (evaluate.py)."""
+    test, task = items.test, items.task
+    answer = answer.astype(np.float32)
+    label = np.array([x.label for x in test], np.float32)
+    pairs = zip(answer.tolist(), label.tolist())
+    reward = np.array([prompts.reward(task, prompts.CLOSE, a, y) for a, y in pairs], np.float32)
+    zero = np.zeros(len(label), np.float32)
+    return {
+        "id": np.array([x.id for x in test]),
+        "label": label,
+        "greedy": answer,
+        "greedy_reward": reward,
+        "sampled": answer[:, None],
+        "sampled_reward": reward[:, None],
+        "kl": zero,
+        "entropy": zero,
+        "group": np.array([x.group for x in test]),
+        "value": np.array([x.value for x in test], np.float32),
+        "_metric": np.array([task.metric]),
+    }
+
+
+def classifier_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, or squared error where the answer is a number (one output)."""
+    if logits.shape[1] == 1:
+        return (logits[:, 0] - labels).square().mean()
+    return torch.nn.functional.cross_entropy(logits, labels.long())
+
+
+def network(name: str, outputs: int, texts: list[str], vocabulary: int) -> tuple[Any, Any]:
+    """(encoder with a classification head, tokenizer); `tiny-bert` for rehearsals, else a hub
+    id."""
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        BertConfig,
+        BertForSequenceClassification,
+    )
+
+    if name == "tiny-bert":
+        tokenizer = models.trained_tokenizer(texts, vocabulary)
+        small = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+        )
+        small.num_labels = outputs
+        return BertForSequenceClassification(small), tokenizer
+    folder, _ = sources.find_model(name)
+    encoder = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=outputs)
+    return encoder, AutoTokenizer.from_pretrained(folder)

@@ -1,115 +1,199 @@
-"""What a run can be told."""
+"""Everything a run can be told. The text above a field is its help and says where the value comes
+from.
+
+"Official" is the official code: its scripts or, where they set nothing, the defaults of their
+trainer (trl 0.11.4; docs/papers/ppo_nlu.md, section 6). D.. are rows of the table of differences in
+ppo_nlu/README.md."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.protocol import RunConfig
+from shared.protocol import BadInput, RunConfig
+
+Job = Literal["ppo", "sft", "prompt", "reinforce", "grpo", "rloo", "classifier", "start", "base"]
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
-    method: Literal[
-        "ppo", "sft", "prompt", "reinforce", "grpo", "rloo", "classifier", "start", "base"
-    ] = "ppo"
-    # how the arm learns; "prompt" does not; "base" and "start" make what the others use
-    stage: bool = False
-    # stop after training: other arms build on it
-    model: str = "digits"
-    # digits, minilm, decoder (trained in the run), tiny-llama, tiny-qwen2, tiny-mpt, or a hub id
-    steps: int = 300
-    # batches
-    epochs: float = 0.0
-    # passes over the training items instead of `steps`; 0: `steps` counts
+class Examples:
+    """Which labelled examples an arm sees."""
+
+    # tasks trained on together: multi-task SFT (D3) and the starting policy; empty: the run's task
     mixture: tuple[str, ...] = ()
-    # tasks trained on together (multi-task supervised stage; start)
-    batch: int = 16
-    # labelled examples in a batch (official scripts)
-    examples: int = 0
-    # labelled examples an arm may see, those of runs it uses included: the currency of the comparison; 0: not declared
-    lr: float = 9e-6
-    # learning rate (official scripts)
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
-    # the official PPO uses Adafactor without its own step sizes
-    schedule: Literal["constant", "linear"] = "linear"
-    # linear: 5 % warm-up, then down to a tenth; the official code is constant
-    gradient_steps: int = 1
-    # supervised steps on each batch (PPO takes inner_epochs)
-    shots: int = 0
-    # solved examples in the prompt
-    flip: float = 0.0
-    # share of training labels replaced by another label
-    shuffle: bool = False
-    # control: the rule pays for the labels of other training examples
-    train_limit: int = 0
     # first training items only; 0: all
+    train_limit: int = 0
+    # first test and validation items only (rehearsal); 0: all
     test_limit: int = 0
-    # first test items only (rehearsal); 0: all
-    samples: int = 4
-    # sampled answers per test item
-    probe_every: int = 30
-    # batches between two looks at validation items; 0: never
-    max_new: int = 4
-    # longest answer in tokens; 0: drawn from 12..31 per batch, as the official code does
+    # longer training prompts, in tokens, are left out and counted (D8: the official rule never
+    # fires)
     max_prompt: int = 650
-    # longer training prompts are left out and counted (the official rule never fires)
-    temperature: float = 1.0
-    # of sampling; 0.7 repeats the official accident (log-probabilities stay at 1)
-    stop_at_tag: bool = True
-    # an answer ends with its closing tag; the official code writes on
-    parser: Literal["strict", "official"] = "strict"
-    # how an answer is read in training
-    test_parser: Literal["strict", "official"] = "strict"
-    # how one is read afterwards, and at the looks at validation items; official: what cannot be read is a random label (D9)
-    targets: Literal["words", "official"] = "words"
-    # what the supervised arm learns to write
-    few: Literal["balanced", "first"] = "balanced"
-    # which solved examples; the official code takes the first rows
-    invalid: float = -3.0
-    # what an unreadable answer earns
-    responses: int = 1
-    # answers per prompt
-    beta: float = 0.2
-    # weight of the KL to the reference at the start
-    kl_target: float = 6.0
-    # nats per answer the controller steers to
-    kl_horizon: float = 10000.0
-    # answers after which beta may have doubled; 0: fixed
-    gamma: float = 1.0
-    # discount
-    lam: float = 0.95
-    # lambda of generalised advantage estimation
-    clip: float = 0.2
-    # epsilon
-    clip_value: float = 0.2
-    # epsilon of the value
-    value_weight: float = 0.1
-    # c_v
-    inner_epochs: int = 4
-    # optimiser steps on one batch of answers
-    minibatch: int = 16
-    # answers in one forward pass: bounds memory, moves nothing
-    lora_rank: int = 16
-    # 0: all weights train, the reference is a copy
-    lora_alpha: int = 32
-    # scale alpha / sqrt(rank) = 8 (rank-stabilised)
-    lora_bias: Literal["none", "all"] = "none"
-    # the official "all" moves the reference (D13)
-    lora_targets: Literal["default", "all"] = "default"
-    # default: query and value projections
-    precision: Literal["float32", "bfloat16"] = "float32"
-    # of the frozen network; adapter and value head stay fp32
-    checkpointing: bool = False
-    # recompute activations in the backward pass
-    start_right: float = 0.6
-    # start: share of right labels among well-formed answers
-    start_malformed: float = 0.15
-    # start: share of answers that break the format
+    # share of training labels replaced by another label (our noisy condition)
+    flip: float = 0.0
+    # our control: the rule pays for the labels of other training examples
+    shuffle: bool = False
+
+
+@dataclass(frozen=True)
+class Network:
+    """The language model and what of it trains."""
+
+    # digits, minilm, decoder (trained in the run), tiny-llama, -qwen2, -mpt or -bert, or a hub id
+    # (D2)
+    model: str = "digits"
+    # of the decoder trained in the run: width of its blocks
     width: int = 32
-    # of the decoder trained in the run
+    # of the decoder trained in the run: number of blocks
     layers: int = 2
-    # of the decoder trained in the run
-    vocabulary: int = 600
-    # of its tokenizer
+    # of the decoder trained in the run: longest text in tokens
     context: int = 128
+    # of a tokenizer learned in the run: number of tokens
+    vocabulary: int = 600
+    # rank of LoRA (official); 0: all weights train and the reference is a copy
+    lora_rank: int = 16
+    # the adapter counts alpha / sqrt(rank) = 8, rank-stabilised (official)
+    lora_alpha: int = 32
+    # biases that train; the official "all" moves the reference (D13)
+    lora_bias: Literal["none", "all"] = "none"
+    # default: query and value projections (official); all: every linear map
+    lora_targets: Literal["default", "all"] = "default"
+    # of the frozen network (official: bfloat16); adapter and value head stay float32
+    precision: Literal["float32", "bfloat16"] = "float32"
+    # recompute activations in the backward pass: less memory, more time
+    checkpointing: bool = False
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether `model` is a hub id: trained elsewhere, so no stage makes a starting policy from
+        data."""
+        return "/" in self.model
+
+
+@dataclass(frozen=True)
+class Training:
+    """How an arm learns, and for how long."""
+
+    # how the arm learns; "prompt" does not; "base" and "start" make what all others use
+    job: Job = "ppo"
+    # stop after training: other arms build on it
+    stage: bool = False
+    # batches
+    steps: int = 300
+    # passes over the training items instead of `steps` (official: PPO 3, SFT 1); 0: `steps` counts
+    epochs: float = 0.0
+    # questions in a batch (official)
+    batch: int = 16
+    # labelled examples an arm may see, those of runs it uses included: the currency of the
+    # comparison, checked by gate `budget`; 0: not declared
+    examples: int = 0
+    # learning rate (official; a small one for LoRA, see arm sft_lr_9e6)
+    lr: float = 9e-6
+    # the official PPO uses Adafactor without its own step sizes; the official SFT AdamW (D4)
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    # linear: 5 % warm-up, then down to a tenth (ours); constant (official)
+    schedule: Literal["constant", "linear"] = "linear"
+    # supervised steps on each batch; PPO takes `inner_epochs`
+    gradient_steps: int = 1
+
+    def batches(self, items: int) -> int:
+        """Batches of the run where there are `items` training items."""
+        return max(1, round(self.epochs * items / self.batch)) if self.epochs else self.steps
+
+
+@dataclass(frozen=True)
+class Answering:
+    """What a question shows, how an answer is sampled and read."""
+
+    # solved examples in the prompt (official few-shot: 5)
+    shots: int = 0
+    # which solved examples; first: the first rows of the file, as the official code takes them
+    # (D12)
+    few: Literal["balanced", "first"] = "balanced"
+    # longest answer in tokens; 0: drawn from 12..31 for each batch (D23)
+    max_new: int = 4
+    # of sampling; 0.7 repeats the official accident: log-probabilities stay at 1 (D7)
+    temperature: float = 1.0
+    # an answer ends with its closing tag; the official code writes on (D11)
+    stop_at_tag: bool = True
+    # how an answer is read in training; official: containment (D10)
+    parser: Literal["strict", "official"] = "strict"
+    # what the supervised arm learns to write; official: numbers where the prompt asks for words
+    # (D5)
+    targets: Literal["words", "official"] = "words"
+
+
+@dataclass(frozen=True)
+class PPO:
+    """What `method.update` reads; symbols of docs/papers/ppo_nlu.md, section 3.4."""
+
+    # R of an unreadable answer (official)
+    invalid: float = -3.0
+    # answers to each question of a batch (official)
+    responses: int = 1
+    # beta: what a nat of KL to the reference costs at the start (official)
+    beta: float = 0.2
+    # nats an answer that the controller of beta steers to (official)
+    kl_target: float = 6.0
+    # answers after which beta may have doubled: it hardly moves in a run (official); 0: fixed
+    kl_horizon: float = 10_000.0
+    # gamma, the discount: an answer is short, nothing is discounted (official)
+    gamma: float = 1.0
+    # lambda of generalised advantage estimation (official)
+    lam: float = 0.95
+    # epsilon: the ratio may leave 1 by this much before the gain is cut off (official)
+    clip: float = 0.2
+    # epsilon_v: the same idea for the value (official)
+    clip_value: float = 0.2
+    # c_v: weight of the value loss (official)
+    value_weight: float = 0.1
+    # optimiser steps on the same answers (official)
+    inner_epochs: int = 4
+    # answers in one forward pass: bounds memory, moves nothing (D20)
+    minibatch: int = 16
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the starting policy has heard (ours; it stands for a chat model)."""
+
+    # share of right labels among the well-formed answers it is trained on
+    start_right: float = 0.6
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How an arm is judged."""
+
+    # sampled answers to each test item, beside the greedy one
+    samples: int = 4
+    # batches between two looks at validation items; 0: never
+    probe_every: int = 30
+    # how test and validation answers are read; official: an unreadable one is a random label (D9)
+    test_parser: Literal["strict", "official"] = "strict"
+
+
+@dataclass(frozen=True)
+class Config(RunConfig, Examples, Network, Training, Answering, PPO, Start, Evaluation):
+    """Everything a run of PPO for language understanding can be told."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise BadInput(f"lr = {self.lr} must be above 0; the official value is 9e-6")
+        at_least_1 = (
+            "batch",
+            "responses",
+            "minibatch",
+            "gradient_steps",
+            "inner_epochs",
+            "samples",
+        )
+        for name in at_least_1:
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} = {getattr(self, name)} must be at least 1")
+        answers = self.batch * self.responses
+        if self.job in ("ppo", "sft") and answers % min(self.minibatch, answers):
+            raise BadInput(
+                f"batch x responses = {answers} is not a multiple of minibatch = {self.minibatch}; "
+                f"set --minibatch {math.gcd(answers, self.minibatch)}"
+            )

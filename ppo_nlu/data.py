@@ -1,23 +1,32 @@
-"""Questions and their answers: digits as grey-level words, the documentation task, GLUE and SuperGLUE."""
+"""Questions and their answers: digits as grey-level words, the documentation task, GLUE and
+SuperGLUE."""
+
+from __future__ import annotations
 
 import contextlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ppo_nlu import prompts
+from ppo_nlu.config import Config
 from ppo_nlu.prompts import CLOSE, Task
+from shared import runs
+from shared.protocol import BadInput
 
-TEST, VALIDATION, START = 397, 300, 300  # digits: sizes of the specification; the rest (800) trains
+if TYPE_CHECKING:
+    from shared.glue import Split
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question.  group, value: answers to one question belong together (MultiRC, ReCoRD; see evaluate.py)."""
+    """One question. group, value: answers to one question belong together (evaluate.py)."""
 
     id: int
     fields: dict[str, str]
@@ -29,16 +38,44 @@ class Item:
 
 @dataclass(frozen=True)
 class Data:
+    """The items of a task; `start`: what the starting policy of a run is made from."""
+
     task: Task
     train: list[Item]
     validation: list[Item]
     test: list[Item]
-    start: list[Item] = field(
-        default_factory=list
-    )  # what the starting policy of a run was made from
+    start: list[Item] = field(default_factory=list)
+
+    def ids(self) -> dict[str, list[int]]:
+        """Which items are in which part, for the record."""
+        parts = {name: getattr(self, name) for name in ("train", "validation", "test", "start")}
+        return {name: sorted({x.id for x in part}) for name, part in parts.items() if part}
 
 
-def load(
+def load(config: Config) -> Data:
+    """The items of the run's task, or of its mixture. Arms of a seed draw the same."""
+    tasks = [
+        load_task(
+            name,
+            runs.stream(config.seed, "split"),
+            runs.stream(config.seed, "flip"),
+            config.flip,
+            config.train_limit,
+            sample=config.scale == "rehearsal",
+            start=not config.from_hub,
+        )
+        for name in config.mixture or (config.task,)
+    ]
+    if config.mixture:
+        least = 30_000 if config.from_hub else 0
+        items = mixed(tasks, runs.stream(config.seed, "mixture"), least)
+    else:
+        (items,) = tasks
+    first = config.test_limit or None
+    return replace(items, test=items.test[:first], validation=items.validation[:first])
+
+
+def load_task(
     name: str,
     generator: torch.Generator,
     noise: torch.Generator,
@@ -47,8 +84,9 @@ def load(
     sample: bool = False,
     start: bool = True,
 ) -> Data:
-    """The data of task `name`.  Training labels are flipped with probability `flip`; `limit` > 0 cuts the training
-    part; `sample`: made-up rows, for rehearsals."""
+    """The data of task `name`. Training labels are flipped with probability `flip`; `limit` > 0
+    cuts the training part; `sample`: made-up rows, for rehearsals; `start`: set rows aside for a
+    starting policy."""
     if name.startswith("digits"):
         data = digits(generator)
     elif name == "documentation":
@@ -60,12 +98,27 @@ def load(
     return replace(data, train=flipped(data.task, train, flip, noise))
 
 
+def rows_of_steps(n: int, batch: int, steps: int, generator: torch.Generator) -> Tensor:
+    """(steps, batch) rows of n: shuffled epochs one after the other, drawn from one generator.
+
+    What an epoch leaves over (1 to batch - 1 rows) is left out of it; the official trainer stops
+    with an error when 1 to 8 rows remain (D19)."""
+    if n < batch:
+        what = f"{n} training items do not fill one batch of {batch}"
+        raise BadInput(f"{what}; set --batch {n} or give more data")
+    per = n // batch
+    epochs = [
+        torch.randperm(n, generator=generator)[: per * batch].view(per, batch)
+        for _ in range(-(-steps // per))
+    ]
+    return torch.cat(epochs)[:steps]
+
+
 def checked(name: str, task: Task, train: list[Item], test: list[Item]) -> None:
     """Refuse an empty part and a label outside the answer set."""
     if not train or not test:
-        raise ValueError(
-            f"{name}: {len(train)} training and {len(test)} test items; both parts must hold some items"
-        )
+        sizes = f"{len(train)} training and {len(test)} test items"
+        raise BadInput(f"{name}: {sizes}; both parts must hold some items")
     for item in [*train, *test]:
         task.label(item.label)
 
@@ -75,15 +128,17 @@ def task_of(item: Item, default: Task) -> Task:
 
 
 def mixed(parts: list[Data], generator: torch.Generator, least: int = 0) -> Data:
-    """Several tasks as one; each is repeated until it has `least` training rows (the official code: 30,000).
+    """Several tasks as one; each is repeated until it has `least` training rows (the official code:
+    30,000).
 
     Validation and test items are those of the first task: a mixture only trains."""
-    start, train = [], []
+    start: list[Item] = []
+    train: list[Item] = []
     for number, part in enumerate(parts):
-        tag = lambda x, t=part.task.name, n=number: replace(x, task=t, id=x.id + n * 1_000_000_000)  # noqa: E731
-        rows = [tag(x) for x in part.train]
+        shift, name = number * 1_000_000_000, part.task.name
+        rows = [replace(x, task=name, id=x.id + shift) for x in part.train]
         train += rows * max(1, -(-least // len(rows)))
-        start += [tag(x) for x in part.start]
+        start += [replace(x, task=name, id=x.id + shift) for x in part.start]
     order = torch.randperm(len(start), generator=generator).tolist()
     return replace(parts[0], train=train, start=[start[i] for i in order])
 
@@ -93,7 +148,7 @@ def flipped(task: Task, items: list[Item], share: float, generator: torch.Genera
     if share == 0:
         return items
     if task.number:
-        raise ValueError(f"{task.name}: flip = {share} needs a fixed set of answers, not a number")
+        raise BadInput(f"{task.name}: flip = {share} needs a fixed set of answers, not a number")
     hit = torch.rand(len(items), generator=generator) < share
     other = torch.randint(1, len(task.words), (len(items),), generator=generator).tolist()
     n = len(task.words)
@@ -103,13 +158,17 @@ def flipped(task: Task, items: list[Item], share: float, generator: torch.Genera
     ]
 
 
-# --- digits -----------------------------------------------------------------------------------------------------------
+# --- digits ---------------------------------------------------------------------------------------
+
+TEST, VALIDATION, START = 397, 300, 300  # the rest (800) trains; docs/papers/ppo_nlu.md, section 9
 
 
 def digits(generator: torch.Generator) -> Data:
-    """ "Is this digit at least five?"  Each 8 x 8 image becomes 16 words: means of 2 x 2 blocks in 16 grey levels.
+    """ "Is this digit at least five?"  Each 8 x 8 image becomes 16 words: means of 2 x 2 blocks in
+    16 grey levels.
 
-    The test items are the same for every seed; the seed cuts the rest into start, validation and training."""
+    The test items are the same for every seed; the seed cuts the rest into start, validation and
+    training."""
     from shared import bundled
 
     images, digit = bundled.digits()
@@ -120,25 +179,35 @@ def digits(generator: torch.Generator) -> Data:
         for i, (row, d) in enumerate(zip(level, digit))
     ]
     fixed = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
-    test, rest = fixed[:TEST], torch.tensor(sorted(fixed[TEST:]))
-    rest = rest[torch.randperm(len(rest), generator=generator)].tolist()
-    pick = lambda rows: [items[i] for i in rows]  # noqa: E731
-    return Data(prompts.task("digits"), pick(rest[VALIDATION + START :]), pick(rest[:VALIDATION]), pick(test),
-                pick(rest[VALIDATION : VALIDATION + START]))  # fmt: skip
+    test, others = fixed[:TEST], sorted(fixed[TEST:])
+    rest = [others[i] for i in torch.randperm(len(others), generator=generator).tolist()]
+
+    def pick(rows: list[int]) -> list[Item]:
+        return [items[i] for i in rows]
+
+    start = rest[VALIDATION : VALIDATION + START]
+    train = rest[VALIDATION + START :]
+    task = prompts.task("digits")
+    return Data(task, pick(train), pick(rest[:VALIDATION]), pick(test), pick(start))
+
+
+MALFORMED = 0.15
 
 
 def half_knowing(
-    task: Task, items: list[Item], right: float, malformed: float, generator: torch.Generator
+    task: Task, items: list[Item], right: float, generator: torch.Generator
 ) -> list[str]:
-    """Answers of a teacher who half knows: `malformed` of them break the format, `right` of the others are right.
+    """Answers of a teacher who half knows: 15 % of them break the format, `right` of the others are
+    right.
 
-    A policy trained on these has heard of format and task, like a chat model: what every arm starts from."""
+    A policy trained on these has heard of format and task, like a chat model: what every arm starts
+    from."""
     texts, default = [], task
     for item in items:
         task = task_of(item, default)
         n = len(task.words)
         u, v, w = torch.rand(3, generator=generator).tolist()
-        if u < malformed:
+        if u < MALFORMED:
             both = " ".join(task.words[:2]) or "2 3"
             broken = [
                 f" Maybe {CLOSE}",
@@ -155,68 +224,71 @@ def half_knowing(
     return texts
 
 
-# --- documentation ----------------------------------------------------------------------------------------------------
+# --- documentation --------------------------------------------------------------------------------
 
 
 def documentation(generator: torch.Generator, per_class: int = 100, characters: int = 160) -> Data:
-    """Which subpackage does a text document?  1,000 training texts; answers are the subpackages' last names."""
+    """Which subpackage does a text document?  1,000 training texts; answers are the subpackages'
+    last names."""
     from shared import bundled
 
-    found = bundled.documentation(generator, per_class + 20)
-    words = tuple(label.split(".")[-1].capitalize() for label in found.labels)
+    source = bundled.documentation(generator, per_class + 20)
+    words = tuple(label.split(".")[-1].capitalize() for label in source.labels)
     if len(set(words)) < len(words):
-        raise ValueError(f"documentation: answer words are not distinct: {words}")
+        raise BadInput(f"documentation: answer words are not distinct: {words}")
     task = Task("documentation", "", (("text", ""),), words, plain=True)
     items = [
         [
             Item(int(i), {"text": text[:characters]}, int(y))
             for i, text, y in zip(part.ids, part.texts, part.labels)
         ]
-        for part in (found.train, found.validation, found.test)
+        for part in (source.train, source.validation, source.test)
     ]
     cut = 20 * len(words)  # train is ordered rank first, class second: the first rows are balanced
     return Data(task, items[0][cut:], items[1], items[2], items[0][:cut])
 
 
-# --- GLUE and SuperGLUE -------------------------------------------------------------------------------------------------
+# --- GLUE and SuperGLUE ---------------------------------------------------------------------------
 
 HELD_OUT = 0.1  # of the training file, for choosing rates; the development set is only reported on
 _RENAMED = {
-    "question1": "sentence1", "question2": "sentence2", "paragraph": "passage", "span1_text": "noun", "span2_text": "pronoun",
-}  # fmt: skip
+    "question1": "sentence1",
+    "question2": "sentence2",
+    "paragraph": "passage",
+    "span1_text": "noun",
+    "span2_text": "pronoun",
+}
 
 
 def benchmark(
     name: str, generator: torch.Generator, sample: bool = False, start: bool = True
 ) -> Data:
-    """Training file -> start, validation and training items; the development set is the test set (labels of the
-    benchmarks' own test sets are not public).  `sample`: made-up rows in the task's own layout."""
-    from shared import glue, runs
+    """Training file -> start, validation and training items; the development set is the test set
+    (labels of the benchmarks' own test sets are not public).  `sample`: made-up rows in the task's
+    own layout."""
+    from shared import glue
 
-    parts = (
-        ("train", "validation", "validation_mismatched")
-        if name == "mnli"
-        else ("train", "validation")
-    )
-    with made_up(name) if sample else contextlib.nullcontext():
-        found = glue.load(name, parts)
     task = prompts.task(name)
-    files = [_items(name, found[part], shift) for shift, part in enumerate(parts)]
+    parts: tuple[str, ...] = ("train", "validation")
+    if name == "mnli":
+        parts = (*parts, "validation_mismatched")
+    with made_up(name) if sample else contextlib.nullcontext():
+        splits = glue.load(name, parts)
+    files = [_items(name, splits[part], shift) for shift, part in enumerate(parts)]
     train = _record_pairs(files[0], generator) if name == "record" else files[0]
     if name == "mnli":  # both development sets: rows of group 0 and 1
         files[1:] = [[replace(x, group=g) for g, file in enumerate(files[1:]) for x in file]]
     order = torch.randperm(len(train), generator=generator).tolist()
     cut = max(1, min(1000, int(HELD_OUT * len(train))))
-    pick = lambda rows: [train[i] for i in rows]  # noqa: E731
     if len(order) <= 2 * cut:
-        raise runs.BadInput(
-            f"{name}: {len(train)} training rows are too few to hold out {cut} for validation and {cut} to start"
-        )
+        few = f"{len(train)} training rows are too few"
+        raise BadInput(f"{name}: {few} to hold out {cut} for validation and {cut} to start")
     first = 2 * cut if start else cut  # a hub model needs no rows to start from
-    return Data(task, pick(order[first:]), pick(order[:cut]), files[1], pick(order[cut:first]))
+    shuffled = [train[i] for i in order]
+    return Data(task, shuffled[first:], shuffled[:cut], files[1], shuffled[cut:first])
 
 
-def _items(name: str, split, file: int) -> list[Item]:
+def _items(name: str, split: Split, file: int) -> list[Item]:
     from shared import glue
 
     keys = glue.spec(name).hub[:-1]
@@ -233,25 +305,18 @@ def _items(name: str, split, file: int) -> list[Item]:
             fields["query"] = values["query"].replace("@placeholder", values["entity"])
         group = int(split.groups[row]) if split.groups is not None else -1
         value = float(split.values[row]) if split.values is not None else 0.0
-        items.append(
-            Item(
-                int(i) + file * 10_000_000,
-                fields,
-                float(label) if name == "stsb" else int(label),
-                group,
-                value,
-            )
-        )
+        y = float(label) if name == "stsb" else int(label)
+        items.append(Item(int(i) + file * 10_000_000, fields, y, group, value))
     return items
 
 
 def _record_pairs(items: list[Item], generator: torch.Generator) -> list[Item]:
     """ReCoRD trains on two candidates per query: a random right one and a random wrong one."""
-    queries: dict[int, list[Item]] = {}
+    of_query: dict[int, list[Item]] = {}
     for item in items:
-        queries.setdefault(item.group, []).append(item)
+        of_query.setdefault(item.group, []).append(item)
     chosen = []
-    for candidates in queries.values():
+    for candidates in of_query.values():
         for label in (1, 0):
             some = [x for x in candidates if x.label == label]
             if some:
@@ -262,7 +327,7 @@ def _record_pairs(items: list[Item], generator: torch.Generator) -> list[Item]:
 @contextlib.contextmanager
 def made_up(name: str, rows: int = 64) -> Iterator[None]:
     """Within the block the loader finds made-up rows of this task, in the task's own layout."""
-    from shared import glue, runs, sources
+    from shared import glue, sources
 
     with tempfile.TemporaryDirectory() as folder:
         glue.write_sample(Path(folder), name, rows, runs.stream(0, "rehearsal", name))

@@ -2,14 +2,17 @@
 
     python -m ppo_nlu.evaluate runs/ppo_nlu/cpu/digits/seed0/ppo
 
-An answer that cannot be read is wrong, under both decoders.  The official code draws a random label instead.
-Arrays of `predictions.npz`, n test items, k sampled answers each:
-    id (n), label (n), greedy (n), sampled (n, k)   answers as label indices or numbers; -1000 where unreadable
-    greedy_reward (n), sampled_reward (n, k)        what the rule gave
-    kl, entropy (n)                                 of the first sampled answer: log pi / pi_ref, and nats of its tokens
-    group, value (n)                                MultiRC, ReCoRD: the question, and the overlap with a right answer
-    _metric                                         the benchmark's metric, by name
+An answer that cannot be read is wrong, under both decoders. The official code draws a random label.
+Arrays of `predictions.npz`, n test items, k sampled answers each; answers are label indices or
+numbers, -1000 where unreadable:
+    id, label, greedy (n), sampled (n, k)
+    greedy_reward (n), sampled_reward (n, k)   what the rule gave
+    kl, entropy (n)     of the first sampled answer: log pi / pi_ref, and nats of its tokens
+    group, value (n)    MultiRC, ReCoRD: the question, and the overlap with a right answer
+    _metric             the benchmark's metric, by name
 """
+
+from __future__ import annotations
 
 import sys
 from collections.abc import Callable
@@ -45,26 +48,24 @@ def score(predictions: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def answer_entropy(sampled: np.ndarray) -> float:
-    """Mean entropy (nats) of an item's own sampled answers: 0 when sampling and greedy decoding agree."""
-    k = sampled.shape[1]
-    equal = (sampled[:, :, None] == sampled[:, None, :]).sum(
-        2
-    ) / k  # share of the answer that column j gave
+    """Mean entropy (nats) of an item's own sampled answers: 0 where they are all equal."""
+    pairs = sampled[:, :, None] == sampled[:, None, :]
+    equal = pairs.sum(2) / sampled.shape[1]  # share of the answer that column j gave
     return float(-np.log(equal).mean())
 
 
 def constant_share(answers: np.ndarray) -> float:
-    """Share of the most frequent answer: near 1 on a balanced task, the policy has locked into a constant."""
+    """Share of the most frequent answer: near 1, the policy has locked into a constant."""
     _, counts = np.unique(answers, return_counts=True)
     return float(counts.max() / len(answers))
 
 
-# --- the benchmarks' metrics, each (labels, answers, group, value) -> [0, 1] or [-1, 1] --------------------------------
+# --- the benchmarks' metrics, each (labels, answers, group, value) -> [0, 1] or [-1, 1] -----------
 # An unreadable answer is a class of its own, which no label has.
 
 
 def accuracy(y, a, group, value) -> float:
-    return glue.accuracy(y, a)
+    return float((y == a).mean())
 
 
 def matthews(y, a, group, value) -> float:
@@ -72,15 +73,16 @@ def matthews(y, a, group, value) -> float:
 
 
 def accuracy_f1(y, a, group, value) -> float:
-    return (glue.accuracy(y, a) + glue.f1(y, a)) / 2
+    return (accuracy(y, a, group, value) + glue.f1(y, a)) / 2
 
 
 def accuracy_macro_f1(y, a, group, value) -> float:
-    return (glue.accuracy(y, a) + float(np.mean([glue.f1(y, a, c) for c in np.unique(y)]))) / 2
+    macro_f1 = float(np.mean([glue.f1(y, a, c) for c in np.unique(y)]))
+    return (accuracy(y, a, group, value) + macro_f1) / 2
 
 
 def correlation(y, a, group, value) -> float:
-    """Mean of Pearson and Spearman.  Numbers are clipped to [0, 5]; an unreadable one becomes the end farther from y."""
+    """Mean of Pearson and Spearman, clipped to [0, 5]; unreadable is the end farther from y."""
     a = np.where(a == UNREADABLE, np.where(y < 2.5, 5.0, 0.0), np.clip(a, 0, 5))
     return (glue.pearson(y.astype(float), a.astype(float)) + glue.spearman(y, a)) / 2
 
@@ -91,10 +93,10 @@ def multirc(y, a, group, value) -> float:
 
 
 def record(y, a, group, value) -> float:
-    """Mean of F1 and exact match over queries; the first candidate answered "Yes" is the model's answer, else none."""
+    """Mean of F1 and exact match over queries; the answer is the first candidate with a "Yes"."""
     best = glue.best_candidate(group, (a == 1).astype(float))
-    said = a[best] == 1
-    return float((np.mean(value[best] * said) + np.mean(y[best] * said)) / 2)
+    yes = a[best] == 1
+    return float((np.mean(value[best] * yes) + np.mean(y[best] * yes)) / 2)
 
 
 METRICS: dict[str, Callable[..., float]] = {
@@ -103,17 +105,17 @@ METRICS: dict[str, Callable[..., float]] = {
 }
 
 
-# --- named statistics of claims.yaml ----------------------------------------------------------------------------------
+# --- named statistics of claims.yaml --------------------------------------------------------------
 
 
 def decoder_confound(arms: dict[str, dict[str, np.ndarray]]) -> float:
     """(A - B) sampled minus (A - B) greedy in accuracy, A and B the two arms in the order given.
 
-    Above 0: judging by sampled answers, as the official code does, favours A over B more than greedy decoding."""
+    Above 0: judging by sampled answers, as the official code does, favours A over B more than
+    greedy decoding."""
     (a, b) = (score(p) for p in list(arms.values())[:2])
-    return (a["accuracy_sampled"] - b["accuracy_sampled"]) - (
-        a["accuracy_greedy"] - b["accuracy_greedy"]
-    )
+    sampled = a["accuracy_sampled"] - b["accuracy_sampled"]
+    return sampled - (a["accuracy_greedy"] - b["accuracy_greedy"])
 
 
 STATISTICS: dict[str, Callable[[dict[str, dict[str, np.ndarray]]], float]] = {
@@ -123,9 +125,7 @@ STATISTICS: dict[str, Callable[[dict[str, dict[str, np.ndarray]]], float]] = {
 
 def main() -> None:
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "predictions.npz").exists():
-        sys.exit(
-            "usage: python -m ppo_nlu.evaluate DIR   (DIR: a finished run with predictions.npz)"
-        )
+        sys.exit("usage: python -m ppo_nlu.evaluate DIR   (a finished run with predictions.npz)")
     with np.load(Path(sys.argv[1]) / "predictions.npz", allow_pickle=False) as archive:
         for name, value in score({k: archive[k] for k in archive.files}).items():
             print(f"{name:20s} {value:.4f}")

@@ -1,19 +1,39 @@
-"""Pictures of the PPO paper; the report places them.  Works with whatever runs are at hand, also with none."""
+"""Pictures of the PPO paper; the report places them.  Works with whatever runs are at hand, also
+with none."""
 
 import json
 from pathlib import Path
 
 NAMES = {
-    "zero_shot": "zero-shot", "few_shot": "few-shot", "sft": "SFT", "sft_4": "SFT, 4 steps", "sft_multi": "SFT, multi-task",
-    "ppo": "PPO", "ppo_shuffled": "PPO, shuffled labels", "sft_ppo": "SFT then PPO", "reinforce": "REINFORCE",
-    "ppo_4_answers": "PPO, 4 answers", "text_zero_shot": "zero-shot", "text_sft": "SFT", "text_ppo": "PPO",
-}  # fmt: skip
+    "zero_shot": "zero-shot",
+    "few_shot": "few-shot",
+    "sft": "SFT",
+    "sft_4": "SFT, 4 steps",
+    "sft_multi": "SFT, multi-task",
+    "ppo": "PPO",
+    "ppo_shuffled": "PPO, shuffled labels",
+    "sft_ppo": "SFT then PPO",
+    "reinforce": "REINFORCE",
+    "ppo_4_answers": "PPO, 4 answers",
+    "text_zero_shot": "zero-shot",
+    "text_sft": "SFT",
+    "text_ppo": "PPO",
+}
 CURVES = [
-    ("probe_reward_sampled", "reward of a sampled answer"), ("probe_kl", "KL to the reference (nats an answer)"),
-    ("probe_entropy", "entropy (nats an answer)"), ("probe_invalid_sampled", "unreadable sampled answers"),
-    ("probe_accuracy_greedy", "greedy accuracy (validation items)"), ("probe_accuracy_sampled", "sampled accuracy"),
-]  # fmt: skip
-RATES = {"sft_lr_9e6": 9e-6, "sft_lr_1e4": 1e-4, "sft_lr_3e4": 3e-4, "sft_lr_3e3": 3e-3}
+    ("probe_reward_sampled", "reward of a sampled answer"),
+    ("probe_kl", "KL to the reference (nats an answer)"),
+    ("probe_entropy", "entropy (nats an answer)"),
+    ("probe_invalid_sampled", "unreadable sampled answers"),
+    ("probe_accuracy_greedy", "greedy accuracy (validation items)"),
+    ("probe_accuracy_sampled", "sampled accuracy"),
+]
+RATES = {
+    "sft_lr_9e6": 9e-6,
+    "sft_lr_1e4": 1e-4,
+    "sft_lr_3e4": 3e-4,
+    "sft_lr_3e3": 3e-3,
+    "sft": 1e-3,
+}
 
 
 def figures(results: dict, run_dirs: dict) -> list:
@@ -30,7 +50,8 @@ def mean(values: list[float]) -> float:
 
 
 def both_decoders(finished: list[dict]):
-    """Accuracy of each arm, decoded greedily and by sampling: what the choice of decoder does to the comparison."""
+    """Accuracy of each arm, decoded greedily and by sampling: what the choice of decoder does to
+    the comparison."""
     import matplotlib.pyplot as plt
 
     tasks = list(dict.fromkeys(r["task"] for r in finished))
@@ -66,7 +87,7 @@ def both_decoders(finished: list[dict]):
 
 
 def over_time(run_dirs: dict):
-    """Reward, KL, entropy, unreadable answers and accuracy while training, mean over the seeds at hand."""
+    """Reward, KL, entropy, unreadable answers and accuracy while training; means over seeds."""
     import matplotlib.pyplot as plt
 
     series: dict = {}
@@ -96,7 +117,8 @@ def over_time(run_dirs: dict):
         ax.set_xlabel("batch")
     axes[0][0].legend(fontsize=7)
     fig.tight_layout()
-    caption = f"Training on {first}, judged on validation items, the same for every arm; means over seeds."
+    judged = "judged on validation items, the same for every arm"
+    caption = f"Training on {first}, {judged}; means over seeds."
     return (
         "training",
         caption,
@@ -109,16 +131,11 @@ def rate_curve(finished: list[dict]):
     """Accuracy of supervised fine-tuning against its learning rate, with the official 9e-6."""
     import matplotlib.pyplot as plt
 
-    known = {**RATES, "sft": 1e-3}
-    found = {
-        known[a]: [
-            100 * r["metrics"]["score_greedy"]
-            for r in finished
-            if r["arm"] == a and r["task"] == "digits"
-        ]
-        for a in known
-    }
-    points = sorted((rate, mean(values)) for rate, values in found.items() if values)
+    of_rate: dict[float, list[float]] = {}
+    for r in finished:
+        if r["arm"] in RATES and r["task"] == "digits":
+            of_rate.setdefault(RATES[r["arm"]], []).append(100 * r["metrics"]["score_greedy"])
+    points = sorted((rate, mean(values)) for rate, values in of_rate.items())
     if len(points) < 3:
         return None
     fig, ax = plt.subplots(figsize=(5, 3.4))
@@ -128,12 +145,13 @@ def rate_curve(finished: list[dict]):
     ax.set_ylabel("greedy accuracy, %")
     ax.legend()
     fig.tight_layout()
-    text = "Supervised fine-tuning on digits against its learning rate: the official value stands for an untuned baseline."
+    what = "Supervised fine-tuning on digits against its learning rate"
+    text = f"{what}: the official value stands for an untuned baseline."
     return ("sft_rates", text, text, fig)
 
 
 def confusion(run_dirs: dict):
-    """Greedy answers by label, unreadable ones in a column of their own, for the first seed of each arm."""
+    """Greedy answers by label, unreadable ones in a column of their own; first seed of an arm."""
     import matplotlib.pyplot as plt
     import numpy as np
 

@@ -1,177 +1,281 @@
-"""The language models: a tiny one for digits, one trained in the run, the MiniLM encoder as a prefix model, the hub's."""
+"""The language models: a tiny one for digits, one trained in the run, the hub's, and what an arm
+starts from."""
 
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ppo_nlu import data, prompts
+from ppo_nlu.config import Config, Training
+from ppo_nlu.policy import Policy, Tokenizer, base_of
 from ppo_nlu.prompts import CLOSE, OPEN
+from shared import runs, sources
+from shared.protocol import BadInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 GREY = [f"g{level}" for level in range(16)]
 DIGIT_WORDS = ["[pad]", "[end]", OPEN, CLOSE, "Yes", "No", "Maybe", "Both", *GREY]
 
+Pair = tuple[Any, Any]  # a model and its tokenizer, of the classes of transformers
 
-def digits_tokenizer():
-    """Whole words, so that an answer is one token: the case in which PPO's gradient can be written down."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
-    plain = Tokenizer(
-        models.WordLevel({w: i for i, w in enumerate(DIGIT_WORDS)}, unk_token="[pad]")
+# --- what an arm starts from ----------------------------------------------------------------------
+
+
+def base_model(config: Config) -> Pair:
+    """(model, tokenizer) before any run of ours has touched it."""
+    runs.seed_global(config.seed, "model")
+    if config.model == "digits":
+        tokenizer, width = digits_tokenizer(), config.width
+        lm = llama(len(tokenizer), width, config.layers, 2, 3 * width, config.context)
+        return lm, tokenizer
+    if config.model == "minilm":
+        from ppo_nlu import prefix
+
+        return prefix.minilm()
+    if config.model == "decoder":
+        return restore(Path(config.uses["base"]) / "model")
+    if config.model.startswith("tiny-"):
+        items = data.load(config)
+        tokenizer = trained_tokenizer(
+            [
+                prompts.prompt(items.task, x.fields) + prompts.target(items.task, x.label)
+                for x in items.train
+            ],
+            config.vocabulary,
+        )
+        return tiny(config.model.removeprefix("tiny-"), len(tokenizer)), tokenizer
+    folder, _ = sources.find_model(config.model)
+    return load(folder, getattr(torch, config.precision))
+
+
+def starting_policy(config: Config, run: runs.Run) -> Pair:
+    """(model, tokenizer) of the starting stage, whose weights must be those it recorded.
+
+    What a supervised stage trained takes its place; its adapter is merged in."""
+    dtype = getattr(torch, config.precision)
+    folders = {name: Path(folder) for name, folder in config.uses.items()}
+    start = folders.get("start") or folders.get("text_start")
+    if start and (start / "model").exists():
+        lm, tokenizer = restore(start / "model", dtype)
+    else:
+        lm, tokenizer = base_model(config)
+    if start:
+        sha256 = runs.state_sha256(weights(lm))
+        recorded = json.loads((start / "record.json").read_text())["state_sha256"]
+        detail = f"sha256 of the starting weights {sha256[:12]}, of the stage {recorded[:12]}"
+        run.gate("same-start", sha256 == recorded, detail)
+    for name, folder in folders.items():
+        if (folder / "export" / "model").exists():
+            lm, tokenizer = restore(folder / "export" / "model", dtype)
+        elif (folder / "export" / "adapter_config.json").exists():
+            from peft import PeftModel
+
+            run.say(f"{name}: its adapter is merged; the reference is the merged model")
+            lm = PeftModel.from_pretrained(lm, str(folder / "export")).merge_and_unload()
+    check_pad(tokenizer)
+    return lm, tokenizer
+
+
+def check_pad(tokenizer: Tokenizer) -> None:
+    if tokenizer.pad_token_id is None:
+        remedy = "set tokenizer.pad_token = tokenizer.eos_token"
+        raise BadInput(f"the tokenizer has no padding token; {remedy}")
+
+
+def weights(lm: nn.Module) -> list[Tensor]:
+    return [p for _, p in sorted(lm.named_parameters())]
+
+
+def add_lora(
+    lm: nn.Module, rank: int, alpha: int, bias: str = "none", targets: str = "default"
+) -> nn.Module:
+    """`lm` under a fresh adapter with scale alpha / sqrt(rank), without dropout (D18).
+
+    targets: "default" (the library's for the architecture: query and value) or "all"."""
+    from peft import LoraConfig, get_peft_model
+
+    names: str | list[str] | None = None if targets == "default" else "all-linear"
+    if hasattr(lm, "lora_targets"):  # peft knows the encoder's layers, not those of a prefix model
+        names = list(lm.lora_targets)  # type: ignore[arg-type]
+    if bias != "none" and any(n.endswith(".bias") for n, _ in lm.named_parameters()):
+        warnings.warn(
+            f"lora_bias={bias!r} trains biases of the base model; switching the adapter off does"
+            " not bring them back: the KL is measured against a moving reference (D13); use 'none'",
+            stacklevel=2,
+        )
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        use_rslora=True,
+        lora_dropout=0.0,
+        bias=bias,  # type: ignore[arg-type]
+        target_modules=names,
     )
+    return get_peft_model(lm, settings)  # type: ignore[arg-type,return-value]
+
+
+def adapted(config: Config, lm: nn.Module, device: torch.device) -> Policy:
+    """The policy: `lm` under a fresh adapter, or whole where lora_rank is 0."""
+    runs.seed_global(config.seed, "adapter")
+    if config.lora_rank:
+        lm = add_lora(
+            lm, config.lora_rank, config.lora_alpha, config.lora_bias, config.lora_targets
+        )
+        for p in lm.parameters():  # a bf16 network under an fp32 adapter
+            p.data = p.data.float() if p.requires_grad else p.data
+    if config.checkpointing:
+        network: Any = lm
+        network.enable_input_require_grads()
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+    return Policy(lm.to(device)).to(device)
+
+
+def context(lm: nn.Module) -> int:
+    """The longest text the model takes."""
+    settings: Any = base_of(lm).config
+    names = ("max_position_embeddings", "max_seq_len")
+    return next(filter(None, (getattr(settings, name, None) for name in names)), 1 << 30)
+
+
+# --- optimisers -----------------------------------------------------------------------------------
+
+
+def make_optimizer(config: Training, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    if config.optimizer == "adafactor":
+        from transformers.optimization import Adafactor
+
+        fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+        return Adafactor(parameters, lr=config.lr, **fixed)
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, config: Training, step: int, steps: int) -> None:
+    """Constant, or up within 5 % of the steps and down to a tenth, where `runs.schedule` goes down
+    to 0."""
+    warmup, decay = (step + 1) / (0.05 * steps + 1), 1 - 0.9 * (step / steps)
+    factor = 1.0 if config.schedule == "constant" else min(warmup, decay)
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr * factor
+
+
+# --- networks and tokenizers ----------------------------------------------------------------------
+
+
+def digits_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words, so that an answer is one token: the case in which PPO's gradient can be written
+    down."""
+    from tokenizers import Tokenizer as Plain
+    from tokenizers import models, pre_tokenizers
+
+    words = {w: i for i, w in enumerate(DIGIT_WORDS)}
+    plain = Plain(models.WordLevel(words, unk_token="[pad]"))
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="[pad]", eos_token="[end]")
+    return _fast(plain)
 
 
-def trained_tokenizer(texts, size: int):
-    """Byte-level BPE learned from `texts`; the two tags are single tokens, so the rest of the text cannot split them."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+def trained_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of `texts`; the two tags are single tokens, so the rest of the text cannot
+    split them."""
+    from tokenizers import Tokenizer as Plain
+    from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    plain = Tokenizer(models.BPE())
+    plain = Plain(models.BPE())
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain.decoder = decoders.ByteLevel()
-    special = ["[pad]", "[end]"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    plain.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False))  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["[pad]", "[end]"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    plain.train_from_iterator(texts, trainer)
     plain.add_tokens([OPEN, CLOSE])
+    return _fast(plain)
+
+
+def _fast(plain: Any) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="[pad]", eos_token="[end]")
 
 
-def llama(vocabulary: int, width: int, layers: int, heads: int, inner: int, context: int):
+def llama(
+    vocabulary: int, width: int, layers: int, heads: int, inner: int, context: int
+) -> nn.Module:
     """A Llama of any size with random weights (drawn from torch's global generator)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
-        LlamaConfig(vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-                    num_key_value_heads=heads, intermediate_size=inner, max_position_embeddings=context,
-                    tie_word_embeddings=False, pad_token_id=0, bos_token_id=None, eos_token_id=1)
-    )  # fmt: skip
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            intermediate_size=inner,
+            max_position_embeddings=context,
+            tie_word_embeddings=False,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=1,
+        )
+    )
 
 
-def tiny(family: str, vocabulary: int):
+def tiny(family: str, vocabulary: int) -> nn.Module:
     """The paper's model classes at a size for rehearsals: llama, qwen2 or mpt."""
     if family == "llama":
         return llama(vocabulary, 32, 2, 2, 64, 2048)
     from transformers import MptConfig, MptForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     if family == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                                            num_key_value_heads=1, intermediate_size=64, max_position_embeddings=2048))  # fmt: skip
+        return Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=vocabulary,
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                intermediate_size=64,
+                max_position_embeddings=2048,
+            )
+        )
     if family == "mpt":
-        return MptForCausalLM(MptConfig(vocab_size=vocabulary, d_model=32, n_heads=2, n_layers=2, expansion_ratio=2, max_seq_len=2048))  # fmt: skip
-    raise ValueError(f"unknown model family '{family}'; known: llama, qwen2, mpt")
-
-
-class PrefixLM(nn.Module):
-    """An encoder as a language model: prompt tokens see each other, answer tokens see the prompt and what precedes them.
-
-    The prompt ends at the last opened tag, which can never be generated.  Output words are tied to the input
-    embeddings through one fresh linear map.  There is no cache: an encoder layer has nowhere to put it.
-    """
-
-    def __init__(self, encoder: nn.Module, open_id: int):
-        super().__init__()
-        self.encoder, self.open_id, self.config = encoder, open_id, encoder.config
-        self.transform = nn.Sequential(
-            nn.Linear(self.config.hidden_size, self.config.hidden_size),
-            nn.GELU(),
-            nn.LayerNorm(self.config.hidden_size),
+        return MptForCausalLM(
+            MptConfig(
+                vocab_size=vocabulary,
+                d_model=32,
+                n_heads=2,
+                n_layers=2,
+                expansion_ratio=2,
+                max_seq_len=2048,
+            )
         )
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        position_ids: Tensor,
-        logits_to_keep: int = 0,
-        **_,
-    ):
-        """Like a causal model of transformers: `.logits` of the last columns, `.hidden_states[-1]` of all."""
-        L = input_ids.shape[1]
-        column = torch.arange(L, device=input_ids.device)
-        prompt = column <= torch.where(input_ids == self.open_id, column, -1).amax(
-            1, keepdim=True
-        )  # (B, L)
-        sees = (column[:, None] >= column) | prompt[:, None, :]  # (B, L, L)
-        sees = sees & attention_mask[:, None, :].bool() | torch.eye(
-            L, dtype=torch.bool, device=input_ids.device
-        )
-        bias = torch.zeros(sees.shape, device=input_ids.device).masked_fill(
-            ~sees, torch.finfo(torch.float32).min
-        )
-        h = self.encoder(
-            input_ids=input_ids, attention_mask=bias[:, None], position_ids=position_ids
-        ).last_hidden_state
-        words = self.encoder.get_input_embeddings().weight
-        logits = self.transform(h[:, -logits_to_keep:]) @ words.T
-        logits[..., self.open_id] = -1e9
-        return SimpleNamespace(logits=logits, hidden_states=(h,), past_key_values=None)
+    raise BadInput(f"unknown model family '{family}'; it is one of llama, qwen2, mpt")
 
 
-def base_of(lm):
-    """The network under its adapter, or itself."""
-    return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-
-
-def add_lora(lm: nn.Module, rank: int, alpha: int, rslora: bool, bias: str, targets: str):
-    """`lm` under a fresh adapter.  targets: "default" (the library's for the architecture: query and value) or "all"."""
-    import warnings
-
-    from peft import LoraConfig, get_peft_model
-
-    names = None if targets == "default" else "all-linear"
-    if isinstance(lm, PrefixLM):
-        names = ["query", "value"]  # peft knows the encoder's layers, not ours
-    if bias != "none" and any(n.endswith(".bias") for n, _ in lm.named_parameters()):
-        warnings.warn(f"lora_bias={bias!r} trains biases of the base model, and switching the adapter off does not bring "
-                      "them back: the KL is then measured against a moving reference (D13); use 'none'", stacklevel=2)  # fmt: skip
-    settings = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        use_rslora=rslora,
-        lora_dropout=0.0,
-        bias=bias,
-        target_modules=names,
-    )
-    return get_peft_model(lm, settings)
-
-
-def load(source: str | Path, dtype: torch.dtype = torch.float32):
-    """(model, tokenizer) of a directory in the layout of transformers; padding falls back to the end of the text."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"{source}: the tokenizer has no end-of-text token; set eos_token in its tokenizer_config.json"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # harmless here: masks come from lengths
-    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), tokenizer
-
-
-def check_pad(tokenizer) -> None:
-    if tokenizer.pad_token_id is None:
-        raise ValueError(
-            "the tokenizer has no padding token; set tokenizer.pad_token = tokenizer.eos_token"
-        )
-
-
-def encode(tokenizer, prompt: str, target: str | None = None) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of what follows it, cut from ONE tokenisation: pieces can merge across the seam."""
+def encode(tokenizer: Any, prompt: str, target: str | None = None) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and of what follows it, cut from ONE tokenisation: pieces can merge
+    across the seam."""
     end = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
 
     def ids(text: str) -> list[int]:
-        found = list(tokenizer(text)["input_ids"])
+        tokens = list(tokenizer(text)["input_ids"])
         while (
-            found and found[-1] in end
-        ):  # some tokenizers close every text; the answer has not begun yet
-            found.pop()
-        return found
+            tokens and tokens[-1] in end
+        ):  # some tokenizers close every text; the answer is to come
+            tokens.pop()
+        return tokens
 
     q = ids(prompt)
     if target is None:
@@ -181,69 +285,38 @@ def encode(tokenizer, prompt: str, target: str | None = None) -> tuple[list[int]
     return both[:n], [*both[n:], tokenizer.eos_token_id]
 
 
-def save(lm: nn.Module, tokenizer, folder: Path) -> None:
-    """A checkpoint of transformers; a prefix model as its tensors beside the tokenizer."""
-    from safetensors.torch import save_file
+# --- files ----------------------------------------------------------------------------------------
+
+
+def load(source: str | Path, dtype: torch.dtype = torch.float32) -> Pair:
+    """(model, tokenizer) of a directory in the layout of transformers; padding falls back to the
+    end of the text."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if isinstance(lm, PrefixLM):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: v.contiguous() for k, v in lm.state_dict().items()}, folder / "prefix.safetensors"
-        )
-    else:
-        lm.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if tokenizer.eos_token_id is None:
+        remedy = "set eos_token in its tokenizer_config.json"
+        raise BadInput(f"{source}: the tokenizer has no end-of-text token; {remedy}")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # harmless here: masks come from lengths
+    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), tokenizer
+
+
+def save(lm: Any, tokenizer: Any, folder: Path) -> None:
+    """A checkpoint of transformers; a prefix model as its tensors beside the tokenizer."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    lm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def restore(folder: Path, dtype: torch.dtype = torch.float32):
+def restore(folder: Path, dtype: torch.dtype = torch.float32) -> Pair:
     """(model, tokenizer) that `save` wrote."""
     if not (folder / "prefix.safetensors").exists():
         return load(folder, dtype)
-    from safetensors.torch import load_file
+    from ppo_nlu import prefix
 
-    lm, tokenizer = prefix_minilm()
-    lm.load_state_dict(load_file(folder / "prefix.safetensors"))
-    return lm, tokenizer
-
-
-def prefix_minilm():
-    """The bundled MiniLM encoder as a prefix model; the tags and the end of the text become words of their own."""
-    from shared import bundled
-
-    encoder, tokenizer = bundled.minilm()
-    tokenizer.add_tokens([OPEN, CLOSE, "[end]"])
-    tokenizer.eos_token = "[end]"
-    encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return PrefixLM(encoder, tokenizer.convert_tokens_to_ids(OPEN)), tokenizer
-
-
-def context(lm: nn.Module) -> int:
-    """The longest text the model takes."""
-    base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-    return getattr(base.config, "max_position_embeddings", None) or getattr(
-        base.config, "max_seq_len", 1 << 30
-    )
-
-
-def classifier(name: str, outputs: int, texts: list[str], vocabulary: int):
-    """(encoder with a classification head, tokenizer); `tiny-bert` for rehearsals, else a hub id."""
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        BertConfig,
-        BertForSequenceClassification,
-    )
-
-    if name == "tiny-bert":
-        tokenizer = trained_tokenizer(texts, vocabulary)
-        small = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                           intermediate_size=64, num_labels=outputs)  # fmt: skip
-        return BertForSequenceClassification(small), tokenizer
-    from shared import sources
-
-    folder, _ = sources.find_model(name)
-    return AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=outputs
-    ), AutoTokenizer.from_pretrained(folder)
+    return prefix.minilm(folder)

@@ -3,15 +3,15 @@
 Numbers (D..) are rows of the table of differences in ppo_nlu/README.md.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Sequence
 
 import torch
 
 from ppo_nlu.prompts import CLOSE, Task
 
-SAMPLING_TEMPERATURE = (
-    0.7  # D7: the chat checkpoint's own default; log-probabilities are taken at 1 all the same
-)
 _KEYS = {"copa": ("one", "two")}  # any "one" inside the text counts, also that of "someone"
 
 
@@ -20,14 +20,15 @@ def _keys(task: Task) -> tuple[str, ...]:
 
 
 def parse_in_training(task: Task, text: str) -> float | None:
-    """D10: the closing tag is demanded, then containment: case-sensitive, exactly one of the words anywhere."""
+    """D10: the closing tag is demanded, then containment: case-sensitive, exactly one of the words
+    anywhere."""
     return _contained(task, text.partition(CLOSE)[0].strip()) if CLOSE in text else None
 
 
 def _contained(task: Task, content: str) -> float | None:
     if task.number:
-        found = re.search(r"\d+\.\d+", content) or re.search(r"\d+", content)
-        return float(found.group()) if found else None
+        number = re.search(r"\d+\.\d+", content) or re.search(r"\d+", content)
+        return float(number.group()) if number else None
     if task.name == "sst2":  # "Positive" is looked for first: both words count as Positive
         return 1 if "Positive" in content else 0 if "Negative" in content else None
     if task.name == "record":
@@ -40,16 +41,14 @@ def _contained(task: Task, content: str) -> float | None:
 
 
 def parse_in_test(task: Task, text: str, generator: torch.Generator) -> float:
-    """D9: without a closing tag the whole text is searched, the first word of a fixed order wins, and an answer
-    that cannot be read becomes a random label."""
+    """D9: without a closing tag the whole text is searched, the first word of a fixed order wins,
+    and an answer that cannot be read becomes a random label."""
     content = text.partition(CLOSE)[0].strip()
     if task.number:
-        answer = _contained(task, content)
-        return (
-            min(max(answer, 0.0), 5.0)
-            if answer is not None
-            else 5 * float(torch.rand((), generator=generator))
-        )
+        number = _contained(task, content)
+        if number is None:
+            return 5 * float(torch.rand((), generator=generator))
+        return min(max(number, 0.0), 5.0)
     first = ("Yes", "Positive", "True", "Same", "Entailment", "Option one")
     for i in sorted(range(len(task.words)), key=lambda i: task.words[i] not in first):
         word = _keys(task)[i]
@@ -59,7 +58,8 @@ def parse_in_test(task: Task, text: str, generator: torch.Generator) -> float:
 
 
 def sft_target(task: Task, label: float) -> str:
-    """D5: the faulty supervised targets: numbers where the prompt asks for words, and "No" for a negative review."""
+    """D5: the faulty supervised targets: numbers where the prompt asks for words, and "No" for a
+    negative review."""
     if task.name == "sst2" and label == 0:
         word = "No"
     elif task.name in ("copa", "wsc", "wic", "boolq", "multirc"):
@@ -71,8 +71,9 @@ def sft_target(task: Task, label: float) -> str:
     return f" {word} {CLOSE}"
 
 
-def first_rows(labels: list, shots: int) -> list[int]:
-    """D12: the examples of a few-shot prompt are the first rows of the training file, whatever their labels."""
+def first_rows(labels: Sequence[float], shots: int) -> list[int]:
+    """D12: the examples of a few-shot prompt are the first rows of the training file, whatever
+    their labels."""
     return list(range(min(shots, len(labels))))
 
 

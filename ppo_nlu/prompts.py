@@ -1,54 +1,58 @@
 """What the model is asked, how its answer is read, and what the answer earns.
 
     System_prompt: <role and task>
-    Answer in this form: <Judgement> (only "Yes" or "No") </Judgement> <Analysis> (a short reason) </Analysis>
+    Answer in this form: <Judgement> (only "Yes" or "No") </Judgement> <Analysis> (..) </Analysis>
     Prompt: <the instance>
     Assistant:
     <Judgement>
 
-The words are ours, the order and the tags are the official code's.  Plain text, no chat template, no space after the
-last tag.  The parser is strict: the text before the first closing tag, stripped, must BE one of the answers.  Finding
-an answer somewhere in the text would let "Yes and No" pass and read "None" as "No" (ppo_nlu/official.py does that).
-"""
+The words are ours, the order and the tags are the official code's.  Plain text, no chat template,
+no space after the last tag.  The parser is strict: the text before the first closing tag, stripped,
+must BE one of the answers.  Finding an answer somewhere in the text would let "Yes and No" pass and
+read "None" as "No" (ppo_nlu/official.py does that)."""
+
+from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from shared.protocol import BadInput
 
 OPEN, CLOSE = "<Judgement>", "</Judgement>"
 
 
 @dataclass(frozen=True)
 class Task:
-    """words: answers in the order of the labels 0, 1, ...; empty: the answer is a number (STS-B)."""
+    """A kind of question. role: the system text. fields: (key of the data, name in the prompt).
+
+    words: answers in the order of the labels 0, 1, ...; empty: the answer is a number (STS-B)."""
 
     name: str
     role: str
-    fields: tuple[tuple[str, str], ...]  # (key of the data, name shown in the prompt)
+    fields: tuple[tuple[str, str], ...]
     words: tuple[str, ...]
-    analysis: bool = (
-        False  # most GLUE prompts of the official code also ask for a reason, which nothing reads
-    )
-    metric: str = "accuracy"  # the benchmark's own, see evaluate.py
-    no_word_reward: float = -3.0  # a closed tag around something that is no answer
-    plain: bool = False  # a small vocabulary without system text (digits, documentation)
+    # also ask for a reason, which nothing reads (most GLUE prompts of the official code)
+    analysis: bool = False
+    # the benchmark's own, see evaluate.py
+    metric: str = "accuracy"
+    # R of a closed tag around something that is no answer
+    no_word_reward: float = -3.0
+    # a small vocabulary without system text (digits, documentation)
+    plain: bool = False
 
     @property
     def number(self) -> bool:
         return not self.words
 
-    def label(self, value) -> float:
-        """The label as the index of its word (or the number itself); refuses what is not in the answer set."""
+    def label(self, value: float) -> float:
+        """The label as the index of its word (or the number itself); refuses what is no answer."""
         if self.number:
             return float(value)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int)
-            or not 0 <= value < len(self.words)
-        ):
-            raise ValueError(
-                f"{self.name}: label {value!r} is not one of 0..{len(self.words) - 1} ({', '.join(self.words)})"
-            )
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole and 0 <= value < len(self.words)):
+            labels = f"0..{len(self.words) - 1} ({', '.join(self.words)})"
+            raise BadInput(f"{self.name}: label {value!r} is not one of {labels}")
         return value
 
     def word(self, label: float) -> str:
@@ -60,54 +64,73 @@ NO_YES, YES_NO = (
     ("Yes", "No"),
 )  # labels come in the benchmarks' order: entailment is 0
 NLI = ("Entailment", "Neutral", "Contradiction")
+_SENTENCE = (("sentence", "Sentence"),)
 _PAIR = (("sentence1", "Sentence 1"), ("sentence2", "Sentence 2"))
-_NLI_FIELDS = (("premise", "Premise"), ("hypothesis", "Hypothesis"))
-_LINGUIST = "You are a careful linguist."
+_NLI = (("premise", "Premise"), ("hypothesis", "Hypothesis"))
+_QNLI = (("question", "Question"), ("sentence", "Sentence"))
+_COPA = (("premise", "Premise"), ("choice1", "Option one"), ("choice2", "Option two"))
+_WSC = (("text", "Text"), ("pronoun", "Pronoun"), ("noun", "Noun phrase"))
+_BOOLQ = (("passage", "Passage"), ("question", "Question"))
+_LINGUIST, _REASONER = "You are a careful linguist.", "You are a careful reasoner."
+_ALIKE = "Rate from 0 (unrelated) to 5 (the same meaning) how alike the sentences are."
+_RELATES = f"{_REASONER} Decide how the hypothesis relates to the premise."
+_ENTAILS = f"{_REASONER} Decide whether the first sentence entails the second."
+_ASKS_THE_SAME = "Decide whether the two questions ask the same thing."
 
-TASKS = {
-    t.name: t
-    for t in [
-        Task("cola", f"{_LINGUIST} Decide whether the sentence is acceptable English.", (("sentence", "Sentence"),), NO_YES, True, "matthews"),
-        Task("sst2", "You read film reviews. Decide which sentiment the sentence expresses.", (("sentence", "Sentence"),), ("Negative", "Positive"), True),
-        Task("mrpc", f"{_LINGUIST} Decide whether the two sentences say the same thing.", _PAIR, NO_YES, True, "accuracy_f1"),
-        Task("qqp", "You moderate a question site. Decide whether the two questions ask the same thing.", _PAIR, NO_YES, True, "accuracy_f1"),
-        Task("stsb", f"{_LINGUIST} Rate from 0 (unrelated) to 5 (the same meaning) how alike the sentences are.", _PAIR, (), True, "correlation"),
-        Task("mnli", "You are a careful reasoner. Decide how the hypothesis relates to the premise.", _NLI_FIELDS, NLI),
-        Task("qnli", "You are a careful reasoner. Decide whether the sentence contains the answer to the question.", (("question", "Question"), ("sentence", "Sentence")), YES_NO, True),
-        Task("rte", "You are a careful reasoner. Decide whether the first sentence entails the second.", _PAIR, YES_NO, True),
-        Task("wnli", "You are a careful reasoner. Decide whether the second sentence follows from the first.", _PAIR, NO_YES, True),
-        Task("ax", "You are a careful reasoner. Decide how the hypothesis relates to the premise.", _NLI_FIELDS, NLI, False, "matthews"),
-        Task("cb", "You are a careful reasoner. Decide how the hypothesis relates to the premise.", _NLI_FIELDS, ("Entailment", "Contradiction", "Neutral"), False, "accuracy_macro_f1"),
-        Task("copa", "You are a careful reasoner. Decide which option is the more likely {question} of the premise.", (("premise", "Premise"), ("choice1", "Option one"), ("choice2", "Option two")), ("Option one", "Option two")),
-        Task("wsc", f"{_LINGUIST} Decide whether the pronoun refers to the noun phrase.", (("text", "Text"), ("pronoun", "Pronoun"), ("noun", "Noun phrase")), NO_YES),
-        Task("wic", f"{_LINGUIST} Decide whether the word has the same meaning in both sentences.", (("word", "Word"), *_PAIR), ("Different", "Same")),
-        Task("boolq", "You answer questions about a passage. Decide whether the answer is yes.", (("passage", "Passage"), ("question", "Question")), NO_YES),
-        Task("multirc", "You grade answers. Decide whether the answer to the question is true given the passage.", (("passage", "Passage"), ("question", "Question"), ("answer", "Answer")), ("False", "True"), False, "multirc"),
-        # a tag without a yes or no costs 1 here and 3 elsewhere: the official reward table, kept
-        Task("record", "You read news. Decide whether the statement is consistent with the passage.", (("passage", "Passage"), ("query", "Statement")), NO_YES, False, "record", -1.0),
-        Task("axb", "You are a careful reasoner. Decide whether the first sentence entails the second.", _PAIR, YES_NO, True, "matthews"),
-        Task("axg", "You are a careful reasoner. Decide whether the first sentence entails the second.", _PAIR, YES_NO, True),
-        # scale `cpu`: grey levels of a digit; "is it at least five?"
-        Task("digits", "", (("pixels", ""),), NO_YES, plain=True),
-    ]
-}  # fmt: skip
+# a tag without a yes or no costs 1 in ReCoRD and 3 elsewhere: the official reward table;
+# digits (scale cpu): grey levels of a digit, "is it at least five?"
+TASKS = {t.name: t for t in [
+    Task("cola", f"{_LINGUIST} Decide whether the sentence is acceptable English.",
+         _SENTENCE, NO_YES, True, "matthews"),
+    Task("sst2", "You read film reviews. Decide which sentiment the sentence expresses.",
+         _SENTENCE, ("Negative", "Positive"), True),
+    Task("mrpc", f"{_LINGUIST} Decide whether the two sentences say the same thing.",
+         _PAIR, NO_YES, True, "accuracy_f1"),
+    Task("qqp", f"You moderate a question site. {_ASKS_THE_SAME}",
+         _PAIR, NO_YES, True, "accuracy_f1"),
+    Task("stsb", f"{_LINGUIST} {_ALIKE}", _PAIR, (), True, "correlation"),
+    Task("mnli", _RELATES, _NLI, NLI),
+    Task("qnli", f"{_REASONER} Decide whether the sentence contains the answer to the question.",
+         _QNLI, YES_NO, True),
+    Task("rte", _ENTAILS, _PAIR, YES_NO, True),
+    Task("wnli", f"{_REASONER} Decide whether the second sentence follows from the first.",
+         _PAIR, NO_YES, True),
+    Task("ax", _RELATES, _NLI, NLI, False, "matthews"),
+    Task("cb", _RELATES, _NLI, ("Entailment", "Contradiction", "Neutral"), False,
+         "accuracy_macro_f1"),
+    Task("copa", f"{_REASONER} Decide which option is the more likely {{question}} of the premise.",
+         _COPA, ("Option one", "Option two")),
+    Task("wsc", f"{_LINGUIST} Decide whether the pronoun refers to the noun phrase.",
+         _WSC, NO_YES),
+    Task("wic", f"{_LINGUIST} Decide whether the word has the same meaning in both sentences.",
+         (("word", "Word"), *_PAIR), ("Different", "Same")),
+    Task("boolq", "You answer questions about a passage. Decide whether the answer is yes.",
+         _BOOLQ, NO_YES),
+    Task("multirc", "You grade answers. Decide whether the answer to the question is true given "
+         "the passage.", (*_BOOLQ, ("answer", "Answer")), ("False", "True"), False, "multirc"),
+    Task("record", "You read news. Decide whether the statement is consistent with the passage.",
+         (("passage", "Passage"), ("query", "Statement")), NO_YES, False, "record", -1.0),
+    Task("axb", _ENTAILS, _PAIR, YES_NO, True, "matthews"),
+    Task("axg", _ENTAILS, _PAIR, YES_NO, True),
+    Task("digits", "", (("pixels", ""),), NO_YES, plain=True),
+]}  # fmt: skip
 
 
 def task(name: str) -> Task:
-    """The task called `name`; SuperGLUE's RTE is GLUE's, and digits_noisy is digits with other training labels."""
-    found = TASKS.get({"super_rte": "rte", "digits_noisy": "digits"}.get(name, name))
-    if found is None:
-        raise ValueError(f"unknown answer format: no task '{name}'; known: {', '.join(TASKS)}")
-    return found
+    """The task `name`; SuperGLUE's RTE is GLUE's, digits_noisy is digits with other labels."""
+    name = {"super_rte": "rte", "digits_noisy": "digits"}.get(name, name)
+    if name not in TASKS:
+        raise BadInput(f"unknown answer format: no task '{name}'; there are {', '.join(TASKS)}")
+    return TASKS[name]
 
 
 def instance(task: Task, fields: Mapping[str, str]) -> str:
-    """The fields of one example as text.  Values go in as they are: braces, quotes and newlines are just text."""
+    """The fields of one example as text.  Values go in as they are: braces, quotes and newlines are
+    just text."""
     missing = [key for key, _ in task.fields if key not in fields]
     if missing:
-        raise ValueError(
-            f"{task.name}: the example lacks {', '.join(missing)} (it has {', '.join(fields)})"
-        )
+        what = f"{task.name}: the example lacks {', '.join(missing)}"
+        raise BadInput(f"{what} (it has {', '.join(fields)})")
     if task.plain:
         return " ".join(str(fields[key]) for key, _ in task.fields)
     return "\n".join(f"{name}: {fields[key]}" for key, name in task.fields)
@@ -116,28 +139,24 @@ def instance(task: Task, fields: Mapping[str, str]) -> str:
 def prompt(
     task: Task, fields: Mapping[str, str], examples: Sequence[tuple[Mapping[str, str], float]] = ()
 ) -> str:
-    """The question about `fields`, after solved `examples` [(fields, label)]; ends in the opened tag."""
+    """The question about `fields`, after solved `examples` [(fields, label)]; ends in the opened
+    tag."""
     solved = [(instance(task, f), task.word(label)) for f, label in examples]
     if task.plain:
         shown = "".join(f"{text} {OPEN} {word} {CLOSE} " for text, word in solved)
         return f"{shown}{instance(task, fields)} {OPEN}"
-    choices = (
-        "a number from 0 to 5"
-        if task.number
-        else "only " + " or ".join(f'"{w}"' for w in task.words)
-    )
-    form = f"{OPEN} ({choices}) {CLOSE}" + (
-        " <Analysis> (a short reason) </Analysis>" if task.analysis else ""
-    )
-    role = (
-        task.role.replace("{question}", str(fields.get("question", "")))
-        if task.name == "copa"
-        else task.role
-    )
+    only = "only " + " or ".join(f'"{w}"' for w in task.words)
+    form = f"{OPEN} ({'a number from 0 to 5' if task.number else only}) {CLOSE}"
+    if task.analysis:
+        form += " <Analysis> (a short reason) </Analysis>"
+    role = task.role
+    if task.name == "copa":
+        role = role.replace("{question}", str(fields.get("question", "")))
+    system = f"System_prompt: {role}\nAnswer in this form: {form}\n"
     shown = "".join(
         f"[Prompt: {text}\nAssistant:\n{OPEN} {word} {CLOSE}]\n" for text, word in solved
     )
-    return f"System_prompt: {role}\nAnswer in this form: {form}\n{shown}Prompt: {instance(task, fields)}\nAssistant:\n{OPEN}"
+    return f"{system}{shown}Prompt: {instance(task, fields)}\nAssistant:\n{OPEN}"
 
 
 def target(task: Task, label: float) -> str:
@@ -146,7 +165,8 @@ def target(task: Task, label: float) -> str:
 
 
 def parse(task: Task, text: str) -> float | None:
-    """The index of the answer word, or the number; None when the text is not exactly one answer in a closed tag."""
+    """The index of the answer word, or the number; None when the text is not exactly one answer in
+    a closed tag."""
     content, tag, _ = text.partition(CLOSE)
     content = " ".join(content.split()).lower()
     if not tag:
@@ -160,7 +180,8 @@ def parse(task: Task, text: str) -> float | None:
 def reward(
     task: Task, text: str, answer: float | None, label: float, invalid: float = -3.0
 ) -> float:
-    """+1 correct, -1 wrong, -3 unreadable; STS-B 2.5 - |p - y|, unreadable -2.5.   `answer` = parse(task, text)."""
+    """+1 correct, -1 wrong, -3 unreadable; STS-B 2.5 - |p - y|, unreadable -2.5.   `answer` =
+    parse(task, text)."""
     if task.number:
         return -2.5 if answer is None else 2.5 - abs(answer - label)
     if answer is None:

@@ -1,6 +1,7 @@
-"""Learning rates for the arms of scale cpu: equal trials on development seeds, chosen on validation items.
+"""Learning rates for the arms of scale cpu: equal trials on development seeds, chosen on validation
+items.
 
-    python -m ppo_nlu.tune --arms sft sft_4 ppo --tasks digits digits_noisy --rates 3e-4 1e-3 3e-3 --seeds 0 1
+    python -m ppo_nlu.tune --arms sft sft_4 ppo --rates 3e-4 1e-3 3e-3 --seeds 0 1
 
 Prints the entries of `tuning:` in protocol.yaml.  Test scores are never looked at here.
 """
@@ -11,22 +12,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import yaml
 
 from ppo_nlu import train
+from ppo_nlu.config import Config
 from shared import protocol
 
 
 def validation_accuracy(
     paper: protocol.Protocol, arm: str, task: str, seed: int, lr: float, folder: str
 ) -> float:
-    """Greedy accuracy on validation items of one run; the stages it uses are trained first, at the protocol's rates."""
+    """Greedy accuracy on validation items of one run; the stages it uses are trained first, at the
+    protocol's rates."""
     node = paper.node("cpu", arm, task, seed)
 
     def stage(key: tuple[str, str, int]) -> None:
         used = paper.node("cpu", *key)
         for other in used.uses:
             stage(other)
-        train.run(train.Config(**paper.config("cpu", used)))
+        train.run(Config(**paper.config("cpu", used)))
 
     for key in node.uses:
         stage(key)
@@ -37,7 +41,7 @@ def validation_accuracy(
         "probe_every": 0,
         "out": f"{folder}/{arm}-{task}-{seed}-{lr}",
     }
-    directory = train.run(train.Config(**{**paper.config("cpu", node), **chosen}))
+    directory = train.run(Config(**{**paper.config("cpu", node), **chosen}))
     return json.loads((directory / "record.json").read_text())["validation"]["accuracy_greedy"]
 
 
@@ -55,15 +59,24 @@ def main() -> None:
     paper = protocol.Protocol(Path(__file__).resolve().parent)
     for arm in asked.arms:
         for task in asked.tasks:
-            with TemporaryDirectory() as folder:
-                found = [
-                    [validation_accuracy(paper, arm, task, s, lr, folder) for s in asked.seeds]
-                    for lr in asked.rates
-                ]
-            scores = [round(float(np.mean(row)), 4) for row in found]
-            best = asked.rates[int(np.argmax(scores))]
-            print(f"  - {{arm: {arm}, task: {task}, trials: {len(asked.rates)}, grid: {{lr: {asked.rates}}}, "
-                  f"seeds: {asked.seeds}, scores: {scores}, chosen: {{lr: {best}}}}}", flush=True)  # fmt: skip
+            scores = []
+            for lr in asked.rates:
+                with TemporaryDirectory() as folder:
+                    of_seeds = [
+                        validation_accuracy(paper, arm, task, seed, lr, folder)
+                        for seed in asked.seeds
+                    ]
+                scores.append(round(float(np.mean(of_seeds)), 4))
+            entry = {
+                "arm": arm,
+                "task": task,
+                "trials": len(asked.rates),
+                "grid": {"lr": asked.rates},
+                "seeds": asked.seeds,
+                "scores": scores,
+                "chosen": {"lr": asked.rates[int(np.argmax(scores))]},
+            }
+            print(yaml.safe_dump([entry], default_flow_style=None, sort_keys=False), flush=True)
 
 
 if __name__ == "__main__":

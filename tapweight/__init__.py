@@ -1,1 +1,1 @@
-"""TapWeight (Zhang, Somayajula and Xie, TMLR 2025): weights of pretraining objectives, learned from the downstream task."""
+"""TapWeight (TMLR 2025): weights of pretraining objectives, learned from the downstream task."""

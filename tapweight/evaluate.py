@@ -17,28 +17,29 @@ ALIGNED = 1  # the planted objective of the digits task
 
 
 def score(predictions: dict[str, np.ndarray]) -> dict[str, float]:
-    """Headline metric under its own name and as `score` (rmse: lower is better), and the final weights.
+    """Headline metric under its own name and as `score` (rmse: lower is better), final weights.
 
-    accuracy, matthews: classes. pearson: values. auc: label and prediction (n, tasks), NaN or -1 where a label is missing.
-    `_weights`: (K,); `_planted`: there if objective 2 was planted to be the useful one."""
+    accuracy, matthews: classes, (n,). pearson, rmse: values, (n,). auc: label and prediction
+    (n, tasks), NaN or -1 where a label is missing. `_weights`: (K,); `_planted`: there if objective
+    2 was planted to be the useful one."""
     label, prediction = predictions["label"], predictions["prediction"]
     kind = KINDS[int(predictions["_kind"])]
-    found = {kind: METRICS[kind](label, prediction)}
-    found["score"] = found[kind]
+    metrics = {kind: METRICS[kind](label, prediction)}
+    metrics["score"] = metrics[kind]
     if kind == "pearson":
-        found["spearman"] = glue.spearman(label, prediction)
+        metrics["spearman"] = glue.spearman(label, prediction)
     if kind in ("accuracy", "matthews") and len(np.unique(label)) <= 2:
-        found["f1"] = glue.f1(label, prediction)
+        metrics["f1"] = glue.f1(label, prediction)
     if kind == "matthews":
-        found["accuracy"] = glue.accuracy(label, prediction)
+        metrics["accuracy"] = glue.accuracy(label, prediction)
     if "_weights" in predictions:
         weights = predictions["_weights"].astype(np.float64)
-        found |= {f"weight_{k + 1}": float(w) for k, w in enumerate(weights)}
+        metrics |= {f"weight_{k + 1}": float(w) for k, w in enumerate(weights)}
         if "_planted" in predictions:
-            found["weight_of_aligned"] = float(weights[ALIGNED])
+            metrics["weight_of_aligned"] = float(weights[ALIGNED])
             largest = np.flatnonzero(np.isclose(weights, weights.max(), rtol=0, atol=1e-6))
-            found["aligned_is_largest"] = float(ALIGNED in largest) / len(largest)  # ties share
-    return found
+            metrics["aligned_is_largest"] = float(ALIGNED in largest) / len(largest)  # ties share
+    return metrics
 
 
 def item_values(predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -51,7 +52,9 @@ def item_values(predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def auc(label: np.ndarray, prediction: np.ndarray) -> float:
-    """ROC-AUC averaged over tasks that have both classes among the labels that are there; NaN if none has."""
+    """ROC-AUC, mean over tasks whose labels that are there have both classes; NaN if none has.
+
+    label, prediction: (n,) or (n, tasks)."""
     label, prediction = label.reshape(len(label), -1), prediction.reshape(len(label), -1)
     values = []
     for y, s in zip(label.T, prediction.T):
@@ -59,10 +62,8 @@ def auc(label: np.ndarray, prediction: np.ndarray) -> float:
         y, s = y[there], s[there]
         positive = int((y == 1).sum())
         if 0 < positive < len(y):
-            rank_sum = _ranks(s)[y == 1].sum()
-            values.append(
-                (rank_sum - positive * (positive + 1) / 2) / (positive * (len(y) - positive))
-            )
+            above = _ranks(s)[y == 1].sum() - positive * (positive + 1) / 2
+            values.append(above / (positive * (len(y) - positive)))
     return float(np.mean(values)) if values else float("nan")
 
 
@@ -77,10 +78,14 @@ def rmse(label: np.ndarray, prediction: np.ndarray) -> float:
 
 
 METRICS = {
-    "accuracy": glue.accuracy, "matthews": glue.matthews, "pearson": glue.pearson, "auc": auc, "rmse": rmse,
-}  # fmt: skip
+    "accuracy": glue.accuracy,
+    "matthews": glue.matthews,
+    "pearson": glue.pearson,
+    "auc": auc,
+    "rmse": rmse,
+}
 
-STATISTICS: dict = {}
+STATISTICS: dict[str, object] = {}  # no claim needs more than the scores
 
 
 def main() -> None:

@@ -1,41 +1,39 @@
 """TapWeight (Zhang, Somayajula, Xie; TMLR 2025, arXiv 2410.10006): the maths.
 
-Before a pretrained encoder is finetuned it can be pretrained a little longer on texts (or molecules) of the task. Which
-pretraining objectives should count how much? TapWeight learns their weights lam from the loss on held-out labels:
+Before a pretrained encoder is finetuned it can be pretrained a little longer on the task's texts or
+molecules. Which pretraining objectives should count how much? TapWeight learns their weights lam:
 
-    Level I     theta*(lam)  = argmin_theta   sum_k lam_k L_k(theta; D_u)                     continued pretraining
-    Level II    phi*, w*     = argmin_phi,w   L_task(phi, w; D_tr) + gamma |phi - theta*|^2   finetuning near theta*
-    Level III   min_lam      L_task(phi*, w*; D_val),         lam = softmax(alpha)            the weights
+    Level I     theta*(lam) = argmin_theta  sum_k lam_k L_k(theta; D_u)       pretrain under lam
+    Level II    phi*, w*    = argmin_phi,w  L_task(phi, w; D_tr) + gamma |phi - theta*|^2   finetune
+    Level III   min_lam     L_task(phi*, w*; D_val), lam = softmax(alpha)     look at other labels
 
-gamma is the only wire between Level I and Level III: without it the gradient of lam is exactly zero.
+gamma is the only wire between Level I and Level III: without it the gradient of lam is zero.
 
 The gradient, in four lines. Implicit differentiation through both minima gives
 
-    dL_val/dlam_k = - g_k^T [H_I]^-1 2 gamma [H_II]^-1 v,    v = grad_phi L_val,   g_k = grad_theta L_k
-    (dphi*/dtheta = - [H_II]^-1 (-2 gamma I),  dtheta*/dlam_k = - [H_I]^-1 g_k: of three minus signs one is left)
-    replace both inverse Hessians by the identity (one gradient step):
+    dL_val/dlam_k = - g_k^T [H_I]^-1 2 gamma [H_II]^-1 v,   v = grad_phi L_val, g_k = grad_theta L_k
+    (dphi*/dtheta = - [H_II]^-1 (-2 gamma I), dtheta*/dlam_k = - [H_I]^-1 g_k: of three minus signs
+    one is left). Replace both inverse Hessians by the identity (one gradient step):
     h_k = -2 gamma < v, g_k >                                                                 (*)
 
-Read aloud: *an objective gains weight when its gradient points the same way as the validation gradient of the finetuned
-model*. Because Level I is linear in lam, no second derivative is left: the inner product is also the slope of the K losses
-along v, so two forward passes (a difference quotient) give all K of them. Then alpha moves by the softmax's Jacobian,
-in which only differences of alignment matter: objectives that align equally stay equal.
+Read aloud: *an objective gains weight when its gradient points the same way as the validation
+gradient of the finetuned model*. Because Level I is linear in lam, no second derivative is left:
+the inner product is also the slope of the K losses along v, so two forward passes (a difference
+quotient) give all K of them. Then alpha moves by the softmax's Jacobian, in which only differences
+of alignment matter: objectives that align equally stay equal.
 
-Read top to bottom: weights, the proximal term, the gradient of the weights in four ways, one cycle. The official code's
-accidents are in `official.py`; where the networks come from is in `language.py` and `images.py`.
+Read top to bottom: the loop, its three levels, the gradient of the weights in three ways. Sections
+are those of docs/papers/tapweight.md; accidents of the official code are in official.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
+import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -43,16 +41,70 @@ from shared import vectors
 from shared.hypergrad import FiniteDifference, ForwardOverReverse, through_level
 from shared.processes import all_mean
 from shared.vectors import Vector
+from tapweight.config import Mode, Normalise
 
-Losses = Callable[[], list[Tensor]]  # the K pretraining losses of one batch, scalars
+Losses = Callable[[], list[Tensor]]  # the K pretraining losses of one micro-batch, scalars
 Loss = Callable[[], Tensor]
-Precision = Callable[
-    [], AbstractContextManager
-]  # autocast or nothing; the gradient of the weights never uses it
+Autocast = Callable[[], contextlib.AbstractContextManager[object]]
 
-MODES = ("finite-difference", "exact-dot", "jvp")
+# ------------------------------------------------------------------------------------- the loop
 
-# ------------------------------------------------------------------------------------------------ the weights
+
+@dataclass
+class Levels:
+    """What the three levels change, and the rule by which the weights learn.
+
+    phi, theta: parameters of the two encoders, paired by `matched`. alpha: (K,) logits. optimizers:
+    of Level I (encoder and objective heads), II (phi and the task's head w) and III (alpha).
+    autocast: of Levels I and II; the gradient of the weights never uses it."""
+
+    phi: Vector
+    theta: Vector
+    alpha: Tensor
+    optimizers: Sequence[torch.optim.Optimizer]
+    prox: SquaredDistance
+    mode: Mode = "finite-difference"
+    normalise: Normalise = "none"
+    autocast: Autocast = contextlib.nullcontext
+
+
+@dataclass
+class Facts:
+    """What one cycle saw. losses: (K,), means over its Level I steps."""
+
+    losses: Tensor
+    train: float  # the task's loss at Level II
+    validation: float | None = None  # at Level III; None in the warm-up of the weights
+    h: Tensor | None = None  # (K,) gradient of the weights
+
+
+def cycle(
+    levels: Levels,
+    level_one: Sequence[Sequence[Losses]],
+    level_two: Sequence[Loss],
+    level_three: tuple[Loss, Sequence[Losses]],
+    learn: bool = True,
+    gradient: Gradient | None = None,
+) -> Facts:
+    """One turn of section 3.4: theta moves, then phi and w, then alpha; nothing is rolled back.
+
+    level_one: for each step its micro-batches. level_two: for each step the task's loss on D_tr.
+    level_three: the task's loss on D_val, and the micro-batches of D_u whose g_k are asked for.
+    learn: False while the weights warm up. gradient: in place of `gradient_of_weights`."""
+    one, two, three = levels.optimizers
+    lam = weights(levels.alpha)
+    losses = [level_one_step(one, batches, lam, levels.autocast) for batches in level_one]
+    train = [level_two_step(two, loss, levels) for loss in level_two]
+    facts = Facts(torch.stack(losses).mean(0), float(train[-1]))
+    if learn:
+        v, facts.validation = validation_gradient(level_three[0], levels.phi)
+        aligned = (gradient or gradient_of_weights)(levels, level_three[1], v)
+        level_three_step(three, levels.alpha, aligned, levels.normalise)
+        facts.h = aligned.h
+    return facts
+
+
+# ---------------------------------------------------------------------------------- the weights
 
 
 def start_logits(K: int) -> Tensor:
@@ -63,166 +115,37 @@ def start_logits(K: int) -> Tensor:
 
 
 def weights(alpha: Tensor) -> Tensor:
-    """lam = softmax(alpha), the simplex constraint of section 3.2. (K,) -> (K,)"""
+    """lam = softmax(alpha): positive and of sum one (section 3.1). (K,) -> (K,)"""
     return torch.softmax(alpha.detach(), 0)
 
 
 def to_logits(h: Tensor, lam: Tensor) -> Tensor:
-    """dL_val/dalpha_j = lam_j (h_j - sum_k lam_k h_k): h through the softmax's Jacobian. h, lam: (K,) -> (K,)"""
+    """dL_val/dalpha_j = lam_j (h_j - sum_k lam_k h_k), the softmax's Jacobian (section 3.3).
+
+    h, lam: (K,) -> (K,)"""
     return lam * (h - lam @ h)
 
 
-# ------------------------------------------------------------------------------------------- the proximal term
-
-
-def matched(phi: nn.Module, theta: nn.Module) -> tuple[Vector, Vector]:
-    """Parameters of the two encoders that require a gradient, paired by name: never by their order in a list.
-
-    Raises ValueError naming the first parameter that the other encoder lacks or holds in another shape."""
-    a = {name: p for name, p in phi.named_parameters() if p.requires_grad}
-    b = {name: p for name, p in theta.named_parameters() if p.requires_grad}
-    for name in [*a, *b]:
-        if name not in a or name not in b:
-            raise ValueError(
-                f"the proximal term pairs encoders: '{name}' is a parameter of only one of them"
-            )
-        if a[name].shape != b[name].shape:
-            raise ValueError(
-                f"the proximal term pairs encoders: '{name}' is {tuple(a[name].shape)} in phi and "
-                f"{tuple(b[name].shape)} in theta"
-            )
-    return list(a.values()), [b[name] for name in a]
-
-
-@dataclass(frozen=True)
-class SquaredDistance:
-    """gamma R with R(phi, theta) = |phi - theta|^2, a plain sum over all encoder parameters (no division)."""
-
-    gamma: float
-
-    def __post_init__(self) -> None:
-        if not self.gamma >= 0:
-            raise ValueError(
-                f"gamma = {self.gamma}: the strength of the proximal term is 0 or more"
-            )
-
-    def value(self, phi: Vector, theta: Vector) -> Tensor:
-        return self.gamma * sum(
-            (p - t.detach()).square().sum() for p, t in zip(phi, theta, strict=True)
-        )
-
-    def gradient(self, phi: Vector, theta: Vector) -> Vector:
-        """d / d phi = 2 gamma (phi - theta), in closed form."""
-        return vectors.scaled(vectors.minus(phi, theta), 2 * self.gamma)
-
-    def pull_back(self, v: Vector, phi: Vector, theta: Vector) -> Vector:
-        """(dphi*/dtheta)^T v with the identity for [H_II]^-1: 2 gamma v, since the mixed derivative is -2 gamma I."""
-        return vectors.scaled(v, 2 * self.gamma)
-
-
-# ------------------------------------------------------------------------- the gradient of the weights, (*)
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """h: (K,) derivative of the validation loss for lam. cosine: (K,) of v and g_k, where g_k was computed."""
-
-    h: Tensor
-    cosine: Tensor | None = None
-    norms: Tensor | None = None  # (K,) |g_k|
-    gram: Tensor | None = None  # (K + 1, K + 1) cosines of g_1, ..., g_K, v with each other
-
-
-def alignment(
-    batches: Sequence[Losses],
-    theta: Vector,
-    u: Vector,
-    K: int,
-    mode: str,
-    radius: float | None = None,
-) -> Alignment:
-    """h_k = -< u, grad_theta L_k >: (*) with u = 2 gamma v, what Level II hands down to theta.
-
-    batches: the K losses of one or more micro-batches of D_u (L_k is their mean). They start from the same random state
-    however often they are evaluated, so all evaluations share masks and dropout. theta: the encoder alone; heads have no
-    counterpart in phi. theta, buffers, random state and `.grad` are left as they were.
-    mode: finite-difference  (L_k(theta + eps u) - L_k(theta - eps u)) / 2 eps, two forward passes without gradients
-          exact-dot          one backward pass for each objective
-          jvp                one pass in forward mode (attention by plain matrix products)
-    radius: |eps u| of the difference, None means 0.01 in float32.
-    """
-    if mode not in MODES:
-        raise ValueError(f"mode '{mode}' is unknown; it is one of {', '.join(MODES)}")
-    if mode == "exact-dot":
-        return _gradients(batches, theta, u)
-
-    # Level I is linear in lam, so its mixed derivative for lam is the vector of losses, whatever lam is. Neither probe
-    # needs a graph of the network.
-    lam = torch.ones(K, device=theta[0].device, dtype=theta[0].dtype, requires_grad=True)
-
-    def level(losses: Losses) -> Loss:
-        def loss() -> Tensor:
-            with torch.no_grad():
-                values = torch.stack([x.to(lam.dtype) for x in losses()])
-            return lam @ values
-
-        return loss
-
-    levels = [level(losses) for losses in batches]
-    if mode == "finite-difference":
-        h = through_level(levels, theta, [lam], u, lr=1.0, method=FiniteDifference(radius))
-    else:
-        with sdpa_kernel(SDPBackend.MATH):
-            h = through_level(levels, theta, [lam], u, lr=1.0, method=ForwardOverReverse())
-    return Alignment(h[0].detach().cpu())
-
-
-def _gradients(batches: Sequence[Losses], theta: Vector, u: Vector) -> Alignment:
-    """(*) by K backward passes, with everything a figure wants: |g_k| and the cosines between all gradients and u."""
-    g: list[Vector] = []
-    with vectors.Snapshot(theta), torch.enable_grad():
-        for losses in batches:
-            values = losses()
-            g = g or [vectors.zeros_like(theta) for _ in values]
-            for k, loss in enumerate(values):
-                if (
-                    loss.requires_grad
-                ):  # not where nothing was masked, say: then the objective is constant
-                    more = torch.autograd.grad(
-                        loss, theta, retain_graph=k + 1 < len(values), allow_unused=True
-                    )
-                    reached = [(a, b) for a, b in zip(g[k], more) if b is not None]
-                    if reached:
-                        torch._foreach_add_(*map(list, zip(*reached)), alpha=1 / len(batches))
-    everything, K = [*map(all_mean, g), u], len(g)
-    gram = torch.tensor(
-        [[vectors.dot(a, b) for b in everything] for a in everything], dtype=torch.float64
-    )
-    size = gram.diagonal().sqrt()
-    cosines = torch.nan_to_num(gram / torch.outer(size, size))
-    return Alignment(
-        -gram[:K, K].to(theta[0].dtype), cosines[:K, K].float(), size[:K].float(), cosines.float()
-    )
-
-
-# -------------------------------------------------------------------------------------------------- one cycle
-
-
-def set_rates(optimizers: Sequence[torch.optim.Optimizer], factors: Sequence[float]) -> None:
-    """Rate of each optimiser = its initial rate times a factor of the schedule."""
-    for optimizer, factor in zip(optimizers, factors, strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+# --------------------------------------------------------------------------- Levels I and II
 
 
 def level_one_step(
     optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[Losses],
     lam: Tensor,
-    autocast: Precision = contextlib.nullcontext,
+    autocast: Autocast = contextlib.nullcontext,
 ) -> Tensor:
-    """theta <- OptI(theta, grad sum_k lam_k L_k), lam held constant. Returns the K losses, the micro-batches' mean. (K,)"""
+    """theta <- OptI(theta, grad sum_k lam_k L_k), lam held constant.
+
+    Returns the K losses, means over the micro-batches. (K,)"""
     optimizer.zero_grad(set_to_none=True)
+    losses = backward(micro_batches, lam, autocast)
+    optimizer.step()
+    return losses
+
+
+def backward(micro_batches: Sequence[Losses], lam: Tensor, autocast: Autocast) -> Tensor:
+    """Adds grad sum_k lam_k L_k to `.grad`; returns the K losses. Both are means. (K,)"""
     total = torch.zeros(len(lam))
     for losses in micro_batches:
         with autocast():
@@ -231,160 +154,146 @@ def level_one_step(
         if share.requires_grad:
             share.backward()
         total += values.detach().cpu() / len(micro_batches)
-    optimizer.step()
     return total
 
 
-def level_two_step(
-    optimizer: torch.optim.Optimizer,
-    task_loss: Loss,
-    phi: Vector,
-    theta: Vector,
-    prox: SquaredDistance,
-    autocast: Precision = contextlib.nullcontext,
-) -> Tensor:
-    """(phi, w) <- OptII((phi, w), grad [L_task(phi, w; B_tr) + gamma R(phi, theta)]), theta held constant."""
+def level_two_step(optimizer: torch.optim.Optimizer, task_loss: Loss, levels: Levels) -> Tensor:
+    """(phi, w) <- OptII((phi, w), grad [L_task(phi, w; B_tr) + gamma R(phi, theta)]).
+
+    theta is held constant. Returns the task's loss, a scalar."""
     optimizer.zero_grad(set_to_none=True)
-    with autocast():
+    with levels.autocast():
         loss = task_loss()
     loss.backward()
-    for p, x in zip(phi, prox.gradient(phi, theta), strict=True):
+    for p, x in zip(levels.phi, levels.prox.gradient(levels.phi, levels.theta), strict=True):
         p.grad = x if p.grad is None else p.grad.add_(x)
     optimizer.step()
     return loss.detach()
 
 
-def validation_gradient(validation_loss: Loss, phi: Vector) -> tuple[Vector, Tensor]:
-    """v = grad_phi L_task(phi, w; B_val), and the loss. Buffers and random state are left as they were."""
-    with (
-        vectors.Snapshot(phi[:1], phi[1:]),
-        torch.enable_grad(),
-    ):  # phi does not move: no copy of all of it
+@dataclass(frozen=True)
+class SquaredDistance:
+    """gamma R with R(phi, theta) = |phi - theta|^2, a plain sum over all encoder parameters."""
+
+    gamma: float
+
+    def gradient(self, phi: Vector, theta: Vector) -> Vector:
+        """d / d phi = 2 gamma (phi - theta), in closed form."""
+        return vectors.scaled(vectors.minus(phi, theta), 2 * self.gamma)
+
+    def pull_back(self, v: Vector, phi: Vector, theta: Vector) -> Vector:
+        """u = (dphi*/dtheta)^T v with the identity for [H_II]^-1: 2 gamma v.
+
+        The mixed derivative of Level II is -2 gamma I."""
+        return vectors.scaled(v, 2 * self.gamma)
+
+
+def matched(phi: nn.Module, theta: nn.Module) -> tuple[Vector, Vector]:
+    """Parameters of two encoders that require a gradient, paired by name, never by their order.
+
+    Raises ValueError naming the first one that an encoder lacks or holds in another shape."""
+    a, b = ({n: p for n, p in m.named_parameters() if p.requires_grad} for m in (phi, theta))
+    for name in a | b:
+        shapes = [tuple(x[name].shape) if name in x else "missing" for x in (a, b)]
+        if shapes[0] != shapes[1]:
+            where = f"the proximal term pairs encoders by name: '{name}' is"
+            raise ValueError(f"{where} {shapes[0]} in phi and {shapes[1]} in theta")
+    return list(a.values()), [b[name] for name in a]
+
+
+# ------------------------------------------------------------------------------------ Level III
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """h: (K,) derivative of the validation loss for lam; the rest only where g_k was computed."""
+
+    h: Tensor
+    norms: Tensor | None = None  # (K,) |g_k|
+    gram: Tensor | None = None  # (K + 1, K + 1) cosines of g_1, ..., g_K, v with each other
+
+
+Gradient = Callable[[Levels, Sequence[Losses], Vector], Alignment]
+
+
+def validation_gradient(validation_loss: Loss, phi: Vector) -> tuple[Vector, float]:
+    """v = grad_phi L_task(phi, w; B_val), and the loss. Buffers, random state stay as they are."""
+    with vectors.Snapshot(phi[:1], phi[1:]), torch.enable_grad():  # phi does not move: no copy
         loss = validation_loss()
         v = torch.autograd.grad(loss, phi, allow_unused=True)
-    v = [torch.zeros_like(p) if x is None else x for x, p in zip(v, phi)]
-    return all_mean(v), loss.detach()
+    return all_mean([torch.zeros_like(p) if x is None else x for x, p in zip(v, phi)]), loss.item()
+
+
+def gradient_of_weights(
+    levels: Levels, batches: Sequence[Losses], v: Vector, mode: Mode | None = None
+) -> Alignment:
+    """(*): v through Level II, then through Level I. mode: in place of that of the levels."""
+    u = levels.prox.pull_back(v, levels.phi, levels.theta)
+    return alignment(batches, levels.theta, u, len(levels.alpha), mode or levels.mode)
 
 
 def level_three_step(
-    optimizer: torch.optim.Optimizer,
-    alpha: Tensor,
-    found: Alignment,
-    normalise: str,
-    entropy: float = 0.0,
+    optimizer: torch.optim.Optimizer, alpha: Tensor, aligned: Alignment, normalise: Normalise
 ) -> None:
-    """alpha <- OptIII(alpha, J^T h). normalise: 'none', or 'cosine' for cosines in place of h (needs mode exact-dot).
-
-    entropy: strength of a bonus for even weights; 0 in the paper. d(-H)/dlam_k = log lam_k + 1."""
-    h = found.h
+    """alpha <- OptIII(alpha, J^T h). normalise: "cosine" takes cosines in place of h."""
+    h = aligned.h
     if normalise == "cosine":
-        if found.cosine is None:
+        if aligned.gram is None:
             raise ValueError("normalise = cosine needs |g_k|, which only mode exact-dot computes")
-        h = -found.cosine
-    elif normalise != "none":
-        raise ValueError(f"normalise '{normalise}' is unknown; it is none or cosine")
-    lam = weights(alpha)
-    if entropy:  # a weight that underflowed to 0 stays there
-        h = h + entropy * (lam.clamp_min(torch.finfo(lam.dtype).tiny).log() + 1)
-    alpha.grad = to_logits(h, lam)
+        h = -aligned.gram[:-1, -1]
+    alpha.grad = to_logits(h, weights(alpha))
     optimizer.step()
 
 
-@dataclass
-class Levels:
-    """State of the three levels. `theta`, `phi`: encoders; alpha: (K,) logits; optimizers: of levels I, II, III.
+def alignment(batches: Sequence[Losses], theta: Vector, u: Vector, K: int, mode: Mode) -> Alignment:
+    """h_k = -< u, grad_theta L_k >: (*) with u = 2 gamma v, what Level II hands down to theta.
 
-    whole: h from all micro-batches of a Level I step; otherwise from the last one, which costs less and is unbiased too."""
+    batches: micro-batches of D_u, L_k is their mean; each draws the same masks and dropout however
+    often it is evaluated. theta: the encoder alone; heads have no counterpart in phi. theta,
+    buffers, random state and `.grad` stay as they are. mode, three ways to the same number:
+        finite-difference  two forward passes at theta +- eps u, |eps u| = 0.01 in float32
+        exact-dot          one backward pass for each objective
+        jvp                one pass in forward mode (attention by plain matrix products)
+    """
+    if mode == "exact-dot":
+        return _gradients(batches, theta, u)
+    # Level I is linear in lam: its derivative for lam is the vector of losses, whatever lam is, and
+    # neither probe needs a graph of the network
+    lam = torch.ones(K, device=theta[0].device, dtype=theta[0].dtype, requires_grad=True)
 
-    theta: nn.Module
-    phi: nn.Module
-    alpha: Tensor
-    optimizers: list[torch.optim.Optimizer]
-    prox: SquaredDistance
-    mode: str = MODES[0]
-    radius: float | None = None
-    normalise: str = "none"
-    entropy: float = 0.0
-    whole: bool = False
-    autocast: Precision = contextlib.nullcontext
-    more: Callable[[Alignment, Levels, Sequence[Losses]], Alignment] = lambda found, levels, used: (
-        found
-    )  # official.py
+    def level(losses: Losses) -> Tensor:
+        with torch.no_grad():
+            values = torch.stack([x.to(lam.dtype) for x in losses()])
+        return lam @ values
 
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"mode '{self.mode}' is unknown; it is one of {', '.join(MODES)}")
-        self.phi_e, self.theta_e = matched(self.phi, self.theta)
+    levels = [functools.partial(level, losses) for losses in batches]
+    if mode == "finite-difference":
+        h = through_level(levels, theta, [lam], u, lr=1.0, method=FiniteDifference())
+    else:
+        with sdpa_kernel(SDPBackend.MATH):
+            h = through_level(levels, theta, [lam], u, lr=1.0, method=ForwardOverReverse())
+    return Alignment(h[0].detach().cpu())
 
-    def cycle(
-        self,
-        level_one: Sequence[Sequence[Losses]],
-        level_two: Sequence[Loss],
-        validation_loss: Loss,
-        learn: bool = True,
-        watch: bool = False,
-    ) -> Facts:
-        """One pass of section 3.4's loop: steps of Level I (each a list of micro-batches), of Level II, one of Level III.
 
-        All derivatives are taken at the already updated parameters. Nothing is rolled back: phi and theta go on.
-        learn: False in the warm-up. watch: also the exact gradients, for the record."""
-        lam, K, clock = weights(self.alpha), len(self.alpha), [time.perf_counter()]
-        values = [
-            level_one_step(self.optimizers[0], micro_batches, lam, self.autocast)
-            for micro_batches in level_one
-        ]
-        clock.append(time.perf_counter())
-        for loss in level_two:
-            train = level_two_step(
-                self.optimizers[1], loss, self.phi_e, self.theta_e, self.prox, self.autocast
-            )
-        clock.append(time.perf_counter())
-        facts = Facts(torch.stack(values).mean(0), float(train))
-        if learn or watch:
-            v, validation = validation_gradient(validation_loss, self.phi_e)
-            u = self.prox.pull_back(v, self.phi_e, self.theta_e)
-            used = level_one[-1] if self.whole else level_one[-1][-1:]
-            facts.validation = float(validation)
-            if learn:
-                facts.found = alignment(used, self.theta_e, u, K, self.mode, self.radius)
-                facts.found = self.more(facts.found, self, used)
-                level_three_step(
-                    self.optimizers[2], self.alpha, facts.found, self.normalise, self.entropy
+def _gradients(batches: Sequence[Losses], theta: Vector, u: Vector) -> Alignment:
+    """(*) by K backward passes, with what a figure wants: |g_k|, and cosines of all g_k and u."""
+    g: list[Vector] = []
+    with vectors.Snapshot(theta), torch.enable_grad():
+        for losses in batches:
+            values = losses()
+            g = g or [vectors.zeros_like(theta) for _ in values]
+            for k, loss in enumerate(values):
+                if not loss.requires_grad:
+                    continue  # nothing was masked, say: the objective is constant on this batch
+                more = torch.autograd.grad(
+                    loss, theta, retain_graph=k + 1 < len(values), allow_unused=True
                 )
-            clock.append(time.perf_counter())
-            if watch:
-                facts.exact = alignment(used, self.theta_e, u, K, "exact-dot")
-        facts.seconds = [b - a for a, b in pairwise(clock)]
-        return facts
-
-
-@dataclass
-class Facts:
-    """What one cycle saw: the K pretraining losses, the task's losses at both levels, the gradient of the weights."""
-
-    losses: Tensor
-    train: float
-    validation: float | None = None
-    found: Alignment | None = None
-    exact: Alignment | None = None
-    seconds: list[float] = field(default_factory=list)  # of levels I, II, III
-
-
-# ------------------------------------------------------------------------------------------------ task losses
-
-
-def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error that refuses to broadcast: (B, 1) against (B) would compare every item with every other."""
-    if prediction.shape != target.shape:
-        raise ValueError(
-            f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape: squeeze the output"
-        )
-    return F.mse_loss(prediction, target)
-
-
-def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy over the labels that are there; -1 and NaN mean missing. logits, labels: (B, tasks)."""
-    there = ~(torch.isnan(labels) | (labels < 0))
-    if not there.any():
-        return logits.sum() * 0.0
-    return F.binary_cross_entropy_with_logits(logits[there], labels[there])
+                reached = [(a, b) for a, b in zip(g[k], more) if b is not None]
+                if reached:
+                    torch._foreach_add_(*map(list, zip(*reached)), alpha=1 / len(batches))
+    everything = [*map(all_mean, g), u]
+    dots = [[vectors.dot(a, b) for b in everything] for a in everything]
+    gram = torch.tensor(dots, dtype=torch.float64)
+    size = gram.diagonal().sqrt()
+    cosines = torch.nan_to_num(gram / torch.outer(size, size)).float()
+    return Alignment(-gram[:-1, -1].to(theta[0].dtype), size[:-1].float(), cosines)

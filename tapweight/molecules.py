@@ -1,7 +1,8 @@
 """Molecules: the MoleculeNet files, RDKit's drawings, scaffold splits and clusters of fingerprints.
 
-RDKit is optional (`pip install rdkit`). Everything asked of it stands in `Chemistry`; without it a run ends with the line that
-installs it, and a rehearsal goes on with made-up drawings (`rehearsal.py`), for it tries the machinery and scores nothing."""
+RDKit is optional. Everything asked of it stands in `Chemistry`; without it a run ends with the line
+that installs it, and a rehearsal goes on with made-up drawings (`rehearsal.py`), for it tries the
+machinery and scores nothing."""
 
 from __future__ import annotations
 
@@ -10,13 +11,15 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
-from shared import runs, sources
+from shared import protocol, runs, sources
 
 INSTALL = "pip install rdkit==2026.9.1"
+Kind = Literal["classification", "regression"]
 
 
 @dataclass(frozen=True)
@@ -26,25 +29,29 @@ class Set:
     file: str
     smiles: str
     labels: tuple[str, ...]
-    kind: str  # classification (0, 1, missing) or regression
+    kind: Kind  # classification: 0, 1 or missing
 
 
+TOX21 = (
+    *("NR-AR", "NR-AR-LBD", "NR-AhR", "NR-Aromatase", "NR-ER", "NR-ER-LBD", "NR-PPAR-gamma"),
+    *("SR-ARE", "SR-ATAD5", "SR-HSE", "SR-MMP", "SR-p53"),
+)
+SOLUBILITY = "measured log solubility in mols per litre"
 SETS = {
     "bbbp": Set("BBBP.csv", "smiles", ("BBBP",), "classification"),
     "bace": Set("bace.csv", "mol", ("Class",), "classification"),
     "clintox": Set("clintox.csv", "smiles", ("FDA_APPROVED", "CT_TOX"), "classification"),
     "sider": Set("sider.csv", "smiles", (), "classification"),
-    "tox21": Set("tox21.csv", "smiles", ("NR-AR", "NR-AR-LBD", "NR-AhR", "NR-Aromatase", "NR-ER", "NR-ER-LBD", "NR-PPAR-gamma",
-                                         "SR-ARE", "SR-ATAD5", "SR-HSE", "SR-MMP", "SR-p53"), "classification"),
-    "esol": Set("delaney-processed.csv", "smiles", ("measured log solubility in mols per litre",), "regression"),
+    "tox21": Set("tox21.csv", "smiles", TOX21, "classification"),
+    "esol": Set("delaney-processed.csv", "smiles", (SOLUBILITY,), "regression"),
     "lipophilicity": Set("Lipophilicity.csv", "smiles", ("exp",), "regression"),
     "freesolv": Set("SAMPL.csv", "smiles", ("expt",), "regression"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Chemistry:
-    """What is asked of a chemistry package. A SMILES that it rejects has no canonical form (None)."""
+    """What is asked of a chemistry package. A SMILES that it rejects has no canonical form."""
 
     name: str
     canonical: Callable[[str], str | None]
@@ -62,23 +69,21 @@ def rdkit() -> Chemistry:
     except ImportError as error:
         raise sources.MissingInput(
             f"molecules are drawn by RDKit, which is not installed in this Python ({error})\n"
-            f"  fetch:   {INSTALL}    (BSD-3-Clause, about 160 MB; optional, the language tasks do not need it)"
+            f"  fetch:   {INSTALL}    (BSD-3-Clause, about 160 MB; language tasks do without it)"
         ) from error
-    RDLogger.DisableLog("rdApp.*")  # what it rejects is counted and told by `read`
+    RDLogger.DisableLog("rdApp.*")  # `read` counts what it rejects and says so
 
     def canonical(smiles: str) -> str | None:
         molecule = Chem.MolFromSmiles(smiles)
-        return (
-            None if molecule is None or molecule.GetNumAtoms() == 0 else Chem.MolToSmiles(molecule)
-        )
+        empty = molecule is None or molecule.GetNumAtoms() == 0
+        return None if empty else Chem.MolToSmiles(molecule)
 
     def scaffold(smiles: str) -> str:
         return str(MurckoScaffold.MurckoScaffoldSmiles(smiles=smiles, includeChirality=True))
 
     def drawing(smiles: str, size: int) -> np.ndarray:
-        return np.asarray(
-            Draw.MolToImage(Chem.MolFromSmiles(smiles), size=(size, size)).convert("RGB")
-        )
+        picture = Draw.MolToImage(Chem.MolFromSmiles(smiles), size=(size, size))
+        return np.asarray(picture.convert("RGB"))
 
     def fingerprint(smiles: str) -> np.ndarray:
         return np.array(list(MACCSkeys.GenMACCSKeys(Chem.MolFromSmiles(smiles))), dtype=np.float32)
@@ -86,15 +91,16 @@ def rdkit() -> Chemistry:
     return Chemistry("rdkit", canonical, scaffold, drawing, fingerprint)
 
 
-# --------------------------------------------------------------------------------------------------------- reading
+# --------------------------------------------------------------------------------------- reading
 
 
 @dataclass(frozen=True)
 class Molecules:
-    """Rows that the chemistry package accepts. ids: row numbers in the file, labels: (n, tasks) float32, NaN = missing."""
+    """Rows that the chemistry package accepts. ids: row numbers in the file, labels: (n, tasks)
+    float32, NaN = missing."""
 
     name: str
-    kind: str
+    kind: Kind
     ids: np.ndarray
     smiles: list[str]  # canonical
     labels: np.ndarray
@@ -102,45 +108,42 @@ class Molecules:
 
 
 def read(name: str, chemistry: Chemistry, say: Callable[[str], None] = print) -> Molecules:
-    """One set from REPRO_DATA/molecules. Rows whose SMILES is rejected are counted, told and dropped, never silently."""
+    """One set from REPRO_DATA/molecules. Rows whose SMILES is rejected are counted, reported by
+    `say` and dropped. Raises BadInput for columns, labels or a whole file that cannot be read."""
     if name not in SETS:
-        raise runs.BadInput(f"unknown molecule set '{name}'; one of: {', '.join(SETS)}")
+        raise protocol.unknown(name, SETS, "molecule set")
     spec = SETS[name]
     folder = sources.find_data("molecules")
     assert isinstance(folder, Path)
     path = folder / spec.file
     if not path.exists():
-        raise sources.MissingInput(
-            f"{path} is missing; the folder 'molecules' holds {spec.file} (see the layouts)"
-        )
+        layout = f"the folder 'molecules' holds {spec.file} (see the layouts)"
+        raise sources.MissingInput(f"{path} is missing; {layout}")
     sources.note(f"molecules/{spec.file}", path)
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         columns = [c for c in reader.fieldnames or [] if c]
-        wanted = spec.labels or tuple(c for c in columns if c != spec.smiles)
-        if lacking := {spec.smiles, *wanted} - set(columns):
+        label_columns = spec.labels or tuple(c for c in columns if c != spec.smiles)
+        if lacking := {spec.smiles, *label_columns} - set(columns):
             raise runs.BadInput(f"{path} lacks the columns {sorted(lacking)}; it has {columns[:8]}")
         rows = list(reader)
     ids, smiles, labels, rejected = [], [], [], []
     for number, row in enumerate(rows):
-        found = chemistry.canonical(row[spec.smiles].strip())
-        if found is None:
+        canonical = chemistry.canonical(row[spec.smiles].strip())
+        if canonical is None:
             rejected.append(number)
             continue
         ids.append(number)
-        smiles.append(found)
-        labels.append([_number(row[c], path, number) for c in wanted])
+        smiles.append(canonical)
+        labels.append([_number(row[c], path, number) for c in label_columns])
     if rejected:
-        say(
-            f"{path.name}: {len(rejected)} of {len(rows)} rows hold no readable molecule and are dropped: rows {rejected}"
-        )
+        what = f"{len(rejected)} of {len(rows)} rows hold no readable molecule and are dropped"
+        say(f"{path.name}: {what}: rows {rejected}")
     if not smiles:
-        raise runs.BadInput(
-            f"{path}: none of its {len(rows)} rows holds a readable molecule in column '{spec.smiles}'"
-        )
-    return Molecules(
-        name, spec.kind, np.array(ids), smiles, np.array(labels, dtype=np.float32), len(rejected)
-    )
+        what = f"a readable molecule in column '{spec.smiles}'"
+        raise runs.BadInput(f"{path}: none of its {len(rows)} rows holds {what}")
+    values = np.array(labels, dtype=np.float32)
+    return Molecules(name, spec.kind, np.array(ids), smiles, values, len(rejected))
 
 
 def _number(text: str, path: Path, row: int) -> float:
@@ -153,14 +156,16 @@ def _number(text: str, path: Path, row: int) -> float:
         raise runs.BadInput(f"{path} row {row}: label {text!r} is not a number") from error
 
 
-# ------------------------------------------------------------------------------------------------ splits, clusters
+# ------------------------------------------------------------------------------ splits, clusters
 
 
 def scaffold_split(
     scaffolds: Sequence[str], shares: tuple[float, float] = (0.8, 0.9)
 ) -> list[np.ndarray]:
-    """[train, validation, test] rows. Groups of equal scaffold, large ones first (then by their first row, descending),
-    go to train while they fit into 80 %, else to validation while both fit into 90 %, else to test. Nothing is random."""
+    """[train, validation, test] rows (docs/papers/tapweight.md, section 6). Nothing is random.
+
+    Groups of equal scaffold, large ones first (then by their first row, descending), go to train
+    while they fit into 80 %, else to validation while both fit into 90 %, else to test."""
     groups: dict[str, list[int]] = defaultdict(list)
     for row, scaffold in enumerate(scaffolds):
         groups[scaffold].append(row)
@@ -183,8 +188,8 @@ def drawings(smiles: Sequence[str], size: int, chemistry: Chemistry) -> torch.Te
     """(n, 3, size, size) uint8, cached."""
 
     def make() -> torch.Tensor:
-        made = np.stack([chemistry.drawing(s, size) for s in smiles])
-        return torch.as_tensor(made).permute(0, 3, 1, 2).contiguous()
+        pictures = np.stack([chemistry.drawing(s, size) for s in smiles])
+        return torch.as_tensor(pictures).permute(0, 3, 1, 2).contiguous()
 
     return runs.cached(("tapweight drawings", chemistry.name, size, tuple(smiles)), make)
 
@@ -196,10 +201,10 @@ def clusters(smiles: Sequence[str], sizes: Sequence[int], chemistry: Chemistry) 
         from sklearn.cluster import MiniBatchKMeans
 
         x = np.stack([chemistry.fingerprint(s) for s in smiles])
-        found = []
+        columns = []
         for k in sizes:
             means = MiniBatchKMeans(min(k, len(x)), random_state=0, n_init=1, batch_size=2048)
-            found.append(torch.as_tensor(means.fit_predict(x).astype(np.int64)))
-        return torch.stack(found, 1)
+            columns.append(torch.as_tensor(means.fit_predict(x).astype(np.int64)))
+        return torch.stack(columns, 1)
 
     return runs.cached(("tapweight clusters", chemistry.name, tuple(sizes), tuple(smiles)), make)

@@ -1,11 +1,13 @@
-"""The pretraining objectives: what is shown to the encoder, and the loss on what comes out. Networks are elsewhere.
+"""The pretraining objectives: what the encoder is shown, and the loss on what comes out.
 
-language    CL   contrast: a text encoded twice under two dropout masks must find itself among the batch (SimCSE)
-            MLM  masked language modelling, 15 % of the word pieces
-            SOP  which half came first?
-molecules   MG3C which cluster of molecules is it in (three granularities)?
-            JPP  a jigsaw of 3 x 3 tiles: which permutation was applied?
-            MCL  the picture with a hole should be encoded like the whole one
+Networks are elsewhere; the losses of the downstream tasks stand first.
+
+language    CL    contrast: a text encoded under two dropout masks must find itself (SimCSE)
+            MLM   masked language modelling, 15 % of the word pieces
+            SOP   which half came first?
+molecules   MG3C  which cluster of molecules is it in (three granularities)?
+            JPP   a jigsaw of 3 x 3 tiles: which permutation was applied?
+            MCL   the picture with a hole should be encoded like the whole one
 """
 
 from __future__ import annotations
@@ -18,11 +20,36 @@ from torch import Tensor
 
 IGNORED = -100
 
-# ------------------------------------------------------------------------------------------------------ language
+# ------------------------------------------------------------------------------ downstream tasks
+
+
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error that refuses to broadcast.
+
+    (B, 1) against (B) would compare every item with every other (README, row 10)."""
+    if prediction.shape != target.shape:
+        shapes = f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)}"
+        raise ValueError(f"{shapes} differ in shape: squeeze the output")
+    return F.mse_loss(prediction, target)
+
+
+def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy over the labels that are there; -1 and NaN mean missing.
+
+    logits, labels: (B, tasks)."""
+    there = ~(torch.isnan(labels) | (labels < 0))
+    if not there.any():
+        return logits.sum() * 0.0
+    return F.binary_cross_entropy_with_logits(logits[there], labels[there])
+
+
+# -------------------------------------------------------------------------------------- language
 
 
 def contrastive(a: Tensor, b: Tensor, temperature: float = 0.05) -> Tensor:
-    """Cross-entropy of cosine / temperature with the diagonal as target. a, b: (B, d), two encodings of each text."""
+    """Cross-entropy of cosine / temperature with the diagonal as target.
+
+    a, b: (B, d), two encodings of each text."""
     similarity = F.cosine_similarity(a[:, None], b[None], dim=-1) / temperature
     return F.cross_entropy(similarity.float(), torch.arange(len(a), device=a.device))
 
@@ -37,9 +64,10 @@ def mask_tokens(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose `rate` of the maskable tokens: 80 % become the mask, 10 % a random token, 10 % stay.
 
-    ids: (B, S), maskable: (B, S) bool, false on special tokens and padding, vocabulary: (V,) tokens to draw from.
-    Returns the altered ids (B, S), the chosen places (B, M) and the original tokens there (B, M), IGNORED where a text has
-    fewer than M. Drawn on the CPU, so that all devices see the same masks."""
+    ids: (B, S), maskable: (B, S) bool, false on special tokens and padding, vocabulary: (V,) tokens
+    to draw from. Returns the altered ids (B, S), the chosen places (B, M) and the original tokens
+    there (B, M), IGNORED where a text has fewer than M. Drawn on the CPU, so that all devices see
+    the same masks."""
     shape = tuple(ids.shape)
     chosen = (torch.rand(shape, generator=generator) < rate) & maskable.cpu()
     what = torch.rand(shape, generator=generator)
@@ -53,11 +81,11 @@ def mask_tokens(
 
 
 def masked_lm(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy over the places with a target; 0, not NaN, where there is none. logits: (N, V), targets: (N,)"""
-    count = (targets != IGNORED).sum()
-    return F.cross_entropy(
-        logits.float(), targets, ignore_index=IGNORED, reduction="sum"
-    ) / count.clamp(min=1)
+    """Cross-entropy over the places with a target; 0, not NaN, where there is none.
+
+    logits: (N, V), targets: (N,)"""
+    total = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+    return total / (targets != IGNORED).sum().clamp(min=1)
 
 
 def halves(tokens: Sequence[int], longest: int) -> tuple[list[int], list[int]] | None:
@@ -72,22 +100,25 @@ def halves(tokens: Sequence[int], longest: int) -> tuple[list[int], list[int]] |
 
 
 def order_labels(n: int, generator: torch.Generator) -> Tensor:
-    """1 = right order, 0 = swapped, each with probability one half; drawn once for a corpus. (n,)"""
+    """1 = right order, 0 = swapped, each with probability one half; drawn once. (n,)"""
     return torch.randint(2, (n,), generator=generator)
 
 
 def order(logits: Tensor, labels: Tensor) -> Tensor:
-    """Two-class cross-entropy over texts that are long enough; IGNORED marks the others. logits: (B, 2), labels: (B,)"""
+    """Two-class cross-entropy over texts that are long enough; IGNORED marks the others.
+
+    logits: (B, 2), labels: (B,)"""
     return masked_lm(logits, labels)
 
 
-# ----------------------------------------------------------------------------------------------------- molecules
+# ------------------------------------------------------------------------------------ molecules
 
 
 def permutations(count: int, tiles: int = 9, seed: int = 0, pool: int = 2000) -> Tensor:
-    """(count + 1, tiles): the identity, then `count` permutations of greedy maximal Hamming distance, always the same.
+    """The identity, then `count` permutations of greedy maximal Hamming distance, always the same.
 
-    Each next one is, of `pool` random ones, that whose smallest distance to those already chosen is largest."""
+    Each next one is, of `pool` random ones, that whose smallest distance to those already chosen is
+    largest. (count + 1, tiles)"""
     g = torch.Generator().manual_seed(seed)
     candidates = torch.rand(pool, tiles, generator=g).argsort(1)
     chosen = [torch.arange(tiles)]
@@ -95,9 +126,8 @@ def permutations(count: int, tiles: int = 9, seed: int = 0, pool: int = 2000) ->
     for _ in range(count):
         best = int(nearest.argmax())
         if nearest[best] == 0:
-            raise ValueError(
-                f"{count} permutations of {tiles} tiles asked for; {len(chosen) - 1} different ones found"
-            )
+            limit = f"{len(chosen) - 1} different ones are there"
+            raise ValueError(f"{count} permutations of {tiles} tiles asked for; {limit}")
         chosen.append(candidates[best])
         nearest = torch.minimum(nearest, (candidates != chosen[-1]).sum(1))
     return torch.stack(chosen)
@@ -106,30 +136,30 @@ def permutations(count: int, tiles: int = 9, seed: int = 0, pool: int = 2000) ->
 def jigsaw_labels(
     n: int, classes: int, generator: torch.Generator, in_order: float = 0.8
 ) -> Tensor:
-    """Class 0 (identity) with probability 0.8, else one of all classes (0 among them) drawn evenly. (n,)"""
+    """Class 0 (identity) with probability 0.8, else one of all classes (0 among them). (n,)"""
     drawn = torch.randint(classes, (n,), generator=generator)
     return torch.where(torch.rand(n, generator=generator) < in_order, 0, drawn)
 
 
 def shuffle_tiles(images: Tensor, order_: Tensor, side: int = 3) -> Tensor:
-    """Tile i of the result is tile order_[i] of the image. images: (B, C, H, H), H divisible by side; order_: (B, side^2)"""
+    """Tile i of the result is tile order_[i] of the image.
+
+    images: (B, C, H, H), H divisible by side; order_: (B, side^2)"""
     B, C, H, _ = images.shape
     if H % side:
-        raise ValueError(
-            f"images of {H} pixels do not divide into {side} x {side} tiles; resize them first"
-        )
+        limit = f"do not divide into {side} x {side} tiles"
+        raise ValueError(f"images of {H} pixels {limit}; resize them first")
     h = H // side
-    tiles = (
-        images.reshape(B, C, side, h, side, h)
-        .permute(0, 2, 4, 1, 3, 5)
-        .reshape(B, side * side, C, h, h)
-    )
+    tiles = images.reshape(B, C, side, h, side, h).permute(0, 2, 4, 1, 3, 5)
+    tiles = tiles.reshape(B, side * side, C, h, h)
     tiles = tiles[torch.arange(B, device=images.device)[:, None], order_.to(images.device)]
     return tiles.reshape(B, side, side, C, h, h).permute(0, 3, 1, 4, 2, 5).reshape(B, C, H, H)
 
 
 def erase(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """A size x size square at a random place replaced by the channel's mean over the image. images: (B, C, H, W)"""
+    """A size x size square at a random place replaced by the channel's mean over the image.
+
+    images: (B, C, H, W)"""
     B, _, H, W = images.shape
     if not 0 <= size <= min(H, W):
         raise ValueError(f"a hole of {size} pixels does not fit into images of {H} x {W}")
@@ -141,9 +171,9 @@ def erase(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 
 def mask_contrast(whole: Tensor, holed: Tensor) -> Tensor:
-    """Mean Euclidean distance of two encodings of each picture, (B, d) each; constant features are its trivial optimum."""
-    # the smallest float keeps the root differentiable where both are equal
+    """Mean Euclidean distance of two encodings of each picture, (B, d) each.
+
+    Constant features are its trivial optimum (docs/papers/tapweight.md, section 8, item 7)."""
     squares = (whole - holed).square().sum(1)
-    return torch.where(
-        squares > 0, squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt(), 0.0
-    ).mean()
+    smallest = torch.finfo(squares.dtype).tiny  # keeps the root differentiable where both are equal
+    return torch.where(squares > 0, squares.clamp(min=smallest).sqrt(), 0.0).mean()

@@ -1,6 +1,7 @@
-"""Accidents of the official code, each named by its row in README's table of differences. A student may skip this file.
+"""Accidents of the official code, named by their row in the README's table of differences.
 
-`preset: code` in train.py chooses all of those that can be run together; nothing else uses them."""
+A student may skip this file. `preset = code` chooses those that can be run together; nothing else
+uses them."""
 
 from __future__ import annotations
 
@@ -8,46 +9,44 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared import vectors
 from shared.vectors import Vector
+from tapweight import method
+from tapweight.method import Alignment, Levels, Losses
 
-from . import method
+DECAY_OF_ALPHA = 1e-3  # of Adam at Level III in the language code: pulls the weights to uniform
 
 
 @dataclass(frozen=True)
 class AbsoluteDistance(method.SquaredDistance):
-    """Row 1: gamma / n times the sum of |phi - theta|, squared for the tensors in `squared` (embeddings), n = their entries.
+    """Row 1: gamma / n times the sum of |phi - theta|, n = number of entries.
 
-    The cross-derivative of |phi - theta| is zero almost everywhere. What the official code sees is a difference quotient
-    of sign(phi - theta) with eps = 0.01 / |v|: a spike of height 1 / eps wherever |phi - theta| is below eps |v|, 0
-    elsewhere. `pull_back` returns just that."""
+    Squared for the tensors whose numbers are in `squared` (embeddings). The cross-derivative of
+    |phi - theta| is zero almost everywhere. What the official code sees is a difference quotient of
+    sign(phi - theta) with eps = 0.01 / |v|: a spike of height 1 / eps wherever |phi - theta| is
+    below eps |v|, 0 elsewhere. `pull_back` returns just that."""
 
     squared: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        warnings.warn(
-            "prox = l1-code: the absolute distance hands Level III spikes instead of a gradient (README, row 1)",
-            stacklevel=3,
-        )
+        what = "the absolute distance hands Level III spikes instead of a gradient"
+        warnings.warn(f"preset = code: {what} (README, row 1)", stacklevel=3)
+
+    @classmethod
+    def of(cls, gamma: float, phi: nn.Module) -> AbsoluteDistance:
+        """For the language encoder phi."""
+        names = [name for name, p in phi.named_parameters() if p.requires_grad]
+        return cls(gamma, frozenset(i for i, name in enumerate(names) if "embedding" in name))
 
     def _share(self, phi: Vector) -> float:
         return self.gamma / sum(p.numel() for p in phi)
 
-    def value(self, phi: Vector, theta: Vector) -> Tensor:
-        off = [p - t.detach() for p, t in zip(phi, theta, strict=True)]
-        parts = [(x.square() if i in self.squared else x.abs()).sum() for i, x in enumerate(off)]
-        return self._share(phi) * torch.stack(parts).sum()
-
     def gradient(self, phi: Vector, theta: Vector) -> Vector:
-        off = vectors.minus(phi, theta)
-        return [
-            self._share(phi) * (2 * x if i in self.squared else x.sign()) for i, x in enumerate(off)
-        ]
+        share, off = self._share(phi), vectors.minus(phi, theta)
+        return [share * (2 * x if i in self.squared else x.sign()) for i, x in enumerate(off)]
 
     def pull_back(self, v: Vector, phi: Vector, theta: Vector) -> Vector:
         eps = vectors.probe_step(v)
@@ -63,27 +62,25 @@ class AbsoluteDistance(method.SquaredDistance):
         return u
 
 
-def direct_path(
-    found: method.Alignment, levels: method.Levels, used: Sequence[method.Losses]
-) -> method.Alignment:
-    """Row 2: R is part of the Level III loss too, so theta also receives -2 gamma (phi - theta) directly.
+def with_direct_path(levels: Levels, batches: Sequence[Losses], v: Vector) -> Alignment:
+    """Row 2: R is part of the Level III loss too, so theta also receives -dR/dphi directly.
 
-    One more walk through Level I: h_k - < that, grad L_k >. Pass it as `Levels.more`."""
-    into_theta = vectors.scaled(levels.prox.gradient(levels.phi_e, levels.theta_e), -1.0)
+    One more walk through Level I, added to (*): h_k - < -dR/dphi, grad L_k >."""
+    aligned = method.gradient_of_weights(levels, batches, v)
+    into_theta = vectors.scaled(levels.prox.gradient(levels.phi, levels.theta), -1.0)
     K = len(levels.alpha)
-    extra = method.alignment(used, levels.theta_e, into_theta, K, levels.mode, levels.radius)
-    return replace(found, h=found.h + extra.h)
+    extra = method.alignment(batches, levels.theta, into_theta, K, levels.mode)
+    return replace(aligned, h=aligned.h + extra.h)
 
 
 def broadcast_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Row 10: (B, 1) against (B) becomes B x B: every prediction is drawn to the batch's mean."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return F.mse_loss(
-            prediction.reshape(-1, 1), target.reshape(1, -1).expand(len(prediction), -1)
-        )
+        every = target.reshape(1, -1).expand(len(prediction), -1)
+        return F.mse_loss(prediction.reshape(-1, 1), every)
 
 
-def zero_mask_contrast(losses: Sequence[Tensor]) -> list[Tensor]:
-    """Row 5: the switch of MCL, the last of the molecules' objectives, is off: the loss is identically zero."""
+def without_mask_contrast(losses: Sequence[Tensor]) -> list[Tensor]:
+    """Row 5: the switch of MCL, the last of the molecules' objectives, is off: its loss is zero."""
     return [*losses[:-1], losses[-1] * 0.0]

@@ -1,14 +1,19 @@
-"""A2 of the specification: four objectives on handwritten digits, of which the second is planted to be the useful one.
+"""Four objectives on handwritten digits, the second of which is planted to be the useful one.
+
+(docs/papers/tapweight.md, section 9, A2)
 
     reconstruction   of half-masked images, times 20
-    half-noise       the true labels, half of them replaced at random      <- aligned with the downstream task
+    half-noise       the true labels, half of them replaced at random      <- aligned with the task
     shifted          the true labels plus one
     junk             random labels
 
-All classifications, the downstream one included, share one fixed orthonormal readout (times 2): with heads of their own the
-encoder gradients of different tasks would hardly align, as our pilot found. 60 labelled, 100 validation, 700 unlabelled images."""
+All classifications, the downstream one included, share one fixed orthonormal readout (times 2):
+with heads of their own the encoder gradients of different tasks would hardly align. 60 labelled,
+100 validation and 700 unlabelled images."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,76 +39,72 @@ class Encoder(nn.Module):
 
 
 class Planted:
-    """The domain: data, networks and losses of one run (see `train.Domain`)."""
+    """Data, networks and losses of one run (see `train.Domain`)."""
 
-    names = NAMES
-    kind, outputs = "classification", 10
+    names: tuple[str, ...] = NAMES
     metric = "accuracy"
 
     def __init__(self, seed: int, device: torch.device):
         images, labels = bundled.digits()
         self.x, self.y = torch.as_tensor(images).to(device), torch.as_tensor(labels).to(device)
-        # test items are the same for all seeds; the rest is dealt out by the seed
-        fixed = torch.randperm(len(self.y), generator=runs.stream(0, "planted", "test"))
-        used = LABELLED + VALIDATION + UNLABELLED
-        self.test, rest = fixed[used:].sort().values, fixed[:used]
-        rest = rest[torch.randperm(used, generator=runs.stream(seed, "split"))]
-        self.tr, self.val, self.u = rest.split([LABELLED, VALIDATION, UNLABELLED])
-        self.items = {
-            "train": self.tr.numpy(),
-            "validation": self.val.numpy(),
-            "unlabelled": self.u.numpy(),
-        }
-        self.items["test"] = self.test.numpy()
-        g = runs.stream(seed, "labels")
-        n = len(self.y)
-        noisy = torch.where(
-            torch.rand(n, generator=g) < 0.5, torch.randint(10, (n,), generator=g), self.y.cpu()
-        )
-        self.targets = [
-            t.to(device)
-            for t in (noisy, (self.y.cpu() + 1) % 10, torch.randint(10, (n,), generator=g))
-        ]
+        self.seed, self.device = seed, device
+        self.parts = deal(seed, len(self.y))
+        self.items = {part: self.parts[part].numpy() for part in ("train", "validation", "test")}
+        self.items["unlabelled"] = self.parts["unlabelled"].numpy()
+        self.targets = [target.to(device) for target in objective_labels(seed, self.y.cpu())]
         runs.seed_global(seed, "encoder")
-        self.encoder = Encoder().to(device)
+        self.encoder: nn.Module = Encoder().to(device)
         self.heads = nn.ModuleDict({"decoder": nn.Linear(32, 64)}).to(device)
         basis = torch.linalg.qr(torch.randn(32, 10, generator=runs.stream(seed, "readout")))[0]
         self.readout = 2 * basis.to(device)
-        self.seed, self.device = seed, device
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        return len(self.u), len(self.tr), len(self.val)
+        return UNLABELLED, LABELLED, VALIDATION
 
-    def losses(
-        self, encoder: nn.Module, heads: nn.Module, rows: Tensor, step: int, micro: int
-    ) -> list[Tensor]:
+    def losses(self, rows: Tensor, step: int, micro: int) -> list[Tensor]:
         """The four pretraining losses on these rows of the unlabelled images."""
-        items = self.u[rows]
+        items = self.parts["unlabelled"][rows]
         x = self.x[items]
-        kept = (
-            torch.rand(x.shape, generator=runs.stream(self.seed, "pixels", step, micro, *noise_names())).to(
-                x.device
-            )
-            < 0.5
-        )
-        reconstruction = 20 * F.mse_loss(heads["decoder"](encoder(x * kept)), x)
-        logits = encoder(x) @ self.readout
+        pixels = runs.stream(self.seed, "pixels", step, micro, *noise_names())
+        shown = torch.rand(x.shape, generator=pixels).to(x.device) < 0.5
+        reconstruction = 20 * F.mse_loss(self.heads["decoder"](self.encoder(x * shown)), x)
+        logits = self.encoder(x) @ self.readout
         return [reconstruction, *(F.cross_entropy(logits, t[items]) for t in self.targets)]
 
     def head(self, *names: object) -> nn.Module:
         return nn.Identity()  # the readout is fixed and shared
 
     def task_loss(self, encoder: nn.Module, head: nn.Module, part: str, rows: Tensor) -> Tensor:
-        items = {
-            "train": self.tr,
-            "validation": self.val,
-            "labelled": torch.cat([self.tr, self.val]),
-        }[part][rows]
+        items = self.parts[part][rows]
         return F.cross_entropy(head(encoder(self.x[items])) @ self.readout, self.y[items])
 
-    @torch.no_grad()
-    def predict(self, encoder: nn.Module, head: nn.Module, part: str) -> dict[str, Tensor]:
-        items = {"test": self.test, "validation": self.val}[part]
-        guess = (head(encoder(self.x[items])) @ self.readout).argmax(1)
-        return {"id": items, "label": self.y[items].cpu(), "prediction": guess.cpu()}
+    def batches(self, part: str) -> Sequence[Tensor]:
+        return [torch.arange(len(self.parts[part]))]
+
+    def outputs(self, head: nn.Module, part: str, rows: Tensor) -> Tensor:
+        return (head(self.encoder(self.x[self.parts[part][rows]])) @ self.readout).cpu()
+
+    def predictions(self, part: str, outputs: Tensor) -> dict[str, Tensor]:
+        items = self.parts[part]
+        return {"id": items, "label": self.y[items].cpu(), "prediction": outputs.argmax(1)}
+
+
+def deal(seed: int, n: int) -> dict[str, Tensor]:
+    """Image numbers of each part. Test items are the same for all seeds, the rest is dealt out."""
+    fixed = torch.randperm(n, generator=runs.stream(0, "planted", "test"))
+    used = LABELLED + VALIDATION + UNLABELLED
+    rest = fixed[:used][torch.randperm(used, generator=runs.stream(seed, "split"))]
+    train, validation, unlabelled = rest.split([LABELLED, VALIDATION, UNLABELLED])
+    return {
+        "train": train, "validation": validation, "labelled": torch.cat([train, validation]),
+        "unlabelled": unlabelled, "test": fixed[used:].sort().values,
+    }  # fmt: skip
+
+
+def objective_labels(seed: int, y: Tensor) -> list[Tensor]:
+    """Targets of half-noise, shifted and junk for all images, (n,) each. y: (n,)"""
+    g, n = runs.stream(seed, "labels"), len(y)
+    replaced = torch.rand(n, generator=g) < 0.5
+    noisy = torch.where(replaced, torch.randint(10, (n,), generator=g), y)
+    return [noisy, (y + 1) % 10, torch.randint(10, (n,), generator=g)]

@@ -1,10 +1,13 @@
-"""A1 of the specification: three quadratic levels whose minima, and the gradient of whose weights, have closed forms.
+"""Three quadratic levels whose minima, and the gradient of whose weights, have closed forms.
+
+(docs/papers/tapweight.md, section 9, A1)
 
     Level I    sum_k lam_k 1/2 (theta - c_k)^T A_k (theta - c_k)
     Level II   1/2 (phi - t)^T B (phi - t) + gamma |phi - theta|^2
     Level III  1/2 |phi - v|^2
 
-Here the identity that TapWeight puts in place of both inverse Hessians can be compared with the truth."""
+Here the identity that TapWeight puts in place of both inverse Hessians can be compared with the
+truth."""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from torch import Tensor, nn
 
 from shared import multilevel
 from shared.hypergrad import ConjugateGradient
-
-from . import method
+from tapweight import method
+from tapweight.config import Mode
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,14 @@ class Quadratic:
 
     def theta_star(self, lam: Tensor) -> Tensor:
         """(sum lam_k A_k)^-1 sum lam_k A_k c_k, (d,)"""
-        return torch.linalg.solve(
-            torch.einsum("k,kij->ij", lam, self.A), torch.einsum("k,kij,kj->i", lam, self.A, self.c)
-        )
+        right = torch.einsum("k,kij,kj->i", lam, self.A, self.c)
+        return torch.linalg.solve(torch.einsum("k,kij->ij", lam, self.A), right)
 
     def phi_star(self, theta: Tensor) -> Tensor:
         """(B + 2 gamma I)^-1 (B t + 2 gamma theta), (d,)"""
-        I = torch.eye(len(self.t), dtype=self.t.dtype)  # noqa: E741
-        return torch.linalg.solve(
-            self.B + 2 * self.gamma * I, self.B @ self.t + 2 * self.gamma * theta
-        )
+        eye = torch.eye(len(self.t), dtype=self.t.dtype)
+        right = self.B @ self.t + 2 * self.gamma * theta
+        return torch.linalg.solve(self.B + 2 * self.gamma * eye, right)
 
     def outer(self, lam: Tensor) -> Tensor:
         """The validation loss as a function of lam alone, through both closed forms."""
@@ -73,7 +74,7 @@ def draw(seed: int, d: int = 6, K: int = 4, gamma: float = 1.0) -> Quadratic:
 
 
 def exact_implicit(problem: Quadratic, lam: Tensor) -> Tensor:
-    """h by implicit differentiation with the true inverse Hessians, both levels at their minimum. (K,)
+    """h by implicit differentiation with the true inverse Hessians, both levels at a minimum. (K,)
 
     The general three-level chain of shared/, conjugate gradients in place of the identity."""
     lam = lam.detach().clone().requires_grad_()
@@ -84,21 +85,15 @@ def exact_implicit(problem: Quadratic, lam: Tensor) -> Tensor:
     def level_two() -> Tensor:
         return problem.level_two(phi) + problem.gamma * (phi - theta).square().sum()
 
-    found = multilevel.chain(
-        lambda: problem.level_three(phi),
-        [
-            multilevel.Level(
-                lambda: lam @ torch.stack(problem.level_one(theta)),
-                [theta],
-                None,
-                ConjugateGradient(d),
-            ),
-            multilevel.Level(level_two, [phi], None, ConjugateGradient(d)),
-        ],
-        [lam],
-        look_ahead=False,
-    )
-    return found.grads[0].detach()
+    def level_one() -> Tensor:
+        return lam @ torch.stack(problem.level_one(theta))
+
+    levels = [
+        multilevel.Level(level_one, [theta], None, ConjugateGradient(d)),
+        multilevel.Level(level_two, [phi], None, ConjugateGradient(d)),
+    ]
+    outer = lambda: problem.level_three(phi)  # noqa: E731
+    return multilevel.chain(outer, levels, [lam], look_ahead=False).grads[0].detach()
 
 
 def identity(problem: Quadratic, lam: Tensor) -> Tensor:
@@ -123,11 +118,12 @@ def run(
     warmup: int = 40,
     lr: float = 0.1,
     lr_alpha: float = 0.02,
-    mode: str = "exact-dot",
+    mode: Mode = "exact-dot",
 ) -> Tensor:
-    """Section 3.4 on a quadratic: SGD at levels I and II, Adam on alpha, from theta = phi = 0. Returns the weights, (K,)
+    """The loop on a quadratic: SGD at Levels I and II, Adam on alpha, from theta = phi = 0.
 
-    Length, warm-up and rate of alpha are those of the planted objectives (protocol.yaml, task planted)."""
+    Returns the weights, (K,). Length, warm-up and rate of alpha are those of the planted objectives
+    (protocol.yaml, task planted)."""
     K, d = problem.c.shape
     theta, phi = Point(problem.t.new_zeros(d)), Point(problem.t.new_zeros(d))
     alpha = method.start_logits(K).double()
@@ -136,32 +132,27 @@ def run(
         torch.optim.SGD(phi.parameters(), lr=lr),
         torch.optim.Adam([alpha], lr=lr_alpha),
     ]
-    levels = method.Levels(
-        theta, phi, alpha, optimizers, method.SquaredDistance(problem.gamma), mode
-    )
+    pair, prox = method.matched(phi, theta), method.SquaredDistance(problem.gamma)
+    levels = method.Levels(*pair, alpha, optimizers, prox, mode)
+    one, two = lambda: problem.level_one(theta.x), lambda: problem.level_two(phi.x)
+    three = lambda: problem.level_three(phi.x)  # noqa: E731
     for t in range(steps):
-        levels.cycle(
-            [[lambda: problem.level_one(theta.x)]],
-            [lambda: problem.level_two(phi.x)],
-            lambda: problem.level_three(phi.x),
-            learn=t >= warmup,
-        )
+        method.cycle(levels, [[one]], [two], (three, [one]), learn=t >= warmup)
     return method.weights(alpha)
 
 
 def gate(problems: int = 20, first: int = 0) -> tuple[int, float]:
-    """(of the problems `first`, `first` + 1, ...: those whose exact outer loss TapWeight lowers below that of uniform
-    weights; largest error of exact_implicit)
+    """(how many of the problems `first`, `first` + 1, ... end with an exact outer loss below that
+    of uniform weights, largest error of exact_implicit)
 
     The error is relative to central differences of the closed-form outer loss."""
     improved, worst = 0, 0.0
     for seed in range(first, first + problems):
         problem = draw(seed)
         lam = method.weights(method.start_logits(4).double())
-        eye = torch.eye(4, dtype=torch.float64)
-        numeric = torch.stack(
-            [(problem.outer(lam + 1e-5 * e) - problem.outer(lam - 1e-5 * e)) / 2e-5 for e in eye]
-        )
+        probes = 1e-5 * torch.eye(4, dtype=torch.float64)
+        change = torch.stack([problem.outer(lam + e) - problem.outer(lam - e) for e in probes])
+        numeric = change / 2e-5
         worst = max(worst, float((exact_implicit(problem, lam) - numeric).norm() / numeric.norm()))
         improved += bool(problem.outer(run(problem)) < problem.outer(lam))
     return improved, worst

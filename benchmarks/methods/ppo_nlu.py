@@ -15,13 +15,14 @@ from __future__ import annotations
 import torch
 
 from benchmarks.methods import cost
-from ppo_nlu import bandit, method, models
-from ppo_nlu.method import Hyper, Policy, Rollout
+from ppo_nlu import method, models, stages
+from ppo_nlu.config import PPO
+from ppo_nlu.policy import Policy, Rollout, rollout
 
 B, P, T, VOCABULARY = 16, 72, 22, 2000
 
 
-class Ids(bandit.Ids):
+class Ids(stages.Ids):
     """Ids as text; a padding id and an end-of-text id that random answers hardly ever meet."""
 
     pad_token_id, eos_token_id = 0, VOCABULARY - 1
@@ -30,21 +31,21 @@ class Ids(bandit.Ids):
 def policy(device: torch.device) -> Policy:
     torch.manual_seed(0)
     lm = models.llama(VOCABULARY, 256, 4, 4, 1024, 512)
-    return Policy(models.add_lora(lm, 16, 32, True, "none", "default")).to(device)
+    return Policy(models.add_lora(lm, 16, 32)).to(device)
 
 
 def steps(device: torch.device) -> tuple[dict[str, cost.Step], dict[str, int]]:
     """(name -> one step, name -> its real tokens); all on one policy and the same prompts."""
     p = policy(device)
-    trained = [x for x in p.parameters() if x.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-6)
+    optimizer = torch.optim.AdamW(p.trained(), lr=1e-6)
     g = torch.Generator().manual_seed(1)
     prompts = torch.randint(1, VOCABULARY - 1, (B, P), generator=g).tolist()
     uniforms, scores = torch.rand(B, T, generator=g), torch.randn(B, generator=g).to(device)
     ragged = [q[: P // 4 if i % 4 else P] for i, q in enumerate(prompts)]
 
     def sample(asked: list[list[int]] = prompts, cache: bool = True) -> Rollout:
-        return method.rollout(p, Ids(), asked, T, uniforms, None, cache=cache)
+        p.caches = cache
+        return rollout(p, Ids(), asked, T, uniforms, None)
 
     fixed, uneven = sample(), sample(ragged)
 
@@ -57,7 +58,7 @@ def steps(device: torch.device) -> tuple[dict[str, cost.Step], dict[str, int]]:
         optimizer.step()
 
     def learn(answers: Rollout, size: int) -> None:
-        method.update(p, optimizer, answers, scores, 0.2, Hyper(minibatch=size))
+        method.update(p, optimizer, answers, scores, 0.2, PPO(minibatch=size))
 
     todo: dict[str, cost.Step] = {
         "plain": plain,

@@ -1,4 +1,4 @@
-"""Cost of one cycle of TapWeight over one plain continued-pretraining step, for each way to do it.
+"""Cost of a cycle of TapWeight over a plain continued-pretraining step, for each mode.
 
     python -m benchmarks.methods.tapweight [--rounds 7] [--device cpu] [--json FILE]
 
@@ -7,12 +7,12 @@ losses (pair, masked pair, order). A cycle is Level I (1 or 4 micro-batches), Le
 III with the last micro-batch. The plain step is Level I with one micro-batch and Adam, with the MLM
 head on masked places only, as in the cycle; row `plain, word scores everywhere` has them at every
 place, as the official code. Beside the cost: the cosine of the gradient of the weights with the
-exact one, for this batch.
+exact one, for this batch. CPU: one thread, CPU seconds.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import typing
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from benchmarks.methods import cost
 from shared import vectors
-from tapweight import baselines, language, method, objectives
+from tapweight import encoders, method, objectives, optimizers
+from tapweight.config import Mode
 
 V, D, BATCH, TOKENS = 8000, 256, 16, 32
+MODES: tuple[Mode, ...] = typing.get_args(Mode)
 MICRO_BATCHES = (1, 4)
 EVERYWHERE = "plain, word scores everywhere"
 
@@ -30,19 +32,28 @@ EVERYWHERE = "plain, word scores everywhere"
 class Work:
     """Networks and one batch of each level; every variant has networks of its own."""
 
-    def __init__(self, device: torch.device, micro: int, mode: str):
+    def __init__(self, device: torch.device, micro: int, mode: Mode):
         from transformers import BertConfig, BertModel
 
         torch.manual_seed(0)
-        blocks: Any = {"num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 4 * D}
-        config = BertConfig(vocab_size=V, hidden_size=D, **blocks)
-        self.encoder = language.Whole(BertModel(config, add_pooling_layer=False)).to(device).train()
-        self.phi = language.Whole(BertModel(config, add_pooling_layer=False)).to(device).train()
+        config = BertConfig(
+            vocab_size=V,
+            hidden_size=D,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=4 * D,
+        )
+        self.encoder = encoders.Whole(BertModel(config, add_pooling_layer=False)).to(device).train()
+        self.phi = encoders.Whole(BertModel(config, add_pooling_layer=False)).to(device).train()
         self.phi.load_state_dict(self.encoder.state_dict())
-        pair = nn.Sequential(nn.Linear(D, D), nn.Tanh())
-        words, order = language.MLMHead(D, V), language.two_layers(D, 2, 0.1)
-        self.heads = nn.ModuleDict({"CL": pair, "MLM": words, "SOP": order}).to(device)
-        self.w = language.two_layers(D, 2, 0.1).to(device)
+        contrast = nn.Sequential(nn.Linear(D, D), nn.Tanh())
+        heads = {
+            "CL": contrast,
+            "MLM": encoders.MLMHead(D, V),
+            "SOP": encoders.two_layers(D, 2, 0.1),
+        }
+        self.heads = nn.ModuleDict(heads).to(device)
+        self.w = encoders.two_layers(D, 2, 0.1).to(device)
         g = torch.Generator().manual_seed(1)
 
         def tokens() -> Tensor:
@@ -58,13 +69,15 @@ class Work:
         self.labelled = [tokens() for _ in range(2)]
         self.y = torch.randint(2, (BATCH,), generator=g).to(device)
         alpha = method.start_logits(3)
-        first = [*self.encoder.parameters(), *self.heads.parameters()]
-        second = [*self.phi.parameters(), *self.w.parameters()]
-        levels = ((first, 2e-5), (second, 2e-5), ([alpha], 2e-3))
-        self.optimizers = [baselines.optimizer("adam", x, lr, 0.0) for x, lr in levels]
-        self.levels = method.Levels(
-            self.encoder, self.phi, alpha, self.optimizers, method.SquaredDistance(1e-2), mode
-        )
+        theta = [*self.encoder.parameters(), *self.heads.parameters()]
+        lower = [*self.phi.parameters(), *self.w.parameters()]
+        self.optimizers = [
+            optimizers.make("adam", theta, 2e-5, 0.0),
+            optimizers.make("adam", lower, 2e-5, 0.0),
+            optimizers.make("adam", [alpha], 2e-3, 0.0),
+        ]
+        pair, prox = method.matched(self.phi, self.encoder), method.SquaredDistance(1e-2)
+        self.levels = method.Levels(*pair, alpha, self.optimizers, prox, mode)
 
     def losses(self, i: int, everywhere: bool = False) -> method.Losses:
         text, masked, halves = self.batches[i]
@@ -94,32 +107,32 @@ class Work:
         return F.cross_entropy(self.w(self.phi({"input_ids": self.labelled[i]})), self.y)
 
     def plain(self, everywhere: bool = False) -> None:
-        losses = [[self.losses(0, everywhere)]]
-        baselines.plain_cycle(self.optimizers[0], losses, torch.full((3,), 1 / 3))
+        losses, even = self.losses(0, everywhere), torch.full((3,), 1 / 3)
+        method.level_one_step(self.optimizers[0], [losses], even)
 
     def cycle(self) -> None:
         micro = [self.losses(i) for i in range(len(self.batches))]
-        self.levels.cycle([micro], [lambda: self.task(0)], lambda: self.task(1))
+        level_three = (lambda: self.task(1)), micro[-1:]
+        method.cycle(self.levels, [micro], [lambda: self.task(0)], level_three)
 
     def agreement(self) -> float:
         """Cosine of the mode's gradient of the weights with K backward passes."""
-        v, _ = method.validation_gradient(lambda: self.task(1), self.levels.phi_e)
-        u = self.levels.prox.pull_back(v, self.levels.phi_e, self.levels.theta_e)
-        ours, exact = (
-            method.alignment([self.losses(0)], self.levels.theta_e, u, 3, mode).h.double()
-            for mode in (self.levels.mode, "exact-dot")
-        )
-        return vectors.cosine([ours], [exact])
+        v, _ = method.validation_gradient(lambda: self.task(1), self.levels.phi)
+        batch = [self.losses(0)]
+        h = method.gradient_of_weights(self.levels, batch, v).h.double()
+        exact = method.gradient_of_weights(self.levels, batch, v, "exact-dot").h.double()
+        return vectors.cosine([h], [exact])
 
 
 def measure(rounds: int, device: str) -> dict[str, cost.Row]:
-    """Rows mode/micro-batches (with their cosine), the plain step, and the costlier plain step."""
+    """Rows mode/micro-batches (with the cosine), the plain step, and the costlier plain step."""
     place = torch.device(device)
-    plain = Work(place, 1, method.MODES[0])
-    todo = {f"{mode}/{n}": Work(place, n, mode) for mode in method.MODES for n in MICRO_BATCHES}
+    plain = Work(place, 1, MODES[0])
+    todo = {f"{mode}/{n}": Work(place, n, mode) for mode in MODES for n in MICRO_BATCHES}
     cosines = {name: {"cosine": work.agreement()} for name, work in todo.items()}
-    kinds: dict[str, cost.Step] = {name: work.cycle for name, work in todo.items()}
-    kinds[EVERYWHERE] = lambda: plain.plain(True)
+    kinds = {name: work.cycle for name, work in todo.items()} | {
+        EVERYWHERE: lambda: plain.plain(True)
+    }
     rows = cost.measure(plain.plain, kinds, rounds, device)
     return {name: row | cosines.get(name, {}) for name, row in rows.items()}
 

@@ -1,0 +1,193 @@
+"""What retraining trains: plain LoRA with given ranks, every weight, or AdaLoRA.
+
+AdaLoRA is the opponent that prunes singular triplets under a global budget in one run (peft's).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autolora import grid, method, ranks
+from autolora.config import Config
+from autolora.method import lora_layers, with_peft
+from autolora.ranks import Ranks
+from autolora.setting import Setting
+from shared import runs
+from shared.runs import BadInput, Run
+
+ORTHOGONALITY = 0.5  # weight of |P P^T - I| in the loss; peft's default
+
+
+def adapted(
+    config: Config, run: Run, setting: Setting, maps: dict[str, nn.Linear], total: int
+) -> tuple[nn.Module, Ranks]:
+    """The network with what this arm trains, and the rank of every map ({} where there is none).
+
+    maps: those to adapt; total: training steps."""
+    model, head = setting.network.model, setting.network.head
+    if config.adapter == "full":
+        return model.requires_grad_(True), {}
+    if config.adapter == "adalora":
+        budget = ranks.read(used(config))["budget"]
+        runs.seed_global(config.seed, "adalora")
+        wrapped = adalora(model, list(maps), budget, total, head, config.c, config.lora_dropout)
+        return wrapped.to(setting.device).train(), {}
+    rule, search = config.ranks, None
+    if rule == "grid":
+        rule = str(grid.best_of(config)[1])
+    elif config.uses:
+        search = ranks.read(used(config))
+    chosen = ranks.choose(rule, search, maps, runs.stream(config.seed, "control ranks", rule))
+    ranks.check(chosen, maps)
+    wrapped = method.lora(
+        model,
+        chosen,
+        config.k,
+        head,
+        setting.draw,
+        config.c,
+        config.scale_rule,
+        config.lora_dropout,
+        config.bias,
+    )
+    built = method.ranks_read_back(wrapped)
+    detail = f"wanted {list(chosen.values())}, built {list(built.values())}"
+    run.gate("ranks-read-back", built == chosen, detail)
+    if search and rule in ("permuted", "equal"):
+        gate_control(run, rule, search["ranks"], chosen)
+    return wrapped.to(setting.device).train(), chosen
+
+
+def gate_control(run: Run, rule: str, learned: Ranks, chosen: Ranks) -> None:
+    """Whether a control has the learned budget, and other maps where a permutation can differ."""
+    before, after = sorted(learned.values()), sorted(chosen.values())
+    same = before == after if rule == "permuted" else sum(before) == sum(after)
+    run.gate("equal-budget", same, f"{rule}: {after}, learned: {before}")
+    if rule == "permuted":
+        alike = chosen == learned and len(set(before)) > 1
+        detail = f"learned {list(learned.values())}, permuted {list(chosen.values())}"
+        run.gate("permutation-differs", not alike, detail)
+
+
+def used(config: Config) -> Path:
+    """Directory of the one run that this one uses."""
+    if len(config.uses) != 1:
+        number = f"it has {', '.join(config.uses) or 'none'}; give --uses.search DIR"
+        raise BadInput(f"arm '{config.arm}' reads ranks from exactly one run, {number}")
+    return Path(next(iter(config.uses.values())))
+
+
+def export(config: Config, run: Run, wrapped: Any) -> None:
+    """Write the trained adapter in peft's format, with a README."""
+    wrapped.save_pretrained(run.directory / "export")
+    text = EXPORTED.format(**vars(config))
+    (run.directory / "export" / "README.md").write_text(text, encoding="utf-8")
+
+
+EXPORTED = """# AutoLoRA adapter: {arm}, task {task}, seed {seed}
+
+A peft adapter (`adapter_config.json`, `adapter_model.safetensors`) for the base model `{model}`,
+trained at scale `{scale}` ({upper_blocks} upper blocks adapted; 0 means all). Ranks differ between
+maps: see `rank_pattern`. Load it with `peft.PeftModel.from_pretrained(base, folder)`, the base
+built as `autolora/models.py` does (a GPT-2's fused projection is split there). Weights: Apache-2.0
+for the adapter; the base model keeps its own licence.
+"""
+
+
+# --- AdaLoRA -------------------------------------------------------------------------------------
+
+
+def adalora(
+    model: nn.Module,
+    names: Sequence[str],
+    total: int,
+    steps: int,
+    head: str,
+    c: float = 16.0,
+    dropout: float = 0.1,
+) -> nn.Module:
+    """AdaLoRA that ends with `total` triplets over the maps `names`, from half as many again.
+
+    Pruning begins after a tenth of the steps and ends at six tenths."""
+    from peft import AdaLoraConfig
+
+    config = AdaLoraConfig(
+        init_r=math.ceil(1.5 * total / len(names)),
+        target_r=max(1, total // len(names)),
+        lora_alpha=c,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=list(names),
+        modules_to_save=[head] if head else None,
+        tinit=max(1, steps // 10),
+        tfinal=max(1, 4 * steps // 10),
+        deltaT=max(1, steps // 100),
+        total_step=steps,
+        beta1=0.85,
+        beta2=0.85,
+        orth_reg_weight=ORTHOGONALITY,
+    )
+    wrapped = with_peft(model, config)
+    # target_r is per map; this makes the total exact
+    Allocator(wrapped).allocator.target_bgt = total
+    return wrapped
+
+
+class Allocator:
+    """What AdaLoRA does beside a step of its parameters, and what it remembers between steps."""
+
+    def __init__(self, wrapped: nn.Module):
+        model: Any = wrapped  # peft adds most of these names at run time
+        self.wrapped, self.tuner = wrapped, model.base_model
+        self.allocator, self.config = self.tuner.rankallocator, model.peft_config["default"]
+
+    def penalty(self) -> Tensor:
+        """Orthogonality: 0.5 times the mean over P and Q of |P P^T - I|_F.
+
+        peft adds it only where a model returns its own loss."""
+        norms = []
+        for layer in lora_layers(self.wrapped).values():
+            for factor in (layer.lora_A["default"], layer.lora_B["default"].T):
+                identity = torch.eye(len(factor), device=factor.device)
+                norms.append(torch.linalg.norm(factor @ factor.T - identity))
+        return ORTHOGONALITY * torch.stack(norms).mean()
+
+    def prune(self, step: int) -> None:
+        """After the optimiser's step and before gradients are zeroed: sensitivity needs them."""
+        self.tuner.update_and_allocate(step)
+
+    def ranks(self) -> Ranks:
+        """Triplets left in each map: peft's final pattern is a mask, not a number."""
+        left = {}
+        for name, mask in (self.config.rank_pattern or {}).items():
+            name = name.split(".lora_E")[0].removeprefix("base_model.model.")
+            left[name.removeprefix("model.")] = sum(mask)
+        layers = lora_layers(self.wrapped)
+        return {n: int(left.get(n, len(layer.lora_A["default"]))) for n, layer in layers.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        sizes = self.allocator
+        smoothed = {"mean": sizes.exp_avg_ipt, "uncertainty": sizes.exp_avg_unc}
+        return {"ipt": sizes.ipt, **smoothed, "pattern": self.config.rank_pattern}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = next(self.wrapped.parameters()).device
+
+        def moved(key: str) -> dict[str, Tensor]:
+            return {name: tensor.to(device) for name, tensor in state[key].items()}
+
+        self.allocator.ipt = moved("ipt")
+        self.allocator.exp_avg_ipt = moved("mean")
+        self.allocator.exp_avg_unc = moved("uncertainty")
+        self.config.rank_pattern = state["pattern"]
+
+
+def gate_budget(config: Config, run: Run, left: Ranks) -> None:
+    """Whether AdaLoRA ended with exactly the learned total."""
+    total, budget = sum(left.values()), ranks.read(used(config))["budget"]
+    run.gate("adalora-budget", total == budget, f"{total} triplets left, {budget} wanted")

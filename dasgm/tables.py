@@ -1,0 +1,133 @@
+"""Tables of ground truth that answer for a cell: NAS-Bench-201's, and the digits test bed's."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shared import runs, sources
+
+from . import baselines, nasbench
+from .config import Config
+from .data import DIGITS_TEST, Problem
+
+DIGITS_TABLE = Path(__file__).resolve().parent / "results" / "digits_cells.csv"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Ground truth of every cell of a space. columns: name -> (cells,) accuracy in [0, 1]; the
+    first is the score. correct: (cells, test items) mean over the trainings of a cell, or None."""
+
+    cells: dict[str, int]
+    columns: dict[str, np.ndarray]
+    correct: np.ndarray | None = None
+
+    @property
+    def score(self) -> np.ndarray:
+        return next(iter(self.columns.values()))
+
+    def number(self, cell: str) -> int:
+        if cell not in self.cells:
+            nasbench.from_string(cell)  # names a malformed operation
+            raise KeyError(f"cell {cell!r} is not one of the {len(self.cells)} of the table")
+        return self.cells[cell]
+
+    def percentile(self, cells: int | np.ndarray) -> float:
+        """Share of all cells that score less, ties counting half; in [0, 1]."""
+        value = self.score[np.atleast_1d(cells)][:, None]
+        return float(((self.score < value).mean(1) + 0.5 * (self.score == value).mean(1)).mean())
+
+
+NASBENCH_COLUMNS = {
+    "cifar10": "cifar10_test_200ep",
+    "cifar100": "cifar100_test_200ep",
+    "imagenet16": "imagenet16_120_test_200ep",
+}
+
+
+def nasbench_table(path: Path | None = None) -> Table:
+    """`REPRO_DATA/nasbench201.csv.gz`: 200-epoch test accuracy of 15,625 cells (mean of trials)."""
+    source = path or sources.find_data("nasbench201.csv.gz")
+    assert isinstance(source, Path)  # no hub has this file
+    sources.note("nasbench201.csv.gz", source)
+    with gzip.open(source, "rt") as file:
+        rows = list(csv.DictReader(file))
+    cells: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        try:
+            nasbench.from_string(row["arch"])
+            if row["arch"] in cells:
+                raise ValueError("the cell was there before")
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{source} row {number + 1}: {error}. Remedy: make the table again"
+            ) from error
+        cells[row["arch"]] = number
+    columns = {k: [float(r[name]) for r in rows] for k, name in NASBENCH_COLUMNS.items()}
+    return Table(cells, {k: np.array(v) / 100 for k, v in columns.items()})
+
+
+def digits_rows(path: Path = DIGITS_TABLE) -> dict[tuple[str, int], np.ndarray]:
+    """(cell, training seed) -> which of the 897 test images it classifies correctly (bool)."""
+    if not path.exists():
+        return {}
+    rows = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(line for line in file if not line.startswith("#")):
+            packed = np.frombuffer(bytes.fromhex(row["correct"]), np.uint8)
+            bits = np.unpackbits(packed)[:DIGITS_TEST].astype(bool)
+            if abs(bits.mean() - float(row["accuracy"])) > 1e-6:
+                training = f"{path}: {row['cell']} seed {row['seed']}"
+                raise ValueError(f"{training}: accuracy and bits disagree; make the table again")
+            rows[row["cell"], int(row["seed"])] = bits
+    return rows
+
+
+def digits_table(path: Path = DIGITS_TABLE) -> Table:
+    """The 125 cells; every cell needs the same training seeds."""
+    rows = digits_rows(path)
+    cells = nasbench.all_cells(3)
+    seeds = sorted({seed for _, seed in rows})
+    missing = [(c, s) for c in cells for s in seeds or [0] if (c, s) not in rows]
+    if missing:
+        raise runs.BadInput(
+            f"{path}: {len(missing)} of {len(cells) * max(1, len(seeds))} trainings are missing,"
+            f" first {missing[0]}; remedy: python -m dasgm.truth_table"
+        )
+    sources.note("dasgm/results/digits_cells.csv", path)
+    correct = np.stack([np.mean([rows[c, s] for s in seeds], axis=0) for c in cells])
+    return Table({c: i for i, c in enumerate(cells)}, {"accuracy": correct.mean(1)}, correct)
+
+
+def look_up(
+    config: Config, problem: Problem, cell: str, early: str | None
+) -> tuple[list[int], dict[str, np.ndarray]]:
+    """Numbers of the cells that count, and predictions of one cell, or for `random` of 1,000 draws.
+
+    digits: one row per test image, `correct` of `_trials` trainings. NAS-Bench-201 has no images:
+    one row. early: the early-stopped cell."""
+    table = digits_table() if problem.name == "digits" else nasbench_table()
+    numbers = [table.number(cell)]
+    if config.job == "random":
+        allowed = [table.number(c) for c in nasbench.all_cells(config.nodes, config.exclude_none)]
+        numbers = baselines.random_cells(allowed, 1000, runs.stream(config.seed, "random cells"))
+    names, cells = list(table.cells), np.array(numbers)
+    predictions = {
+        "_percentile": np.array(table.percentile(cells)),
+        "_regret": np.array(table.score.max() - table.score[cells].mean()),
+        "_early": np.array(table.score[table.number(early) if early else cells].mean()),
+        "_skips": np.array(np.mean([nasbench.skips(names[n]) for n in numbers])),
+    }
+    if table.correct is None:
+        columns = {f"_accuracy_{k}": np.array(v[cells].mean()) for k, v in table.columns.items()}
+        return numbers, {"id": np.array([0]), **columns, **predictions}
+    # thirds of three trainings, summed over the draws, are whole numbers: stored as such
+    trials = len({seed for _, seed in digits_rows()}) * len(cells)
+    correct = np.rint(table.correct[cells].sum(0) * trials / len(cells)).astype(np.int64)
+    per_image = {"id": problem.test.ids.numpy(), "correct": correct, "_trials": np.array(trials)}
+    return numbers, {**per_image, **predictions}

@@ -1,0 +1,73 @@
+"""Metrics against the libraries, statistics of claims, and what is on file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from autolora import evaluate
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_metrics_agree_with_the_libraries():
+    from sacrebleu.metrics import BLEU, TER
+    from seqeval.metrics import f1_score
+    from sklearn.metrics import matthews_corrcoef
+
+    rng = np.random.default_rng(0)
+    label, guess = rng.integers(0, 2, 200), rng.integers(0, 2, 200)
+    assert evaluate.classification(label, guess)["matthews"] == pytest.approx(
+        matthews_corrcoef(label, guess)
+    )
+    tags = ["O", "B-X", "I-X", "B-Y", "I-Y"]
+    truth = [[tags[i] for i in rng.integers(0, 5, 12)] for _ in range(30)]
+    guesses = [[tags[i] for i in rng.integers(0, 5, 12)] for _ in range(30)]
+    rows = np.array([evaluate.tagging_row(t, f) for t, f in zip(truth, guesses)])
+    assert evaluate.tagging(rows[:, 2], rows[:, :2])["f1"] == pytest.approx(
+        f1_score(truth, guesses)
+    )
+    texts = [
+        "Aromi is a place in the city centre .",
+        "a coffee shop near the river",
+        "Zizzi is cheap",
+    ]
+    references = [
+        ["Aromi is a nice place in the centre of the city .", "Aromi is in the city centre ."],
+        ["There is a coffee shop near the river ."],
+        ["Zizzi is a cheap place to eat by the river", "Zizzi"],
+    ]
+    stats = [evaluate.generation_row(t, r) for t, r in zip(texts, references)]
+    ours = evaluate.generation(np.array([r for _, r in stats]), np.array([p for p, _ in stats]))
+    columns = [[r[i] if i < len(r) else None for r in references] for i in range(2)]
+    bleu = BLEU(smooth_method="none").corpus_score(texts, columns).score
+    assert 100 * ours["bleu"] == pytest.approx(bleu)
+    assert 100 * ours["ter"] == pytest.approx(TER().corpus_score(texts, columns).score)
+
+
+def test_statistics_are_what_they_say():
+    uniform, spread = {"_ranks": np.array([3, 3, 3, 3])}, {"_ranks": np.array([1, 2, 3, 4])}
+    assert evaluate.rank_spread({"a": uniform}) == 0 and evaluate.rank_spread({"a": spread}) > 1
+    double = {"_ranks": np.array([2, 4, 6, 8])}
+    assert evaluate.rank_agreement({"a": spread, "b": double}) == pytest.approx(1)
+    assert evaluate.rank_agreement({"a": spread, "b": uniform}) == 0
+
+
+def test_16_no_score_of_the_paper_is_on_file_and_none_can_be_passed():
+    reported = yaml.safe_load((ROOT / "autolora" / "reported.yaml").read_text())
+    ours = [e for e in reported["entries"] if e["method"].startswith("AutoLoRA")]
+    sizes = {"learned_rank", "sum_of_ranks", "mean_rank", "adapter_parameters"}
+    assert ours and {e["metric"] for e in ours} <= sizes
+    assert all(e["origin"] != "paper" for e in reported["entries"])
+    assert any("GLUE" in text for text in reported["not_found"])
+
+
+def test_what_the_readme_says_of_the_implicit_term_is_recorded():
+    """README: with and without it the retrained weights are the same to the bit, on every seed."""
+    result = json.loads((ROOT / "autolora" / "results" / "cpu.json").read_text())
+    state = {(r["arm"], r["seed"]): r["state_sha256"] for r in result["runs"]}
+    assert all(state["autolora", seed] == state["first_order", seed] for seed in result["seeds"])

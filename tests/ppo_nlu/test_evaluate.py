@@ -1,0 +1,55 @@
+"""Scores and metrics by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ppo_nlu import evaluate
+
+
+def answers_of(label, greedy, sampled, metric="accuracy") -> dict[str, np.ndarray]:
+    n = len(label)
+    return {
+        "id": np.arange(n),
+        "label": np.array(label, float),
+        "greedy": np.array(greedy, float),
+        "sampled": np.array(sampled, float),
+        "greedy_reward": np.zeros(n),
+        "sampled_reward": np.zeros((n, 2)),
+        "kl": np.zeros(n),
+        "entropy": np.zeros(n),
+        "_metric": np.array([metric]),
+    }
+
+
+def test_scores_by_hand():
+    U = evaluate.UNREADABLE
+    s = evaluate.score(answers_of([0, 1, 1, 0], [0, 1, U, 1], [[0, 0], [1, 0], [U, U], [U, 1]]))
+    assert s["accuracy_greedy"] == 0.5 and s["invalid_greedy"] == 0.25
+    assert s["accuracy_sampled"] == pytest.approx(3 / 8) and s["invalid_sampled"] == pytest.approx(
+        3 / 8
+    )
+    assert s["answer_entropy"] == pytest.approx(np.log(2) / 2) and s["constant_share"] == 0.5
+    a = answers_of([0, 1], [0, 1], [[0, 0], [1, 1]])
+    b = answers_of([0, 1], [0, 0], [[0, 1], [1, 0]])
+    assert evaluate.decoder_confound({"a": a, "b": b}) == pytest.approx((1 - 0.5) - (1 - 0.5))
+
+
+def test_benchmark_metrics_by_hand():
+    U = evaluate.UNREADABLE
+    y, a = np.array([1.0, 1, 0, 0]), np.array([1.0, U, 0, 1])
+    none = (None, None)
+    assert evaluate.accuracy_f1(y, a, *none) == pytest.approx((0.5 + 0.5) / 2)
+    assert evaluate.multirc(
+        y, np.array([1.0, 1, 0, 1]), np.array([0, 0, 1, 1]), None
+    ) == pytest.approx((0.8 + 0.5) / 2)
+    group, value = np.array([0, 0, 1, 1]), np.array([1.0, 0.5, 0.2, 1.0])
+    gold = np.array([1.0, 0, 0, 1])
+    assert evaluate.record(gold, np.array([0.0, 1, 0, 0]), group, value) == pytest.approx(
+        (0.25 + 0) / 2
+    )
+    assert evaluate.correlation(
+        np.array([0.0, 2.5, 5.0]), np.array([-3.0, 2.5, 9.0]), *none
+    ) == pytest.approx(1)
+    assert evaluate.matthews(y, np.full(4, U), *none) == 0
