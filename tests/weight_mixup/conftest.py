@@ -1,9 +1,14 @@
 """One thread, and a digits network that is pretrained in a moment."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from weight_mixup import data
+
+sys.path.insert(0, str(Path(__file__).parent))  # mixup_toys.py
 
 
 @pytest.fixture(autouse=True)

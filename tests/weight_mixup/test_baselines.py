@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from mixup_toys import Training, bert, equal, linear, tokens
 from torch import nn
-from weight_mixup_toys import Training, bert, equal, linear, tokens
 
 from shared import vectors
 from weight_mixup import baselines, data

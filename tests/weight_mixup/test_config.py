@@ -4,7 +4,7 @@ import sys
 import typing
 
 import pytest
-from weight_mixup_toys import PAPER, config
+from mixup_toys import PAPER, config
 
 from shared import protocol, runs
 from shared.protocol import BadInput

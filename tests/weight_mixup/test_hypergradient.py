@@ -4,8 +4,8 @@ import functools
 
 import pytest
 import torch
+from mixup_toys import bert, equal, linear, tokens
 from torch import nn
-from weight_mixup_toys import bert, equal, linear, tokens
 
 from shared import vectors
 from shared.hypergrad import FiniteDifference, OneStep

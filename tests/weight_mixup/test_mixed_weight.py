@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from mixup_toys import bert, gated, linear, tokens
 from torch import nn
-from weight_mixup_toys import bert, gated, linear, tokens
 
 from weight_mixup import gates, method
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from weight_mixup_toys import PAPER, bert, config, record_of, tokens
+from mixup_toys import PAPER, bert, config, record_of, tokens
 
 from shared import protocol, runs
 from weight_mixup import data, rehearsal, train

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from weight_mixup_toys import Training, config, equal, record_of
+from mixup_toys import Training, config, equal, record_of
 
 from shared import runs, vectors
 from weight_mixup import baselines, method, train
