@@ -1,4 +1,4 @@
-"""The hypergradient and its accidents (docs/papers/weight_mixup.md, section 11, 7, 8 and 13)."""
+"""The hypergradient and its accidents (docs/papers/weight_mixup.md, section 11: 7, 8 and 13)."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The mixed weight and the gates of a model (docs/papers/weight_mixup.md, section 11, 1 to 6)."""
+"""The mixed weight and the gates of a model (docs/papers/weight_mixup.md, section 11: 1 to 6)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Whole runs (docs/papers/weight_mixup.md, section 11, 11, 15 and 16)."""
+"""Whole runs (docs/papers/weight_mixup.md, section 11: 11, 15 and 16)."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Searches and finetuning, step by step (docs/papers/weight_mixup.md, section 11, 9 to 14)."""
+"""Searches and finetuning, step by step (docs/papers/weight_mixup.md, section 11: 9 to 14)."""
 
 import dataclasses
 
