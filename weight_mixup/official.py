@@ -80,7 +80,7 @@ def hypergradient(
     g = [d + i for d, i in zip(direct, implicit, strict=True)]
     if not math.isfinite(vectors.norm(g)):
         raise FloatingPointError("the hypergradient is not finite")
-    return Hypergradient(g, direct, implicit, 4, float(loss))
+    return Hypergradient(g, direct, implicit, 4, float(loss.detach()))
 
 
 def _rms(optimizer: torch.optim.Optimizer, p: Tensor) -> Tensor | float:

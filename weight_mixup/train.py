@@ -83,11 +83,11 @@ def plan_of(config: Config, n: int) -> Plan:
     of phase 2."""
     n_tr = int(config.train_share * n + 1e-9)
     T = config.search_epochs * (n_tr // config.batch + 1)
-    own = config.epochs * math.ceil(n / config.batch)
+    finetune = config.epochs * math.ceil(n / config.batch)
     if config.job in SEARCHES:
-        return Plan(config.K, T, own)
+        return Plan(config.K, T, finetune)
     extra = {"own": 0, "updates": config.K * T, "passes": PASSES * config.K * T}
-    return Plan(0, 0, own + extra[config.length])
+    return Plan(0, 0, finetune + extra[config.length])
 
 
 def rate(kind: Literal["linear", "cosine"], t: int, steps: int, warmup: float) -> float:
