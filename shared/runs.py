@@ -545,7 +545,7 @@ class Run:
                     last_line = now
 
     def _checkpoint(self, name: str, step: int, work: Work) -> None:
-        """Write where this phase is, keep the last two; how an earlier one ended is written once."""
+        """Write where this phase is (the last two stay); how an earlier one ended, once."""
         if processes.rank():
             return
         directory, log = self.directory / "checkpoint", self.directory / "metrics.jsonl"
@@ -554,8 +554,8 @@ class Run:
                 write_bytes(end, pack(state))
         over = {other: steps for other, (steps, _) in self._over.items()}
         content = {
-            "over": over, "phase": (name, step, work.state()), "gates": self.gates, "spent": self._time(),
-            "log_bytes": log.stat().st_size if log.exists() else 0,
+            "over": over, "phase": (name, step, work.state()), "gates": self.gates,
+            "spent": self._time(), "log_bytes": log.stat().st_size if log.exists() else 0,
         }  # fmt: skip
         total = step + sum(over.values())
         write_bytes(directory / f"step-{total:09d}.pt", pack(content))

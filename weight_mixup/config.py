@@ -1,70 +1,139 @@
-"""What a run can be told."""
+"""Settings of a run, by section. "Official" in a comment means the authors' released scripts.
+
+"Section" in a comment means a section of docs/papers/weight_mixup.md."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from shared.protocol import RunConfig
+from shared.protocol import BadInput, RunConfig
+
+Data = Literal[
+    "digits", "documentation", "cola", "mrpc", "rte", "stsb", "sst2", "qnli", "qqp", "mnli"
+]
+Form = Literal["factored", "convex"]
+Estimator = Literal["finite_difference", "first_order", "exact"]
+Accident = Literal["betty_direction", "drift", "double_step", "independent_masks"]
+Finetuning = Literal["plain", "mixout", "r3f", "r_drop", "child_f", "child_d", "reinit", "dps"]
+SEARCHES = ("averaging", "joint", "bilevel")  # jobs with phase 1
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
-    # digits, documentation, or a GLUE task (cola, mrpc, rte, stsb, sst2, qnli, qqp, mnli)
-    data: str = "digits"
+class Job:
+    """What a run does before and while it finetunes on all of D."""
+
+    # what precedes the finetuning. bilevel: K searches, W on D_tr and alpha on D_val (the method);
+    # averaging: the same searches with gates at one (K-avg); joint: both levels on all of D (C4);
+    # random_gates: gates drawn once and frozen (C5); finetuning: nothing
+    job: Literal["finetuning", "random_gates", "averaging", "joint", "bilevel"] = "finetuning"
+    # without searches, steps of the finetuning. own: its epochs; updates: as many as the searches
+    # and phase 2 together; passes: as many gradient evaluations as they have
+    length: Literal["own", "updates", "passes"] = "own"
+    # write export/: a plain transformers checkpoint with the mixed weights folded in
+    export: bool = False
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples and the network that reads them (section 6)."""
+
+    # digits, documentation (both bundled), or a GLUE task
+    data: Data = "digits"
     # training examples drawn by the seed, unstratified (documentation: n / 10 per class); 0: all
     n: int = 0
-    # minilm, or a model of the hub or of REPRO_MODELS; ignored for digits
+    # minilm (bundled), or a model of the hub or of REPRO_MODELS; ignored for digits
     model: str = "minilm"
-    # attention kernel of transformers; `exact` and the self check differentiate twice and need "eager"
-    attention: str = "sdpa"
-    # word pieces of a text [code]
+    # attention kernel of transformers; estimator exact and the self check need eager
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    # word pieces of a text; official
     max_length: int = 128
-    # train (and gate) only the top blocks, pooler and head, on cached activations; 0: everything, embeddings included
+    # train (and gate) only the top blocks, pooler and head, on cached activations of the blocks
+    # below; 0: everything, embeddings included
     top_blocks: int = 0
-    # both levels [code]
-    batch: int = 16
-    # lower level and finetuning, AdamW [code]
-    lr: float = 2e-5
-    # of w, none on biases and LayerNorm [code]
-    weight_decay: float = 0.01
-    # share of the steps, both schedules [code]
-    warmup: float = 0.1
-    # phase 2 on all of D, and plain finetuning
-    epochs: int = 3
-    # gradient norm in phase 2 [code: Trainer's default]
-    clip: float = 1.0
-    # phase 1: none, frozen (gates at one: the K-avg control), joint (both levels on D), or the estimator of the
-    # hypergradient: finite_difference (Eq. 5), first_order, exact
-    search: str = "none"
-    # searches on independent splits, averaged [code]
-    K: int = 5
-    # epochs of D_tr per search [code]
-    search_epochs: int = 3
-    # gradient norm of w in phase 1 [code]
-    search_clip: float = 5.0
-    # |D_tr| / |D| [A, code]
-    train_share: float = 0.8
-    # phase 2 starts from the averaged w (both official scripts), not only from the averaged alpha
-    average_all: bool = True
-    # none, learned (by the search), random (drawn once and frozen: C5)
-    gates: str = "none"
-    # factored (Eq. 2, the official code) or convex (Eq. 1)
-    mix_form: str = "factored"
-    # of A [code, A]
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The mixed weight of each linear map (sections 3.2 and 3.7)."""
+
+    # factored (Eq. 2, official) or convex (Eq. 1)
+    mix_form: Form = "factored"
+    # r of A = u v; official and paper
     rank: int = 1
-    # sd of the gates' start, or of random gates [code, A]
+    # standard deviation of the gates' start around one, or of random gates; official and paper
     sigma: float = 0.005
-    # AdamW, cosine schedule [code]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Phase 1: K searches, each on a random split of D (sections 3.4 to 3.6)."""
+
+    # searches, averaged; official
+    K: int = 5
+    # epochs of D_tr in a search; official
+    search_epochs: int = 3
+    # |D_tr| / |D|; official and paper
+    train_share: float = 0.8
+    # largest norm of the gradient of w; official
+    search_clip: float = 5.0
+    # peak rate of AdamW on alpha, cosine schedule; official
     alpha_lr: float = 2e-3
-    # the paper's pull of alpha towards W0; 0 in both official scripts
+    # of AdamW on alpha: the paper's pull of alpha towards W0; official: 0
     alpha_weight_decay: float = 0.0
-    # accidents of the official code to reproduce: betty_direction, drift, double_step, independent_masks
-    official: tuple[str, ...] = ()
-    # without a search: own (epochs), updates (as many as K searches and phase 2), passes (as many gradient evaluations)
-    length: str = "own"
-    # plain, mixout, r3f, r_drop, child_f, child_d, reinit, dps
-    finetune: str = "plain"
-    # of the baseline: p of Mixout, CHILD-TUNING and DPS; lambda of R3F; coefficient of R-Drop; blocks to re-initialise
+    # phase 2 starts from the averaged w, and not from the averaged alpha alone; official
+    average_all: bool = True
+    # of the hypergradient (Eq. 5): finite_difference, first_order (its first term), or exact
+    estimator: Estimator = "finite_difference"
+    # accidents of the official code to reproduce (section 4, rows 2, 3, 4, 9)
+    official: tuple[Accident, ...] = ()
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """AdamW on w, in both phases."""
+
+    # examples in a batch, both levels; official
+    batch: int = 16
+    # peak rate, linear schedule; official
+    lr: float = 2e-5
+    # on matrices, not on biases and LayerNorm; official
+    weight_decay: float = 0.01
+    # share of the steps in which a rate rises, both levels; official
+    warmup: float = 0.1
+    # epochs of D in the finetuning; official: 1 on full RTE, 3 on subsets
+    epochs: int = 3
+    # largest norm of the gradient in the finetuning; official (default of its Trainer)
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What the finetuning adds to the loss or takes from the gradient (section 5)."""
+
+    # plain, or a published method of stable finetuning
+    finetune: Finetuning = "plain"
+    # p of mixout, child_f, child_d and dps; lambda of r3f; coefficient of r_drop; blocks that
+    # reinit draws anew
     strength: float = 0.0
-    # write export/: a plain transformers checkpoint with W~ folded in
-    export: bool = False
+
+
+@dataclass(frozen=True)
+class Config(RunConfig, Job, Examples, Gates, Search, Optimisation, Baseline):
+    """One run of weight mixup or of an arm that it is compared with."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise BadInput(f"batch = {self.batch}: give at least 1")
+        if self.length != "own" and self.job in SEARCHES:
+            limit = f"a run with searches has its own length, not {self.length}"
+            raise BadInput(f"job {self.job}: {limit}; use length own")
+        if self.official and (self.job, self.estimator) != ("bilevel", "finite_difference"):
+            limit = "accidents belong to job bilevel with estimator finite_difference"
+            raise BadInput(f"official = {', '.join(self.official)}: {limit}")
+        if self.finetune != "plain" and self.strength <= 0:
+            limit = f"{self.finetune} needs a positive strength, not {self.strength}"
+            raise BadInput(f"strength: {limit}; protocol.yaml has values")
+        if self.export and self.data == "digits":
+            limit = "the digits network is no transformers checkpoint"
+            raise BadInput(f"export: {limit}; export a text task")

@@ -3,15 +3,17 @@
 `score` is pure and fast: the judge calls it on thousands of resamples of the test items.
 """
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from shared import glue
 
-STATISTICS: dict = {}  # no claim of this paper needs a statistic over several arms
-
+STATISTICS: dict[str, Callable[..., float]] = {}  # no claim needs one over several arms
 
 METRICS = {
     "accuracy": glue.accuracy,
@@ -22,28 +24,27 @@ METRICS = {
 
 
 def score(predictions: dict[str, np.ndarray]) -> dict[str, float]:
-    """`score`: the task's own metric (specification, section 6); `degenerate`: 1 if every prediction is the same."""
+    """`score`: the task's own metric (docs/papers/weight_mixup.md, section 6).
+
+    `degenerate`: 1 if every prediction is the same. ValueError for a metric that is none."""
     label, prediction = predictions["label"], predictions["prediction"]
     metric = str(predictions["_metric"])
     if metric not in METRICS:
-        raise ValueError(
-            f"unknown metric {metric!r} in the predictions; it is one of {', '.join(METRICS)}"
-        )
-    found = {
+        raise ValueError(f"metric {metric!r} of the predictions is none of {', '.join(METRICS)}")
+    values = {
         "score": METRICS[metric](label, prediction),
         "degenerate": float(np.all(prediction == prediction[0])),
     }
     if metric != "spearman":
-        found["accuracy"] = glue.accuracy(label, prediction)
-    return found
+        values["accuracy"] = glue.accuracy(label, prediction)
+    return values
 
 
 def main(directory: str) -> None:
     path = Path(directory) / "predictions.npz"
     if not path.exists():
-        sys.exit(
-            f"error: no predictions.npz in {directory}; train the run first (python -m weight_mixup.train --help)"
-        )
+        remedy = "train the run first (python -m weight_mixup.train --help)"
+        sys.exit(f"error: no predictions.npz in {directory}; {remedy}")
     with np.load(path, allow_pickle=False) as archive:
         for name, value in score({k: archive[k] for k in archive.files}).items():
             print(f"{name} = {value:.4f}")

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.methods import cost
-from weight_mixup import method, official, phases
+from weight_mixup import data, gates, method, official
+
+RATE, CLIP = 2e-5, 5.0  # of w
 
 
 def encoder(device: torch.device, attention: str = "sdpa") -> torch.nn.Module:
@@ -41,44 +43,40 @@ def steps(device: torch.device, seq: int) -> dict[str, cost.Step]:
 
     def losses(model: torch.nn.Module) -> list[Callable[[], Tensor]]:
         def loss(i: int) -> Tensor:
-            return phases.task_loss(model(input_ids=x[i]).logits, y[i])
+            return data.task_loss(model(input_ids=x[i]).logits, y[i])
 
         return [partial(loss, i) for i in range(2)]
 
     plain = encoder(device)
-    w_plain = list(method.w_of(plain).values())
-    opt_plain = phases.adamw(w_plain, 0.01)
-    phases.set_rate(opt_plain, 2e-5)
+    w_plain = list(gates.w_of(plain).values())
+    opt_plain = method.adamw(w_plain, 0.01)
+    method.set_rate(opt_plain, RATE)
     plain_loss = losses(plain)[0]
     todo: dict[str, cost.Step] = {}
-    todo["plain"] = lambda: method.w_step(opt_plain, w_plain, plain_loss, 5.0)
-
-    def search(name: str, step: Callable[..., list[Tensor]]) -> None:
+    todo["plain"] = lambda: method.w_step(opt_plain, w_plain, plain_loss, CLIP)
+    for name in (*method.ESTIMATORS, "official"):
         model = encoder(device, "eager" if name == "exact" else "sdpa")
-        method.add_gates(model)
-        w, alpha = list(method.w_of(model).values()), method.alpha_of(model)
+        gates.add_gates(model)
+        w, alpha = list(gates.w_of(model).values()), gates.alpha_of(model)
+        levels = method.levels_of(w, alpha, weight_decay=0.01, alpha_weight_decay=0.0)
+        method.set_rate(levels.opt_w, RATE)
+        method.set_rate(levels.opt_alpha, 2e-3)
         lower, upper = losses(model)
-        opt_w = phases.adamw(w, 0.01)
-        opt_a = torch.optim.AdamW(alpha, lr=2e-3, weight_decay=0.0, fused=True)
-        phases.set_rate(opt_w, 2e-5)
-
-        def once() -> None:
-            method.alpha_step(opt_a, alpha, step(upper, lower, w, alpha, opt_w))
-            method.w_step(opt_w, w, lower, 5.0)
-
-        todo[name] = once
-
-    def estimated(estimator: Any, up: Any, low: Any, w: Any, a: Any, _: Any) -> list[Tensor]:
-        return method.hypergradient(up, low, w, a, 2e-5, estimator).grads
-
-    def official_way(up: Any, low: Any, w: Any, a: Any, opt: Any) -> list[Tensor]:
-        habits = official.ACCIDENTS, lambda _: None
-        return official.hypergradient(up, low, w, a, 2e-5, opt, 5.0, *habits)[0]
-
-    for name, estimator in phases.ESTIMATORS.items():
-        search(name, partial(estimated, estimator))
-    search("official", official_way)
+        estimate = estimate_of(name, levels)
+        todo[name] = partial(method.search_step, levels, upper, lower, RATE, CLIP, estimate)
     return todo
+
+
+def estimate_of(name: str, levels: method.Levels) -> method.Estimate:
+    if name != "official":
+        return partial(method.hypergradient, estimator=method.ESTIMATORS[name])
+    return partial(
+        official.hypergradient,
+        optimizer=levels.opt_w,
+        clip=CLIP,
+        accidents=official.ACCIDENTS,
+        masks=lambda _: None,
+    )
 
 
 def main() -> None:
