@@ -270,6 +270,6 @@ def halving(passes: Callable[[int], T_], size: int) -> tuple[T_, int]:
             return passes(size), size
         except torch.OutOfMemoryError as error:
             if size % 2:
-                remedy = "lower --max-prompt, or --checkpointing True"
+                remedy = "lower --max-prompt, or give --checkpointing"
                 raise BadInput(f"out of memory with minibatches of {size}; {remedy}") from error
             size //= 2
