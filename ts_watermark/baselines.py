@@ -32,7 +32,7 @@ def kgw(
 
 
 def permuted(watermark: Watermark, generator: torch.Generator) -> Watermark:
-    """Control: the same pairs (gamma, delta), of other tokens. Same marginals, not token-specific."""
+    """Control: the same pairs (gamma, delta), of other tokens: same marginals, no specificity."""
     order = torch.randperm(len(watermark.gamma), generator=generator)
     return replace(
         watermark, gamma=watermark.gamma[order], delta=watermark.delta[order], networks={}
@@ -40,7 +40,7 @@ def permuted(watermark: Watermark, generator: torch.Generator) -> Watermark:
 
 
 def constant_like(watermark: Watermark, gamma: float, delta: float) -> Watermark:
-    """Control: KGW at the mean gamma_t and delta_t that the watermark shows on validation prompts."""
+    """Control: KGW at the mean gamma_t and delta_t that the watermark shows in use."""
     ones = torch.ones_like(watermark.gamma)
     return replace(watermark, gamma=gamma * ones, delta=delta * ones, networks={})
 
@@ -48,7 +48,7 @@ def constant_like(watermark: Watermark, gamma: float, delta: float) -> Watermark
 def weighted_sum(
     loss_D: Tensor, loss_S: Tensor, parameters: Sequence[nn.Parameter]
 ) -> tuple[Tensor, float]:
-    """In place of MGDA, one backward pass of 4e-4 L_D + L_S (Figure 9): gradient (n,), no lambda."""
+    """In place of MGDA, one backward pass of 4e-4 L_D + L_S (Figure 9): gradient, no lambda."""
     gradients = torch.autograd.grad(WEIGHTED_SUM_FACTOR * loss_D + loss_S, parameters)
     return torch.cat([g.reshape(-1) for g in gradients]), float("nan")
 

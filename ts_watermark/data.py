@@ -1,8 +1,8 @@
 """Texts, vocabularies, prompts.
 
-A prompt is a text without its last T tokens, and those T tokens are its human continuation. Sources:
-the bundled documentation corpus (`cpu`), English prose from REPRO_DATA or that corpus (`gpu`), C4
-real-news-like (`paper`), invented texts in C4's layout (`stand_ins.py`).
+A prompt is a text without its last T tokens, and those T tokens are its human continuation.
+Sources: the bundled documentation corpus (`cpu`), English prose from REPRO_DATA or that corpus
+(`gpu`), C4 real-news-like (`paper`), invented texts in C4's layout (`stand_ins.py`).
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def load_passages(config: Config, part: str) -> Passages:
 
 
 def corpus(name: str) -> list[str]:
-    """Texts for a language model trained here, in an order that is random, but one for all seeds."""
+    """Texts for a language model trained here, in a random order that is one for all seeds."""
     texts = bundled.documentation_texts() if name == "documentation" else bundled.english()
     return sorted(dict.fromkeys(texts), key=name_of)
 

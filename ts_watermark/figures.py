@@ -1,4 +1,5 @@
-"""The method's own pictures: frontiers, the paper's figures with ours over the reported points, the null, the tokens."""
+"""The method's own pictures: frontiers, the paper's figures with ours over the reported points, the
+null, the tokens."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ GAMMA = {"kgw": "0.25_", "kgw_0.1": "0.1_", "kgw_0.5": "0.5_"}
 
 
 def figures(results: dict, run_dirs: dict) -> list:
-    """[(name, caption, alt, figure)]; `results` is a results file, `run_dirs` (arm, task, seed) -> directory."""
+    """[(name, caption, alt, figure)]; `results` is a results file, `run_dirs` (arm, task, seed) ->
+    directory."""
     points = points_of(results)
     tasks = list(dict.fromkeys(task for task, _ in points))
     made = [frontier(points, task) for task in tasks]
@@ -147,7 +149,8 @@ def reported_points(prefix: str, arm: str, x: str, y: str) -> list[tuple[float, 
 
 
 def paper_figure(name: str, points: dict) -> tuple | None:
-    """A figure of the paper: our points filled and joined, the reported ones grey (hollow where derived)."""
+    """A figure of the paper: our points filled and joined, the reported ones grey (hollow where
+    derived)."""
     import matplotlib.pyplot as plt
 
     task, x, ys, arms = PAPER[name]
@@ -276,7 +279,8 @@ def tokens(run_dirs: dict) -> tuple | None:
 
 
 def segment() -> tuple:
-    """MGDA for two tasks: the point of the segment between the gradients that lies closest to the origin."""
+    """MGDA for two tasks: the point of the segment between the gradients that lies closest to the
+    origin."""
     import matplotlib.pyplot as plt
 
     cases = [  # d, s, and where the names of d, s and g stand beside their tips
