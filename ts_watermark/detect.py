@@ -141,8 +141,8 @@ class Detector:
     ) -> np.ndarray:
         """z of many id lists at once, (n,); nan for one that cannot be scored.
 
-        As `score(ids).z`, without checks. counts: for each text a (len,) bool array of the positions
-        that count (SWEET)."""
+        As `score(ids).z`, without checks. counts: for each text a (len,) bool array, True where a
+        position counts (SWEET)."""
         lengths = np.array([len(row) for row in rows])
         z = np.full(len(rows), np.nan)
         if lengths.sum() < 2:

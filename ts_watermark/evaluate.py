@@ -18,8 +18,9 @@ import numpy as np
 
 from shared.protocol import BadInput
 
+DETERMINERS = {"a", "an", "the", "this", "that", "these", "those", "each", "every", "any", "some"}
 WORD_CLASSES = {  # where Figure 4 finds small and large delta
-    "determiner": set("a an the this that these those each every any some".split()),
+    "determiner": DETERMINERS,
     "punctuation": set(".,;:!?)"),
 }
 

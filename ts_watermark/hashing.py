@@ -10,7 +10,7 @@ nest.
 The official generator lives on a CUDA device, and a CPU generator with the same seed draws an
 unrelated permutation: text watermarked on one cannot be detected on the other. `philox_cuda`
 rebuilds the CUDA permutation anywhere (PyTorch sorts 0..V-1 by Philox-4x32-10 keys, then shuffles
-runs of equal keys); `torch` is the CPU generator, kept to show the difference.
+runs of equal keys); `torch` is the CPU generator, which shows the difference.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def permutation_of(
         return torch.randperm(vocab_size, generator=generator).numpy()
     if permutation != "philox_cuda":
         raise BadInput(f"permutation={permutation!r}: choose one of {', '.join(PERMUTATIONS)}")
-    # Key above, index below in one word: a plain sort is then the stable one, and several times faster.
+    # key above, index below in one word: a plain sort is then the stable one, and much faster
     shift = np.uint64(max(1, (vocab_size - 1).bit_length()))
     index = np.arange(vocab_size, dtype=np.uint64)
     packed = np.sort((sort_keys(seed, vocab_size) << shift) | index)

@@ -69,7 +69,7 @@ def train(
 
 
 def small_language_model(config: Config, vocab_size: int, embedding: Tensor) -> PreTrainedModel:
-    """A randomly initialised OPT, its token embeddings set from the encoder's: (V, d_sim) -> (V, d).
+    """A random OPT, but for its token embeddings, which are the encoder's: (V, d_sim) -> (V, d).
 
     They are projected on their leading d principal directions, at the usual scale, so that the
     generators, which read them, start with words of like meaning close together.

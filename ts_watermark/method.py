@@ -8,11 +8,10 @@ language model's embedding matrix:
     gamma_t = sigmoid(MLP_gamma(e(p)))        delta_t = MLP_delta(e(p))
     z = (sum_t [x_t is green] - sum_t gamma_t) / sqrt(sum_t gamma_t (1 - gamma_t))
 
-z is what detection computes (`hashing.py`); delta plays no part in it. The networks are trained for
-two goals at once, a large z (L_D) and the meaning of the unwatermarked text (L_S), along the
-direction in which both fall (MGDA). There is one level and two objectives: `training_step` is the
-whole algorithm. The hash that draws the lists cannot be differentiated and is absent from training:
-a random relaxed mask takes its place.
+Detection computes z (`hashing.py`); delta plays no part in it. The networks are trained for a large
+z (L_D) and for the meaning of the unwatermarked text (L_S) at once, along a direction in which both
+losses fall (MGDA). One level, two objectives: `training_step` is the whole algorithm. The hash that
+draws the lists cannot be differentiated; in training a random relaxed mask takes its place.
 
 Shapes: B sequences, T new tokens, V vocabulary, d embedding width. Sections are those of
 docs/papers/ts_watermark.md.
@@ -44,8 +43,8 @@ Descent = Callable[[Tensor, Tensor, Sequence[nn.Parameter]], tuple[Tensor, float
 
 @dataclass
 class Frozen:
-    """What is not trained. model: a causal language model; sim: (V_sim, d_sim), word embeddings of
-    the sentence encoder, which shares the model's token ids; pooling: `mean` or `pooler`."""
+    """A causal language model, and a sentence encoder over the same token ids with its word
+    embeddings `sim` (V_sim, d_sim) and its pooling, `mean` or `pooler`."""
 
     model: PreTrainedModel
     encoder: PreTrainedModel
@@ -78,19 +77,10 @@ def training_step(
 ) -> Step:
     """Write softly, compare, and step along a common descent direction of both losses.
 
-    prompt: input_ids and attention_mask (B, P), left-padded. reference: (B, d_out), `meaning` of the
-    text that the language model writes without a watermark. descent: `mgda`, or a baseline's.
-    """
-    text = soft_decode(
-        frozen.model,
-        prompt,
-        config.train_tokens,
-        frozen.sim,
-        generators,
-        noise,
-        config.tau,
-        config.mix,
-    )
+    prompt: input_ids and attention_mask (B, P), left-padded. reference: (B, d_out), `meaning` of
+    what the language model writes without a watermark. descent: `mgda`, or a baseline's."""
+    model, sim, T = frozen.model, frozen.sim, config.train_tokens
+    text = soft_decode(model, prompt, T, sim, generators, noise, config.tau, config.mix)
     loss_D = detection_loss(text)
     loss_S = semantic_loss(meaning(frozen, prompt, text), reference)
     parameters = list(generators.parameters())
@@ -106,9 +96,8 @@ def training_step(
 class Generators(nn.Module):
     """G_gamma and G_delta, each d -> hidden -> ... -> 1: embeddings (..., d) -> gamma, delta (...).
 
-    Kaiming-normal weights in all layers, the last included, and last biases logit(g0) and d0. So
-    gamma and delta already differ between tokens at step 0; `zero_last_layer` starts from exact KGW.
-    """
+    Kaiming-normal weights in all layers, the last included, and last biases logit(g0) and d0: gamma
+    and delta differ between tokens from step 0; `zero_last_layer` starts from exact KGW instead."""
 
     def __init__(
         self,
@@ -121,7 +110,7 @@ class Generators(nn.Module):
     ):
         super().__init__()
         if not 0 < gamma0 < 1:
-            raise ValueError(f"gamma0 = {gamma0}: the first share of green must lie inside (0, 1)")
+            raise ValueError(f"gamma0 = {gamma0} must lie inside (0, 1)")
         self.gamma = mlp(d, hidden, math.log(gamma0 / (1 - gamma0)), zero_last_layer, generator)
         self.delta = mlp(d, hidden, delta0, zero_last_layer, generator)
 
@@ -131,11 +120,7 @@ class Generators(nn.Module):
 
 
 def mlp(
-    d: int,
-    hidden: Sequence[int],
-    last_bias: float,
-    zero_last_layer: bool,
-    generator: torch.Generator | None,
+    d: int, hidden: Sequence[int], last_bias: float, zero: bool, generator: torch.Generator | None
 ) -> nn.Sequential:
     """Linear layers with LeakyReLU(0.01) between."""
     layers: list[nn.Module] = []
@@ -145,7 +130,7 @@ def mlp(
         nn.init.zeros_(linear.bias)
         layers += [linear, nn.LeakyReLU(0.01)]
     nn.init.constant_(linear.bias, last_bias)
-    if zero_last_layer:
+    if zero:
         nn.init.zeros_(linear.weight)
     return nn.Sequential(*layers[:-1])
 
@@ -154,20 +139,17 @@ def mlp(
 
 
 def relaxed_green_mask(gamma: Tensor, noise: Tensor, tau: float = 0.1) -> Tensor:
-    """m_t[v] = sigmoid((logit(gamma_t) + L_tv) / tau), a soft coin per vocabulary item.
+    """m_t[v] = sigmoid((logit(gamma_t) + L_tv) / tau), a soft coin per item: (B,), (B, V) -> (B, V).
 
-    gamma: (B,). noise L: (B, V), standard logistic. Returns (B, V). Equal in law to a two-class
-    Gumbel-softmax over (1 - gamma, gamma), with half the noise; P(m > 1/2) = gamma for every tau.
-    """
+    Noise L: standard logistic. Equal in law to a two-class Gumbel-softmax over (1 - gamma, gamma),
+    with half the noise; P(m > 1/2) = gamma for every tau."""
     return torch.sigmoid((torch.logit(gamma)[:, None] + noise) / tau)
 
 
-def logistic_noise(
-    shape: Sequence[int], generator: torch.Generator, device: torch.device
-) -> Tensor:
-    """Standard logistic noise from `generator`, drawn on the generator's own device."""
-    u = torch.rand(shape, generator=generator, device=generator.device).clamp_(1e-7, 1 - 1e-7)
-    return torch.logit(u).to(device)
+def logistic_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Standard logistic noise, drawn on the generator's device."""
+    u = torch.rand(shape, generator=generator, device=generator.device)
+    return torch.logit(u.clamp_(1e-7, 1 - 1e-7))
 
 
 def wide(x: Tensor) -> Tensor:
@@ -204,12 +186,12 @@ def soft_decode(
         F_t = a_t E_sim                  the same token for the sentence encoder
         q_t = sum_v a_t[v] m_t[v]        relaxed "is green"
 
-    sim: E_sim (V_sim, d_sim); ids above V_sim are cut off (7 unused ids of OPT). Without generators:
-    the unwatermarked text, decoded alike with m = 0. noise: shape (B, V) -> noise of a step.
+    sim: E_sim (V_sim, d_sim); ids above V_sim are cut off (7 unused ids of OPT). noise: (B, V) ->
+    noise of a step. Without generators: the unwatermarked text, decoded alike with m = 0.
 
-    Gradient reaches gamma and delta through q_t and through the chain of soft embeddings, E_t ->
-    generators at t + 1, never through the language model. The official code has the same gradient
-    and runs the whole prefix again for each token (`official.prefix_decode`).
+    Gradient reaches gamma and delta through q_t and through the chain E_t -> generators at t + 1,
+    never through the language model. So a cache serves: the official code has the same gradient and
+    runs the whole prefix again for each token (`official.prefix_decode`).
     """
     table = model.get_input_embeddings().weight  # (V, d)
     E = table[prompt["input_ids"]]
@@ -244,7 +226,7 @@ def soft_decode(
 def relaxed_z(q: Tensor, gamma: Tensor) -> Tensor:
     """zhat = mean over the batch of sum_t (q_t - gamma_t) / sqrt(sum_t gamma_t (1 - gamma_t)).
 
-    q, gamma: (B, T). Returns (). z itself, with the relaxed q_t in place of the green flags."""
+    q, gamma: (B, T). z itself, with the relaxed q_t in place of the green flags."""
     return ((q - gamma).sum(1) / (gamma * (1 - gamma)).sum(1).sqrt()).mean()
 
 
@@ -288,7 +270,7 @@ def mgda(
 
 
 def mgda_weight(g_D: Tensor, g_S: Tensor, cap: float | None = None) -> float:
-    """lambda = argmin over [0, 1] of ||lambda g_D + (1 - lambda) g_S||^2, capped: the weight of L_D.
+    """lambda = argmin over [0, 1] of ||lambda g_D + (1 - lambda) g_S||^2: the weight of L_D.
 
     The closest point of a segment to the origin. Uncapped, it has a non-negative product with both
     gradients, so both losses fall. With the cap (official: 0.01) binding, L_D *need not* fall.

@@ -54,7 +54,7 @@ def minilm_encoder(keep: Tensor | None) -> tuple[PreTrainedModel, Codec, Tensor]
 
 
 def hub_folder(name: str, stand_ins: Path) -> str:
-    """Folder of a model: a rehearsal's stand-in for `tiny:<name>`, else on this machine or fetched."""
+    """Folder of a model: a rehearsal's stand-in for `tiny:<name>`, else local or fetched."""
     if name.startswith("tiny:"):
         return str(stand_ins / name.removeprefix("tiny:"))
     return sources.find_model(name)[0]
@@ -147,8 +147,9 @@ def encoded(base: Base, prompts: Rows, texts: Rows | Tensor, batch: int = 50) ->
 
 @torch.no_grad()
 def judged(base: Base, prompts: Rows, texts: Tensor, batch: int = 20) -> np.ndarray:
-    """Mean negative log-likelihood (nats) of each text (n, T) after its prompt, first new token left
-    out: (n,); 0 without a judge."""
+    """Mean negative log-likelihood (nats) of each text (n, T) after its prompt: (n,).
+
+    The first new token is left out. 0 without a judge."""
     if base.judge is None:
         return np.zeros(len(texts))
     values, T = [], texts.shape[1]

@@ -150,7 +150,7 @@ def mask_noise(config: Config, step: int, device: torch.device) -> method.Noise:
     draws = runs.stream(config.seed, "mask noise", step, *processes.noise_names())
     if device.type != "cpu":
         draws = torch.Generator(device).manual_seed(draws.initial_seed())
-    return lambda shape: method.logistic_noise(shape, draws, device)
+    return lambda shape: method.logistic_noise(shape, draws)
 
 
 @torch.no_grad()

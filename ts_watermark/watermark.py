@@ -39,7 +39,7 @@ class Watermark:
     are biased.
 
     P = V, except where another vocabulary steers the list (OPT ids over LLaMA's logits). networks:
-    state dict of the generators they came from, if any (kept for a paper trail; not used).
+    state dict of the generators they came from, if any: for the record.
     """
 
     gamma: Tensor
@@ -68,7 +68,7 @@ class Watermark:
         return GreenLists(sizes, self.vocab_size, self.key, self.permutation, device, max_bytes)
 
     def save(self, folder: Path, tokenizer: Codec | None = None) -> Path:
-        """Write safetensors, the tokenizer if any, and a JSON of settings with the sha256 of all."""
+        """Write safetensors, the tokenizer if any, and a JSON of settings and sha256 of all."""
         from safetensors.torch import save
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ class Watermark:
 
     @classmethod
     def load(cls, folder: str | Path) -> Watermark:
-        """Read a folder that `save` wrote. FileNotFoundError if it is none, BadInput if it changed."""
+        """Read what `save` wrote. FileNotFoundError if it is none, BadInput if it changed."""
         from safetensors.torch import load
 
         folder = Path(folder)
@@ -134,8 +134,9 @@ def tabulate(generators: Generators, embedding: Tensor, **settings: Any) -> Wate
 
 
 class WatermarkLogitsProcessor(LogitsProcessor):
-    """Adds delta_p to the green logits after each row's last token p: sampling, beams, left padding.
+    """Adds delta_p to the green logits after each row's last token p.
 
+    For sampling, greedy decoding and beams, with left padding.
     The list depends on the last token only, so a reordered beam simply brings its own token along.
     """
 
