@@ -13,8 +13,7 @@ z (L_D) and for the meaning of the unwatermarked text (L_S) at once, along a dir
 losses fall (MGDA). One level, two objectives: `training_step` is the whole algorithm. The hash that
 draws the lists cannot be differentiated; in training a random relaxed mask takes its place.
 
-Shapes: B sequences, T new tokens, V vocabulary, d embedding width. Sections are those of
-docs/papers/ts_watermark.md.
+B sequences, T new tokens, V vocabulary, d embedding width; sections of docs/papers/ts_watermark.md.
 """
 
 from __future__ import annotations
@@ -139,10 +138,10 @@ def mlp(
 
 
 def relaxed_green_mask(gamma: Tensor, noise: Tensor, tau: float = 0.1) -> Tensor:
-    """m_t[v] = sigmoid((logit(gamma_t) + L_tv) / tau), a soft coin per item: (B,), (B, V) -> (B, V).
+    """m_t[v] = sigmoid((logit(gamma_t) + L_tv) / tau): a soft coin per item, (B,) -> (B, V).
 
-    Noise L: standard logistic. Equal in law to a two-class Gumbel-softmax over (1 - gamma, gamma),
-    with half the noise; P(m > 1/2) = gamma for every tau."""
+    Noise L: (B, V), standard logistic. Equal in law to a two-class Gumbel-softmax over (1 - gamma,
+    gamma), with half the noise; P(m > 1/2) = gamma for every tau."""
     return torch.sigmoid((torch.logit(gamma)[:, None] + noise) / tau)
 
 
@@ -273,8 +272,7 @@ def mgda_weight(g_D: Tensor, g_S: Tensor, cap: float | None = None) -> float:
     """lambda = argmin over [0, 1] of ||lambda g_D + (1 - lambda) g_S||^2: the weight of L_D.
 
     The closest point of a segment to the origin. Uncapped, it has a non-negative product with both
-    gradients, so both losses fall. With the cap (official: 0.01) binding, L_D *need not* fall.
-    """
+    gradients, so both losses fall. With the cap (official: 0.01) binding, L_D *need not* fall."""
     g_D, g_S = g_D.double(), g_S.double()
     dd, ss, ds = float(g_D @ g_D), float(g_S @ g_S), float(g_D @ g_S)
     if ds >= dd:  # also equal gradients, where every point of the segment is the same
