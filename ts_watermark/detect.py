@@ -78,7 +78,7 @@ class Detector:
     """Scores texts or ids against one watermark. Each call is a pure function of the text.
 
     codec: encodes text into the ids that the language model would see (`data.Codec`); needed for
-    text only. converter: for text of another vocabulary's model (section 3.9).
+    text only. converter: for text of another vocabulary's model.
     """
 
     def __init__(

@@ -130,7 +130,7 @@ def list_sizes(gammas: torch.Tensor, vocab_size: int, size_rounding: str = "floo
     """Number of green tokens for each gamma: floor(V * gamma), or the official fp16 product.
 
     fp16: under autocast the official product is rounded to 11 bits (steps of 8 near 12,000) and
-    then truncated (section 3.8).
+    then truncated (docs/papers/ts_watermark.md, section 3.8).
     """
     if size_rounding == "floor":
         return (gammas.double() * vocab_size).floor().long()
@@ -250,9 +250,11 @@ def p_value(z: float) -> float:
     return 0.5 * math.erfc(z / math.sqrt(2))
 
 
-def checked_ids(token_ids: ArrayLike, vocab_size: int, at_least: int = 2) -> np.ndarray:
+def checked_ids(
+    token_ids: ArrayLike | torch.Tensor, vocab_size: int, at_least: int = 2
+) -> np.ndarray:
     """token_ids as (n,) int64, or a BadInput that says what is wrong with them."""
-    ids = np.asarray(token_ids)
+    ids = np.asarray(token_ids.cpu() if isinstance(token_ids, torch.Tensor) else token_ids)
     if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
         what = f"got shape {ids.shape}, {ids.dtype}"
         raise BadInput(f"token_ids: expected one flat list of integers, {what}")
@@ -311,9 +313,10 @@ def z_scores(
     return scores
 
 
-def checked_gammas(gammas: ArrayLike, n: int) -> np.ndarray:
+def checked_gammas(gammas: ArrayLike | torch.Tensor, n: int) -> np.ndarray:
     """(n-1,) float64, one share per scored token."""
-    values = np.asarray(gammas, dtype=np.float64)
+    plain = gammas.cpu() if isinstance(gammas, torch.Tensor) else gammas
+    values = np.asarray(plain, dtype=np.float64)
     if values.ndim == 0:
         values = np.full(n - 1, float(values))
     elif values.ndim != 1 or len(values) not in (n, n - 1):

@@ -160,10 +160,11 @@ class WatermarkLogitsProcessor(LogitsProcessor):
 
 
 class ConvertedLogitsProcessor(WatermarkLogitsProcessor):
-    """For a model of another vocabulary (section 3.9): p is a token of the watermark's own one.
+    """For a model of another vocabulary: p is a token of the watermark's own one.
 
-    The last 5 tokens are decoded to text and tokenised by the watermark's tokenizer; its last id is
-    p. Rows whose text gives no token are left alone.
+    As docs/papers/ts_watermark.md, section 3.9, describes it: the last 5 tokens are decoded to text
+    and tokenised by the watermark's tokenizer; its last id is p. Rows whose text gives no token are
+    left alone.
     """
 
     def __init__(
