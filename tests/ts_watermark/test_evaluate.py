@@ -20,7 +20,7 @@ def test_thresholds():
 
 
 def test_frontier_gap_of_a_shifted_curve():
-    """A method 0.05 above the sweep's line at every z, placed between its points, has a gap of 0.05."""
+    """A method 0.05 above the sweep's line, placed between its points, has a gap of 0.05."""
     z = np.array([1.0, 2.0, 4.0])
     sweep = {"z": np.tile(z, (6, 1)), "cosine": np.tile(1 - 0.1 * z, (6, 1))}
     z_of_method = np.array([1.5, 3.0])

@@ -57,7 +57,7 @@ def test_relaxed_z_of_hard_tokens_is_z():
 
 
 def test_gradients_equal_finite_differences():
-    """d zhat / d(parameters), the path through the chain of soft embeddings included; float64, V = 50, T = 5.
+    """d zhat / d(parameters), through the chain of soft embeddings too; float64, V = 50, T = 5.
 
     The language model's logits are held fixed, as the method does not differentiate them.
     """
