@@ -68,7 +68,7 @@ class Dipper:
             batch = self.tokenizer(
                 [query], return_tensors="pt", truncation=True, max_length=max_length
             ).to(self.model.device)
-            out = self.model.generate(
+            out = self.model.generate(  # type: ignore[operator]
                 **batch, do_sample=True, top_p=0.75, top_k=None, max_length=max_length
             )
             paraphrase = self.tokenizer.batch_decode(out, skip_special_tokens=True)[0]

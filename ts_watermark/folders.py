@@ -34,7 +34,7 @@ def export(
 ) -> None:
     """Save the pair of each init with the mean gamma_t and delta_t that it shows on texts after
     validation prompts (the control `matched` is made of them)."""
-    embedding = base.model.get_input_embeddings().weight
+    (embedding,) = base.model.get_input_embeddings().parameters()
     V, size = len(embedding), config.eval_batch
     watermarks: dict[str, Watermark] = {}
     for init, before, after in zip(config.inits, untrained, trained):

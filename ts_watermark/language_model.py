@@ -7,6 +7,7 @@ It reads the sentence encoder's own word pieces (docs/papers/ts_watermark.md, se
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,8 +39,9 @@ def train(
     unseen = stream_of(whole, separator)
     _, _, embedding = models.minilm_encoder(codec.keep)
     runs.seed_global(config.seed, "language model")
-    model = small_language_model(config, len(codec), embedding).to(device)
-    settings = {"lr": config.lm_lr, "weight_decay": 0.01, "betas": (0.9, 0.98)}
+    model = small_language_model(config, len(codec), embedding)
+    model.to(device)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"lr": config.lm_lr, "weight_decay": 0.01, "betas": (0.9, 0.98)}
     optimizer = torch.optim.AdamW(model.parameters(), **settings)
     warm, places = max(1, config.lm_steps // 20), len(stream) - config.lm_length
     work = runs.Parts(model=model, optimizer=optimizer)

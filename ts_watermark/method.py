@@ -22,7 +22,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -192,7 +192,7 @@ def soft_decode(
     never through the language model. So a cache serves: the official code has the same gradient and
     runs the whole prefix again for each token (`official.prefix_decode`).
     """
-    table = model.get_input_embeddings().weight  # (V, d)
+    (table,) = model.get_input_embeddings().parameters()  # (V, d)
     E = table[prompt["input_ids"]]
     mask, last, cache = prompt["attention_mask"], E[:, -1], None
     sentence, q, gammas, deltas = [], [], [], []
@@ -288,7 +288,7 @@ def two_gradients(
     loss_D: Tensor, loss_S: Tensor, parameters: Sequence[nn.Parameter]
 ) -> tuple[Tensor, Tensor]:
     """g_D, g_S as flat vectors (n,): two backward passes through one graph."""
-    missing = {"allow_unused": True, "materialize_grads": True}  # an unused weight counts as 0
+    missing: Any = {"allow_unused": True, "materialize_grads": True}  # unused weights count as 0
     g_D = torch.autograd.grad(loss_D, parameters, retain_graph=True, **missing)
     g_S = torch.autograd.grad(loss_S, parameters, **missing)
     return torch.cat([g.reshape(-1) for g in g_D]), torch.cat([g.reshape(-1) for g in g_S])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,10 +116,10 @@ def generate(
     fed = left_padded(prompts, base.model.device)
     runs.seed_global(config.seed, "sampling", batch)
     sampled = {"do_sample": True, "top_k": config.top_k, "temperature": 1.0}
-    how = {"do_sample": False} if config.greedy else sampled
+    how: dict[str, Any] = {"do_sample": False} if config.greedy else sampled
     if base.model.config.eos_token_id is not None:
         how["min_new_tokens"] = config.new_tokens
-    out = base.model.generate(
+    out = base.model.generate(  # type: ignore[operator]
         **fed,
         **how,
         max_new_tokens=config.new_tokens,

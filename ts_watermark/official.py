@@ -46,7 +46,7 @@ def prefix_decode(
     Equal to `method.soft_decode` up to rounding, as the language model carries no gradient; work
     O(T^2). mask_of: (gamma, shape) -> relaxed green mask.
     """
-    table = model.get_input_embeddings().weight
+    (table,) = model.get_input_embeddings().parameters()
     E, mask = table[prompt["input_ids"]], prompt["attention_mask"]
     sentence, q, gammas, deltas = [], [], [], []
     for _ in range(steps):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -65,12 +66,24 @@ def models(folder: Path, texts: list[str], seed: int) -> None:
     runs.seed_global(seed, "stand-ins")
     common, llamas = tokenizer(texts, 600, bos=False), tokenizer(texts, 560, bos=True)
     n, ids = len(common), {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     reads = {"max_position_embeddings": 256, **small, **ids}
-    opt = {"vocab_size": n + 7, "ffn_dim": 64, "word_embed_proj_dim": 32, **reads}
-    llama = {"vocab_size": len(llamas), "intermediate_size": 64, **reads}
-    roberta = {"vocab_size": n, "intermediate_size": 64, **reads, "max_position_embeddings": 260}
-    t5 = {"vocab_size": n, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
+    opt: dict[str, Any] = {"vocab_size": n + 7, "ffn_dim": 64, "word_embed_proj_dim": 32, **reads}
+    llama: dict[str, Any] = {"vocab_size": len(llamas), "intermediate_size": 64, **reads}
+    roberta: dict[str, Any] = {
+        "vocab_size": n,
+        "intermediate_size": 64,
+        **reads,
+        "max_position_embeddings": 260,
+    }
+    t5: dict[str, Any] = {
+        "vocab_size": n,
+        "d_model": 32,
+        "d_kv": 16,
+        "d_ff": 64,
+        "num_layers": 1,
+        "num_heads": 2,
+    }
     t5 |= {"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
     hf.utils.logging.disable_progress_bar()
     for name, words, model in [

@@ -86,7 +86,7 @@ def train_generators(config: Config, run: Run, device: torch.device) -> None:
     run.splits(train=train.ids, validation=validation.ids)
     reference = references(config, run, base, train)
     batches = runs.Batches(torch.arange(len(train)), config.batch, config.seed, "batches")
-    descents = {
+    descents: dict[str, method.Descent] = {
         "moo": functools.partial(method.mgda, cap=config.mgda_cap),
         "weighted_sum": baselines.weighted_sum,
     }
@@ -137,10 +137,12 @@ def train_generators(config: Config, run: Run, device: torch.device) -> None:
 
 def fresh(config: Config, base: Base, init: str) -> tuple[Generators, torch.optim.Adam]:
     """Untrained networks, the same draw for all inits and arms, and their optimiser."""
-    d = base.model.get_input_embeddings().weight.shape[1]
+    (table,) = base.model.get_input_embeddings().parameters()
     gamma0, delta0 = measure.init_values(init)
     draw = runs.stream(config.seed, "generators")
-    pair = Generators(d, config.hidden, gamma0, delta0, generator=draw).to(base.sim.device)
+    pair = Generators(table.shape[1], config.hidden, gamma0, delta0, generator=draw).to(
+        table.device
+    )
     adam = torch.optim.Adam(pair.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
     return pair, adam
 
@@ -158,8 +160,8 @@ def references(config: Config, run: Run, base: Base, train: Passages) -> Tensor:
     """Enc(F_no) of every training prompt, (n, d_out): decoded softly without watermark, once."""
     rows: list[Tensor] = []
     size, device = 4 * config.batch, base.sim.device
-    key = ("references", base_sha256(config), len(train), config.batch, config.train_tokens)
-    key += (config.mix, config.encoder, config.precision, device.type)
+    decoding = (len(train), config.batch, config.train_tokens, config.mix)
+    models_used = (base_sha256(config), config.encoder, config.precision, device.type)
     for k in run.phase("references", -(-len(train) // size), runs.Parts(rows=rows)):
         prompt = models.left_padded(train.prompts[k * size : (k + 1) * size], device)
 
@@ -168,7 +170,7 @@ def references(config: Config, run: Run, base: Base, train: Passages) -> Tensor:
             text = method.soft_decode(base.model, prompt, steps, base.sim, mix=mix)
             return method.meaning(base, prompt, text).cpu()
 
-        rows.append(runs.cached((*key, k), make))
+        rows.append(runs.cached(("references", models_used, decoding, k), make))
     return torch.cat(rows).to(device)
 
 
@@ -218,8 +220,8 @@ def unwatermarked(config: Config, run: Run, base: Base, test: Passages) -> tuple
     """The unwatermarked texts (n, T) of this seed and their embeddings (n, d_out), for all arms."""
     pairs: list[list[Tensor]] = []
     size, device = config.eval_batch, base.sim.device
-    key = ("unwatermarked", base_sha256(config), config.seed, config.new_tokens, config.top_k)
-    key += (config.greedy, size, config.model, config.encoder, config.precision, device.type)
+    sampling = (config.seed, config.new_tokens, config.top_k, config.greedy, size)
+    models_used = (base_sha256(config), config.model, config.encoder, config.precision, device.type)
     for k in run.phase("unwatermarked", -(-len(test) // size), runs.Parts(pairs=pairs)):
         prompts = test.prompts[k * size : (k + 1) * size]
 
@@ -227,7 +229,7 @@ def unwatermarked(config: Config, run: Run, base: Base, test: Passages) -> tuple
             texts = models.generate(config, base, prompts, k, None)
             return [texts, models.encoded(base, prompts, texts).cpu()]
 
-        pairs.append(runs.cached((*key, k), make))
+        pairs.append(runs.cached(("unwatermarked", models_used, sampling, k), make))
     texts, embeddings = (torch.cat(column) for column in zip(*pairs))
     return texts, embeddings.to(device)
 
