@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def copy_paste(text: str, prompt: str, pieces: int, generator: torch.Generator) -> str:
-    """Insert the text into its own prompt, whole or in equal parts by words, at uniform random word positions."""
+    """Insert the text into its own prompt, in `pieces` equal parts by words, at uniform places."""
     host, words = prompt.split(), text.split()
     bounds = [round(k * len(words) / pieces) for k in range(pieces + 1)]
     parts = [words[a:b] for a, b in itertools.pairwise(bounds)]
@@ -22,33 +23,40 @@ def copy_paste(text: str, prompt: str, pieces: int, generator: torch.Generator) 
 
 def delete(ids: list[int], share: float, generator: torch.Generator) -> list[int]:
     """Drop each token with probability `share`. With `substitute` it stands in for paraphrasing."""
-    keep = torch.rand(len(ids), generator=generator) >= share
-    return [token for token, kept in zip(ids, keep.tolist()) if kept]
+    stays = torch.rand(len(ids), generator=generator) >= share
+    return [token for token, stay in zip(ids, stays.tolist()) if stay]
 
 
 def substitute(
     ids: list[int], share: float, frequencies: torch.Tensor, generator: torch.Generator
 ) -> list[int]:
-    """Replace each token with probability `share` by one drawn from the unigram `frequencies` (V,)."""
+    """Replace each token with probability `share` by one drawn from the unigram `frequencies`."""
     hit = torch.rand(len(ids), generator=generator) < share
     other = torch.multinomial(frequencies.float(), len(ids), replacement=True, generator=generator)
-    return [int(new) if hit_ else old for old, new, hit_ in zip(ids, other.tolist(), hit.tolist())]
+    return [int(new) if is_hit else old for old, new, is_hit in zip(ids, other, hit.tolist())]
 
 
 class Dipper:
-    """The paraphraser of Krishna et al. (T5-XXL, 11 B): lexical diversity 40, order diversity 100; `paper` only.
+    """The paraphraser of Krishna et al. (T5-XXL, 11 B), at `paper` only.
 
-    Reads the text sentence by sentence, three at a time, with what it has written so far as context.
+    lexical, order: diversity from 0 to 100 (paper: 40 and 100). Reads the text three sentences at a
+    time, with what it has written so far as context.
     """
 
     HUB = "kalpeshk2011/dipper-paraphraser-xxl"
     TOKENIZER = "google/t5-v1_1-xxl"
 
-    def __init__(self, model, tokenizer, lexical: int = 40, order: int = 100, sentences: int = 3):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        lexical: int = 40,
+        order: int = 100,
+        sentences: int = 3,
+    ):
         self.model, self.tokenizer, self.sentences = model, tokenizer, sentences
-        self.control = (
-            f"lexical = {100 - lexical}, order = {100 - order}"  # it was trained on 100 - diversity
-        )
+        # it was trained on 100 - diversity
+        self.control = f"lexical = {100 - lexical}, order = {100 - order}"
 
     @torch.no_grad()
     def __call__(self, text: str, prompt: str, max_length: int = 512) -> str:
@@ -59,9 +67,10 @@ class Dipper:
             query = f"{self.control} {context} <sent> {part} </sent>"
             batch = self.tokenizer(
                 [query], return_tensors="pt", truncation=True, max_length=max_length
+            ).to(self.model.device)
+            out = self.model.generate(  # type: ignore[operator]
+                **batch, do_sample=True, top_p=0.75, top_k=None, max_length=max_length
             )
-            out = self.model.generate(**batch.to(self.model.device), do_sample=True, top_p=0.75, top_k=None,
-                                      max_length=max_length)  # fmt: skip
             paraphrase = self.tokenizer.batch_decode(out, skip_special_tokens=True)[0]
             context, written = f"{context} {paraphrase}", f"{written} {paraphrase}"
         return written.strip()

@@ -1,102 +1,172 @@
-"""What a run can be told."""
+"""What a run can be told, section by section. The comment above a field is its help (`--help`).
+
+`paper` means arXiv 2402.18059, `official` the code of github.com/mignonjia/TS_watermark, as
+docs/papers/ts_watermark.md, section 6, lists them.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Literal
 
-from shared.protocol import RunConfig
+from shared.protocol import BadInput, RunConfig
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
-    job: str = "evaluate"
-    # base (language model and prompts), generators (train them) or evaluate (generate, attack, score)
+class Job:
+    """What the run does."""
 
-    # -- models and text
+    # base: language model and prompts; generators: train them; evaluate: generate, attack, score
+    job: Literal["base", "generators", "evaluate"] = "evaluate"
+
+
+@dataclass(frozen=True)
+class Models:
+    """The frozen models around the generators."""
+
+    # language model: small (trained here, stage base) or a hub id; tiny:<name>: a rehearsal's
+    # stand-in; paper: facebook/opt-1.3b
     model: str = "small"
-    # language model: small (trained here, stage base) or a hub id; tiny:<name> is a rehearsal's stand-in
+    # sentence encoder: minilm (bundled) or a hub id; paper: princeton-nlp/sup-simcse-roberta-base
     encoder: str = "minilm"
-    # sentence encoder: minilm or a hub id
+    # language model that measures perplexity: self, a hub id, or empty for none; paper: OPT-2.7B
     judge: str = "self"
-    # language model that measures perplexity: self, a hub id, or empty for none
+    # language model and encoder share token ids: OPT and RoBERTa do, LLaMA does not
     shared_ids: bool = True
-    # language model and encoder share token ids (OPT and RoBERTa do, LLaMA does not)
+    # hub id whose token ids choose the lists, if not the model's own: OPT's for LLaMA
+    # (docs/papers/ts_watermark.md, section 3.9)
     steering: str = ""
-    # hub id whose tokenizer and token ids choose the lists, if not the model's own (LLaMA: OPT; section 3.9)
-    corpus: str = "documentation"
-    # documentation, english, c4 or sample (invented text in C4's layout)
-    precision: str = "fp32"
-    # of the frozen language model: fp32, bf16 or fp16 (official: fp16 autocast)
+    # of the frozen language model; official: fp16 autocast
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
-    # -- the small language model
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """The small language model that is trained here (docs/papers/ts_watermark.md, section 9)."""
+
+    # most frequent word pieces of MiniLM that are kept; 0: all 30,522
     vocab_size: int = 4000
-    # most frequent word pieces of MiniLM that are kept; 0 = all 30,522
+    # width
     lm_d: int = 128
+    # blocks
     lm_layers: int = 2
+    # attention heads
     lm_heads: int = 4
+    # longest text that it can read, in tokens
     lm_context: int = 256
-    lm_length: int = 64
     # tokens of a training block
+    lm_length: int = 64
+    # blocks of a batch
     lm_batch: int = 16
+    # steps of AdamW
     lm_steps: int = 600
+    # learning rate, after a warm-up of a twentieth of the steps
     lm_lr: float = 3e-3
 
-    # -- prompts
+
+@dataclass(frozen=True)
+class Prompts:
+    """Which texts, and how they are cut (paper: C4 real-news-like)."""
+
+    # sample: invented text in C4's layout
+    corpus: Literal["documentation", "english", "c4", "sample"] = "documentation"
+    # T, tokens of a human continuation and of a generated text; paper: 200, short settings 50
     new_tokens: int = 200
-    # T at evaluation; paper: 200, short settings 50
+    # least tokens of an evaluation prompt; paper: 300 (+ 200 of the continuation)
     min_prompt: int = 300
-    # evaluation filter (paper: 300 prompt tokens, 200 completion, 1000 together)
-    train_min_prompt: int = 200
-    # training filter (paper: 200 + 200, 500 together)
+    # longer prompts keep their last tokens; paper: at most 1,000 with the continuation
     max_prompt: int = 800
-    # longer prompts keep their last tokens
+    # least tokens of a training prompt; paper: 200
+    train_min_prompt: int = 200
+    # the same limit for training; paper: at most 500 with the continuation
     train_max_prompt: int = 300
+    # training prompts; paper: 6,400
     train_prompts: int = 6400
+    # prompts of the mean gamma and delta, and of SWEET's threshold; paper: 500
     validation_prompts: int = 500
+    # test prompts; paper: 500
     test_prompts: int = 500
-    null_texts: int = 0
     # further human texts per test item, for the null distribution of z
+    null_texts: int = 0
 
-    # -- generators
-    objective: str = "moo"
-    # moo (MGDA) or weighted_sum (4e-4 on -zhat; Figure 9)
+
+@dataclass(frozen=True)
+class Training:
+    """The two networks and their training (docs/papers/ts_watermark.md, sections 3.3 to 3.7)."""
+
+    # moo: MGDA; weighted_sum: 4e-4 on -zhat (the paper's Figure 9)
+    objective: Literal["moo", "weighted_sum"] = "moo"
+    # initial gamma and delta of each pair of networks, the strength knob; official: 0.25_1.75
     inits: tuple[str, ...] = ("0.25_1.75",)
-    # initial gamma and delta of each pair of networks: the strength knob
+    # widths between embedding and output; official: 64, or 256 32, or 512 128 64 16
     hidden: tuple[int, ...] = (64,)
-    # widths between embedding and output; official alternatives (256, 32), (512, 128, 64, 16)
-    zero_last_layer: bool = False
-    # start from exact KGW instead of token-specific random values
+    # steps of Adam; paper: 2 epochs of 6,400 prompts
     train_steps: int = 1600
-    # 2 epochs of 6400 prompts, batch 8
+    # prompts of a training batch; paper: 8
     batch: int = 8
+    # T in training; paper: 200
     train_tokens: int = 200
-    # T in training
+    # learning rate of Adam; official: 1e-4
     lr: float = 1e-4
-    weight_decay: float = 1e-5
+    # temperature of the relaxed green mask; official: 0.1
     tau: float = 0.1
-    # temperature of the relaxed green mask
+    # share of the hard token in a soft token; official: 0.5
     mix: float = 0.5
-    # share of the hard token in a soft token
+    # largest weight of L_D; official: 0.01; None: textbook MGDA
     mgda_cap: float | None = 0.01
-    # largest weight of L_D (official code: 0.01; null = textbook MGDA)
-    save_every: int = 100
-    # log a checkpoint line every so many steps (official: a checkpoint)
-    context_tokens: int = 5
-    # prompt tokens that the encoder sees before the text
 
-    # -- evaluation
-    family: str = "ts"
-    # ts, start (untrained generators), permuted, matched (controls), kgw, sweet
-    strengths: tuple[str, ...] = ()
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Texts, attacks, detection (docs/papers/ts_watermark.md, section 6)."""
+
+    # ts: trained generators; start: untrained ones; permuted and matched: controls; kgw and sweet:
+    # opponents
+    family: Literal["ts", "start", "permuted", "matched", "kgw", "sweet"] = "ts"
     # kgw and sweet: gamma_delta of each point of the sweep; the others have one point per init
+    strengths: tuple[str, ...] = ()
+    # tokens that sampling chooses from; paper: 50
     top_k: int = 50
+    # the likeliest token instead of a sampled one (the paper's settings 1 and 3)
     greedy: bool = False
+    # prompts of a generated batch, whose sampler is seeded anew; official: 20
     eval_batch: int = 20
+    # copy_paste_1 and copy_paste_3, delete_SHARE, substitute_SHARE, dipper
     attacks: tuple[str, ...] = ()
-    # copy_paste_1, copy_paste_3, delete_0.2, substitute_0.2, dipper
+    # tokens of the copy-paste detector's window, 3/10 of it for three pieces; paper: 200 and 60
     window: int = 200
-    # tokens of the copy-paste detector's window; three pieces use 3/10 of it (paper: 200 and 60)
+    # hash key, the watermark's secret; official: the prime 15485863
     key: int = 15485863
+    # another key for each seed, so that seeds replicate the null distribution too
     key_per_seed: bool = False
-    # another hash key for each seed, so that seeds replicate the null distribution too (scales cpu, gpu)
-    size_rounding: str = "floor"
+    # of a list's size V gamma; official runs: fp16 (docs/papers/ts_watermark.md, section 3.8)
+    size_rounding: Literal["floor", "fp16"] = "floor"
+
+
+STRENGTH = re.compile(r"0\.\d*[1-9]\d*_\d+(\.\d+)?")
+ATTACK = re.compile(r"copy_paste_[13]|(delete|substitute)_0\.\d+|dipper")
+
+
+@dataclass(frozen=True)
+class Config(RunConfig, Job, Models, LanguageModel, Prompts, Training, Evaluation):
+    """One run of token-specific watermarking."""
+
+    def __post_init__(self) -> None:
+        for field in ("inits", "strengths"):
+            for name in getattr(self, field):
+                if not STRENGTH.fullmatch(name):
+                    form = "gamma_delta with gamma inside (0, 1), as in 0.25_1.75"
+                    raise BadInput(f"{field}: {name!r} is not {form}")
+        for name in self.attacks:
+            if not ATTACK.fullmatch(name):
+                choices = "copy_paste_1, copy_paste_3, delete_SHARE, substitute_SHARE, dipper"
+                raise BadInput(f"attacks: {name!r} is not one of {choices}")
+        if self.new_tokens < 2:
+            remedy = "a text has at least 2, of which the first is not scored"
+            raise BadInput(f"new_tokens = {self.new_tokens}: {remedy}")
+        if self.job == "generators" and not 0 < self.batch <= self.train_prompts:
+            limit = f"train_prompts = {self.train_prompts}"
+            raise BadInput(f"batch = {self.batch} must lie in 1 .. {limit}; give more prompts")
+        if self.model == "small" and self.lm_d % self.lm_heads:
+            raise BadInput(f"lm_d = {self.lm_d} must be a multiple of lm_heads = {self.lm_heads}")

@@ -1,8 +1,8 @@
 """Texts, vocabularies, prompts.
 
-A prompt is a text without its last T tokens, and those T tokens are its human continuation. Sources: the bundled
-documentation corpus (`cpu`), English prose from REPRO_DATA or that corpus (`gpu`), C4 real-news-like (`paper`).
-`sample` writes invented texts in C4's own layout, for rehearsals.
+A prompt is a text without its last T tokens, and those T tokens are its human continuation.
+Sources: the bundled documentation corpus (`cpu`), English prose from REPRO_DATA or that corpus
+(`gpu`), C4 real-news-like (`paper`), invented texts in C4's layout (`stand_ins.py`).
 """
 
 from __future__ import annotations
@@ -10,85 +10,87 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from shared import bundled, sources
 from shared.protocol import BadInput
+from ts_watermark.config import Config
 
 C4, C4_HUB = "c4/realnewslike", sources.Hub("allenai/c4", "realnewslike")
-KNOWN_SHARE = (
-    0.5  # a text with fewer of its word pieces in the vocabulary is in another language or script
-)
+KNOWN_SHARE = 0.5  # a text with fewer of its pieces in the vocabulary is in another language
+TOKENIZED_AT_ONCE = 256  # texts
 
 
-# ---- vocabularies ----------------------------------------------------------------------------------------------
+# --- vocabularies ---------------------------------------------------------------------------------
 
 
 class Codec:
     """Text <-> the ids a language model sees, without special tokens.
 
-    keep: (V,) ids of the tokenizer that form a smaller vocabulary (id v here = keep[v] there), others are dropped.
+    keep: (V,) ids of the tokenizer that form a smaller vocabulary (id v of the model is keep[v] of
+    the tokenizer), others are dropped.
     """
 
-    def __init__(self, tokenizer, keep: torch.Tensor | None = None):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, keep: torch.Tensor | None = None):
         self.tokenizer, self.keep = tokenizer, keep
-        self.bos = tokenizer.bos_token_id if keep is None else None
+        self.bos: int | None = tokenizer.bos_token_id if keep is None else None
         if keep is not None:
-            self.own = torch.full((len(tokenizer),), -1, dtype=torch.long)
-            self.own[keep] = torch.arange(len(keep))
+            self.number = torch.full((len(tokenizer),), -1, dtype=torch.long)
+            self.number[keep] = torch.arange(len(keep))
 
     def __len__(self) -> int:
         return len(self.tokenizer) if self.keep is None else len(self.keep)
 
+    def _pieces(self, texts: list[str]) -> list[list[int]]:
+        """Ids of the tokenizer."""
+        if not texts:
+            return []
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
     def encode(self, text: str) -> list[int]:
         return self.encode_all([text])[0]
 
-    def encode_all(self, texts: list[str]) -> list[list[int]]:
-        rows = (
-            self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-            if texts
-            else []
-        )
+    def encode_all(self, texts: Iterable[str]) -> list[list[int]]:
+        rows = self._pieces(list(texts))
         if self.keep is None:
             return rows
-        own = self.own.tolist()
-        return [[own[i] for i in row if own[i] >= 0] for row in rows]
+        number = self.number.tolist()
+        return [[number[i] for i in row if number[i] >= 0] for row in rows]
 
     def known_share(self, text: str) -> float:
         """Share of the text's word pieces that this vocabulary has."""
-        pieces = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        unknown = self.tokenizer.unk_token_id
-        known = [i for i in pieces if i != unknown and (self.keep is None or self.own[i] >= 0)]
-        return len(known) / max(1, len(pieces))
+        pieces, unknown = self._pieces([text])[0], self.tokenizer.unk_token_id
+        inside = [i for i in pieces if i != unknown and (self.keep is None or self.number[i] >= 0)]
+        return len(inside) / max(1, len(pieces))
 
-    def decode(self, ids) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         return self.decode_all([ids])[0]
 
-    def decode_all(self, rows) -> list[str]:
-        rows = [np.asarray(r, dtype=np.int64) for r in rows]
-        if self.keep is not None:
-            rows = [self.keep.numpy()[r] for r in rows]
-        return self.tokenizer.batch_decode([r.tolist() for r in rows], skip_special_tokens=True)
+    def decode_all(self, rows: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
+        ids = [self._tokenizer_ids(row) for row in rows]
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
-    def pieces(self, ids) -> list[str]:
+    def _tokenizer_ids(self, row: Sequence[int] | np.ndarray) -> list[int]:
+        ids = np.asarray(row, dtype=np.int64)
+        return (ids if self.keep is None else self.keep.numpy()[ids]).tolist()
+
+    def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Printable text of each token."""
-        there = np.asarray(ids) if self.keep is None else self.keep.numpy()[np.asarray(ids)]
-        words = self.tokenizer.convert_ids_to_tokens(there.tolist())
-        if any(
-            w.startswith(("Ġ", "▁")) for w in words
-        ):  # byte-level or sentence pieces mark the space
+        words = self.tokenizer.convert_ids_to_tokens(self._tokenizer_ids(ids))
+        if any(w.startswith(("Ġ", "▁")) for w in words):  # byte-level or sentence pieces: a space
             return [w.replace("Ġ", " ").replace("▁", " ").replace("Ċ", "\n") for w in words]
         return [w.removeprefix("##") if w.startswith("##") else f" {w}" for w in words]
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)
         if self.keep is not None:
-            (Path(folder) / "keep.json").write_text(json.dumps(self.keep.tolist()))
+            (folder / "keep.json").write_text(json.dumps(self.keep.tolist()))
 
 
 def load_codec(folder: str | Path) -> Codec:
@@ -100,25 +102,28 @@ def load_codec(folder: str | Path) -> Codec:
     return Codec(tokenizer, torch.tensor(json.loads(keep.read_text())) if keep.is_file() else None)
 
 
-def frequent_pieces(tokenizer, texts: list[str], size: int) -> torch.Tensor:
-    """The `size` most frequent word pieces of the texts, and the separator, which ends a document. (size,)"""
+def frequent_pieces(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], size: int
+) -> torch.Tensor:
+    """The `size` most frequent pieces of the texts, and the separator, which ends a document."""
     counts = np.zeros(len(tokenizer), np.int64)
     for start in range(0, len(texts), 4096):
-        for row in tokenizer(texts[start : start + 4096], add_special_tokens=False, verbose=False)[
-            "input_ids"
-        ]:
+        part = texts[start : start + 4096]
+        for row in tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]:
             np.add.at(counts, row, 1)
     counts[tokenizer.all_special_ids] = -1
     counts[tokenizer.sep_token_id] = counts.max() + 1
     return torch.from_numpy(np.sort(np.argsort(-counts, kind="stable")[:size]))
 
 
-# ---- prompts -----------------------------------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Passages:
-    """Items cut into prompt and human continuation. ids: (n,) names; prompts: ragged lists; human: n lists of T."""
+    """Items cut into prompt and human continuation.
+
+    ids: n names; prompts: n ragged lists of token ids; human: n lists of T token ids."""
 
     ids: list[str]
     prompts: list[list[int]]
@@ -136,47 +141,102 @@ def name_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def cut(texts: Iterable[str], codec: Codec, tokens: int, min_prompt: int, max_prompt: int, limit: int,
-        max_total: int = 0) -> tuple[Passages, set[str]]:  # fmt: skip
-    """The first `limit` texts that pass the filter, as passages, and the names of all texts looked at.
+def cut(
+    texts: Iterable[str],
+    codec: Codec,
+    tokens: int,
+    min_prompt: int,
+    max_prompt: int,
+    limit: int,
+    max_total: int = 0,
+) -> tuple[Passages, set[str]]:
+    """The first `limit` texts that pass the filter, as passages, and the names of all looked at.
 
-    A text passes with at least min_prompt + tokens tokens (and at most max_total, if given); the prompt is what
-    comes before its last `tokens` tokens, of which the last max_prompt are kept.
+    A text passes with at least min_prompt + tokens tokens (and at most max_total, if not 0); the
+    prompt is what comes before its last `tokens` tokens, of which the last max_prompt are taken.
     """
-    passages, seen, waiting = Passages([], [], []), set(), list[str]()
+    passages, names, waiting = Passages([], [], []), set[str](), list[str]()
 
     def take() -> None:
         for text, row in zip(waiting, codec.encode_all(waiting)):
-            if (
-                len(row) < min_prompt + tokens
-                or (max_total and len(row) > max_total)
-                or len(passages) == limit
-            ):
-                continue
-            passages.ids.append(name_of(text))
-            passages.prompts.append(row[:-tokens][-max_prompt:])
-            passages.human.append(row[-tokens:])
+            fits = len(row) >= min_prompt + tokens and (not max_total or len(row) <= max_total)
+            if fits and len(passages) < limit:
+                passages.ids.append(name_of(text))
+                passages.prompts.append(row[:-tokens][-max_prompt:])
+                passages.human.append(row[-tokens:])
         waiting.clear()
 
     for text in texts:
-        seen.add(name_of(text))
+        names.add(name_of(text))
         waiting.append(text)
-        if len(waiting) == 256:
+        if len(waiting) == TOKENIZED_AT_ONCE:
             take()
         if len(passages) == limit:
             break
     take()
     if len(passages) < limit:
-        raise sources.MissingInput(f"only {len(passages)} of {limit} texts have {min_prompt} + {tokens} tokens; "
-                                   "give more text, or ask for fewer prompts (train_prompts, test_prompts)")  # fmt: skip
-    return passages, seen
+        have = f"only {len(passages)} of {limit} texts have {min_prompt} + {tokens} tokens"
+        remedy = "give more text, or ask for fewer prompts (train_prompts, test_prompts)"
+        raise sources.MissingInput(f"{have}; {remedy}")
+    return passages, names
 
 
-# ---- corpora -------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Cut:
+    """Passages of the generators' training, of the evaluation (all parts), and the texts left."""
+
+    train: Passages
+    evaluation: Passages
+    left: list[str]
+
+    def parts(self, config: Config) -> dict[str, Passages]:
+        """train, validation, test and, if there are any, null."""
+        v, t = config.validation_prompts, config.validation_prompts + config.test_prompts
+        whole = self.evaluation
+        parts = {"train": self.train, "validation": whole[:v], "test": whole[v:t]}
+        return parts | {"null": whole[t:]}
+
+
+def cut_all(config: Config, codec: Codec, texts: list[str] | None, root: Path | None) -> Cut:
+    """Cut the listed texts (evaluation first), or C4's two splits where `texts` is None.
+
+    As in the paper, C4's texts have an upper limit of tokens, too."""
+    n = config.validation_prompts + config.test_prompts * (1 + config.null_texts)
+    of_evaluation = (config.new_tokens, config.min_prompt, config.max_prompt, n)
+    of_training = (
+        config.train_tokens,
+        config.train_min_prompt,
+        config.train_max_prompt,
+        config.train_prompts,
+    )
+    if texts is None:
+        longest = config.train_max_prompt + config.train_tokens
+        train, _ = cut(c4("train", root), codec, *of_training, max_total=longest)
+        longest = config.max_prompt + config.new_tokens
+        evaluation, _ = cut(c4("validation", root), codec, *of_evaluation, max_total=longest)
+        return Cut(train, evaluation, [])
+    evaluation, used = cut(texts, codec, *of_evaluation)
+    rest = [t for t in texts if name_of(t) not in used]
+    train, used = cut(rest, codec, *of_training)
+    return Cut(train, evaluation, [t for t in rest if name_of(t) not in used])
+
+
+def save_passages(parts: dict[str, Passages], folder: Path) -> None:
+    stored = {name: asdict(passages) for name, passages in parts.items()}
+    (folder / "passages.json").write_text(json.dumps(stored))
+
+
+def load_passages(config: Config, part: str) -> Passages:
+    """A part of what stage `base` cut."""
+    text = (Path(config.uses["base"]) / "passages.json").read_text()
+    return Passages(**json.loads(text)[part])
+
+
+# --- corpora --------------------------------------------------------------------------------------
 
 
 def corpus(name: str) -> list[str]:
-    """Texts for a language model trained here, in an order that is random but the same for all seeds."""
+    """Texts for a language model trained here, in a random order that is one for all seeds."""
     texts = bundled.documentation_texts() if name == "documentation" else bundled.english()
     return sorted(dict.fromkeys(texts), key=name_of)
 
@@ -184,15 +244,15 @@ def corpus(name: str) -> list[str]:
 def c4(part: str, root: Path | None = None) -> Iterator[str]:
     """Texts of C4 real-news-like in stored order; part: train or validation.
 
-    From REPRO_DATA (`c4/realnewslike/c4-<part>.*.json.gz`, one object with `text` a line) or streamed from the hub.
+    From REPRO_DATA (`c4/realnewslike/c4-<part>.*.json.gz`, one object with `text` a line) or
+    streamed from the hub.
     """
     place = root or sources.find_data(C4, C4_HUB)
     if isinstance(place, Path):
         files = sorted(place.glob(f"c4-{part}.*.json.gz"))
         if not files:
-            raise sources.MissingInput(
-                f"{place} has no c4-{part}.*.json.gz; fetch them from allenai/c4"
-            )
+            remedy = "fetch them from allenai/c4"
+            raise sources.MissingInput(f"{place} has no c4-{part}.*.json.gz; {remedy}")
         for file in files:
             sources.note(f"{C4}/{file.name}", file)
             with gzip.open(file, "rt", encoding="utf-8") as lines:
@@ -200,45 +260,10 @@ def c4(part: str, root: Path | None = None) -> Iterator[str]:
                     try:
                         yield json.loads(line)["text"]
                     except (ValueError, KeyError, TypeError) as error:
-                        raise BadInput(
-                            f"{file}, line {number}: not a JSON object with 'text'"
-                        ) from error
+                        where = f"{file}, line {number}"
+                        raise BadInput(f"{where}: not a JSON object with 'text'") from error
         return
     import datasets
 
     for row in datasets.load_dataset(place.id, place.config, split=part, streaming=True):
         yield row["text"]
-
-
-SYLLABLES = ("ka", "lo", "mi", "ten", "ra", "vos", "du", "per", "sin", "ga", "bel", "or")
-
-
-def sample(task: str, n: int, stream: torch.Generator, root: Path, words: int = 40) -> Path:
-    """Write n invented news texts for each part in C4's layout under root; `c4(part, root)` reads them back.
-
-    The words are invented, with the frequencies of Zipf's law, so that tokenizers and models have something to fit.
-    """
-    lexicon = [a + b for a in SYLLABLES for b in SYLLABLES] + [a + b + c for a in SYLLABLES[:5] for b in SYLLABLES
-                                                              for c in SYLLABLES[:4]]  # fmt: skip
-    weight = 1.0 / torch.arange(1, len(lexicon) + 1)
-    for part in ("train", "validation"):
-        folder = root / C4
-        folder.mkdir(parents=True, exist_ok=True)
-        with gzip.open(
-            folder / f"c4-{part}.00000-of-00001.json.gz", "wt", encoding="utf-8"
-        ) as file:
-            for i in range(n):
-                chosen = torch.multinomial(
-                    weight, words, replacement=True, generator=stream
-                ).tolist()
-                sentences = [
-                    " ".join(lexicon[w] for w in chosen[k : k + 9]) for k in range(0, words, 9)
-                ]
-                text = ". ".join(s.capitalize() for s in sentences) + "."
-                row = {
-                    "text": text,
-                    "timestamp": "2019-04-22T00:00:00Z",
-                    "url": f"https://example.org/{task}/{i}",
-                }
-                file.write(json.dumps(row) + "\n")
-    return root / C4

@@ -2,8 +2,9 @@
 
     python -m ts_watermark.detect FILE --generators DIR [--html OUT]
 
-FILE holds plain text, or JSON: a list of token ids. DIR is a folder that `Watermark.save` wrote, e.g. the
-export/ of a run. Prints z, the p-value and the decision; --html writes the text with every token coloured.
+FILE holds plain text, or JSON: a list of token ids. DIR is a folder that `Watermark.save` wrote,
+e.g. the export/ of a run. Prints z, the p-value and the decision; --html writes the text with every
+token coloured.
 """
 
 from __future__ import annotations
@@ -12,36 +13,59 @@ import argparse
 import html
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
-from ts_watermark.data import KNOWN_SHARE, load_codec
+from shared.protocol import BadInput
+from ts_watermark.data import KNOWN_SHARE, Codec, load_codec
 from ts_watermark.hashing import checked_ids, p_value, z_from_counts
 from ts_watermark.watermark import Converter, Watermark
 
 Z_THRESHOLD = 4.0  # the default decision: one false alarm in 31,600 under the normal approximation
 
 
+class Evidence(NamedTuple):
+    """Position by position, entry t for token t + 1: (n - 1,) each.
+
+    previous: id that chose the list. green: the token is in it. gamma: share of the list. counted:
+    False where a position was skipped."""
+
+    previous: np.ndarray
+    green: np.ndarray
+    gamma: np.ndarray
+    counted: np.ndarray
+
+    def z_of_windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """z of each window of `length` tokens (length - 1 pairs); -inf where nothing is counted."""
+
+        def total(x: np.ndarray) -> np.ndarray:
+            sums = np.concatenate([[0.0], np.cumsum(np.where(self.counted, x, 0.0))])
+            return sums[starts + length - 1] - sums[starts]
+
+        excess = total(self.green) - total(self.gamma)
+        variance = total(self.gamma * (1 - self.gamma))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(variance > 1e-12, excess / np.sqrt(variance), -np.inf)
+
+
 @dataclass(frozen=True)
 class Detection:
-    """z, p-value (upper tail; for a windowed maximum Bonferroni over the windows), counts, and the evidence.
+    """z, its p-value (upper tail; Bonferroni over the windows), counts of the best window.
 
-    ids: (n,) scored text. previous: (n-1,) id that chose each list. green, gamma, counted: (n-1,), entry t for
-    token t+1; counted is False where a position was skipped. start: of the best window.
-    """
+    ids: (n,) scored text. start: first token of the best window."""
 
     z: float
     p_value: float
     green_count: int
     scored: int
     ids: np.ndarray
-    previous: np.ndarray
-    green: np.ndarray
-    gamma: np.ndarray
-    counted: np.ndarray
+    evidence: Evidence
     windows: int = 1
     start: int = 0
 
@@ -53,54 +77,51 @@ class Detection:
 class Detector:
     """Scores texts or ids against one watermark. Each call is a pure function of the text.
 
-    codec: encodes text into the ids that the language model would see (`data.Codec`); needed for text only.
-    converter: for text of another vocabulary's model (3.9).
+    codec: encodes text into the ids that the language model would see (`data.Codec`); needed for
+    text only. converter: for text of another vocabulary's model.
     """
 
     def __init__(
-        self, watermark: Watermark, codec=None, device="cpu", converter: Converter | None = None
+        self,
+        watermark: Watermark,
+        codec: Codec | None = None,
+        device: torch.device | str = "cpu",
+        converter: Converter | None = None,
     ):
         self.watermark, self.codec, self.converter = watermark, codec, converter
         self.lists = watermark.green_lists(device)
         self.gamma = watermark.gamma.double().numpy()
 
     @classmethod
-    def load(cls, folder: str | Path, device="cpu") -> Detector:
+    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> Detector:
         """From a folder that `Watermark.save` wrote, with the tokenizer in it if there is one."""
         watermark = Watermark.load(folder)
         tokenizer = Path(folder) / "tokenizer"
         return cls(watermark, load_codec(tokenizer) if tokenizer.is_dir() else None, device)
 
-    def encode(self, text_or_ids) -> np.ndarray:
-        """(n,) ids, special tokens removed; ValueError for a text that cannot be scored."""
+    def encode(self, text_or_ids: str | ArrayLike) -> np.ndarray:
+        """(n,) ids, special tokens removed; BadInput for a text that cannot be scored."""
         if isinstance(text_or_ids, str):
             if not text_or_ids.strip():
-                raise ValueError(
-                    "the text is empty; at least 2 tokens are needed (the first is not scored)"
-                )
+                need = "at least 2 tokens are needed (the first is not scored)"
+                raise BadInput(f"the text is empty; {need}")
             if self.codec is None:
-                raise ValueError(
-                    "this watermark folder has no tokenizer/: give token ids instead of text"
-                )
-            ids = self.codec.encode(text_or_ids)
-        else:
-            ids = text_or_ids
-        special = getattr(self.codec, "bos", None)
-        ids = checked_ids(ids, self.watermark.vocab_size)
-        if (
-            special is not None and ids[0] == special
-        ):  # a leading BOS is the tokenizer's, not the model's
+                remedy = "give token ids instead of text"
+                raise BadInput(f"this watermark folder has no tokenizer/: {remedy}")
+            text_or_ids = self.codec.encode(text_or_ids)
+        ids = checked_ids(text_or_ids, self.watermark.vocab_size)
+        bos = self.codec.bos if self.codec else None
+        if bos is not None and ids[0] == bos:  # it is the tokenizer's, not the model's
             ids = checked_ids(ids[1:], self.watermark.vocab_size)
         return ids
 
-    def evidence(self, ids: np.ndarray, unique_bigrams: bool = False):
-        """previous, green, gamma, counted: (n-1,) each, for positions 2..n."""
+    def evidence(self, ids: np.ndarray, unique_bigrams: bool = False) -> Evidence:
+        """What each of the positions 2..n of one text says."""
         if self.converter is None:
             previous = ids[:-1]
         else:
-            previous = np.array(
-                [self.converter(ids[max(0, t - 5) : t].tolist()) for t in range(1, len(ids))]
-            )
+            windows = [ids[max(0, t - Converter.WINDOW) : t].tolist() for t in range(1, len(ids))]
+            previous = np.array([self.converter(window) for window in windows])
         counted = previous >= 0
         if unique_bigrams:
             pairs = np.stack([previous, ids[1:]], axis=1)
@@ -113,81 +134,98 @@ class Detector:
             masks = self.lists.masks(tokens[part])
             picked = masks.gather(1, following[part].to(masks.device)[:, None])[:, 0]
             green[part.numpy()] = picked.cpu().numpy()
-        return previous, green & counted, self.gamma[tokens.numpy()], counted
+        return Evidence(previous, green & counted, self.gamma[tokens.numpy()], counted)
 
-    def z_all(self, rows, keep=None) -> np.ndarray:
-        """z of many id lists at once, (n,), nan for one that cannot be scored; as `score(ids).z`, without checks
-        or evidence. keep: per text a (len,) bool array of the positions that count (SWEET)."""
+    def z_all(
+        self, rows: Sequence[Sequence[int]], counts: Sequence[np.ndarray] | None = None
+    ) -> np.ndarray:
+        """z of many id lists at once, (n,); nan for one that cannot be scored.
+
+        As `score(ids).z`, without checks. counts: for each text a (len,) bool array, True where a
+        position counts (SWEET)."""
         lengths = np.array([len(row) for row in rows])
-        values = np.full(len(rows), np.nan)
+        z = np.full(len(rows), np.nan)
         if lengths.sum() < 2:
-            return values
-        ids = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+            return z
         owner = np.repeat(np.arange(len(rows)), lengths)
-        if self.converter is None:
+        if self.converter is None:  # as one long text, for speed
+            ids = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
             _, green, gamma, counted = self.evidence(ids)
             counted = counted & (owner[1:] == owner[:-1])  # no pair across two texts
             owner = owner[1:]
         else:
             parts = [self.evidence(np.asarray(row)) for row in rows if len(row) > 1]
-            green, gamma, counted = (np.concatenate([p[k] for p in parts]) for k in (1, 2, 3))
+            _, green, gamma, counted = (np.concatenate(column) for column in zip(*parts))
             owner = np.repeat(np.arange(len(rows)), np.maximum(lengths - 1, 0))
-        if keep is not None:
-            inside = np.concatenate([np.asarray(k, dtype=bool) for k in keep])
+        if counts is not None:
+            inside = np.concatenate([np.asarray(k, dtype=bool) for k in counts])
             counted = counted & (inside[1:] if self.converter is None else inside)
-        total = lambda x: np.bincount(owner[counted], x[counted], minlength=len(rows))  # noqa: E731
+
+        def total(x: np.ndarray) -> np.ndarray:
+            return np.bincount(owner[counted], x[counted], minlength=len(rows))
+
         variance = total(gamma * (1 - gamma))
         scored = variance > 0
-        values[scored] = (total(green * 1.0) - total(gamma))[scored] / np.sqrt(variance[scored])
-        return values
+        z[scored] = (total(green * 1.0) - total(gamma))[scored] / np.sqrt(variance[scored])
+        return z
 
     def score(
-        self, text_or_ids, unique_bigrams=False, window: int | None = None, stride: int = 10
+        self,
+        text_or_ids: str | ArrayLike,
+        unique_bigrams: bool = False,
+        window: int | None = None,
+        stride: int = 10,
     ) -> Detection:
-        """z of the text; with `window`, the largest z over windows of so many tokens, starts 0, stride, ...
+        """z of the text; with `window`, the largest z over windows of so many tokens.
 
-        The window finds a watermarked piece inside other text (copy-paste). A text not longer than the window is
-        scored whole. unique_bigrams counts each (previous, next) pair once (off in the paper).
+        Windows start at 0, stride, 2 stride, ...; they find a watermarked piece inside other text
+        (copy-paste). A text not longer than the window is scored whole. unique_bigrams counts each
+        (previous, next) pair once (off in the paper).
         """
         ids = self.encode(text_or_ids)
-        previous, green, gamma, counted = self.evidence(ids, unique_bigrams)
-        if isinstance(text_or_ids, str) and self.codec.known_share(text_or_ids) < KNOWN_SHARE:
-            raise ValueError(f"only {self.codec.known_share(text_or_ids):.0%} of the text's word pieces are in the "
-                             "watermark's vocabulary: it was not written by this model")  # fmt: skip
-        if not counted.any():
-            raise ValueError("no position of this text can be scored: no token of it converts")
+        evidence = self.evidence(ids, unique_bigrams)
+        if isinstance(text_or_ids, str) and self.codec is not None:
+            share = self.codec.known_share(text_or_ids)
+            if share < KNOWN_SHARE:
+                what = (
+                    f"only {share:.0%} of the text's word pieces are in the watermark's vocabulary"
+                )
+                raise BadInput(f"{what}: it was not written by this model")
+        if not evidence.counted.any():
+            raise BadInput("no position of this text can be scored: no token of it converts")
         length = len(ids) if window is None or len(ids) <= window else window
         if length < 2:
-            raise ValueError(
-                f"window={window}: at least 2 tokens are needed (the first is not scored)"
-            )
+            need = "at least 2 tokens are needed (the first is not scored)"
+            raise BadInput(f"window={window}: {need}")
         starts = np.arange(0, len(ids) - length + 1, stride)
-        total = lambda x: np.concatenate([[0.0], np.cumsum(np.where(counted, x, 0.0))])  # noqa: E731
-        span = lambda c: c[starts + length - 1] - c[starts]  # noqa: E731  window s scores pairs s .. s+length-2
-        greens, means, variances = (
-            span(total(green)),
-            span(total(gamma)),
-            span(total(gamma * (1 - gamma))),
+        best = int(evidence.z_of_windows(starts, length).argmax())
+        inside = slice(starts[best], starts[best] + length - 1)
+        _, green, gamma, counted = (column[inside] for column in evidence)
+        coins = gamma[counted]
+        z = z_from_counts(green.sum(), coins.sum(), (coins * (1 - coins)).sum())
+        return Detection(
+            z=z,
+            p_value=min(1.0, p_value(z) * len(starts)),
+            green_count=int(green.sum()),
+            scored=int(counted.sum()),
+            ids=ids,
+            evidence=evidence,
+            windows=len(starts),
+            start=int(starts[best]),
         )
-        with np.errstate(invalid="ignore", divide="ignore"):
-            z = np.where(variances > 1e-12, (greens - means) / np.sqrt(variances), -np.inf)
-        best = int(z.argmax())
-        here = slice(starts[best], starts[best] + length - 1)
-        value = z_from_counts(green[here].sum(), gamma[here][counted[here]].sum(),
-                              (gamma * (1 - gamma))[here][counted[here]].sum())  # fmt: skip
-        return Detection(value, min(1.0, p_value(value) * len(starts)), int(green[here].sum()),
-                         int(counted[here].sum()), ids, previous, green, gamma, counted, len(starts),
-                         int(starts[best]))  # fmt: skip
 
 
-# ---- the coloured view -----------------------------------------------------------------------------------------
+# --- the coloured view ----------------------------------------------------------------------------
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Watermark: {verdict}</title>
 <style>
-body {{ font: 16px/1.9 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b }}
+body {{ font: 16px/1.9 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1b1b1b }}
 .t {{ padding: 2px 0; border-bottom: 3px solid transparent; white-space: pre-wrap }}
-.g {{ background: #d7f0dd; border-color: #1b7a3d }} .r {{ background: #fbe0de; border-color: #b3372f }}
-.s {{ color: #777 }} dt {{ float: left; clear: left; width: 11rem; color: #555 }} dd {{ margin-left: 12rem }}
+.g {{ background: #d7f0dd; border-color: #1b7a3d }}
+.r {{ background: #fbe0de; border-color: #b3372f }}
+.s {{ color: #777 }}
+dt {{ float: left; clear: left; width: 11rem; color: #555 }} dd {{ margin-left: 12rem }}
 </style>
 <h1>{verdict}</h1><dl><dt>z</dt><dd>{z:.3f}</dd><dt>p-value</dt><dd>{p:.3g}</dd>
 <dt>green tokens</dt><dd>{green} of {scored} (expected {expected:.1f} without a watermark)</dd>
@@ -199,58 +237,59 @@ point at a token to see its list's share gamma.</p><p>{tokens}</p></html>
 
 def to_html(detection: Detection, pieces: list[str]) -> str:
     """One page, no script, no outside file. pieces: (n,) printable text of each token."""
-    spans = [
-        f'<span class="t s" title="the first token has no list">{html.escape(pieces[0])}</span>'
-    ]
+    evidence = detection.evidence
+    first = "the first token has no list"
+    spans = [f'<span class="t s" title="{first}">{html.escape(pieces[0])}</span>']
     for t, piece in enumerate(pieces[1:]):
-        kind = "g" if detection.green[t] else "r"
-        word = "green" if detection.green[t] else "red"
-        title = f"{word}; gamma {detection.gamma[t]:.3f}"
-        if not detection.counted[t]:
-            kind, title = "s", "not scored"
-        spans.append(f'<span class="t {kind}" title="{title}">{html.escape(piece)}</span>')
-    scored = detection.counted[detection.start : detection.start + len(detection.ids) - 1]
-    gamma = detection.gamma[detection.start : detection.start + len(scored)][: len(scored)]
-    expected = float(gamma[scored][: detection.scored].sum())
-    window = (
-        "the whole text"
-        if detection.windows == 1
-        else f"best of {detection.windows}, from token {detection.start}"
+        color, word = ("g", "green") if evidence.green[t] else ("r", "red")
+        title = f"{word}; gamma {evidence.gamma[t]:.3f}"
+        if not evidence.counted[t]:
+            color, title = "s", "not scored"
+        spans.append(f'<span class="t {color}" title="{title}">{html.escape(piece)}</span>')
+    after = slice(detection.start, None)
+    gamma = evidence.gamma[after][evidence.counted[after]]
+    window = f"best of {detection.windows}, from token {detection.start}"
+    return PAGE.format(
+        verdict=verdict(detection),
+        z=detection.z,
+        p=detection.p_value,
+        green=detection.green_count,
+        scored=detection.scored,
+        expected=float(gamma[: detection.scored].sum()),
+        window="the whole text" if detection.windows == 1 else window,
+        tokens="".join(spans),
     )
-    return PAGE.format(verdict="watermark found" if detection.watermarked else "no watermark found", z=detection.z,
-                       p=detection.p_value, green=detection.green_count, scored=detection.scored,
-                       expected=expected, window=window, tokens="".join(spans))  # fmt: skip
+
+
+def verdict(detection: Detection) -> str:
+    return "watermark found" if detection.watermarked else "no watermark found"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m ts_watermark.detect", description=__doc__.split("\n\n")[0]
-    )
+    about = (__doc__ or "").split("\n\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m ts_watermark.detect", description=about)
     parser.add_argument("file", type=Path, help="text, or a JSON list of token ids")
     parser.add_argument("--generators", type=Path, required=True, help="folder of the watermark")
-    parser.add_argument("--html", type=Path, help="write the coloured text here")
+    parser.add_argument("--html", type=Path, help="write the coloured text into this file")
     parser.add_argument("--window", type=int, help="largest z over windows of so many tokens")
-    parser.add_argument(
-        "--unique-bigrams", action="store_true", help="count each pair of tokens once"
-    )
-    given = parser.parse_args()
+    once = "count each pair of tokens once"
+    parser.add_argument("--unique-bigrams", action="store_true", help=once)
+    options = parser.parse_args()
     try:
-        detector = Detector.load(given.generators)
-        text = given.file.read_text()
-        content = json.loads(text) if given.file.suffix == ".json" else text
-        detection = detector.score(content, given.unique_bigrams, given.window)
+        detector = Detector.load(options.generators)
+        text = options.file.read_text()
+        content = json.loads(text) if options.file.suffix == ".json" else text
+        detection = detector.score(content, options.unique_bigrams, options.window)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    decision = "watermark found" if detection.watermarked else "no watermark found"
-    print(f"{decision} (threshold z > {Z_THRESHOLD:g})")
-    print(
-        f"z = {detection.z:.3f}   p = {detection.p_value:.3g}   green {detection.green_count} of {detection.scored}"
-    )
-    if given.html:
+    print(f"{verdict(detection)} (threshold z > {Z_THRESHOLD:g})")
+    counts = f"green {detection.green_count} of {detection.scored}"
+    print(f"z = {detection.z:.3f}   p = {detection.p_value:.3g}   {counts}")
+    if options.html:
         codec = detector.codec
         pieces = codec.pieces(detection.ids) if codec else [f"{i} " for i in detection.ids]
-        given.html.write_text(to_html(detection, pieces))
-        print(f"coloured text: {given.html}")
+        options.html.write_text(to_html(detection, pieces))
+        print(f"coloured text: {options.html}")
 
 
 if __name__ == "__main__":

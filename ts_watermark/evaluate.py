@@ -2,44 +2,38 @@
 
     python -m ts_watermark.evaluate DIR        # metrics of a finished run
 
-An arm is a watermark traced over its strengths: arrays are (n items, K strengths), `_strengths` names the columns.
-Frontiers are compared at equal detectability, never at equal delta: the opponent's value is interpolated, linearly
-in its mean z, at the mean z of the method.
+An arm is a watermark traced over its strengths: arrays are (n items, K strengths), `_strengths`
+names the columns. Frontiers are compared at equal detectability, never at equal delta: the
+opponent's value is interpolated, linearly in its mean z, at the mean z of the method.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-WORD_CLASSES = {
-    "determiner": {
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "each",
-        "every",
-        "any",
-        "some",
-    },
-    "punctuation": {".", ",", ";", ":", "!", "?", ")"},
-}  # where Figure 4 finds small and large delta
+from shared.protocol import BadInput
+
+DETERMINERS = {"a", "an", "the", "this", "that", "these", "those", "each", "every", "any", "some"}
+WORD_CLASSES = {  # where Figure 4 finds small and large delta
+    "determiner": DETERMINERS,
+    "punctuation": set(".,;:!?)"),
+}
 
 Predictions = dict[str, np.ndarray]
+Statistic = Callable[[dict[str, Predictions]], float]
 
 
-# ---- thresholds and scores -----------------------------------------------------------------------------------
+# --- thresholds and scores ------------------------------------------------------------------------
 
 
 def threshold_at(human: np.ndarray, fpr: float) -> float:
-    """The paper's threshold: (floor(fpr n) + 1)-th largest human z + 0.001 (0 %: the largest; 1 % of 500: the sixth).
+    """The paper's threshold: (floor(fpr n) + 1)-th largest human z + 0.001 (0 %: the largest; 1 %
+    of 500: the sixth).
 
     ValueError if the texts are too few for the rate: at least one text must be allowed above it.
     """
@@ -47,18 +41,16 @@ def threshold_at(human: np.ndarray, fpr: float) -> float:
     allowed = int(fpr * len(human) + 1e-9)
     if len(human) == 0 or not 0 <= fpr < 1 or (fpr > 0 and allowed == 0):
         least = math.ceil(1 / fpr) if fpr > 0 else 1
-        raise ValueError(f"{len(human)} human texts cannot set a threshold at {fpr:.1%} false positives; "
-                         f"at least {least} are needed")  # fmt: skip
+        what = f"{len(human)} human texts cannot set a threshold at {fpr:.1%} false positives"
+        raise BadInput(f"{what}; at least {least} are needed")
     return float(np.sort(human)[::-1][allowed]) + 0.001
 
 
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
     """Probability that a watermarked z exceeds a human one, ties counted half."""
     negative = np.sort(negative)
-    below = np.searchsorted(negative, positive, "left") + np.searchsorted(
-        negative, positive, "right"
-    )
-    return float(below.mean() / 2 / len(negative))
+    smaller, up_to = (np.searchsorted(negative, positive, side) for side in ("left", "right"))
+    return float((smaller + up_to).mean() / 2 / len(negative))
 
 
 def best_f1(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -71,52 +63,69 @@ def best_f1(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def score(predictions: Predictions) -> dict[str, float]:
-    """Metrics per strength, `<metric>@<gamma>_<delta>`: z, cosine, ppl, auroc, tpr0, tpr1, tpr_analytic (z > 2.326),
-    f1, mean_gamma, mean_delta, null moments, and the same after attacks."""
-    found: dict[str, float] = {}
-    p = {
-        k: np.asarray(v, dtype=float)
-        for k, v in predictions.items()
-        if k not in ("id", "_strengths")
-    }
-    enough = len(p["z"]) >= 100
+    """Metrics per strength, `<metric>@<gamma>_<delta>`; README.md explains them."""
+    metrics: dict[str, float] = {}
+    numbers = {k: v for k, v in predictions.items() if k not in ("id", "_strengths")}
+    columns = {k: np.asarray(v, dtype=float) for k, v in numbers.items()}
+    passes = columns.pop("_detection_model_passes")
     for k, name in enumerate(map(str, predictions["_strengths"])):
-        z, human = p["z"][:, k], p["z_human"][:, k]
-        found |= {f"z@{name}": z.mean(), f"z_sd@{name}": z.std(ddof=1) if len(z) > 1 else 0.0,
-                  f"cosine@{name}": p["cosine"][:, k].mean(), f"auroc@{name}": auroc(z, human),
-                  f"f1@{name}": best_f1(z, human), f"tpr_analytic@{name}": (z > 2.326).mean(),
-                  f"z_human@{name}": human.mean(), f"roundtrip@{name}": p["roundtrip"][:, k].mean()}  # fmt: skip
-        if p["nll"][:, k].any():
-            found[f"ppl@{name}"] = math.exp(p["nll"][:, k].mean())
-        for key in ("gamma_mean", "delta_mean"):
-            if key in p:
-                found[f"{key}@{name}"] = p[key][:, k].mean()
-        attacks = [
-            c[2:] for c in p if c.startswith("z_") and not c.endswith("human") and "null" not in c
-        ]
-        for label in ["", *attacks]:
-            own = p[f"z_{label}" if label else "z"][:, k]
-            reference = p.get(f"z_{label}_human", p["z_human"])[:, k] if label else human
-            suffix = f"_{label}" if label else ""
-            found[f"tpr0{suffix}@{name}"] = (own > threshold_at(reference, 0.0)).mean()
-            found[f"threshold0{suffix}@{name}"] = threshold_at(reference, 0.0)
-            if enough:
-                found[f"tpr1{suffix}@{name}"] = (own > threshold_at(reference, 0.01)).mean()
-                found[f"threshold1{suffix}@{name}"] = threshold_at(reference, 0.01)
-            if label:
-                found |= {f"z_{label}@{name}": own.mean(), f"auroc_{label}@{name}": auroc(own, reference),
-                          f"z_{label}_human@{name}": reference.mean(), f"f1_{label}@{name}": best_f1(own, reference)}  # fmt: skip
-        if "cosine_dipper" in p:
-            found[f"cosine_dipper@{name}"] = p["cosine_dipper"][:, k].mean()
-    found["detection_model_passes"] = float(p["_detection_model_passes"])
-    return {k: float(v) for k, v in found.items()}
+        of_strength = score_strength({key: column[:, k] for key, column in columns.items()})
+        metrics |= {f"{metric}@{name}": float(value) for metric, value in of_strength.items()}
+    return metrics | {"detection_model_passes": float(passes)}
 
 
-# ---- frontiers -------------------------------------------------------------------------------------------------
+def score_strength(p: Predictions) -> dict[str, float]:
+    """Metrics of one strength from its columns (n,)."""
+    z, human = p["z"], p["z_human"]
+    metrics = {
+        "z": z.mean(),
+        "z_sd": z.std(ddof=1) if len(z) > 1 else 0.0,
+        "cosine": p["cosine"].mean(),
+        "auroc": auroc(z, human),
+        "f1": best_f1(z, human),
+        "tpr_analytic": (z > 2.326).mean(),
+        "z_human": human.mean(),
+        "roundtrip": p["roundtrip"].mean(),
+    }
+    if p["nll"].any():
+        metrics["ppl"] = math.exp(p["nll"].mean())
+    for key in ("gamma_mean", "delta_mean", "cosine_dipper"):
+        if key in p:
+            metrics[key] = p[key].mean()
+    metrics |= at_thresholds(z, human, "")
+    for key in p:
+        if key.startswith("z_") and not key.endswith("human") and "null" not in key:
+            metrics |= score_attack(key.removeprefix("z_"), p[key], p.get(f"{key}_human", human))
+    return metrics
+
+
+def score_attack(attack: str, z: np.ndarray, human: np.ndarray) -> dict[str, float]:
+    """Metrics of z after an attack (or of SWEET's blind detector), beside its own human z."""
+    metrics = {
+        f"z_{attack}": z.mean(),
+        f"auroc_{attack}": auroc(z, human),
+        f"z_{attack}_human": human.mean(),
+        f"f1_{attack}": best_f1(z, human),
+    }
+    return metrics | at_thresholds(z, human, f"_{attack}")
+
+
+def at_thresholds(z: np.ndarray, human: np.ndarray, suffix: str) -> dict[str, float]:
+    """True positive rates at 0 % and, from 100 texts on, at 1 % false positives."""
+    metrics = {}
+    for name, fpr in (("0", 0.0), ("1", 0.01))[: 2 if len(z) >= 100 else 1]:
+        threshold = threshold_at(human, fpr)
+        metrics[f"tpr{name}{suffix}"] = (z > threshold).mean()
+        metrics[f"threshold{name}{suffix}"] = threshold
+    return metrics
+
+
+# --- frontiers ------------------------------------------------------------------------------------
 
 
 def interpolated(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    """Value at x of the line through neighbouring points (xs, ys); beyond the ends, the last segment goes on."""
+    """Value at x of the line through neighbouring points (xs, ys); beyond the ends, the last
+    segment goes on."""
     order = np.argsort(xs, kind="stable")
     xs, ys = xs[order], ys[order]
     right = np.clip(np.searchsorted(xs, x), 1, len(xs) - 1)
@@ -126,13 +135,13 @@ def interpolated(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
 
 def gap_at_equal_z(method: Predictions, sweep: Predictions, value: str, z: str = "z") -> float:
     """Mean over the method's strengths of value(method) - value(sweep at the method's mean z)."""
-    own = method[value].mean(0, dtype=float)
-    there = interpolated(
-        method["z"].mean(0, dtype=float),
-        sweep[z].mean(0, dtype=float),
-        sweep[value].mean(0, dtype=float),
-    )
-    return float((own - there).mean())
+    opponent = interpolated(mean(method, "z"), mean(sweep, z), mean(sweep, value))
+    return float((mean(method, value) - opponent).mean())
+
+
+def mean(predictions: Predictions, column: str) -> np.ndarray:
+    """Means over items, (K,)."""
+    return predictions[column].mean(0, dtype=float)
 
 
 def two(predictions: dict[str, Predictions]) -> tuple[Predictions, Predictions]:
@@ -152,11 +161,12 @@ def frontier_gap_blind(predictions: dict[str, Predictions]) -> float:
 
 
 def fluency_gap(predictions: dict[str, Predictions]) -> float:
-    """Opponent's negative log-likelihood minus the method's, at the same mean z (nats a token; positive = better)."""
+    """Opponent's negative log-likelihood minus the method's, at the same mean z (nats a token;
+    positive = better)."""
     return -gap_at_equal_z(*two(predictions), "nll")
 
 
-def survival(attack: str):
+def survival(attack: str) -> Statistic:
     """Statistic: z after an attack, minus the opponent's at the same mean z before it."""
 
     def statistic(predictions: dict[str, Predictions]) -> float:
@@ -167,13 +177,11 @@ def survival(attack: str):
 
 
 def frontier_dominance(predictions: dict[str, Predictions]) -> float:
-    """Smaller of the two gains of the first arm over the second, strength by strength, in units of their scale:
-    cosine / 0.01 and z / 0.1. Positive only if both objectives improve."""
+    """Smaller of the two gains of the first arm over the second, strength by strength, in units of
+    their scale: cosine / 0.01 and z / 0.1. Positive only if both objectives improve."""
     method, start = two(predictions)
-    cosine = (
-        method["cosine"].mean(0, dtype=float) - start["cosine"].mean(0, dtype=float)
-    ).mean() / 0.01
-    z = (method["z"].mean(0, dtype=float) - start["z"].mean(0, dtype=float)).mean() / 0.1
+    cosine = (mean(method, "cosine") - mean(start, "cosine")).mean() / 0.01
+    z = (mean(method, "z") - mean(start, "z")).mean() / 0.1
     return float(min(cosine, z))
 
 
@@ -184,34 +192,38 @@ def null_z(predictions: Predictions) -> np.ndarray:
 
 
 def null_calibration(predictions: dict[str, Predictions]) -> float:
-    """0.15 minus the larger of |mean| and |sd - 1| of z on human text: positive = calibrated within 0.15."""
+    """0.15 minus the larger of |mean| and |sd - 1| of z on human text: positive = calibrated within
+    0.15."""
     z = null_z(next(iter(predictions.values())))
     return float(0.15 - max(abs(z.mean()), abs(z.std(ddof=1) - 1)))
 
 
 def null_tail(predictions: dict[str, Predictions]) -> float:
-    """0.02 minus the share of human texts above the analytic 1 % threshold: positive = at most twice the nominal rate."""
+    """0.02 minus the share of human texts above the analytic 1 % threshold: positive = at most
+    twice the nominal rate."""
     return float(0.02 - (null_z(next(iter(predictions.values()))) > 2.326).mean())
 
 
 def punctuation_over_determiners(predictions: dict[str, Predictions]) -> float:
-    """Mean delta at punctuation minus at determiners, over generated tokens, mean over strengths."""
+    """Mean delta at punctuation minus at determiners, over generated tokens, mean over
+    strengths."""
     p = next(iter(predictions.values()))
-    mean = {
-        c: p[f"delta_sum_{c}"].sum(0, dtype=float)
-        / np.maximum(p[f"count_{c}"].sum(0, dtype=float), 1)
-        for c in WORD_CLASSES
-    }
-    return float((mean["punctuation"] - mean["determiner"]).mean())
+
+    def delta(words: str) -> np.ndarray:
+        count = np.maximum(p[f"count_{words}"].sum(0, dtype=float), 1)
+        return p[f"delta_sum_{words}"].sum(0, dtype=float) / count
+
+    return float((delta("punctuation") - delta("determiner")).mean())
 
 
 def gamma_spread(predictions: dict[str, Predictions]) -> float:
-    """0.01 minus the larger distance, in cosine at equal z, of the other gammas' frontiers from the last arm's."""
+    """0.01 minus the larger distance, in cosine at equal z, of the other gammas' frontiers from the
+    last arm's."""
     *others, sweep = list(predictions.values())
     return float(0.01 - max(abs(gap_at_equal_z(other, sweep, "cosine")) for other in others))
 
 
-STATISTICS = {
+STATISTICS: dict[str, Statistic] = {
     "frontier_gap": frontier_gap,
     "frontier_gap_blind": frontier_gap_blind,
     "fluency_gap": fluency_gap,

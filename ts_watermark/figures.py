@@ -1,4 +1,5 @@
-"""The method's own pictures: frontiers, the paper's figures with ours over the reported points, the null, the tokens."""
+"""The method's own pictures: frontiers, the paper's figures with ours over the reported points, the
+null, the tokens."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import functools
 import json
 import math
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,42 +16,76 @@ from ts_watermark.evaluate import WORD_CLASSES, null_z
 from ts_watermark.method import mgda_weight
 from ts_watermark.watermark import Watermark
 
-LABELS = {"ts": "TS (MGDA)", "kgw": "KGW, gamma 0.25", "permuted": "permuted TS", "matched": "matched constant",
-          "start": "TS before training", "weighted_sum": "TS, weighted sum", "sweet": "SWEET",
-          "kgw_0.1": "KGW, gamma 0.1", "kgw_0.5": "KGW, gamma 0.5"}  # fmt: skip
+LABELS = {
+    "ts": "TS (MGDA)",
+    "kgw": "KGW, gamma 0.25",
+    "permuted": "permuted TS",
+    "matched": "matched constant",
+    "start": "TS before training",
+    "weighted_sum": "TS, weighted sum",
+    "sweet": "SWEET",
+    "kgw_0.1": "KGW, gamma 0.1",
+    "kgw_0.5": "KGW, gamma 0.5",
+}
 MARKERS = dict(zip(LABELS, "os^vDPXdp"))
 ATTACKS = ("copy_paste_1", "copy_paste_3", "delete_0.2", "substitute_0.2", "dipper")
 
-# figure -> (task, x metric, y metrics, arms and the prefix of their entries in reported.yaml)
+
+class Figure(NamedTuple):
+    """A figure of the paper: task, y metrics, and the arms with the prefix of their entries in
+    reported.yaml (after that of the language model)."""
+
+    task: str
+    ys: tuple[str, str]
+    arms: dict[str, str]
+    model: str = "opt"
+    x: str = "cosine"
+
+
 PAPER = {
-    "figure-2": ("c4", "cosine", ("tpr0", "tpr1"), {"ts": "opt.ts", "kgw": "opt.kgw", "sweet": "opt.sweet"}),
-    "figure-3": ("llama", "cosine", ("tpr0", "tpr1"), {"ts": "llama.ts", "kgw": "llama.kgw"}),
-    "figure-5": ("c4", "cosine_dipper", ("tpr0_dipper", "tpr1_dipper"),
-                 {"ts": "opt.dipper_lex40_order100.ts", "kgw": "opt.dipper_lex40_order100.kgw"}),
-    "figure-6-one-piece": ("c4", "cosine", ("tpr0_copy_paste_1", "tpr1_copy_paste_1"),
-                           {"ts": "opt.copy_paste_1.ts", "kgw": "opt.copy_paste_1.kgw"}),
-    "figure-6-three-pieces": ("c4", "cosine", ("tpr0_copy_paste_3", "tpr1_copy_paste_3"),
-                              {"ts": "opt.copy_paste_3.ts", "kgw": "opt.copy_paste_3.kgw"}),
-    "figure-7": ("c4", "cosine", ("tpr0", "tpr1"), {"kgw_0.1": "opt.kgw", "kgw": "opt.kgw", "kgw_0.5": "opt.kgw"}),
-    "figure-9": ("c4", "cosine", ("tpr0", "tpr1"), {"ts": "opt.ts", "weighted_sum": "opt.weighted_sum"}),
-}  # fmt: skip
+    "figure-2": Figure("c4", ("tpr0", "tpr1"), {"ts": "ts", "kgw": "kgw", "sweet": "sweet"}),
+    "figure-3": Figure("llama", ("tpr0", "tpr1"), {"ts": "ts", "kgw": "kgw"}, "llama"),
+    "figure-5": Figure(
+        "c4",
+        ("tpr0_dipper", "tpr1_dipper"),
+        {"ts": "dipper_lex40_order100.ts", "kgw": "dipper_lex40_order100.kgw"},
+        x="cosine_dipper",
+    ),
+    "figure-6-one-piece": Figure(
+        "c4",
+        ("tpr0_copy_paste_1", "tpr1_copy_paste_1"),
+        {"ts": "copy_paste_1.ts", "kgw": "copy_paste_1.kgw"},
+    ),
+    "figure-6-three-pieces": Figure(
+        "c4",
+        ("tpr0_copy_paste_3", "tpr1_copy_paste_3"),
+        {"ts": "copy_paste_3.ts", "kgw": "copy_paste_3.kgw"},
+    ),
+    "figure-7": Figure("c4", ("tpr0", "tpr1"), {"kgw_0.1": "kgw", "kgw": "kgw", "kgw_0.5": "kgw"}),
+    "figure-9": Figure("c4", ("tpr0", "tpr1"), {"ts": "ts", "weighted_sum": "weighted_sum"}),
+}
 GAMMA = {"kgw": "0.25_", "kgw_0.1": "0.1_", "kgw_0.5": "0.5_"}
 
+Curve = dict[str, dict[str, list[float]]]  # strength -> metric -> values over seeds
+Points = dict[tuple[str, str], Curve]  # (task, arm)
+Runs = dict[tuple[str, str, int], str | Path]  # (arm, task, seed) -> directory
+Picture = tuple[str, str, str, Any]  # name, caption, alternative text, figure of matplotlib
 
-def figures(results: dict, run_dirs: dict) -> list:
-    """[(name, caption, alt, figure)]; `results` is a results file, `run_dirs` (arm, task, seed) -> directory."""
+
+def figures(results: dict[str, Any], run_dirs: Runs) -> list[Picture]:
+    """All pictures that these results have the data for; `results` is a results file."""
     points = points_of(results)
     tasks = list(dict.fromkeys(task for task, _ in points))
     made = [frontier(points, task) for task in tasks]
     made += [paper_figure(name, points) for name in PAPER]
     made += [robustness(points, task) for task in tasks]
     made += [null_distribution(run_dirs), tokens(run_dirs), segment()]
-    return [figure for figure in made if figure is not None]
+    return [picture for picture in made if picture is not None]
 
 
-def points_of(results: dict) -> dict[tuple[str, str], dict[str, dict[str, list[float]]]]:
+def points_of(results: dict[str, Any]) -> Points:
     """(task, arm) -> strength -> metric -> values over seeds."""
-    points: dict = {}
+    points: Points = {}
     for run in results.get("runs", []):
         for key, value in (run.get("metrics") or {}).items():
             if "@" in key:
@@ -68,27 +104,28 @@ def mean_interval(values: list[float]) -> tuple[float, float]:
     return float(v.mean()), float(half)
 
 
-def curve(axis, of_arm: dict, x: str, y: str, arm: str, **more) -> None:
+def curve(axis: Any, of_arm: Curve, x: str, y: str, arm: str, color: str | None = None) -> None:
     """One arm's points, joined in the order of x, with intervals over seeds on both axes."""
-    rows = [
-        (*mean_interval(m[x]), *mean_interval(m[y])) for m in of_arm.values() if x in m and y in m
-    ]
+    measured = [m for m in of_arm.values() if x in m and y in m]
+    rows = [(*mean_interval(m[x]), *mean_interval(m[y])) for m in measured]
     if rows:
         xs, xe, ys, ye = zip(*sorted(rows))
-        axis.errorbar(xs, ys, xerr=xe, yerr=ye, marker=MARKERS[arm], markersize=4, elinewidth=0.7,
-                      label=LABELS[arm], **more)  # fmt: skip
+        looks = {"marker": MARKERS[arm], "markersize": 4, "elinewidth": 0.7, "color": color}
+        axis.errorbar(xs, ys, xerr=xe, yerr=ye, label=LABELS[arm], **looks)
 
 
-def legend_below(figure, axis) -> None:
+def legend_below(figure: Any, axis: Any) -> None:
     """Outside of the axes, where it covers no point and no interval."""
     handles, labels = axis.get_legend_handles_labels()
     figure.tight_layout()
-    figure.legend(
-        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(3, len(labels))
-    )
+    columns, place = min(3, len(labels)), {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0)}
+    figure.legend(handles, labels, ncols=columns, **place)
 
 
-def frontier(points: dict, task: str) -> tuple | None:
+# --- frontiers ------------------------------------------------------------------------------------
+
+
+def frontier(points: Points, task: str) -> Picture | None:
     import matplotlib.pyplot as plt
 
     arms = [a for a in LABELS if (task, a) in points]
@@ -97,186 +134,174 @@ def frontier(points: dict, task: str) -> tuple | None:
     figure, axis = plt.subplots(figsize=(4.4, 3.4))
     for arm in arms:
         curve(axis, points[task, arm], "z", "cosine", arm)
-    axis.set(
-        xlabel="mean z of watermarked text",
-        ylabel="cosine to the unwatermarked text",
-        title=f"Frontier, {task}",
-    )
+    axis.set_title(f"Frontier, {task}")
+    axis.set(xlabel="mean z of watermarked text", ylabel="cosine to the unwatermarked text")
     legend_below(figure, axis)
-    return (f"frontier-{task}", "Meaning kept against detectability, one point per strength; mean and 95 % interval over "
-            "seeds. Methods are compared at equal z, not at equal delta.",
-            f"Cosine similarity falls as mean z grows, for {len(arms)} methods on {task}.", figure)  # fmt: skip
+    caption = (
+        "Meaning that stays against detectability, one point per strength; mean and 95 % interval "
+        "over seeds. Methods are compared at equal z, not at equal delta."
+    )
+    alt = f"Cosine similarity falls as mean z grows, for {len(arms)} methods on {task}."
+    return f"frontier-{task}", caption, alt, figure
+
+
+def paper_figure(name: str, points: Points) -> Picture | None:
+    """A figure of the paper: our points joined, the reported ones pale (hollow where derived)."""
+    import matplotlib.pyplot as plt
+
+    task, ys, arms, model, x = PAPER[name]
+    if not any((task, arm) in points for arm in arms):
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.2), sharey=True)
+    for axis, y, rate in zip(axes, ys, ("0 %", "1 %")):
+        axis.set(xlabel="similarity", title=f"TPR at {rate} FPR")
+        for k, (arm, prefix) in enumerate(arms.items()):
+            color = f"C{k}"
+            curve(axis, points.get((task, arm), {}), x, y, arm, color)
+            for px, py, derived in reported_points(f"{model}.{prefix}.", arm, y.split("_")[0]):
+                face = "none" if derived else color
+                looks = {"color": color, "alpha": 0.55, "markersize": 5, "markerfacecolor": face}
+                axis.plot(px, py, MARKERS[arm], **looks)
+    axes[0].set_ylabel("true positive rate")
+    legend_below(figure, axes[0])
+    caption = (
+        f"{name.replace('-', ' ').capitalize()} of the paper: our points joined, with intervals "
+        "over seeds; reported points single and pale, hollow where derived from stored scores."
+    )
+    alt = f"True positive rate against similarity on {task}, ours and reported."
+    return name, caption, alt, figure
+
+
+def reported_points(prefix: str, arm: str, metric: str) -> list[tuple[float, float, bool]]:
+    """(similarity, metric, derived) of the published points of one method."""
+    points, entries = [], reported()
+    for name, entry in entries.items():
+        if not name.startswith(prefix + GAMMA.get(arm, "")) or not name.endswith(f".{metric}"):
+            continue
+        if ".setting_" in name and ".setting_2." not in name:
+            continue
+        stem = name.removesuffix(metric)
+        similarity = entries.get(f"{stem}simcse")
+        if similarity is None and "copy_paste" in prefix:  # that of the text before the attack
+            plain = stem.replace("copy_paste_1.", "").replace("copy_paste_3.", "")
+            similarity = entries.get(f"{plain}setting_2.simcse")
+        if similarity is not None and entry["value"] is not None:
+            derived = entry.get("confidence") == "derived"
+            points.append((similarity["value"], entry["value"], derived))
+    return sorted(points)
 
 
 @functools.cache
-def reported() -> dict[str, dict]:
+def reported() -> dict[str, dict[str, Any]]:
     """Entries of reported.yaml by id (a large file, read once)."""
     import yaml
 
     path = Path(__file__).with_name("reported.yaml")
     text = path.read_text() if path.exists() else "entries: []"
-    return {
-        e["id"]: e
-        for e in yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["entries"]
-    }
+    entries = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["entries"]
+    return {entry["id"]: entry for entry in entries}
 
 
-def reported_points(prefix: str, arm: str, x: str, y: str) -> list[tuple[float, float, bool]]:
-    """(x, y, derived) of the published points of one method."""
-    short = {"cosine": "simcse", "cosine_dipper": "simcse"}
-    last = {"x": short[x], "y": y.split("_")[0]}
-    found, entries = [], reported()
-    for name, entry in entries.items():
-        if not name.startswith(f"{prefix}.") or not name.endswith(f".{last['y']}"):
-            continue
-        strength = name.removeprefix(f"{prefix}.")
-        if (arm in GAMMA and not strength.startswith(GAMMA[arm])) or (
-            ".setting_" in name and ".setting_2." not in name
-        ):
-            continue
-        stem = name.removesuffix(last["y"])
-        place = entries.get(stem + last["x"])
-        if (
-            place is None and "copy_paste" in prefix
-        ):  # its similarity axis is that of the unattacked text
-            plain = stem.replace("copy_paste_1.", "").replace("copy_paste_3.", "")
-            place = entries.get(f"{plain}setting_2.simcse")
-        if place is not None and entry["value"] is not None:
-            found.append((place["value"], entry["value"], entry.get("confidence") == "derived"))
-    return sorted(found)
+# --- attacks, null, tokens, MGDA ------------------------------------------------------------------
 
 
-def paper_figure(name: str, points: dict) -> tuple | None:
-    """A figure of the paper: our points filled and joined, the reported ones grey (hollow where derived)."""
+def robustness(points: Points, task: str) -> Picture | None:
+    """z after each attack that TS or KGW went through."""
     import matplotlib.pyplot as plt
 
-    task, x, ys, arms = PAPER[name]
-    if not any((task, arm) in points for arm in arms):
-        return None
-    figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.2), sharey=True)
-    for axis, y in zip(axes, ys):
-        for k, (arm, prefix) in enumerate(arms.items()):
-            colour = f"C{k}"
-            curve(axis, points.get((task, arm), {}), x, y, arm, color=colour)
-            for px, py, derived in reported_points(prefix, arm, x, y):
-                axis.plot(px, py, MARKERS[arm], color=colour, alpha=0.55, markersize=5,
-                          markerfacecolor="none" if derived else colour)  # fmt: skip
-        axis.set(
-            xlabel="similarity",
-            title="TPR at 0 % FPR" if y.startswith("tpr0") else "TPR at 1 % FPR",
-        )
-    axes[0].set_ylabel("true positive rate")
-    legend_below(figure, axes[0])
-    return (name, f"{name.replace('-', ' ').capitalize()} of the paper: our points joined, with intervals over seeds; reported "
-            "points single and pale, hollow where derived from stored scores.",
-            f"True positive rate against similarity on {task}, ours and reported.", figure)  # fmt: skip
-
-
-def robustness(points: dict, task: str) -> tuple | None:
-    import matplotlib.pyplot as plt
-
-    attacks = [
-        a
-        for a in ATTACKS
-        if any(f"z_{a}" in m for arm in ("ts", "kgw") for m in points.get((task, arm), {}).values())
-    ]
+    curves = {arm: points.get((task, arm), {}) for arm in ("ts", "kgw")}
+    measured = {key for of_arm in curves.values() for metrics in of_arm.values() for key in metrics}
+    attacks = [attack for attack in ATTACKS if f"z_{attack}" in measured]
     if not attacks:
         return None
-    figure, axes = plt.subplots(
-        1, len(attacks), figsize=(2.5 * len(attacks) + 0.6, 2.8), squeeze=False
-    )
+    size = (2.5 * len(attacks) + 0.6, 2.8)
+    figure, axes = plt.subplots(1, len(attacks), figsize=size, squeeze=False)
     for axis, attack in zip(axes[0], attacks):
-        for arm in ("ts", "kgw"):
-            curve(axis, points.get((task, arm), {}), "z", f"z_{attack}", arm)
+        for arm, of_arm in curves.items():
+            curve(axis, of_arm, "z", f"z_{attack}", arm)
         axis.set(xlabel="mean z before", title=attack.replace("_", " "))
     axes[0][0].set_ylabel("mean z after")
     legend_below(figure, axes[0][0])
-    return (f"robustness-{task}", "z after an attack against z before it. Deletion and substitution stand in for paraphrasing "
-            "where Dipper cannot run.", f"z after {', '.join(attacks)} on {task}, TS and KGW.", figure)  # fmt: skip
+    caption = (
+        "z after an attack against z before it. Deletion and substitution stand in for "
+        "paraphrasing where Dipper cannot run."
+    )
+    alt = f"z after {', '.join(attacks)} on {task}, TS and KGW."
+    return f"robustness-{task}", caption, alt, figure
 
 
-def null_distribution(run_dirs: dict) -> tuple | None:
+def null_distribution(run_dirs: Runs) -> Picture | None:
     """z of human text against the normal quantiles, per method."""
     import matplotlib.pyplot as plt
     from scipy import stats
 
-    found: dict[str, list[np.ndarray]] = {}
+    of_arm: dict[str, list[np.ndarray]] = {}
     for (arm, _, _), folder in run_dirs.items():
         file = Path(folder) / "predictions.npz"
         if arm in ("ts", "kgw") and file.exists():
             with np.load(file) as stored:
-                found.setdefault(arm, []).append(null_z(dict(stored)))
-    if not found:
+                of_arm.setdefault(arm, []).append(null_z(dict(stored)))
+    if not of_arm:
         return None
     figure, axis = plt.subplots(figsize=(4.4, 3.4))
     share = np.concatenate([[0.001, 0.005], np.linspace(0.01, 0.99, 50), [0.995, 0.999]])
-    lines = []
-    for arm, parts in found.items():
+    normal, moments = stats.norm.ppf(share), []
+    for arm, parts in of_arm.items():
         z = np.concatenate(parts)
-        axis.plot(
-            stats.norm.ppf(share),
-            np.quantile(z, share),
-            MARKERS[arm],
-            markersize=3,
-            label=LABELS[arm],
-        )
-        lines.append(
-            f"{LABELS[arm]}: n = {len(z)}, mean {z.mean():+.3f}, sd {z.std(ddof=1):.3f}, above 2.326: {(z > 2.326).mean():.2%}"
-        )
+        label = LABELS[arm]
+        axis.plot(normal, np.quantile(z, share), MARKERS[arm], markersize=3, label=label)
+        spread = f"n = {len(z)}, mean {z.mean():+.3f}, sd {z.std(ddof=1):.3f}"
+        moments.append(f"{label}: {spread}, above 2.326: {(z > 2.326).mean():.2%}")
     ends = np.array([-3.2, 3.2])
     axis.plot(ends, ends, color="0.6", linewidth=0.8)
-    axis.set(
-        xlabel="standard normal quantile",
-        ylabel="quantile of z, human text",
-        title="Null distribution",
-    )
+    axis.set(xlabel="standard normal quantile", ylabel="quantile of z, human text")
+    axis.set_title("Null distribution")
     axis.legend()
-    return ("null", "z of human text against the normal distribution that its p-values assume. " + "; ".join(lines) + ".",
-            "Quantiles of z on human text against normal quantiles.", figure)  # fmt: skip
+    what = "z of human text against the normal distribution that its p-values assume"
+    alt = "Quantiles of z on human text against normal quantiles."
+    return "null", f"{what}. {'; '.join(moments)}.", alt, figure
 
 
-def tokens(run_dirs: dict) -> tuple | None:
+def tokens(run_dirs: Runs) -> Picture | None:
     """gamma and delta of tokens by frequency in human text, determiners and punctuation marked."""
     import matplotlib.pyplot as plt
 
     from ts_watermark.data import load_codec
 
     stages = [
-        (key, Path(d))
-        for key, d in run_dirs.items()
-        if key[0] == "generators" and (Path(d) / "export").is_dir()
+        (task, Path(folder) / "export")
+        for (arm, task, _), folder in run_dirs.items()
+        if arm == "generators" and (Path(folder) / "export").is_dir()
     ]
-    bases = [
-        Path(d)
-        for (arm, task, _), d in run_dirs.items()
-        if arm == "base" and stages and task == stages[0][0][1]
-    ]
-    if not stages or not bases:
+    bases = {task: Path(folder) for (arm, task, _), folder in run_dirs.items() if arm == "base"}
+    if not stages or stages[0][0] not in bases:
         return None
-    folder = sorted((stages[0][1] / "export").iterdir())[-1]
+    task, exports = stages[0]
+    folder = sorted(exports.iterdir())[-1]
     watermark, codec = Watermark.load(folder), load_codec(folder / "tokenizer")
-    human = json.loads((bases[0] / "passages.json").read_text())["test"]["human"]
+    human = json.loads((bases[task] / "passages.json").read_text())["test"]["human"]
     counts = np.bincount(np.concatenate(human), minlength=len(watermark.gamma))
     words = np.array([w.strip().lower() for w in codec.pieces(range(len(codec)))])
     used = np.flatnonzero(counts[: len(words)])
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.0))
-    for axis, values, name in zip(
-        axes, (watermark.gamma.numpy(), watermark.delta.numpy()), ("gamma", "delta")
-    ):
-        axis.scatter(
-            counts[used], values[used], s=3, color="0.6", rasterized=True, label="other tokens"
-        )
-        for k, (kind, members) in enumerate(WORD_CLASSES.items()):
-            own = used[np.isin(words[used], sorted(members))]
-            axis.scatter(counts[own], values[own], s=16, color=f"C{k}", label=kind)
+    for axis, name in zip(axes, ("gamma", "delta")):
+        values = getattr(watermark, name).numpy()
+        grey = {"s": 3, "color": "0.6", "rasterized": True, "label": "other tokens"}
+        axis.scatter(counts[used], values[used], **grey)
+        for k, (label, members) in enumerate(WORD_CLASSES.items()):
+            chosen = used[np.isin(words[used], sorted(members))]
+            axis.scatter(counts[chosen], values[chosen], s=16, color=f"C{k}", label=label)
         axis.set(xscale="log", xlabel="frequency in human text", ylabel=f"{name} after the token")
     axes[0].legend()
-    return ("tokens", f"gamma and delta by token (init {folder.name.replace('_', ', ')}). The paper finds small delta after determiners "
-            "and large delta after punctuation.", "gamma and delta of tokens against their frequency.", figure)  # fmt: skip
+    caption = (
+        f"gamma and delta by token (init {folder.name.replace('_', ', ')}). The paper finds small "
+        "delta after determiners and large delta after punctuation."
+    )
+    return "tokens", caption, "gamma and delta of tokens against their frequency.", figure
 
 
-def segment() -> tuple:
-    """MGDA for two tasks: the point of the segment between the gradients that lies closest to the origin."""
+def segment() -> Picture:
+    """MGDA: the point of the segment between two gradients that lies closest to the origin."""
     import matplotlib.pyplot as plt
 
     cases = [  # d, s, and where the names of d, s and g stand beside their tips
@@ -293,5 +318,8 @@ def segment() -> tuple:
             axis.annotate("", vector, (0, 0), arrowprops={"arrowstyle": "->", "color": f"C{k}"})
             axis.annotate(name, vector, textcoords="offset points", xytext=shift, color=f"C{k}")
         axis.set(title=f"lambda = {lam:.2f}", xlim=(-1.4, 2.7), ylim=(-0.3, 1.6), aspect="equal")
-    return ("mgda", "The weight of L_D: the closest point g of the segment between the two gradients. Its product with both is "
-            "at least |g|^2, so both losses fall.", "Three pairs of gradients with their minimum-norm point.", figure)  # fmt: skip
+    caption = (
+        "The weight of L_D: the closest point g of the segment between the two gradients. Its "
+        "product with both is at least |g|^2, so both losses fall."
+    )
+    return "mgda", caption, "Three pairs of gradients with their minimum-norm point.", figure

@@ -4,22 +4,26 @@
     perm    = permutation of 0..V-1 drawn from a generator seeded with seed_t
     green_t = first floor(V * gamma_t) entries of perm
 
-One permutation per previous token: gamma only decides how far to read it, so lists for the same p nest.
+One permutation per previous token: gamma only decides how far to read it, so lists for the same p
+nest.
 
-The official generator lives on a CUDA device, and a CPU generator with the same seed draws an unrelated
-permutation: text watermarked on one cannot be detected on the other. `philox_cuda` rebuilds the CUDA
-permutation anywhere (PyTorch sorts 0..V-1 by Philox-4x32-10 keys, then shuffles runs of equal keys);
-`torch` is the CPU generator, kept to show the difference.
+The official generator lives on a CUDA device, and a CPU generator with the same seed draws an
+unrelated permutation: text watermarked on one cannot be detected on the other. `philox_cuda`
+rebuilds the CUDA permutation anywhere (PyTorch sorts 0..V-1 by Philox-4x32-10 keys, then shuffles
+runs of equal keys); `torch` is the CPU generator, which shows the difference.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
+
+from shared.protocol import BadInput
 
 KEY = 15485863  # the official hash key, a prime
 PERMUTATIONS = ("philox_cuda", "torch")
@@ -27,22 +31,26 @@ ROUNDINGS = ("floor", "fp16")
 LOW32 = 0xFFFFFFFF
 
 
-# ---- permutation -------------------------------------------------------------------------------------------
+# --- permutation ----------------------------------------------------------------------------------
 
 
 def key_bits(n: int) -> int:
-    """Bits of a sort key: enough that n keys are distinct with probability 0.9 (34 for n = 50272, 33 for 32000).
+    """Bits of a sort key: enough that n keys are distinct with probability 0.9 (34 for n = 50272,
+    33 for 32000).
 
-    Below 33 bits PyTorch takes another path whose layout depends on the launch. There (n < 26,000) we keep
-    33 bits: still one permutation per seed, the same on every device, but no CUDA generator draws it.
+    Below 33 bits PyTorch takes another path whose layout depends on the launch. There (n < 26,000)
+    we keep 33 bits: still one permutation per seed, the same on every device, but no CUDA generator
+    draws it.
     """
     return max(33, math.ceil(math.log2(n - (6 * n * n + 1) / (12 * math.log(0.9)))))
 
 
-def philox(low, high, counter, index):
-    """Philox-4x32-10 at counter words (counter, 0, index, 0) and key (low, high): the four 32-bit outputs.
+def philox(low: Any, high: Any, counter: Any, index: Any) -> tuple[Any, ...]:
+    """Philox-4x32-10 at counter words (counter, 0, index, 0) and key (low, high): the four 32-bit
+    outputs.
 
-    Arguments broadcast: numpy uint64 arrays, or torch int64 tensors (products wrap, the low 64 bits agree).
+    Arguments broadcast: numpy uint64 arrays, or torch int64 tensors (products wrap, the low 64 bits
+    agree).
     """
     c0, c1, c2, c3 = counter, 0, index, 0
     for round_ in range(10):
@@ -64,7 +72,8 @@ def sort_keys(seed: int, n: int) -> np.ndarray:
 
 
 def shuffle_ties(order: np.ndarray, keys: np.ndarray, seed: int) -> None:
-    """Shuffle, in place, each run of equal sorted keys as the CUDA kernel does (7 % of permutations have one).
+    """Shuffle, in place, each run of equal sorted keys as the CUDA kernel does (7 % of permutations
+    have one).
 
     order, keys: (n,), sorted by key. The generator has moved on by one block, hence counter word 1.
     """
@@ -73,12 +82,10 @@ def shuffle_ties(order: np.ndarray, keys: np.ndarray, seed: int) -> None:
         size = 2
         while start + size < len(keys) and keys[start + size] == keys[start]:
             size += 1
-        words = philox(
-            seed & LOW32, (seed >> 32) & LOW32, np.ones(1, np.uint64), np.array([start], np.uint64)
-        )
-        for turn, last in enumerate(
-            range(size - 1, 0, -1)
-        ):  # Fisher-Yates; more than five equal keys: never
+        one, index = np.ones(1, np.uint64), np.array([start], np.uint64)
+        words = philox(seed & LOW32, (seed >> 32) & LOW32, one, index)
+        # Fisher-Yates; more than five equal keys: never
+        for turn, last in enumerate(range(size - 1, 0, -1)):
             other = int(words[turn % 4][0]) % (last + 1)
             order[[start + last, start + other]] = order[[start + other, start + last]]
 
@@ -92,12 +99,11 @@ def permutation_of(
         generator = torch.Generator().manual_seed(seed)
         return torch.randperm(vocab_size, generator=generator).numpy()
     if permutation != "philox_cuda":
-        raise ValueError(f"permutation={permutation!r}: choose one of {', '.join(PERMUTATIONS)}")
-    # Key above, index below in one word: a plain sort is then the stable one, and several times faster.
+        raise BadInput(f"permutation={permutation!r}: choose one of {', '.join(PERMUTATIONS)}")
+    # key above, index below in one word: a plain sort is then the stable one, and much faster
     shift = np.uint64(max(1, (vocab_size - 1).bit_length()))
-    packed = np.sort(
-        (sort_keys(seed, vocab_size) << shift) | np.arange(vocab_size, dtype=np.uint64)
-    )
+    index = np.arange(vocab_size, dtype=np.uint64)
+    packed = np.sort((sort_keys(seed, vocab_size) << shift) | index)
     order = (packed & np.uint64((1 << int(shift)) - 1)).astype(np.int64)
     shuffle_ties(order, packed >> shift, seed)
     return order
@@ -106,11 +112,10 @@ def permutation_of(
 def ranks_in(
     token: int, candidates: np.ndarray, vocab_size: int, key: int, permutation: str
 ) -> np.ndarray:
-    """Place of each candidate in the permutation of `token`: green if smaller than the list size. (m,) -> (m,)"""
+    """Place of each candidate in the permutation of `token`: green if smaller than the list size.
+    (m,) -> (m,)"""
     distinct, inverse = np.unique(candidates, return_inverse=True)
-    if (
-        permutation == "philox_cuda" and len(distinct) <= 16
-    ):  # counting smaller keys is cheaper than a sort
+    if permutation == "philox_cuda" and len(distinct) <= 16:  # cheaper to count smaller keys
         keys = sort_keys(key * int(token), vocab_size)
         below = np.array([np.count_nonzero(keys < k) for k in keys[distinct]])
         up_to = np.array([np.count_nonzero(keys <= k) for k in keys[distinct]])
@@ -122,46 +127,48 @@ def ranks_in(
 
 
 def list_sizes(gammas: torch.Tensor, vocab_size: int, size_rounding: str = "floor") -> torch.Tensor:
-    """Number of green tokens for each gamma: floor(V * gamma), or the official product in half precision.
+    """Number of green tokens for each gamma: floor(V * gamma), or the official fp16 product.
 
-    fp16: under autocast the official product is rounded to 11 bits (steps of 8 near 12,000) and then truncated.
+    fp16: under autocast the official product is rounded to 11 bits (steps of 8 near 12,000) and
+    then truncated (docs/papers/ts_watermark.md, section 3.8).
     """
     if size_rounding == "floor":
         return (gammas.double() * vocab_size).floor().long()
     if size_rounding != "fp16":
-        raise ValueError(f"size_rounding={size_rounding!r}: choose one of {', '.join(ROUNDINGS)}")
+        raise BadInput(f"size_rounding={size_rounding!r}: choose one of {', '.join(ROUNDINGS)}")
     product = gammas.half().float() * vocab_size
     if product.numel() and product.max() > 65504:
-        raise ValueError(
-            f"size_rounding='fp16': a list of {product.max():.0f} overflows fp16; use 'floor'"
-        )
+        what = f"a list of {product.max():.0f} overflows fp16"
+        raise BadInput(f"size_rounding='fp16': {what}; use 'floor'")
     return product.half().long()
 
 
-# ---- green lists during generation and detection -------------------------------------------------------------
+# --- green lists during generation and detection --------------------------------------------------
 
 
 class GreenLists:
     """Green masks by previous token, in a cache of bounded size.
 
-    sizes: (P,) list size after each of the P possible previous tokens. vocab_size: V. The cache is one
-    (slots, V) bool table on `device`, filled in turn; a list depends on the previous token alone, so ordinary
-    text soon hits it every time. `max_bytes` bounds the table (at V = 50272 the default holds 5,339 lists).
+    sizes: (P,) list size after each of the P possible previous tokens. vocab_size: V. The cache is
+    one (slots, V) bool table on `device`, filled in turn; a list depends on the previous token
+    alone, so ordinary text soon hits it every time. `max_bytes` bounds the table (at V = 50272 the
+    default holds 5,339 lists).
     """
 
     def __init__(
-        self, sizes, vocab_size, key=KEY, permutation="philox_cuda", device="cpu", max_bytes=2**28
+        self,
+        sizes: torch.Tensor,
+        vocab_size: int,
+        key: int = KEY,
+        permutation: str = "philox_cuda",
+        device: torch.device | str = "cpu",
+        max_bytes: int = 2**28,
     ):
         if permutation not in PERMUTATIONS:
-            raise ValueError(
-                f"permutation={permutation!r}: choose one of {', '.join(PERMUTATIONS)}"
-            )
-        self.sizes, self.vocab_size, self.key, self.permutation = (
-            sizes.cpu(),
-            vocab_size,
-            key,
-            permutation,
-        )
+            choices = ", ".join(PERMUTATIONS)
+            raise BadInput(f"permutation={permutation!r}: choose one of {choices}")
+        self.sizes, self.vocab_size = sizes.cpu(), vocab_size
+        self.key, self.permutation = key, permutation
         self.device = torch.device(device)
         slots = max(1, min(len(sizes), max_bytes // vocab_size))
         self.table = torch.zeros(slots, vocab_size, dtype=torch.bool, device=self.device)
@@ -176,16 +183,16 @@ class GreenLists:
         if (slots < 0).any():
             missing = previous[slots < 0].unique()
             distinct = previous.unique()
-            if len(distinct) > len(self.table):  # a batch larger than the cache: no use storing it
-                return self.compute(distinct)[
-                    torch.searchsorted(distinct, previous).to(self.device)
-                ]
+            if len(distinct) > len(self.table):  # a batch larger than the cache is not stored
+                place = torch.searchsorted(distinct, previous)
+                return self.compute(distinct)[place.to(self.device)]
             self.store(missing, keep=distinct)
             slots = self.slot_of[previous]
         return self.table[slots.to(self.device)]
 
     def store(self, tokens: torch.Tensor, keep: torch.Tensor) -> None:
-        """Compute the lists of `tokens` into the next slots, skipping those that hold a token of `keep`."""
+        """Compute the lists of `tokens` into the next slots, skipping those that hold a token of
+        `keep`."""
         free: list[int] = []
         while len(free) < len(tokens):
             if not (self.token_in[self.next_slot] == keep).any():
@@ -208,24 +215,24 @@ class GreenLists:
         return masks.to(self.device)
 
     def compute_on_device(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The same with one batched sort. Ties keep their order here: they matter only if the list ends there."""
+        """The same with one batched sort. Ties keep their order: they matter only where a list ends
+        in one."""
         n, seed = self.vocab_size, (tokens * self.key).to(self.device)[:, None]
         index = torch.arange(n, device=self.device)[None]
         counter = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         w0, w1, _, _ = philox(seed & LOW32, (seed >> 32) & LOW32, counter, index)
         keys = ((w0 << 32) | w1) & ((1 << key_bits(n)) - 1)
         order = keys.argsort(dim=1, stable=True)
-        inside = (
-            torch.arange(n, device=self.device)[None] < self.sizes[tokens].to(self.device)[:, None]
-        )
+        inside = index < self.sizes[tokens].to(self.device)[:, None]
         return torch.zeros_like(inside).scatter_(1, order, inside)
 
 
-# ---- the test ------------------------------------------------------------------------------------------------
+# --- the test -------------------------------------------------------------------------------------
 
 
 class Score(NamedTuple):
-    """z, number of green tokens among the scored ones, one-sided p-value of the normal approximation."""
+    """z, number of green tokens among the scored ones, one-sided p-value of the normal
+    approximation."""
 
     z: float
     green_count: int
@@ -233,7 +240,8 @@ class Score(NamedTuple):
 
 
 def z_from_counts(green: float, gamma_sum: float, variance_sum: float) -> float:
-    """z = (sum green_t - sum gamma_t) / sqrt(sum gamma_t (1 - gamma_t)): KGW's test with unequal coins."""
+    """z = (sum green_t - sum gamma_t) / sqrt(sum gamma_t (1 - gamma_t)): KGW's test with unequal
+    coins."""
     return (green - gamma_sum) / math.sqrt(variance_sum)
 
 
@@ -242,22 +250,21 @@ def p_value(z: float) -> float:
     return 0.5 * math.erfc(z / math.sqrt(2))
 
 
-def checked_ids(token_ids, vocab_size: int, at_least: int = 2) -> np.ndarray:
-    """token_ids as (n,) int64, or a ValueError that says what is wrong with them."""
+def checked_ids(
+    token_ids: ArrayLike | torch.Tensor, vocab_size: int, at_least: int = 2
+) -> np.ndarray:
+    """token_ids as (n,) int64, or a BadInput that says what is wrong with them."""
     ids = np.asarray(token_ids.cpu() if isinstance(token_ids, torch.Tensor) else token_ids)
     if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
-        raise ValueError(
-            f"token_ids: expected one flat list of integers, got shape {ids.shape}, {ids.dtype}"
-        )
+        what = f"got shape {ids.shape}, {ids.dtype}"
+        raise BadInput(f"token_ids: expected one flat list of integers, {what}")
     if len(ids) < at_least:
-        raise ValueError(
-            f"the text has {len(ids)} token(s); at least {at_least} are needed (the first is not scored)"
-        )
+        need = f"at least {at_least} are needed (the first is not scored)"
+        raise BadInput(f"the text has {len(ids)} token(s); {need}")
     if ids.min() < 0 or ids.max() >= vocab_size:
         bad = int(ids.min() if ids.min() < 0 else ids.max())
-        raise ValueError(
-            f"token id {bad} is outside 0..{vocab_size - 1}: the text is in another vocabulary?"
-        )
+        limit = f"outside 0..{vocab_size - 1}"
+        raise BadInput(f"token id {bad} is {limit}: the text is in another vocabulary?")
     return ids.astype(np.int64)
 
 
@@ -271,55 +278,52 @@ def z_score(
 ) -> Score:
     """Score one text: positions 2..n, each against the list of the token before it. Pure.
 
-    gammas: a scalar, or one value per position; entry t governs token t+1, so the last is not used and may be
-    left out. The prompt is not needed and the first token has no predecessor.
+    gammas: a scalar, or one value per position; entry t governs token t+1, so the last is not used
+    and may be left out. The prompt is not needed and the first token has no predecessor.
     """
     return z_scores([token_ids], [gammas], vocab_size, key, size_rounding, permutation)[0]
 
 
 def z_scores(
-    texts, gammas, vocab_size, key=KEY, size_rounding="floor", permutation="philox_cuda"
+    texts: Sequence[Sequence[int]],
+    gammas: Sequence[float | Sequence[float]],
+    vocab_size: int,
+    key: int = KEY,
+    size_rounding: str = "floor",
+    permutation: str = "philox_cuda",
 ) -> list[Score]:
     """`z_score` of many texts; each previous token that they share is hashed once.
 
     gammas: one entry per text, each a scalar or a list as in `z_score`.
     """
-    texts = [checked_ids(ids, vocab_size) for ids in texts]
-    rows = [checked_gammas(g, len(ids)) for g, ids in zip(gammas, texts, strict=True)]
-    previous, following = (
-        np.concatenate([t[:-1] for t in texts]),
-        np.concatenate([t[1:] for t in texts]),
-    )
+    ids = [checked_ids(text, vocab_size) for text in texts]
+    rows = [checked_gammas(g, len(text)) for g, text in zip(gammas, ids, strict=True)]
+    previous = np.concatenate([text[:-1] for text in ids])
+    following = np.concatenate([text[1:] for text in ids])
     ranks = np.empty(len(previous), np.int64)
     order = np.argsort(previous, kind="stable")
     tokens, starts = np.unique(previous[order], return_index=True)
     for token, where in zip(tokens, np.split(order, starts[1:])):
         ranks[where] = ranks_in(token, following[where], vocab_size, key, permutation)
-    green = (
-        ranks
-        < list_sizes(torch.from_numpy(np.concatenate(rows)), vocab_size, size_rounding).numpy()
-    )
-    scores = []
+    sizes = list_sizes(torch.from_numpy(np.concatenate(rows)), vocab_size, size_rounding)
+    green, scores = ranks < sizes.numpy(), []
     for flags, gamma in zip(np.split(green, np.cumsum([len(r) for r in rows])[:-1]), rows):
         z = z_from_counts(flags.sum(), gamma.sum(), (gamma * (1 - gamma)).sum())
         scores.append(Score(float(z), int(flags.sum()), p_value(z)))
     return scores
 
 
-def checked_gammas(gammas, n: int) -> np.ndarray:
+def checked_gammas(gammas: ArrayLike | torch.Tensor, n: int) -> np.ndarray:
     """(n-1,) float64, one share per scored token."""
-    values = np.asarray(
-        gammas.cpu() if isinstance(gammas, torch.Tensor) else gammas, dtype=np.float64
-    )
+    plain = gammas.cpu() if isinstance(gammas, torch.Tensor) else gammas
+    values = np.asarray(plain, dtype=np.float64)
     if values.ndim == 0:
         values = np.full(n - 1, float(values))
     elif values.ndim != 1 or len(values) not in (n, n - 1):
-        raise ValueError(
-            f"gammas: {values.shape} values for {n} tokens; give a scalar or one value per token"
-        )
+        what = f"gammas: {values.shape} values for {n} tokens"
+        raise BadInput(f"{what}; give a scalar or one value per token")
     values = values[: n - 1]
     if not ((values > 0) & (values < 1)).all():  # also refuses nan
-        raise ValueError(
-            f"gamma must lie inside (0, 1), got {values[~((values > 0) & (values < 1))][0]}"
-        )
+        outside = values[~((values > 0) & (values < 1))][0]
+        raise BadInput(f"gamma = {outside} must lie inside (0, 1)")
     return values

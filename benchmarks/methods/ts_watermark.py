@@ -16,6 +16,7 @@ at most 2.5 x cached plain decoding of the same batch, and running the prefix ag
 
 from __future__ import annotations
 
+import functools
 import statistics
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.methods import cost
 from ts_watermark import hashing, method, official
+from ts_watermark.config import Config
 from ts_watermark.detect import Detector
 from ts_watermark.watermark import Watermark, WatermarkLogitsProcessor
 
@@ -113,35 +115,33 @@ def training(rounds: int, T: int) -> dict[str, cost.Row]:
     adam = torch.optim.Adam(generators.parameters(), lr=1e-4)
     noise = torch.Generator().manual_seed(0)
 
-    def meaning(text: method.SoftText, of: dict[str, Tensor]) -> Tensor:
-        tail = sim[of["input_ids"][:, -5:]]
-        return method.sentence_embedding(encoder, torch.cat([tail, text.sentence], dim=1))
+    frozen = method.Frozen(model, encoder, sim, "mean")
+    capped = functools.partial(method.mgda, cap=official.MGDA_CAP)
+    config = Config(train_tokens=T)
 
     @torch.no_grad()
     def reference(of: dict[str, Tensor]) -> Tensor:
-        return meaning(method.soft_decode(model, of, T, sim), of)
-
-    def learn(text: method.SoftText, aim: Tensor) -> None:
-        weights = generators.parameters()
-        loss_S = method.semantic_loss(meaning(text, prompt), aim)
-        g_D, g_S = method.two_gradients(method.detection_loss(text), loss_S, weights)
-        lam = method.mgda_weight(g_D, g_S, official.MGDA_CAP)
-        method.set_gradient(generators.parameters(), lam * g_D + (1 - lam) * g_S)
-        adam.step()
+        return method.meaning(frozen, of, method.soft_decode(model, of, T, sim))
 
     def ours(aim: Tensor) -> None:
         def draw(shape: Any) -> Tensor:
-            return method.logistic_noise(shape, noise, "cpu")
+            return method.logistic_noise(shape, noise)
 
-        learn(method.soft_decode(model, prompt, T, sim, generators, draw), aim)
+        method.training_step(frozen, generators, adam, prompt, aim, draw, capped, config)
 
     def theirs() -> None:
         def draw(gamma: Tensor, shape: Any) -> Tensor:
             return official.two_class_gumbel_mask(gamma, shape, noise)
 
         with torch.no_grad():
-            aim = meaning(official.prefix_decode(model, prompt, T, sim), prompt)
-        learn(official.prefix_decode(model, prompt, T, sim, generators, draw), aim)
+            text = official.prefix_decode(model, prompt, T, sim)
+            aim = method.meaning(frozen, prompt, text)
+        text = official.prefix_decode(model, prompt, T, sim, generators, draw)
+        loss_S = method.semantic_loss(method.meaning(frozen, prompt, text), aim)
+        parameters = list(generators.parameters())
+        gradient, _ = capped(method.detection_loss(text), loss_S, parameters)
+        method.set_gradient(parameters, gradient)
+        adam.step()
 
     def plain() -> None:
         length = {"max_new_tokens": T, "min_new_tokens": None}

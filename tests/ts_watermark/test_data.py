@@ -1,0 +1,32 @@
+"""Texts and prompts."""
+
+import pytest
+import torch
+
+from ts_watermark import data, stand_ins
+
+
+def test_c4_sample_is_read_back(tmp_path, word_codec):
+    root = stand_ins.sample("c4", 5, torch.Generator().manual_seed(0), tmp_path)
+    texts = list(data.c4("train", root))
+    assert len(texts) == 5 and texts != list(data.c4("validation", root))
+    import gzip
+
+    with gzip.open(root / "c4-train.00000-of-00001.json.gz", "at") as file:
+        file.write("{no json}\n")
+    with pytest.raises(ValueError, match="line 6"):
+        list(data.c4("train", root))
+
+
+def test_passages_are_cut_as_the_paper_does(word_codec):
+    texts = [
+        " ".join(word_codec.pieces([2 + (i + k) % 70 for i in range(n)]))
+        for k, n in enumerate((10, 30, 60, 25))
+    ]
+    how = {"tokens": 8, "min_prompt": 15, "max_prompt": 20, "max_total": 50}
+    passages, names = data.cut(texts, word_codec, limit=2, **how)
+    assert passages.ids == [data.name_of(texts[1]), data.name_of(texts[3])] and len(names) == 4
+    whole = word_codec.encode(texts[1])
+    assert passages.human[0] == whole[-8:] and passages.prompts[0] == whole[:-8][-20:]
+    with pytest.raises(data.sources.MissingInput, match="only 2 of 9"):
+        data.cut(texts, word_codec, limit=9, **how)

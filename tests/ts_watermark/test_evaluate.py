@@ -1,0 +1,30 @@
+"""Thresholds, scores and frontiers."""
+
+import numpy as np
+import pytest
+
+from ts_watermark import evaluate
+
+
+def test_thresholds():
+    human = np.random.default_rng(4).normal(size=500)
+    ordered = np.sort(human)[::-1]
+    assert evaluate.threshold_at(human, 0.0) == pytest.approx(ordered[0] + 0.001)
+    assert evaluate.threshold_at(human, 0.01) == pytest.approx(ordered[5] + 0.001)
+    assert evaluate.threshold_at(human[::-1], 0.01) == evaluate.threshold_at(human, 0.01)
+    assert evaluate.threshold_at(np.ones(500), 0.01) == pytest.approx(1.001)
+    with pytest.raises(ValueError, match="at least 100"):
+        evaluate.threshold_at(human[:60], 0.01)
+    assert evaluate.auroc(np.array([2.0, 3.0]), np.array([1.0, 2.0])) == pytest.approx(0.875)
+    assert evaluate.best_f1(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0
+
+
+def test_frontier_gap_of_a_shifted_curve():
+    """A method 0.05 above the sweep's line, placed between its points, has a gap of 0.05."""
+    z = np.array([1.0, 2.0, 4.0])
+    sweep = {"z": np.tile(z, (6, 1)), "cosine": np.tile(1 - 0.1 * z, (6, 1))}
+    z_of_method = np.array([1.5, 3.0])
+    method_ = {"z": np.tile(z_of_method, (6, 1))}
+    method_["cosine"] = 1 - 0.1 * method_["z"] + 0.05
+    assert evaluate.frontier_gap({"ts": method_, "kgw": sweep}) == pytest.approx(0.05)
+    assert evaluate.frontier_gap({"kgw": sweep, "again": sweep}) == pytest.approx(0.0)
