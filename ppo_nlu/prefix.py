@@ -71,7 +71,7 @@ def minilm(folder: Path | None = None) -> tuple[PrefixLM, Any]:
     tokenizer.add_tokens([OPEN, CLOSE, "[end]"])
     tokenizer.eos_token = "[end]"
     encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    (opening,) = tokenizer.convert_tokens_to_ids([OPEN])
+    opening = tokenizer.get_vocab()[OPEN]
     lm = PrefixLM(encoder, opening)
     if folder:
         from safetensors.torch import load_file
