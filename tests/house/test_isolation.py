@@ -109,7 +109,9 @@ def test_config_is_sections_alone(paper):
     config = protocol.config_class(ROOT / paper / "config.py")
     assert "__annotations__" not in vars(config) or not vars(config)["__annotations__"]
     sections = config.__mro__[1:-1]
-    assert len(sections) > 2 and all(s.__doc__ and "(" not in s.__doc__[:20] for s in sections)
+    assert len(sections) > 2 and all(
+        s.__doc__ and not s.__doc__.startswith(f"{s.__name__}(") for s in sections
+    )
     names = [name for section in sections for name in section.__annotations__]
     assert len(names) == len(set(names)) and config.__doc__
 

@@ -31,9 +31,9 @@ def test_the_order_is_that_of_the_overview():
     "change, message",
     [
         ({"titel": "A"}, "toy/paper.yaml: unknown key 'titel'; did you mean 'title'?"),
-        ({"venue": None}, "toy/paper.yaml: venue is missing"),
-        ({"arxiv": "v1"}, "toy/paper.yaml: arxiv: 'v1': String should match pattern"),
-        ({"questions": [{"ask": "Is it?"}]}, "toy/paper.yaml: questions.0.claim is missing"),
+        ({"venue": None}, "toy/paper.yaml: 'venue' is missing"),
+        ({"arxiv": "v1"}, "toy/paper.yaml: arxiv is 'v1'"),
+        ({"questions": [{"ask": "Is it?"}]}, "toy/paper.yaml: questions.0: 'claim' is missing"),
         (
             {"questions": [{"ask": "Is it?", "clam": "c"}]},
             "toy/paper.yaml: questions.0: unknown key 'clam'; did you mean 'claim'?",
@@ -44,7 +44,7 @@ def test_the_order_is_that_of_the_overview():
         ),
         (
             {"bounds": [{"work": "w", "row": "r", "floor": 0}]},
-            "toy/paper.yaml: bounds.0.floor: 0: Input should be greater than 0",
+            "toy/paper.yaml: bounds.0.floor is 0; Input should be greater than 0",
         ),
     ],
 )
