@@ -116,7 +116,7 @@ def files_of_tests(paper: str) -> list[str]:
     return [str(file.relative_to(ROOT)) for file in files]
 
 
-def tests_in(place: str) -> set[str]:
+def names_in(place: str) -> set[str]:
     """Names defined in a file of tests, or in all those of a folder."""
     files = [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).glob("test_*.py"))
     return {name for file in files for name in defined(file)}
@@ -152,7 +152,7 @@ def test_the_exercise_changes_a_line_that_is_there(paper):
     assert command[4] == "-k"
     chosen = [word for word in command[5].split() if word != "or"]
     for word in chosen:
-        assert any(word in name for name in tests_in(command[3])), (
+        assert any(word in name for name in names_in(command[3])), (
             f"{paper}/README.md: -k {word} picks no test"
         )
 

@@ -277,7 +277,7 @@ def test_an_edited_table_is_caught(folder):
 
 def test_older_code_is_a_notice(folder):
     path = folder / "train.py"
-    path.write_text(path.read_text() + "\n# a later thought\n")
+    path.write_text(path.read_text() + "\nLATER = 1\n")
     _, found, notices = check.check_paper(folder)
     assert found == [] and notices == ["cpu: STALE: recorded by older code (commit abc)"]
 

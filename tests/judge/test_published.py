@@ -106,7 +106,7 @@ def test_targets_match_by_id_before_pattern():
 
 
 def test_the_runner_refuses_a_target_that_names_no_published_number(root, tmp_path):
-    for name in ("protocol.yaml", "claims.yaml", "reported.yaml", "train.py"):
+    for name in ("protocol.yaml", "claims.yaml", "reported.yaml", "config.py"):
         (tmp_path / "autolora").mkdir(exist_ok=True)
         (tmp_path / "autolora" / name).write_bytes((root / "autolora" / name).read_bytes())
     paper = Protocol(tmp_path / "autolora")
