@@ -276,10 +276,11 @@ def test_an_edited_table_is_caught(folder):
 
 
 def test_older_code_is_a_notice(folder):
-    path = folder / "train.py"
-    path.write_text(path.read_text() + "\n# a later thought\n")
-    _, lines, notices = check.check_paper(folder)
-    assert lines == [] and notices == ["cpu: STALE: recorded by older code (commit abc)"]
+    """Code that means something else, that is: a comment moves no score."""
+    path, stale = folder / "train.py", ["cpu: STALE: recorded by older code (commit abc)"]
+    for text, expected in (("# a later thought\n", []), ("LATER = 1\n", stale)):
+        path.write_text(path.read_text() + text)
+        assert check.check_paper(folder)[1:] == ([], expected)
 
 
 def test_broken_files_are_problems_not_tracebacks(folder, capsys):
