@@ -22,13 +22,13 @@ OURS = {*PAPERS, "shared", "benchmarks", "tests"}
 
 def imports(path: Path) -> set[str]:
     """First parts of the names that a file imports, also inside functions."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {a.name.split(".")[0] for a in node.names}
+            modules |= {a.name.split(".")[0] for a in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(path.parent.name if node.level else (node.module or "").split(".")[0])
-    return found
+            modules.add(path.parent.name if node.level else (node.module or "").split(".")[0])
+    return modules
 
 
 @pytest.mark.parametrize("paper", PAPERS)

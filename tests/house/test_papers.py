@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import tomllib
 
 import pytest
 import yaml
@@ -73,9 +72,5 @@ def test_importing_the_judge_is_cheap(toy):
 @pytest.mark.parametrize("file", ["Makefile", "pyproject.toml", "benchmarks/__init__.py"])
 def test_no_list_of_papers_is_kept_by_hand(file):
     text = (ROOT / file).read_text()
-    if file == "pyproject.toml":  # papers whose types are not clean yet are named there
-        document = tomllib.loads(text)
-        document["tool"]["mypy"].pop("overrides", None)
-        text = str(document)
-    named = [paper for paper in PAPERS if f"{paper}" in text]
+    named = [paper for paper in PAPERS if paper in text]
     assert set(named) <= {"autolora"}, f"{file} names {named}"  # the example in `make help`

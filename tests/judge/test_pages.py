@@ -108,11 +108,11 @@ def test_special_characters_stay_text(checkout, pages):
 
 
 def test_findings_place_every_claim_once(checkout, pages):
-    found = [
+    linked = [
         link for link in pages["findings.html"].links if link.startswith("autolora.html#claim-")
     ]
     declared = [c for c in synthetic_results.result().claims if c.role != "exhibit"]
-    assert len(found) == len(set(found)) == len(declared)
+    assert len(linked) == len(set(linked)) == len(declared)
 
 
 def test_summary_for_machines(checkout):
