@@ -5,8 +5,7 @@
     accelerate launch --config_file configs/fsdp2.yaml -m ppo_nlu.train --scale paper --arm ppo \\
         --task rte                              # 7B among several GPUs; about 10 s a batch of PPO
 
-Every arm starts from the same policy, sees the same labelled examples in the same order, and is
-judged by the same strict parser, greedily and by sampling.
+All arms share the starting policy, the labelled examples, their order and the strict parser.
 """
 
 from __future__ import annotations

@@ -200,9 +200,13 @@ class DPS:
     1, 3, ... only the top 1 - p of each map moves. The sums restart with each cycle."""
 
     def __init__(
-        self, w: dict[str, Tensor], sums: dict[str, Tensor], steps: int,
-        p: float = 0.3, update_ratio: float = 0.05,
-    ):  # fmt: skip
+        self,
+        w: dict[str, Tensor],
+        sums: dict[str, Tensor],
+        steps: int,
+        p: float = 0.3,
+        update_ratio: float = 0.05,
+    ):
         self.w, self.sums = w, sums
         self.p, self.block = p, max(1, int(update_ratio * steps))
 

@@ -210,9 +210,12 @@ def alpha_step(optimizer: torch.optim.Optimizer, alpha: list[Tensor], g: Sequenc
 
 
 def w_step(
-    optimizer: torch.optim.Optimizer, w: list[Tensor], lower: Loss, clip: float,
+    optimizer: torch.optim.Optimizer,
+    w: list[Tensor],
+    lower: Loss,
+    clip: float,
     mask: Callable[[], None] | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """One step of the lower level on lower(), whose value it returns; gates get no gradient.
 
     mask: what a baseline does to the gradients (`.grad`) before the step."""

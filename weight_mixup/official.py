@@ -36,10 +36,16 @@ RADIUS = 0.01  # |eps q|
 
 
 def hypergradient(
-    upper: Loss, lower: Loss, w: list[Tensor], alpha: list[Tensor], xi: float,
-    optimizer: torch.optim.Optimizer, clip: float, accidents: Collection[Accident],
+    upper: Loss,
+    lower: Loss,
+    w: list[Tensor],
+    alpha: list[Tensor],
+    xi: float,
+    optimizer: torch.optim.Optimizer,
+    clip: float,
+    accidents: Collection[Accident],
     masks: Callable[[int], None],
-) -> Hypergradient:  # fmt: skip
+) -> Hypergradient:
     """The hypergradient with the accidents asked for.
 
     `masks(i)` sets the i-th state of the dropout generator of this step. Unlike

@@ -25,8 +25,11 @@ def rows(items: Items, logits: Tensor, metric: str) -> dict[str, np.ndarray]:
     guess = logits[:, 0] if logits.shape[1] == 1 else logits.argmax(1)
     labels = items.labels.cpu().numpy()
     return {
-        "id": items.ids, "label": labels, "prediction": guess.numpy(), "_metric": np.array(metric),
-    }  # fmt: skip
+        "id": items.ids,
+        "label": labels,
+        "prediction": guess.numpy(),
+        "_metric": np.array(metric),
+    }
 
 
 def check_estimator(
@@ -44,9 +47,10 @@ def check_estimator(
 def parts_of(g: Hypergradient) -> dict[str, float]:
     """Norms of the two terms of Eq. 5 and the cosine of the angle between them."""
     return {
-        "direct": vectors.norm(g.direct), "implicit": vectors.norm(g.implicit),
+        "direct": vectors.norm(g.direct),
+        "implicit": vectors.norm(g.implicit),
         "cosine": vectors.cosine(g.direct, g.implicit),
-    }  # fmt: skip
+    }
 
 
 def check_gates(run: Run, network: Network, frozen_sha256: str) -> dict[str, Any]:
@@ -82,9 +86,16 @@ def check_merged(run: Run, before: Tensor, after: Tensor) -> None:
 
 
 def finish(
-    config: Config, run: Run, problem: Problem, network: Network, logits: Tensor,
-    held_out: Tensor | None, state: list[Tensor], steps: dict[str, int], details: dict[str, Any],
-) -> None:  # fmt: skip
+    config: Config,
+    run: Run,
+    problem: Problem,
+    network: Network,
+    logits: Tensor,
+    held_out: Tensor | None,
+    state: list[Tensor],
+    steps: dict[str, int],
+    details: dict[str, Any],
+) -> None:
     """Predictions, the export if asked for, and the record."""
     predictions = rows(problem.test, logits, problem.metric)
     run.predictions(**predictions)
