@@ -1,4 +1,4 @@
-"""Streams, packed files and cached values: named draws, damage found, nothing lost on a full disk."""
+"""Streams, packed files, cached values: named draws, damage found, nothing lost on a full disk."""
 
 from __future__ import annotations
 
