@@ -1,16 +1,24 @@
 """AutoLoRA, the method: everything the paper adds to LoRA, and nothing else. Read this file first.
 
-    Delta_l = B_l diag(alpha_l) A_l,  alpha_l = softmax(beta_l)                              (1)
+    y = W_l x + s Delta_l x,  Delta_l = B_l diag(alpha_l) A_l,  alpha_l = softmax(beta_l)    (1)
     min over beta  L_val(w*(beta), beta)   with   w*(beta) = argmin_w L_tr(w, beta)          (2)
     w' = w - eta grad_w L_tr(w, beta)                                                        (3)
     h  = grad_beta L_val(w', beta) - eta [d2 L_tr / d beta d w](w, beta) v,                  (4)
          v = grad_w' L_val(w', beta)
     r_l = #{ j : alpha_l^j >= lambda },  lambda = 1/k                                        (5)
 
-(1) is a weighted sum of k rank-1 matrices in every adapted map l. (2) has two levels: w is every
-A_l, B_l and the task head, beta holds the selection logits, k per map. (3) takes one step in place
-of the argmin, (4) is the gradient through that step. After (5) all but the integers r_l is thrown
-away, and plain LoRA with rank r_l in map l is trained from the pretrained weights on all data.
+(1) is a weighted sum of k rank-1 matrices beside every adapted map W_l, which is frozen; s = c / k
+is LoRA's scale. (2) has two levels: w is every A_l, B_l and the task head, beta holds the selection
+logits, k per map; L_tr and L_val are the task's loss on two disjoint parts of the training set. (3)
+takes one step in place of the argmin, (4) is the gradient through that step. The whole method:
+
+    put (1) into the pretrained model, freeze all but A, B, head and beta           `attach`
+    repeat                                                                          `search_step`
+        h    <- (3) and (4), on a batch of each part                                `hypergradient`
+        beta <- Adam step along h                        outer level
+        w    <- AdamW step down L_tr, same batch, NEW beta    inner level           `inner_step`
+    r_l <- (5); all but these integers is thrown away                               `count`
+    train plain LoRA of rank r_l in map l, from the pretrained weights, on all data `lora`
 
 Equations and their sources: docs/papers/autolora.md, section 3. Where the official code differs:
 `official.py`. Opponents and controls: `ranks.py` and `adapters.py`.
@@ -145,8 +153,9 @@ def hypergradient(
 ) -> Hypergradient:
     """h of (4), with the look-ahead w' of (3). Parameters and `.grad` stay as they were.
 
-    By default the mixed derivative is a central difference of grad_beta L_tr at w +- eps v,
-    eps = 0.01 / |v|, on the same batch under the same dropout masks."""
+    Returns h as `.grads`, its two terms as `.direct` and `.implicit`, each a list like beta. By
+    default the mixed derivative is a central difference of grad_beta L_tr at w +- eps v, eps =
+    0.01 / |v|, on the same batch under the same dropout masks."""
     return hypergrad(validation_loss, train_loss, w, beta, eta, method=method)
 
 
@@ -192,6 +201,7 @@ def inner_step(train_loss: Loss, w: list[Tensor], inner: torch.optim.Optimizer) 
 def _apply(
     optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], grads: Iterable[Tensor]
 ) -> None:
+    """One step of `optimizer` along `grads`; `.grad` is empty afterwards."""
     for p, g in zip(parameters, grads, strict=True):
         p.grad = g
     optimizer.step()

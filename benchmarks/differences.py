@@ -85,13 +85,13 @@ def cells(line: str) -> list[Markup]:
 
 def blocks(text: str, measure: Callable[[str], list[str]]) -> list[Block]:
     """Paragraphs, tables and numbered lists of the section; `measure`: the effects of a row."""
-    found = []
+    result = []
     for block in re.split(r"\n\s*\n", section(text).strip()):
         lines = block.splitlines()
         if block.startswith("|"):
             rows = [cells(line) for line in lines[2:]]
             measured = [Row(str(r[0]), r, measure(line)) for r, line in zip(rows, lines[2:])]
-            found.append(Block("table", measured, cells(lines[0])))
+            result.append(Block("table", measured, cells(lines[0])))
         elif ITEM.match(block):
             items: list[tuple[str, list[str]]] = []
             for line in lines:
@@ -100,10 +100,10 @@ def blocks(text: str, measure: Callable[[str], list[str]]) -> list[Block]:
                 else:
                     items[-1][1].append(line.strip())
             rows_ = [Row(number, [inline(" ".join(parts))]) for number, parts in items]
-            found.append(Block("list", rows_))
+            result.append(Block("list", rows_))
         elif block:
-            found.append(Block("text", [Row("", [inline(" ".join(lines))])]))
-    return found
+            result.append(Block("text", [Row("", [inline(" ".join(lines))])]))
+    return result
 
 
 def effects(line: str, result: Results | None, declared: Claims | None, scale: str) -> list[str]:

@@ -76,16 +76,16 @@ def layouts_table() -> str:
 
 def pages(root: Path, papers: Sequence[str] = PAPERS) -> list[tuple[Path, dict[str, str]]]:
     """Those that exist of the papers' READMEs, the project's and docs/findings.md, with tables."""
-    found = []
+    listed = []
     for paper in papers:
         if (path := root / paper / "README.md").exists():
-            found.append((path, paper_tables(root / paper)))
+            listed.append((path, paper_tables(root / paper)))
     if (path := root / "README.md").exists():
-        found.append((path, project_tables(root)))
+        listed.append((path, project_tables(root)))
     if (path := root / "docs" / "findings.md").exists():
         answers, replicas = findings.findings_table(root), findings.replicas_table(root)
-        found.append((path, {"findings": answers, "replicas": replicas}))
-    return found
+        listed.append((path, {"findings": answers, "replicas": replicas}))
+    return listed
 
 
 def write_readmes(root: Path, papers: Sequence[str] = PAPERS) -> list[Path]:

@@ -60,9 +60,9 @@ def load(name: str, root: Path, runs: Path) -> Paper:
     committed, results = recorded.all_recorded(root / name), []
     for scale in recorded.SCALES:
         files = [runs / name / scale / f"{kind}.json" for kind in ("results", "preview")]
-        found = [(recorded.read(path), path) for path in files if path.exists()]
-        if found:
-            data, path = max(found, key=lambda pair: pair[0].created or "")
+        candidates = [(recorded.read(path), path) for path in files if path.exists()]
+        if candidates:
+            data, path = max(candidates, key=lambda pair: pair[0].created or "")
             results.append(Result(name, scale, path, data, False, committed.get(scale)))
         elif scale in committed:
             path = result_path(root / name, scale)
@@ -352,7 +352,7 @@ def render(
         for result in paper.results or (None,):
             write(page_name(paper, result), "paper.html", p=paper, **page(paper, result))
     rows = [overview(load(name, root, runs), out) for name in PAPERS]
-    replicas = [(row, found) for row in rows if row.result and (found := replica(row.result.data))]
+    replicas = [(row, twin) for row in rows if row.result and (twin := replica(row.result.data))]
     write("findings.html", "findings.html", groups=grouped(rows), rows=rows, replicas=replicas)
     counted = {name: figures_of(root, name) for name in ("reliability", "cluster")}
     write("index.html", "index.html", rows=rows, speed=speed(root), **counted)

@@ -4,15 +4,17 @@
     (2)  theta*, phi* = argmin_theta argmax_phi  V(theta, phi; D_tr)  [- eta R]    [inferred]
     (3)  min_A  F(A)  = lam L_syn(A, W*(A), theta*) + (1 - lam) L_val(A, W*(A))    [read]
 
-W are the weights of a relaxed network f(x; A, W), theta and phi a generator G(z, y) and its
-opponent, A the architecture. L_tr and L_val are mean cross-entropies (CE) on the two halves of the
-real images, L_syn is that on T(G(z, y)), generated images as f sees them. DARTS is lam = 0, the
-abstract is lam = 1. No equation of the paper could be read: [read] is in its abstract, [inferred]
-from DARTS' code; eta, (6) and (7) are options that were decided here. Equation numbers are those
-of docs/papers/dasgm.md, section 3.
+W are the weights of a relaxed network f(x; A, W), theta and phi those of a generator G(z, y) and
+its opponent H(x, y), V their game, A the architecture: logits of the operations of each edge. L_tr
+and L_val are mean cross-entropies (CE) on the two halves of the real images, D_tr and D_val, L_syn
+is that on T(G(z, y)), generated images as f sees them. DARTS is lam = 0, the abstract is lam = 1.
+No equation of the paper could be read: [read] is in its abstract, [inferred] from DARTS' code; eta,
+(6) and (7) are options that were decided here. Equation numbers are those of docs/papers/dasgm.md,
+section 3.
 
-`cycle` alternates the levels. Below it come level 3, level 2, level 1, the option (7), and what
-makes the look-ahead of level 3 cheap.
+`cycle` takes one step of each level: (2) phi and theta; (3) A along dF/dA, which looks one step of
+W ahead, (4) to (6); (1) W, under the new A. Below it stand, in the order 3, 2, 1, the levels, then
+the option (7), and what makes the look-ahead of level 3 cheap.
 """
 
 from __future__ import annotations
@@ -75,8 +77,9 @@ def architecture_gradient(
         (6)      the same + xi_theta eta [d2 R / dA dtheta] v,    v = dF/dtheta',
                  with u = dF/dW' + xi_theta eta [d2 R / dW' dtheta] v
 
-    weights: L_tr, W, xi, and how the products [..] u are taken, by (5) or exactly. generator: the
-    same of theta, whose loss is J = V_G - eta R; None where theta does not depend on A."""
+    weights: L_tr, W (as its `theta`), xi (`lr`), and how the products [..] u are taken, by (5) or
+    exactly. generator: the same of theta, whose loss is J = V_G - eta R; None where theta does not
+    depend on A."""
     if not weights.lr:
         with frozen(weights.theta):  # saves the weight gradients: 5/3 of a plain step
             loss = F()

@@ -3,12 +3,12 @@
     level 1  E, D   L1 = sum_j m_j s_j l_j / sum_j m_j    s = T(embed(x)); m masks the N - K largest
                                                           s; l_j error of patch j; s, m constant
     level 2  C      L2 = CE(C(E(x2)_CLS), y2)             whole images; E constant
-    level 3  T      L3 = CE(C*(E*(T)(xv)_CLS), yv)        T reaches L3 only through E: through which
-                                                          patches E learned from
+    level 3  T      L3 = CE(C*(E*(T)(xv)_CLS), yv)        T reaches L3 only via what E learned
 
-`cycle` alternates them. Choosing patches (a ranking) has no gradient; the weight s_j has. With
-every inverse Hessian replaced by the identity, the gradient of L3 for T is
-(docs/papers/mlo_mae.md, section 3.3)
+E: encoder, D: decoder, C: head, T: masking network; x, x2: images of D_tr, xv: of D_val; K of the N
+patches stay visible. `cycle`: k1 steps of E and D, k2 of C, then one of T, down g_T. Choosing
+patches (a ranking) has no gradient, the weight s_j has. With every inverse Hessian replaced by the
+identity, dL3/dT is (docs/papers/mlo_mae.md, section 3.3)
 
     v   = dL3/dE - [d2 L2 / dE dC] dL3/dC                 what validation wants of E
     g_T = -[d2 L1 / dT dE] v
@@ -16,7 +16,7 @@ every inverse Hessian replaced by the identity, the gradient of L3 for T is
 
 because L1 is linear in s. So: raise the score of a masked patch if learning to reconstruct it also
 lowers the validation loss (a_j > 0), lower it, in the end unmask it, otherwise. All a_j cost two
-forward passes without gradient; then one backward pass goes through the small network T alone.
+forward passes without gradient; then one backward pass goes through T alone, two linear maps.
 """
 
 from __future__ import annotations

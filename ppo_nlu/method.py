@@ -6,9 +6,17 @@ ONE number R for it: +1 right, -1 wrong, -3 unreadable. Two more functions share
 (policy.py): the value V_phi(s_t), a linear head that says what pay to expect, and the reference
 pi_ref, the network with its adapter off, which the policy pays for leaving.
 
-Two things alternate (`cycle`): pi_theta as it stands answers a batch of questions and the rule
-pays; then theta moves four times on these answers (`update`). Equations: docs/papers/ppo_nlu.md,
-section 3.4.
+There is one level, with one variable: theta, the adapter and the value head. `cycle`, for a batch:
+
+    ask       answers ~ pi_theta; the policy of this moment is pi_old from here on
+    pay       R of each answer, by the rule
+    update    log pi_old, V and log pi_ref of all tokens, once: `old_view`
+              (1) r, (2) A and G, (3) A whitened: once, constants from here on
+              4 times: one step of theta down (6), on these answers
+              (7) beta for the next batch
+
+Equations: docs/papers/ppo_nlu.md, section 3.4. gamma, lam, eps, eps_v, c_v, target and horizon are
+numbers of the configuration (`PPO`).
 
     token_rewards  (1)  k_t = log pi_old(a_t|s_t) - log pi_ref(a_t|s_t)
                         r_t = -beta k_t + 1[t = n] R
@@ -25,7 +33,7 @@ Why (4) is no miracle: if the answer is one token, E[R] = 2 pi_y - 1 has the gra
 log pi_y, which is that of (8) weighted by the probability of the right answer (section 3.8).
 
 Shapes: (B, T) is B answers of at most T tokens, padded on the right; a mask (B, T) is 1 at the
-tokens of an answer.
+tokens of an answer. `policy(ids, mask, T)` gives log pi(a_t|s_t), V(s_t) and the entropy, (B, T).
 """
 
 from __future__ import annotations

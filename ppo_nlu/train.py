@@ -47,10 +47,11 @@ def run(config: Config) -> Path:
 
 def train_and_answer(config: Config, run: runs.Run) -> None:
     """Learn as the arm does, then answer every test question, greedily and by sampling."""
+    device = runs.device(config)
     items = data.load(config)
     run.splits(**items.ids())
     lm, tokenizer = models.starting_policy(config, run)
-    policy = models.adapted(config, lm, runs.device(config))
+    policy = models.adapted(config, lm, device)
     if processes.world_size() > 1 and sharding.divide_frozen(policy):
         run.say(f"weights divided among {processes.world_size()} processes (FSDP2)")
     questions = asking.questions_of(config, tokenizer, items, models.context(policy.lm), run.say)

@@ -32,10 +32,10 @@ for line in Path("requirements.txt").read_text().splitlines():
             missing.append(name)
 if fatal := [m for m in missing if m.lower() in NEEDED]:
     sys.exit(f"error: missing packages: {', '.join(fatal)}; install them or leave ENV=none out")
-told = Path(".cache/packages-told")
+printed = Path(".cache/packages-told")
 text = f"differs from requirements.txt: {', '.join(differ) or 'nothing'}"
 text += f"; not installed: {', '.join(missing) or 'nothing'}"
-if not told.exists() or told.read_text() != text:
+if not printed.exists() or printed.read_text() != text:
     print(f"ENV=none: {text}")
-    told.parent.mkdir(exist_ok=True)
-    told.write_text(text)
+    printed.parent.mkdir(exist_ok=True)
+    printed.write_text(text)

@@ -1,29 +1,30 @@
 """TapWeight (Zhang, Somayajula, Xie; TMLR 2025, arXiv 2410.10006): the maths.
 
 Before a pretrained encoder is finetuned it can be pretrained a little longer on the task's texts or
-molecules. Which pretraining objectives should count how much? TapWeight learns their weights lam:
+molecules. There are K pretraining objectives; TapWeight learns how much each counts, lam (K,):
 
     Level I     theta*(lam) = argmin_theta  sum_k lam_k L_k(theta; D_u)       pretrain under lam
     Level II    phi*, w*    = argmin_phi,w  L_task(phi, w; D_tr) + gamma |phi - theta*|^2   finetune
     Level III   min_lam     L_task(phi*, w*; D_val), lam = softmax(alpha)     look at other labels
 
-gamma is the only wire between Level I and Level III: without it the gradient of lam is zero.
+theta: the encoder (and a head for each objective, which only Level I sees); phi: a second copy of
+the encoder, w: the task's head. D_u has no labels, D_tr and D_val are two parts of the labelled
+items. `cycle` moves theta, then phi and w, then alpha, by default one step each. gamma is the only
+wire between Level I and Level III: without it the gradient of lam is zero.
 
-The gradient, in four lines. Implicit differentiation through both minima gives
+The gradient. Implicit differentiation through both minima, with their Hessians H_I, H_II, gives
 
     dL_val/dlam_k = - g_k^T [H_I]^-1 2 gamma [H_II]^-1 v,   v = grad_phi L_val, g_k = grad_theta L_k
     (dphi*/dtheta = - [H_II]^-1 (-2 gamma I), dtheta*/dlam_k = - [H_I]^-1 g_k: of three minus signs
     one is left). Replace both inverse Hessians by the identity (one gradient step):
     h_k = -2 gamma < v, g_k >                                                                 (*)
 
-Read aloud: *an objective gains weight when its gradient points the same way as the validation
-gradient of the finetuned model*. Because Level I is linear in lam, no second derivative is left:
-the inner product is also the slope of the K losses along v, so two forward passes (a difference
-quotient) give all K of them. Then alpha moves by the softmax's Jacobian, in which only differences
-of alignment matter: objectives that align equally stay equal.
+*An objective gains weight when its gradient points the same way as the validation gradient of the
+finetuned model.* Level I is linear in lam, so no second derivative is left: < v, g_k > is the slope
+of L_k along v, and two forward passes give all K. Objectives that align equally stay equal.
 
-Read top to bottom: the loop, its three levels, the gradient of the weights in three ways. Sections
-are those of docs/papers/tapweight.md; accidents of the official code are in official.py.
+Below: the loop, its three levels, the gradient of the weights in three ways. Sections are those of
+docs/papers/tapweight.md; accidents of the official code are in official.py.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def cycle(
     learn: bool = True,
     gradient: Gradient | None = None,
 ) -> Facts:
-    """One turn of section 3.4: theta moves, then phi and w, then alpha; nothing is rolled back.
+    """One turn of section 3.4: theta (I), then phi and w (II), then alpha (III); none rolled back.
 
     level_one: for each step its micro-batches. level_two: for each step the task's loss on D_tr.
     level_three: the task's loss on D_val, and the micro-batches of D_u whose g_k are asked for.
@@ -235,7 +236,7 @@ def gradient_of_weights(
 def level_three_step(
     optimizer: torch.optim.Optimizer, alpha: Tensor, aligned: Alignment, normalise: Normalise
 ) -> None:
-    """alpha <- OptIII(alpha, J^T h). normalise: "cosine" takes cosines in place of h."""
+    """alpha <- OptIII(alpha, dL_val/dalpha). normalise: "cosine" takes cosines in place of h."""
     h = aligned.h
     if normalise == "cosine":
         if aligned.gram is None:

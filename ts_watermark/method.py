@@ -8,11 +8,14 @@ language model's embedding matrix:
     gamma_t = sigmoid(MLP_gamma(e(p)))        delta_t = MLP_delta(e(p))
     z = (sum_t [x_t is green] - sum_t gamma_t) / sqrt(sum_t gamma_t (1 - gamma_t))
 
-Detection computes z (`hashing.py`); delta plays no part in it. The networks are trained for a large
-z (L_D) and for the meaning of the unwatermarked text (L_S) at once, along a direction in which both
-losses fall (MGDA). One level, two objectives: `training_step` is the whole algorithm. The hash that
-draws the lists cannot be differentiated; in training a random relaxed mask takes its place.
+Detection computes z (`hashing.py`), without delta. Training has one level and two objectives and
+moves the two networks, nothing else. One step (`training_step`), for a batch of prompts:
 
+    write    T soft tokens; q_t says how green token t is, relaxed              3.4  `soft_decode`
+    compare  L_D = -zhat, z with q_t; L_S = -cos with the unwatermarked meaning 3.5  `*_loss`
+    move     Adam along g = lambda grad L_D + (1 - lambda) grad L_S             3.6  `mgda`
+
+The hash that draws the lists has no gradient: in training a random relaxed mask takes its place.
 B sequences, T new tokens, V vocabulary, d embedding width; sections of docs/papers/ts_watermark.md.
 """
 
@@ -140,8 +143,7 @@ def mlp(
 def relaxed_green_mask(gamma: Tensor, noise: Tensor, tau: float = 0.1) -> Tensor:
     """m_t[v] = sigmoid((logit(gamma_t) + L_tv) / tau): a soft coin per item, (B,) -> (B, V).
 
-    Noise L: (B, V), standard logistic. Equal in law to a two-class Gumbel-softmax over (1 - gamma,
-    gamma), with half the noise; P(m > 1/2) = gamma for every tau."""
+    Noise L: (B, V), standard logistic: a two-class Gumbel-softmax in law. P(m > 1/2) = gamma."""
     return torch.sigmoid((torch.logit(gamma)[:, None] + noise) / tau)
 
 
@@ -190,8 +192,7 @@ def soft_decode(
 
     Gradient reaches gamma and delta through q_t and through the chain E_t -> generators at t + 1,
     never through the language model. So a cache serves: the official code has the same gradient and
-    runs the whole prefix again for each token (`official.prefix_decode`).
-    """
+    runs the whole prefix again for each token (`official.prefix_decode`)."""
     (table,) = model.get_input_embeddings().parameters()  # (V, d)
     E = table[prompt["input_ids"]]
     mask, last, cache = prompt["attention_mask"], E[:, -1], None
@@ -245,8 +246,7 @@ def meaning(frozen: Frozen, prompt: dict[str, Tensor], text: SoftText) -> Tensor
 def sentence_embedding(encoder: PreTrainedModel, embeddings: Tensor, pooling: str) -> Tensor:
     """Enc(F): a sentence encoder fed with word embeddings (B, L, d_sim), no padding -> (B, d_out).
 
-    The encoder adds positions itself. pooling: `mean` of the last layer (MiniLM) or the `pooler`
-    (SimCSE)."""
+    It adds positions itself. pooling: `mean` of the last layer (MiniLM) or `pooler` (SimCSE)."""
     out = encoder(inputs_embeds=embeddings)
     return out.pooler_output if pooling == "pooler" else out.last_hidden_state.mean(1)
 

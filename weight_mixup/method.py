@@ -3,19 +3,23 @@
 Finetuning on few examples overfits: every pretrained weight W0 moves to W, though few need to. The
 paper keeps both and learns, for each entry of each linear map, how much of the task weight to take:
 
-    W~ = A * W + (1 - A) * W0    (* elementwise; A = 1: plain finetuning, A = 0: the pretrained map)
+    (1)  W~ = A * W + (1 - A) * W0    (* elementwise; A = 1: plain finetuning, A = 0: pretrained)
 
 A in {0, 1} would be the choice of a sub-network (CHILD-TUNING, DPS). Here A is continuous, of rank
-one (A_ij = u_i v_j), and learned on *other* examples than W:
+one (A_ij = u_i v_j), and learned on *other* examples than W. What runs is the official code's form,
+which is *not* (1) with A = u v (`factored` says what differs):
 
-    min_alpha L(w*(alpha), alpha; D_val)    s.t.  w*(alpha) = argmin_w L(w, alpha; D_tr)
-                                                  0 <= alpha <= 1
+    (2)  W~ = (u v) * W + ((1 - u)(1 - v)) * W0       u: (d_out, 1), v: (1, d_in), in [0, 1]
 
-with alpha = all u, v and w = (W, theta): task weights and everything else that is trained. The
-"attention" is a gate on a weight; it has nothing to do with transformer attention.
+    (3)  min_alpha L(w*(alpha), alpha; D_val)    s.t.  w*(alpha) = argmin_w L(w, alpha; D_tr)
+                                                       0 <= alpha <= 1
+
+with alpha = all u, v and w = (W, theta): task weights and everything else that is trained; D_tr and
+D_val are parts of D, the few examples. The "attention" is a gate on a weight, not a transformer's.
 
     phase 1   for k = 1 .. K:    begin_search    pretrained w, new gates, a random 80/20 `split`
-                  for t = 1 .. T:    search_step     one step of alpha, one step of w
+                  for t = 1 .. T:    search_step     alpha on D_val, looking one step of w ahead,
+                                                     Eqs. 4 and 5; then w on D_tr, with new alpha
                   end_search         add w and alpha to their mean over the searches
     phase 2   begin_finetuning   w and alpha: the mean; alpha frozen
                   for t = 1 .. T':   w_step          on all of D

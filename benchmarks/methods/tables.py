@@ -168,8 +168,8 @@ def speed_lines(result: Mapping[str, Any]) -> list[SpeedLine]:
     lines: list[SpeedLine] = []
     for name, bound, ours, same in works(result):
         if ours:
-            known = (bound.official, bound.reached, bound.floor)
-            values = dict(zip(marks, (ours["ratio"], same.get("ratio"), *known), strict=True))
+            bounds = (bound.official, bound.reached, bound.floor)
+            values = dict(zip(marks, (ours["ratio"], same.get("ratio"), *bounds), strict=True))
             ends = [ours.get("lowest"), ours.get("highest")]
             lines.append((f"{name}: {bound.work}", values, ends))
     return lines

@@ -155,9 +155,9 @@ def training(rounds: int, T: int) -> dict[str, cost.Row]:
         "official": theirs,
     }
     rows = cost.measure(plain, kinds, rounds)
-    made, kept = rows.pop("references"), rows["kept"]
+    made, step = rows.pop("references"), rows["kept"]
     share = ("ratio", "lowest", "highest", "seconds")  # the references are made before: no memory
-    rows["ours"] = kept | {k: round(kept[k] + made[k] / BATCHES_A_REFERENCE, 5) for k in share}
+    rows["ours"] = step | {k: round(step[k] + made[k] / BATCHES_A_REFERENCE, 5) for k in share}
     return rows
 
 

@@ -18,12 +18,12 @@ def row(ratio, memory=None):
 
 
 def result(**papers):
-    found = {
+    measured = {
         p: {"rows": rows, "peak_megabytes": 512, "commit": "0123456789abcdef"}
         for p, rows in papers.items()
     }
     machine, versions = {"cpu": "a processor", "cores": 2}, {"python": "3.11.0", "torch": "2.0"}
-    return {"papers": found, "machine": machine, "versions": versions, "command": "a command"}
+    return {"papers": measured, "machine": machine, "versions": versions, "command": "a command"}
 
 
 SEARCH, OFFICIAL = "search step (finite difference)", "search step (official habits)"
@@ -65,12 +65,11 @@ def test_regressions_are_named():
         dasgm={"a": row(1)},
     )
     new = result(autolora={"fast": row(2.19, 1.05), "slow": row(6.0, 1.5), "new": row(9.0)})
-    found = tables.regressions(old, new)
-    assert len(found) == 3, (
-        found
-    )  # within noise: silent; a new row and a paper that was not run: nothing to compare
-    assert found[0] == "autolora: slow: slower by 20% (6.00 plain steps, recorded 5.00)"
-    assert "more memory by 50%" in found[1] and "gone" in found[2]
+    lines = tables.regressions(old, new)
+    # within noise: silent; a new row and a paper that was not run: nothing to compare
+    assert len(lines) == 3, lines
+    assert lines[0] == "autolora: slow: slower by 20% (6.00 plain steps, recorded 5.00)"
+    assert "more memory by 50%" in lines[1] and "gone" in lines[2]
     assert not tables.regressions(new, new) and not tables.regressions({"papers": {}}, new)
 
 
@@ -180,9 +179,10 @@ def test_the_runner(fake, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "slower by 80%" in said and "another machine" in said and "is not measured" in said
     assert "DEFECT" in said and committed.read_bytes() == before
-    kept = json.loads((fake / "runs/methods/cpu.json").read_text())
-    assert kept["papers"]["autolora"]["rows"] == {SEARCH: {"ratio": 9.0}}
-    assert kept["papers"]["autolora"]["peak_megabytes"] > 1 and "--rounds 3" in kept["command"]
+    written = json.loads((fake / "runs/methods/cpu.json").read_text())
+    assert written["papers"]["autolora"]["rows"] == {SEARCH: {"ratio": 9.0}}
+    assert written["papers"]["autolora"]["peak_megabytes"] > 1
+    assert "--rounds 3" in written["command"]
     run(monkeypatch, "--record")
     recorded = json.loads(committed.read_text())
     assert (

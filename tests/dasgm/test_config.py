@@ -16,10 +16,11 @@ from shared import protocol, runs
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = protocol.Protocol(ROOT / "dasgm")
+SETTINGS = protocol.settings_model(Config)
 CHOICES = {
-    name: typing.get_args(field.type)
-    for name, field in PAPER.fields.items()
-    if typing.get_origin(field.type) is typing.Literal
+    name: typing.get_args(hint)
+    for name, hint in typing.get_type_hints(Config).items()
+    if typing.get_origin(hint) is typing.Literal
 }
 
 
@@ -48,7 +49,7 @@ def test_a_search_on_generated_images_needs_a_generator(tmp_path):
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_wrong_choice_is_refused_with_the_choices(name, capsys, monkeypatch):
     with pytest.raises(runs.BadInput) as refused:
-        PAPER.checked({name: "nonsense"}, "protocol.yaml")
+        protocol.read_as(SETTINGS, {name: "nonsense"}, "protocol.yaml", strict=True)
     assert all(str(choice) in str(refused.value) for choice in CHOICES[name])
     monkeypatch.setattr(sys, "argv", ["train", "--tiny", f"--{name}", "nonsense"])
     with pytest.raises(SystemExit):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
-import tokenize
 import typing
 from pathlib import Path
 
@@ -20,22 +20,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def texts_above_fields(path: Path, of_class: str = "") -> dict[str, str]:
     """The comment lines directly above each annotated field of a file's classes, by field."""
-    with open(path, "rb") as file:
-        tokens = list(tokenize.tokenize(file.readline))
-    lines = path.read_text().splitlines()
-    comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
-    texts, inside = {}, ""
-    for number, line in enumerate(lines, 1):
-        if named := re.match(r"class (\w+)", line):
-            inside = named[1]
-        if of_class not in ("", inside):
-            continue
-        if field := re.match(r"    (\w+): [^=]+=", line):
-            above, n = [], number - 1
-            while n in comments and lines[n - 1].lstrip().startswith("#"):
-                above.insert(0, comments[n])
-                n -= 1
-            texts[field[1]] = " ".join(above)
+    source = path.read_text(encoding="utf-8")
+    lines, texts = source.splitlines(), {}
+    classes = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef)]
+    for node in (n for c in classes if of_class in ("", c.name) for n in c.body):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            above, number = [], node.lineno - 2
+            while lines[number].lstrip().startswith("#"):
+                above.insert(0, lines[number].lstrip().lstrip("# "))
+                number -= 1
+            texts[node.target.id] = " ".join(above)
     return texts
 
 

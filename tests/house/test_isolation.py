@@ -22,13 +22,13 @@ OURS = {*PAPERS, "shared", "benchmarks", "tests"}
 
 def imports(path: Path) -> set[str]:
     """First parts of the names that a file imports, also inside functions."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {a.name.split(".")[0] for a in node.names}
+            modules |= {a.name.split(".")[0] for a in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(path.parent.name if node.level else (node.module or "").split(".")[0])
-    return found
+            modules.add(path.parent.name if node.level else (node.module or "").split(".")[0])
+    return modules
 
 
 @pytest.mark.parametrize("paper", PAPERS)
@@ -109,7 +109,9 @@ def test_config_is_sections_alone(paper):
     config = protocol.config_class(ROOT / paper / "config.py")
     assert "__annotations__" not in vars(config) or not vars(config)["__annotations__"]
     sections = config.__mro__[1:-1]
-    assert len(sections) > 2 and all(s.__doc__ and "(" not in s.__doc__[:20] for s in sections)
+    assert len(sections) > 2 and all(
+        s.__doc__ and not s.__doc__.startswith(f"{s.__name__}(") for s in sections
+    )
     names = [name for section in sections for name in section.__annotations__]
     assert len(names) == len(set(names)) and config.__doc__
 

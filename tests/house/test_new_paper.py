@@ -53,7 +53,7 @@ def test_it_trains_and_is_judged(checkout):
 
 def test_it_passes_its_tests_and_those_of_every_paper(checkout):
     """Without a line of its own anywhere else."""
-    judged = ["tests/test_papers.py", "tests/test_isolation.py", "tests/test_docs.py"]
+    judged = [f"tests/house/test_{name}.py" for name in ("papers", "isolation", "docs", "help")]
     chosen = ["-k", "weigh_columns or registers or order", "-p", "no:cacheprovider"]
     done = python(checkout, "-m", "pytest", "tests/weigh_columns", *judged, *chosen)
     assert done.returncode == 0, done.stdout

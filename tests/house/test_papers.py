@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import tomllib
 
 import pytest
 import yaml
@@ -31,9 +30,9 @@ def test_the_order_is_that_of_the_overview():
     "change, message",
     [
         ({"titel": "A"}, "toy/paper.yaml: unknown key 'titel'; did you mean 'title'?"),
-        ({"venue": None}, "toy/paper.yaml: venue is missing"),
-        ({"arxiv": "v1"}, "toy/paper.yaml: arxiv: 'v1': String should match pattern"),
-        ({"questions": [{"ask": "Is it?"}]}, "toy/paper.yaml: questions.0.claim is missing"),
+        ({"venue": None}, "toy/paper.yaml: 'venue' is missing"),
+        ({"arxiv": "v1"}, "toy/paper.yaml: arxiv is 'v1'"),
+        ({"questions": [{"ask": "Is it?"}]}, "toy/paper.yaml: questions.0: 'claim' is missing"),
         (
             {"questions": [{"ask": "Is it?", "clam": "c"}]},
             "toy/paper.yaml: questions.0: unknown key 'clam'; did you mean 'claim'?",
@@ -44,7 +43,7 @@ def test_the_order_is_that_of_the_overview():
         ),
         (
             {"bounds": [{"work": "w", "row": "r", "floor": 0}]},
-            "toy/paper.yaml: bounds.0.floor: 0: Input should be greater than 0",
+            "toy/paper.yaml: bounds.0.floor is 0; Input should be greater than 0",
         ),
     ],
 )
@@ -73,9 +72,5 @@ def test_importing_the_judge_is_cheap(toy):
 @pytest.mark.parametrize("file", ["Makefile", "pyproject.toml", "benchmarks/__init__.py"])
 def test_no_list_of_papers_is_kept_by_hand(file):
     text = (ROOT / file).read_text()
-    if file == "pyproject.toml":  # papers whose types are not clean yet are named there
-        document = tomllib.loads(text)
-        document["tool"]["mypy"].pop("overrides", None)
-        text = str(document)
-    named = [paper for paper in PAPERS if f"{paper}" in text]
+    named = [paper for paper in PAPERS if paper in text]
     assert set(named) <= {"autolora"}, f"{file} names {named}"  # the example in `make help`

@@ -20,10 +20,10 @@ def reproduce(root, *words, **environ):
 
 
 def results(root, name="results"):
-    found = json.loads((root / "runs" / "toy" / "cpu" / f"{name}.json").read_text())
+    result = json.loads((root / "runs" / "toy" / "cpu" / f"{name}.json").read_text())
     for key in ("created", "commit", "environment", "seconds"):
-        found.pop(key)
-    for run in found["runs"]:
+        result.pop(key)
+    for run in result["runs"]:
         for key in ("seconds", "peak_memory_mb"):
             run.pop(key, None)
-    return found
+    return result

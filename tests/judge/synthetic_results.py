@@ -1,7 +1,7 @@
 """A made-up result with every verdict word and every kind of gap, and a checkout full of them.
 
-`PYTHONPATH=. python tests/judge/synthetic_results.py DIR` writes the checkout (results, runs, YAML)
-to look at: `python -m benchmarks.report --root DIR`. The numbers are drawn, not measured.
+`PYTHONPATH=. python tests/judge/synthetic_results.py DIR` writes the checkout to look at with
+`python -m benchmarks.report --root DIR`. The numbers are drawn, not measured.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def differences(rng: random.Random, mean: float, sd: float, n: int = 8) -> dict:
     effect, half = statistics.fmean(d), T95 * statistics.stdev(d) / math.sqrt(n)
     p = 0.5 * math.erfc(effect / (statistics.stdev(d) / math.sqrt(n)) / math.sqrt(2))
     return {
-        **{"d": d, "effect": effect, "ci95": [effect - half, effect + half]},
+        **{"d": d, "effect": effect, "ci95": [effect - half, effect + half], "p_for": p},
         "item_ci95": [effect - 0.8 * half - 0.1, effect + 0.8 * half + 0.1],
-        **{"p_for": p, "flip_for": max(p, 2**-n)},
+        "flip_for": max(p, 2**-n),
     }
 
 
@@ -78,7 +78,7 @@ def claim(
 
 
 def claims(rng: random.Random) -> list[dict]:
-    learned = "LoRA with learned ranks scores higher than uniform rank 4 at an equal number"
+    learned = "Learned ranks score higher than uniform rank 4 at an equal number"
     held_out = "Selection on a validation split generalises better than on the training loss"
     grid = "One search and one retraining cost less than a grid over ranks"
     second = {"role": "secondary"}
@@ -197,9 +197,6 @@ def result(paper: str = "autolora", scale: str = "cpu") -> Results:
     return Results.model_validate(document(paper, scale))
 
 
-EMPTY = {"schema": 1, "paper": "tapweight", "scale": "cpu"}
-
-
 def partial() -> dict:
     """What a killed or failing reproduction may leave: fields absent, None, NaN, bare runs."""
     whole = document("weight_mixup")
@@ -252,7 +249,7 @@ def published() -> list[dict]:
 def tree(root: Path) -> Path:
     """A full paper with runs, one at two scales, one partial, one empty, one of many numbers."""
     write(root / "autolora/results/cpu.json", document())
-    rehearsal = {"created": "2025-11-19T08:00:00Z", "passed": True, "runs": 96, "seconds": 140}
+    rehearsal = {"created": "2025-11-19T08:00:00Z", "passed": True, "runs": 96}
     write(root / "autolora/results/rehearsal.json", rehearsal)
     stamp_checked(root / "autolora", "cpu")
     local = document()
@@ -277,11 +274,10 @@ def tree(root: Path) -> Path:
         write(root / f"mlo_mae/results/{scale}.json", document("mlo_mae", scale))
     write(root / "dasgm/results/cpu.json", document("dasgm"))
     write(root / "weight_mixup/results/cpu.json", partial())
-    write(root / "tapweight/results/cpu.json", EMPTY)
+    write(root / "tapweight/results/cpu.json", {"paper": "tapweight", "scale": "cpu"})
     facts = {"paper": "ts_watermark", "arxiv": "2402.18059", "note": "made up"}
-    unread = ["Table 5: values <unreadable>"]
-    numbers = {**facts, "entries": published(), "not_found": unread}
-    write_yaml(root / "ts_watermark/reported.yaml", numbers)
+    facts["not_found"] = ["Table 5: values <unreadable>"]
+    write_yaml(root / "ts_watermark/reported.yaml", {**facts, "entries": published()})
     return root
 
 

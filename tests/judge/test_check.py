@@ -91,8 +91,8 @@ def test_every_flipped_byte_of_the_predictions_is_a_problem_and_never_a_tracebac
     whole = path.read_bytes()
     for place in range(0, len(whole), max(1, len(whole) // 40)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        found, _ = check.check_scale(folder, "cpu")
-        assert any("cpu.predictions.npz changed" in line for line in found), place
+        lines, _ = check.check_scale(folder, "cpu")
+        assert any("cpu.predictions.npz changed" in line for line in lines), place
 
 
 def test_json_that_is_no_result_is_a_problem(folder):
@@ -102,8 +102,8 @@ def test_json_that_is_no_result_is_a_problem(folder):
 
 
 def test_as_recorded_it_passes(folder, capsys):
-    scales, found, notices = check.check_paper(folder)
-    assert (scales, found, notices) == (["cpu"], [], [])
+    scales, lines, notices = check.check_paper(folder)
+    assert (scales, lines, notices) == (["cpu"], [], [])
     assert check.main(["toy"], folder.parent) == 0
     assert "every digit derived again" in capsys.readouterr().out
 
@@ -148,8 +148,8 @@ def test_volatile_fields_may_differ(folder):
     ],
 )
 def test_an_edited_result_is_caught(folder, change, named):
-    found = edit(folder, change)
-    assert any(named in line for line in found), found
+    lines = edit(folder, change)
+    assert any(named in line for line in lines), lines
 
 
 def numbers(value, place=()):
@@ -211,11 +211,11 @@ def test_one_edited_prediction_is_caught(folder):
     def flip(predictions):
         predictions["good", "line", 102]["prediction"][17] ^= 1
 
-    found = rewrite(folder, flip)
-    assert any("metrics of good on line, seed 102.accuracy: recorded" in line for line in found), (
-        found
+    lines = rewrite(folder, flip)
+    assert any("metrics of good on line, seed 102.accuracy: recorded" in line for line in lines), (
+        lines
     )
-    assert any("claims[C1].d[2]" in line for line in found)
+    assert any("claims[C1].d[2]" in line for line in lines)
 
 
 def test_an_edited_prediction_file_is_caught_by_its_hash(folder):
@@ -232,8 +232,8 @@ def test_an_edited_prediction_file_is_caught_by_its_hash(folder):
 
 
 def test_a_dropped_seed_is_caught(folder):
-    found = rewrite(folder, lambda predictions: predictions.pop(("noisy", "line", 104)))
-    assert any("run noisy on line, seed 104 has no predictions" in line for line in found)
+    lines = rewrite(folder, lambda predictions: predictions.pop(("noisy", "line", 104)))
+    assert any("run noisy on line, seed 104 has no predictions" in line for line in lines)
     result = load(folder)
     result["runs"] = [run for run in result["runs"] if run["seed"] != 104]
     save(folder, result)
@@ -261,8 +261,8 @@ def test_a_threshold_changed_with_its_hash_is_caught_by_the_verdict(folder):
     path = folder / "claims.yaml"
     path.write_text(path.read_text().replace("threshold: 0", "threshold: 90"))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    found = edit(folder, lambda r: r.update(claims_sha256=digest))
-    assert any("claims[C1].threshold: recorded 0" in line for line in found)
+    lines = edit(folder, lambda r: r.update(claims_sha256=digest))
+    assert any("claims[C1].threshold: recorded 0" in line for line in lines)
 
 
 def test_an_edited_table_is_caught(folder):
@@ -276,10 +276,11 @@ def test_an_edited_table_is_caught(folder):
 
 
 def test_older_code_is_a_notice(folder):
-    path = folder / "train.py"
-    path.write_text(path.read_text() + "\n# a later thought\n")
-    _, found, notices = check.check_paper(folder)
-    assert found == [] and notices == ["cpu: STALE: recorded by older code (commit abc)"]
+    """Code that means something else, that is: a comment moves no score."""
+    path, stale = folder / "train.py", ["cpu: STALE: recorded by older code (commit abc)"]
+    for text, expected in (("# a later thought\n", []), ("LATER = 1\n", stale)):
+        path.write_text(path.read_text() + text)
+        assert check.check_paper(folder)[1:] == ([], expected)
 
 
 def test_broken_files_are_problems_not_tracebacks(folder, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import PAPERS, findings
+from benchmarks import PAPERS, findings, papers
 from benchmarks.claims import load_claims
 from benchmarks.papers import Question
 from benchmarks.recorded import Claim, Results
@@ -12,7 +12,7 @@ from benchmarks.recorded import Claim, Results
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_questions_ask_for_claims_and_controls_that_are_declared(root, paper):
-    asked = findings.questions(paper)
+    asked = papers.paper(paper).questions
     declared = [c for c in load_claims(root / paper / "claims.yaml").claims if c.role != "exhibit"]
     primary = {c.id for c in declared if c.role == "primary" and "cpu" in c.scales}
     assert len(asked) >= 3 and primary <= {question.claim for question in asked}

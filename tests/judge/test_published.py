@@ -99,14 +99,14 @@ def test_targets_match_by_id_before_pattern():
     assert target_of("llama.z", targets) is None
     entry = {**ENTRY, "id": "opt.kgw.z", "value": None}
     facts = {"paper": "x", "arxiv": "1", "note": "n", "not_found": []}
-    known = ReportedFile.model_validate({**facts, "entries": [entry]})
-    check_targets(targets[:2], known, "claims.yaml")
+    published = ReportedFile.model_validate({**facts, "entries": [entry]})
+    check_targets(targets[:2], published, "claims.yaml")
     with pytest.raises(BadInput, match=r"unknown key 'opt\.kgw\.zz'; did you mean 'opt\.kgw\.z'"):
-        check_targets([Target(reported="opt.kgw.zz", reason="r")], known, "claims.yaml")
+        check_targets([Target(reported="opt.kgw.zz", reason="r")], published, "claims.yaml")
 
 
 def test_the_runner_refuses_a_target_that_names_no_published_number(root, tmp_path):
-    for name in ("protocol.yaml", "claims.yaml", "reported.yaml", "train.py"):
+    for name in ("protocol.yaml", "claims.yaml", "reported.yaml", "config.py"):
         (tmp_path / "autolora").mkdir(exist_ok=True)
         (tmp_path / "autolora" / name).write_bytes((root / "autolora" / name).read_bytes())
     paper = Protocol(tmp_path / "autolora")

@@ -55,7 +55,7 @@ def test_record_and_check(toy, finished):
     done = check()
     assert done.returncode != 0 and "effect" in done.stdout + done.stderr
     path.write_text(text)
-    (toy / "toy" / "evaluate.py").open("a").write("\n# newer\n")
+    (toy / "toy" / "evaluate.py").open("a").write("\nNEWER = 1\n")
     done = check()
     assert done.returncode == 0 and "STALE" in done.stdout
 

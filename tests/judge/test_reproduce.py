@@ -114,11 +114,11 @@ def test_a_crash_is_tried_again_and_reported(toy):
         "the worker died (exit status 7)" in done.stdout
         and "alone: python -m toy.train --scale cpu --arm noisy" in done.stdout
     )
-    found = results(toy)
-    assert found["claims"][0]["verdict"].startswith("NOT RUN")
-    crashed = [r for r in found["runs"] if r["arm"] == "noisy" and r["seed"] == 103]
+    result = results(toy)
+    assert result["claims"][0]["verdict"].startswith("NOT RUN")
+    crashed = [r for r in result["runs"] if r["arm"] == "noisy" and r["seed"] == 103]
     assert {r["status"] for r in crashed} == {"crashed"} and {r["attempts"] for r in crashed} == {2}
-    assert all(r["status"] == "finished" for r in found["runs"] if r["arm"] == "good")
+    assert all(r["status"] == "finished" for r in result["runs"] if r["arm"] == "good")
 
 
 def test_divergence_is_an_outcome(toy):

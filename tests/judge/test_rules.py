@@ -218,8 +218,8 @@ def test_numbers_on_the_way():
     # n = 5, sd = 1: a t-test needs a true effect of about 1.7 to find it four times in five
     rng = np.random.default_rng(1)
     effect = rules.detectable(5, 1.0)
-    found = [t_test(rng.normal(effect, 1, 5))[0] <= 0.025 for _ in range(3000)]
-    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+    detected = [t_test(rng.normal(effect, 1, 5))[0] <= 0.025 for _ in range(3000)]
+    assert np.mean(detected) == pytest.approx(0.8, abs=0.03)
     assert rules.detectable(5, 1.0, t=-2) == pytest.approx(effect - 2)
 
 

@@ -45,10 +45,10 @@ def test_a_metric_is_in_points_where_its_own_task_has_shares():
     claim = {"id": "c", "metric": "kept", "unit": "raw"}
     document = {"paper": "p", "scale": "cpu", "runs": runs, "claims": [claim]}
     result = Results.model_validate(document)
-    found = scores(result, None)
-    assert found["documentation", "score", "a"] == [(0, 64.0, False)]
-    assert found["planted", "score", "a"] == [(0, 1.25, False)]
-    assert found["planted", "kept", "a"] == [(0, 0.5, False)]
+    shown = scores(result, None)
+    assert shown["documentation", "score", "a"] == [(0, 64.0, False)]
+    assert shown["planted", "score", "a"] == [(0, 1.25, False)]
+    assert shown["planted", "kept", "a"] == [(0, 0.5, False)]
     assert factors(result)["documentation", "score"] == 100.0
     assert factors(result)["planted", "score"] == factors(result)["planted", "kept"] == 1.0
 

@@ -15,9 +15,10 @@ from toy_levels import TINY
 from mlo_mae import config as module
 from mlo_mae.config import Config
 from mlo_mae.train import run
-from shared.protocol import BadInput, Protocol, RunConfig
+from shared.protocol import BadInput, RunConfig, read_as, settings_model
 
 PAPER = Path(module.__file__).parent
+SETTINGS = settings_model(Config)
 SECTIONS = [base for base in Config.__bases__ if base is not RunConfig]
 
 
@@ -64,13 +65,13 @@ CHOICES = {
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_wrong_choice_is_refused_with_the_choices_in_the_protocol(name):
     with pytest.raises(BadInput, match=name) as error:
-        Protocol(PAPER).checked({name: "lerned"}, "protocol.yaml")
+        read_as(SETTINGS, {name: "lerned"}, "protocol.yaml", strict=True)
     assert all(choice in str(error.value) for choice in CHOICES[name])
 
 
 def test_an_unknown_accident_is_refused_with_the_ones_there_are():
     with pytest.raises(BadInput, match="official") as error:
-        Protocol(PAPER).checked({"official": ["index_spilt"]}, "protocol.yaml")
+        read_as(SETTINGS, {"official": ["index_spilt"]}, "protocol.yaml", strict=True)
     assert all(name in str(error.value) for name in typing.get_args(module.Accident))
 
 

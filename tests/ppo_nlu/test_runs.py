@@ -25,9 +25,9 @@ def test_protocol_and_claims_are_read():
     claims = load_claims(paper.directory / "claims.yaml")
     for scale in ("cpu", "gpu", "paper"):
         arms = set(paper.selected(scale))
-        for claim in claims["claims"]:
-            if scale in claim["scales"] and claim["kind"] == "difference":
-                assert set(claim["arms"].values()) <= arms, claim["id"]
+        for claim in claims.claims:
+            if scale in claim.scales and claim.kind == "difference":
+                assert set(claim.arms.sides) <= arms, claim.id
 
 
 def test_arms_share_start_examples_and_items(shortly):

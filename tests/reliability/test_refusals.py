@@ -96,7 +96,7 @@ BAD_PROTOCOLS = {
         lambda d, f: d.setdefault("defaults", {}).update({f + "z": 1}),
         "did you mean '{f}'",
     ),
-    "type in tiny": (lambda d, f: d["tiny"]["set"].update({f: "many"}), "{f} = 'many'"),
+    "type in tiny": (lambda d, f: d["tiny"]["set"].update({f: "many"}), "{f} is 'many'"),
     "unknown stage": (
         lambda d, f: next(iter(d["arms"].values())).update(uses=["nothing"]),
         "unknown key 'nothing'",

@@ -41,12 +41,12 @@ def test_documentation_parts_are_fixed_balanced_and_apart():
 
 def test_no_near_duplicate_straddles_two_parts():
     task = bundled.documentation(stream(3), per_class=100)
-    seen: dict[str, str] = {}
+    part_of: dict[str, str] = {}
     for name, part in (("train", task.train), ("validation", task.validation), ("test", task.test)):
         for text in part.texts:
             key = "".join(c for c in text.lower() if not c.isdigit() and not c.isspace())
-            assert key[:120] not in seen, (name, seen.get(key[:120]), text)
-            seen[key[:120]] = name
+            assert key[:120] not in part_of, (name, part_of.get(key[:120]), text)
+            part_of[key[:120]] = name
     assert (
         len(np.unique(np.concatenate([p.ids for p in (task.train, task.validation, task.test)])))
         == 1_900

@@ -205,7 +205,7 @@ def test_chain_leaves_no_trace(fails):
     ]
     gate, x = torch.ones(4, requires_grad=True), torch.randn(8, 4)
     everything = [*low.state_dict().values(), *high.state_dict().values(), gate.detach()]
-    low[0].weight.grad = kept = torch.ones(4, 4)
+    low[0].weight.grad = gradient = torch.ones(4, 4)
     before, random, calls = [t.clone() for t in everything], torch.get_rng_state(), [0]
 
     def counted(loss):
@@ -224,7 +224,7 @@ def test_chain_leaves_no_trace(fails):
     except KeyError:
         pass
     assert all(torch.equal(a, b) for a, b in zip(before, everything))
-    assert torch.equal(random, torch.get_rng_state()) and low[0].weight.grad is kept
+    assert torch.equal(random, torch.get_rng_state()) and low[0].weight.grad is gradient
 
 
 def test_refusals():

@@ -81,10 +81,9 @@ def test_batches_are_whole_epochs_in_an_order_of_their_own():
     assert (
         batches(1) == Batches(np.arange(10, 20), 4, 3, "lower")(1)
     ).all()  # whatever was asked before
-    kept = Batches(torch.arange(10), 4, 3, "lower", keep_last=True)
-    assert kept.per_epoch == 3 and sorted(torch.cat([kept(3), kept(4), kept(5)]).tolist()) == list(
-        range(10)
-    )
+    whole = Batches(torch.arange(10), 4, 3, "lower", keep_last=True)
+    epoch = torch.cat([whole(3), whole(4), whole(5)])
+    assert whole.per_epoch == 3 and sorted(epoch.tolist()) == list(range(10))
     for rows, size in ((np.arange(0), 4), (np.arange(4), 0)):
         with pytest.raises(BadInput, match="at least 1"):
             Batches(rows, size, 0, "lower")

@@ -94,9 +94,9 @@ def test_two_processes_train_every_method_and_stay_equal(paper, tmp_path):
     """Every run of the tiny chain: two processes ended with the same weights, and gates hold."""
     done = launch("-m", f"{paper}.train", "--tiny", "--device", "cpu", REPRO_RUNS=str(tmp_path))
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    found = records(tmp_path)
-    assert found
-    for arm, record in found.items():
+    by_arm = records(tmp_path)
+    assert by_arm
+    for arm, record in by_arm.items():
         assert record["details"]["processes"] == {"number": 2, "equal": True}, arm
         assert all(g["passed"] for g in record["gates"]), (arm, record["gates"])
 

@@ -190,9 +190,9 @@ def test_a_damaged_checkpoint_falls_back_to_an_older_one(toy, monkeypatch, capsy
     with pytest.raises(runs.Stopped):
         train.run(config(train, toy))
     monkeypatch.setattr(runs, "_stop_asked", lambda: False)
-    kept = sorted((toy / "out" / "checkpoint").glob("*.pt"))
-    assert len(kept) == 2
-    kept[-1].write_bytes(kept[-1].read_bytes()[:-3])
+    checkpoints = sorted((toy / "out" / "checkpoint").glob("*.pt"))
+    assert len(checkpoints) == 2
+    checkpoints[-1].write_bytes(checkpoints[-1].read_bytes()[:-3])
     assert record(train.run(config(train, toy)))["state_sha256"] == whole["state_sha256"]
     assert "sha256 does not match" in capsys.readouterr().out
 
@@ -275,8 +275,8 @@ def test_nan_stops_at_once_and_is_recorded(toy, monkeypatch):
         runs.Diverged, match=r"only level: value nan at step 7, batch items \[0, 1, 2\]"
     ):
         train.run(config(train, toy, nan_at=7))
-    found = record(toy / "out")
-    assert found["status"] == "diverged" and found["chosen_step"] == 7
+    stopped = record(toy / "out")
+    assert stopped["status"] == "diverged" and stopped["chosen_step"] == 7
     assert len((toy / "out" / "metrics.jsonl").read_text().splitlines()) == 7
 
 
@@ -334,14 +334,14 @@ def test_kill_and_continue(toy):
     """SIGKILL in the middle, the same command: the same bits. SIGTERM: a clean stop, status 130."""
     words = ["--arm", "noisy", "--task", "line", "--seed", "5", "--steps", "3000", "--noise", "1.0"]
     assert command(toy, *words, "--out", "whole").returncode == 0
-    kept = lambda: set((toy / "cut" / "checkpoint").glob("step-*.pt"))  # noqa: E731
+    checkpoints = lambda: set((toy / "cut" / "checkpoint").glob("step-*.pt"))  # noqa: E731
     for number, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 130)):
-        before = kept()
+        before = checkpoints()
         silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         line = [sys.executable, "-m", "toy.train", *words, "--out", "cut"]
         env = {**os.environ, "REPRO_CHECKPOINT_SECONDS": "0"}
         process = subprocess.Popen(line, cwd=toy, env=env, **silent)
-        while not kept() - before:
+        while not checkpoints() - before:
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(number)

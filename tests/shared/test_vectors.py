@@ -104,7 +104,7 @@ def test_snapshot_rewinds_masks_and_buffers():
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
     theta, x = list(net.parameters()), torch.randn(8, 4)
     before = [t.clone() for t in [*net.parameters(), *net.buffers(), torch.get_rng_state()]]
-    theta[0].grad = kept = torch.ones(4, 4)
+    theta[0].grad = gradient = torch.ones(4, 4)
     with vectors.Snapshot(theta) as snapshot:
         first = net(x)
         snapshot.rewind()
@@ -115,5 +115,6 @@ def test_snapshot_rewinds_masks_and_buffers():
         theta[0].requires_grad_(False)
     after = [*net.parameters(), *net.buffers(), torch.get_rng_state()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert theta[0].grad is kept and torch.equal(kept, torch.ones(4, 4)) and theta[0].requires_grad
+    assert theta[0].grad is gradient and torch.equal(gradient, torch.ones(4, 4))
+    assert theta[0].requires_grad
     assert theta[1].grad is None

@@ -17,10 +17,11 @@ from tapweight import config as config_py
 from tapweight import domain
 from tapweight.config import Config
 
+SETTINGS = protocol.settings_model(Config)
 CHOICES = {
-    name: typing.get_args(field.type)
-    for name, field in PROTOCOL.fields.items()
-    if typing.get_origin(field.type) is typing.Literal
+    name: typing.get_args(hint)
+    for name, hint in typing.get_type_hints(Config).items()
+    if typing.get_origin(hint) is typing.Literal
 }
 
 
@@ -48,7 +49,7 @@ def comments_above() -> dict[str, str]:
 def test_help_is_the_comment_above_each_field():
     text = re.sub(r"[\s│]+", " ", command_line("--help"))
     comments = comments_above()
-    assert set(comments) == set(PROTOCOL.fields) - set(protocol.RunConfig.__dataclass_fields__)
+    assert set(comments) == set(PROTOCOL.defaults) - set(vars(protocol.RunConfig()))
     for name, comment in comments.items():
         assert comment, f"{name} has no comment above it"
         option = re.search(rf"--{name.replace('_', '-')}[ ,].*", text)
@@ -59,12 +60,12 @@ def test_a_wrong_choice_is_refused_with_the_choices_by_the_protocol():
     assert len(CHOICES) == 11
     for name, choices in CHOICES.items():
         with pytest.raises(protocol.BadInput) as error:
-            PROTOCOL.checked({name: "nothing-like-it"}, "here")
+            protocol.read_as(SETTINGS, {name: "nothing-like-it"}, "here", strict=True)
         assert all(str(choice) in str(error.value) for choice in choices), name
     with pytest.raises(protocol.BadInput, match="did you mean 'one:MLM'"):
-        PROTOCOL.checked({"weights": "one:MML"}, "here")
+        protocol.read_as(SETTINGS, {"weights": "one:MML"}, "here", strict=True)
     with pytest.raises(protocol.BadInput, match="did you mean 'gamma'"):
-        PROTOCOL.checked({"gama": 1.0}, "here")
+        protocol.read_as(SETTINGS, {"gama": 1.0}, "here", strict=True)
 
 
 @pytest.mark.parametrize("name", ["mode", "job"])
@@ -123,12 +124,12 @@ def test_claims_and_protocol_fit():
     document = claims.load_claims(ROOT / "tapweight" / "claims.yaml")
     tasks = {task for scale in PROTOCOL.document.scales for task in PROTOCOL.tasks(scale)}
     claims.check_names(document, PROTOCOL.document.arms, tasks, "tapweight")
-    by_id = {claim["id"]: claim for claim in document["claims"]}
-    assert any(c["role"] == "primary" and "cpu" in c["scales"] for c in by_id.values())
-    assert not document.get("targets")  # no table of the paper could be read
+    by_id = {claim.id: claim for claim in document.claims}
+    assert any(c.role == "primary" and "cpu" in c.scales for c in by_id.values())
+    assert not document.targets  # no table of the paper could be read
     # 16: where uniform weights are the opponent, more steps of them are a control
     for kind in ("language", "molecules"):
-        assert "cp-matched" in by_id[f"2 learned against uniform weights, {kind}"]["controls"]
+        assert "cp-matched" in by_id[f"2 learned against uniform weights, {kind}"].controls
     assert all("cp-matched" in PROTOCOL.scale(scale).core for scale in ("gpu", "paper"))
 
 
@@ -137,5 +138,5 @@ def test_17_reported_cells_are_not_available():
     from benchmarks import reported
 
     document = reported.load(ROOT / "tapweight" / "reported.yaml")
-    assert len(document["not_found"]) == 11
-    assert all(entry["origin"] == "context" for entry in document["entries"])
+    assert len(document.not_found) == 11
+    assert all(entry.origin == "context" for entry in document.entries)
