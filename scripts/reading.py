@@ -48,7 +48,7 @@ def entered(paper: str) -> Spans:
     finally:
         sys.setprofile(None)
     spans: Spans = {}
-    for path in ROOT.glob("*/**/*.py"):
+    for path in [*ROOT.glob("shared/*.py"), *ROOT.glob(f"{paper}/**/*.py")]:
         lines = {line for name, line in calls if name == str(path)}
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if lines else ():
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
