@@ -216,7 +216,7 @@ def verdict_of(claim: recorded.Claim) -> str:
 def write_report(name: str) -> None:
     try:
         from benchmarks import report
-    except ImportError as error:  # ENV=none on a machine without matplotlib or jinja2
+    except ModuleNotFoundError as error:  # ENV=none on a machine without matplotlib or jinja2
         later = "`make report` writes it from the results"
         return say(f"report:  not written, package {error.name} is missing; {later}")
     say(f"report:  {short(report.render(ROOT, [name]))}")
