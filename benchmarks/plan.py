@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -20,6 +18,7 @@ from benchmarks.claims import Claims
 from benchmarks.pool import Key
 from benchmarks.words import duration
 from shared import protocol
+from shared.machine import cuda_devices
 from shared.protocol import BadInput, Node, Protocol, Scale
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,18 +44,6 @@ def load_claims(paper: Protocol) -> Claims:
 
 
 # --- which scale ----------------------------------------------------------------------------------
-
-
-def cuda_devices() -> list[str]:
-    """Identifiers of the CUDA devices that this process may use, found without torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [d for d in visible.split(",") if d.strip() not in {"", "-1"}]
-    if not shutil.which("nvidia-smi"):
-        return []
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    devices = [line for line in listing.stdout.splitlines() if line.startswith("GPU")]
-    return [str(i) for i in range(len(devices))]
 
 
 def missing_inputs(paper: Protocol, scale: str) -> list[tuple[str, str]]:

@@ -125,7 +125,7 @@ def count(listed: Sequence[Case]) -> list[Item]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from shared import runs
+    from shared import machine, runs
 
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.reliability", description=(__doc__ or "").split("\n")[0]
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
         for line in one.not_held:
             print(f"       not held: {line}")
     if options.record:
-        environment = runs.environment()
+        environment = machine.environment("auto")
         document = {
             "command": " ".join(command),
             "created": now(),

@@ -11,15 +11,18 @@ wrong key is refused, and a finished paper is recognised, within a second.
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import functools
 import hashlib
+import importlib
 import importlib.util
 import json
 import math
 import os
 import re
 import sys
+import time
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,13 +43,13 @@ from pydantic import (
     model_validator,
 )
 
+from shared import inputs
+from shared.inputs import file_sha256 as sha256_file
+
 SCALES = ("cpu", "gpu", "paper", "rehearsal")
 BLOCK = 100  # verdict seeds of revision r begin at 100 (r + 1); seeds below 100 serve development
-PLACE = {
-    "out",
-    "uses",
-    "device",
-}  # fields of Config that say where, not what: outside the fingerprint
+# fields of Config that say where, not what; a device's kind stands elsewhere in the fingerprint
+PLACE = {"out", "uses", "device"}
 
 Key = tuple[str, str, int]  # arm, task, seed
 Import = tuple[int, str, tuple[str, ...]]  # level, module, names
@@ -62,6 +65,12 @@ def unknown(key: object, valid: Iterable[object], where: str) -> BadInput:
     near = difflib.get_close_matches(str(key), names, 1, 0.4)
     hint = f"did you mean '{near[0]}'?" if near else f"valid: {', '.join(names)}"
     return BadInput(f"{where}: unknown key '{key}'; {hint}")
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuse what is no name of a folder: it could lead out of runs/."""
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise BadInput(f"{what} '{name}' is no name: letters and digits, with . _ + - inside")
 
 
 # --- YAML files, read into typed models -------------------------------------------------------
@@ -325,6 +334,10 @@ class ProtocolFile(Document):
 
     @model_validator(mode="after")
     def _arms_exist(self) -> ProtocolFile:
+        for arm in self.arms:
+            check_name("arms: ", arm)
+        for task in [task for scale in self.scales.values() for task in scale.tasks]:
+            check_name("tasks: ", task)
         named = {f"arms.{name}.uses": arm.uses for name, arm in self.arms.items()}
         named |= {f"scales.{name}.core": scale.core or [] for name, scale in self.scales.items()}
         for place, arms in named.items():
@@ -444,6 +457,7 @@ class Protocol:
     def node(self, scale: str, arm: str, task: str, seed: int) -> Node:
         """One run with its resolved settings and the keys of the runs it uses."""
         body = self.arm(arm)
+        check_name("task", task)
         if scale != "tiny" and task not in self.tasks(scale):
             raise unknown(task, self.tasks(scale), f"{self.paper}: task at scale {scale}")
         if not self.at_scale(arm, scale):
@@ -527,18 +541,6 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@functools.lru_cache(maxsize=4096)
-def _sha256_of_state(path: str, size: int, modified: int) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sha256_file(path: Path | str) -> str:
-    """sha256 of a file's bytes; asked twice of an untouched file, it is read once."""
-    state = os.stat(path)
-    return _sha256_of_state(str(path), state.st_size, state.st_mtime_ns)
-
-
 def sha256_yaml(path: Path) -> str:
     """sha256 of what a YAML file says: not its comments and layout, nor any `note` or `source`."""
 
@@ -616,6 +618,42 @@ def code_hashes(train_py: Path) -> dict[str, str]:
     return {name: _parsed_file(root / name)[0] for name in code_files(train_py)}
 
 
+def _sources() -> dict[Path, str | None]:
+    """Text of the repository's files; None for one edited since this process began."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text("utf-8").rsplit(")", 1)[1].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):  # off Linux
+        age = 0.0
+    now = time.time()
+    packages = [train_py.parent for train_py in inputs.ROOT.glob("*/train.py")]
+    files = [path for p in [inputs.ROOT / "shared", *packages] for path in p.rglob("*.py")]
+    edited = {path for path in files if now - age < path.stat().st_mtime <= now}
+    return {path: None if path in edited else path.read_text("utf-8") for path in files}
+
+
+_AS_IMPORTED = _sources()  # taken while the process imports: later edits do not run in it
+
+
+@functools.cache
+def imported_code(train_py: Path) -> dict[str, str]:
+    """`code_hashes` of what this process imported: taken once, whatever is edited later.
+
+    All of it is imported here, so that nothing is read later. BadInput if a file was edited while
+    the process began: then nobody knows which of the two was imported."""
+    hashes, root = code_hashes(train_py), train_py.parent.parent
+    for name in hashes:
+        path = root / name
+        if path in _AS_IMPORTED and _AS_IMPORTED[path] != path.read_text("utf-8"):
+            what = f"{name} was edited while this process began"
+            raise BadInput(f"{what}; give the same command again")
+        module = name.removesuffix(".py").replace("/", ".")
+        if path != train_py and name.endswith(".py") and not name.endswith("__init__.py"):
+            with contextlib.suppress(ImportError):  # of a package that is not installed
+                importlib.import_module(module)
+    return hashes
+
+
 VOLATILE = {"created", "commit", "environment", "seconds", "cpu_seconds", "peak_memory_mb"}
 
 
@@ -623,9 +661,8 @@ def record_sha256(record: dict[str, Any]) -> str:
     """Hash of a run's outcome, without times, memory, machine and places."""
     fingerprint = record.get("fingerprint") or {}
     data = {name: source["sha256"] for name, source in (fingerprint.get("data") or {}).items()}
-    return sha256_json(
-        _without(record, {*VOLATILE, "config"}) | {"fingerprint": {**fingerprint, "data": data}}
-    )
+    outcome = {**_without(fingerprint, {"absent"}), "data": data}
+    return sha256_json(_without(record, {*VOLATILE, "config"}) | {"fingerprint": outcome})
 
 
 def read_record(directory: Path) -> dict[str, Any] | None:
@@ -658,10 +695,14 @@ def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str 
     if old_code != code:
         files = sorted(k for k in {*code, *old_code} if code.get(k) != old_code.get(k))
         return f"code changed: {', '.join(files)}"
-    for name, source in (fingerprint.get("data") or {}).items():
-        path = source.get("path")
-        if path and Path(path).exists() and sha256_file(Path(path)) != source["sha256"]:
-            return f"data changed: {name}"
+    from shared import machine  # which needs this file
+
+    now = machine.fingerprint(config["device"])
+    if reason := machine.moved(fingerprint.get("machine") or {}, now):
+        return reason
+    read = inputs.ReadLog(fingerprint.get("data") or {}, fingerprint.get("absent") or ())
+    if reason := inputs.changed(read, config):
+        return reason
     for arm, sha256 in (fingerprint.get("uses") or {}).items():
         used = read_record(Path(config["uses"][arm])) if arm in config["uses"] else None
         if used is None or record_sha256(used) != sha256:

@@ -26,28 +26,32 @@ import io
 import json
 import math
 import os
-import platform
-import resource
+import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from shared import processes, protocol, sources
-from shared.protocol import BadInput, RunConfig
+import shared
+from shared import inputs, machine, portable, processes, protocol
+from shared.inputs import cache_root as cache_root
+from shared.machine import commit as commit
+from shared.machine import device as device
+from shared.protocol import PLACE, BadInput, RunConfig
 
 CHECKPOINT_SECONDS = 60.0  # how much work an unannounced kill may cost; never moves a score
-PACKAGES = ["torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy"]
-PACKAGES += ["scikit-learn"]
+# what this module writes into a run's folder; what a paper adds is listed in files.json
+WRITTEN = re.compile(
+    r"\.lock|(config|record|files)\.json|metrics\.jsonl|log\.txt|(splits|predictions)\.npz|"
+    r"checkpoint/(step|end)-\d+\.pt|(checkpoint/)?\.[\w.-]+\.\d+\.tmp"
+)
 
 C = TypeVar("C", bound=RunConfig)
 Rows = TypeVar("Rows", np.ndarray, torch.Tensor)
@@ -231,90 +235,45 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         return {k: archive[k] for k in archive.files}
 
 
-def cache_root() -> Path:
-    return Path(os.environ.get("REPRO_CACHE") or Path(__file__).resolve().parent.parent / ".cache")
+def cached(key: tuple[Any, ...], make: Callable[[], Any], noted: bool = True) -> Any:
+    """`make()`, or what it returned before under this key: a label and all the values it depends on
+    (weights and other tensors by `state_sha256`).
 
-
-def cached(key: Any, make: Callable[[], Any]) -> Any:
-    """`make()`, or what it returned before under this key, which holds all that determines it.
-
+    The code of `make` and of all that its file imports, packages and data that it reads are looked
+    at here. What it read, and the sha256 of what is stored, stand in the record of each run that
+    uses it, but for callers (`noted=False`) that note the value's content themselves.
     Made once even if several processes ask; a damaged entry is made again; safe to delete."""
-    digest = hashlib.sha256(repr(key).encode()).hexdigest()[:32]
-    path = cache_root() / "values" / f"{digest}.pt"
+    code = protocol.imported_code(Path(make.__code__.co_filename))
+    here = {"packages": machine.packages(), "portable": portable()}
+    digest = protocol.sha256_json([repr(key), code, here])[:32]
+    path = inputs.cache_root() / "values" / f"{digest}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists():
-            with contextlib.suppress(Damaged):
-                return unpack(path.read_bytes(), str(path))
-        with processes.single():  # the others wait, and read it
-            value = make()
-        write_bytes(path, pack(value))
-        return value
+        entry = _cache_entry(path)
+        if entry is None:
+            with processes.single(), inputs.recording() as read:  # the others wait, and read it
+                value = make()
+            packed = pack(value)
+            write_bytes(path, json.dumps(read.parts()).encode() + b"\n" + packed)
+        else:
+            read, packed, value = entry
+            inputs.replay(read)
+    if noted:
+        named = f"{key[0]} {protocol.sha256_json(repr(key))[:8]}"
+        inputs.note_cache(named, packed[:64].decode())
+    return value
 
 
-# --- machine ----------------------------------------------------------------------------------
-
-
-def device(config: RunConfig) -> torch.device:
-    """The device of a run. CPU runs use one thread: a score does not depend on the neighbours."""
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        lacking = f"torch {torch.__version__} sees no CUDA device"
-        raise BadInput(f"device '{name}' asked for, but {lacking}; use --device cpu")
-    if name == "cpu":
-        torch.set_num_threads(1)
-    return torch.device(name)
-
-
-def environment() -> dict[str, Any]:
-    """What the record says of the machine and of the packages."""
-    versions = {}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    processor = platform.processor()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(x for x in lines if x.startswith("model name")).split(":", 1)[1].strip()
-    return {
-        "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor, "packages": versions,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }  # fmt: skip
-
-
-def commit(root: Path) -> str | None:
-    """The checkout's commit, with `+changes` if tracked files differ from it; None outside git."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(root), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = "+changes" if git("status", "--porcelain", "-uno") else ""
-        return git("rev-parse", "HEAD") + changed
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _peak_memory_mb(reset: bool = False) -> float:
-    """Largest resident size of this process since the last reset, in MB (off Linux: ever)."""
-    try:
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        lines = Path("/proc/self/status").read_text().splitlines()
-        host = int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) / 1024
-    except (OSError, StopIteration):
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if not torch.cuda.is_available():
-        return host
-    if reset:
-        torch.cuda.reset_peak_memory_stats()
-    on_device = torch.cuda.max_memory_allocated() / 2**20
-    return on_device if torch.cuda.is_initialized() else max(host, on_device)
+def _cache_entry(path: Path) -> tuple[inputs.ReadLog, bytes, Any] | None:
+    """What a value was made of, its packed form, itself; None where it has to be made."""
+    with contextlib.suppress(OSError, ValueError, TypeError, Damaged):
+        head, packed = path.read_bytes().split(b"\n", 1)
+        read = inputs.ReadLog(**json.loads(head))
+        value = unpack(packed, str(path))
+        if inputs.changed(read) is None:
+            return read, packed, value
+    return None
 
 
 def state_sha256(tensors: Iterable[torch.Tensor]) -> str:
@@ -398,14 +357,19 @@ class Run:
         self.paper = self.train_py.parent.name
         self.root = self.train_py.parent.parent
         place = (config.scale, config.task, f"seed{config.seed}", config.arm)
+        for name in place if not config.out else ():
+            protocol.check_name("scale, task or arm", name)
         default = protocol.runs_root(self.root).joinpath(self.paper, *place)
         self.directory = Path(config.out) if config.out else default
         self.name = f"{self.paper} {config.scale} {config.arm} {config.task} {config.seed}"
         self.fields = json.loads(json.dumps(dataclasses.asdict(config), default=_plain))
-        self.code = protocol.code_hashes(self.train_py)
+        self.code = protocol.imported_code(self.train_py)
+        self.machine = machine.fingerprint(config.device)
         self.finished = False
         self.gates: list[dict[str, Any]] = []
-        self.read: dict[str, dict[str, str]] = {}  # noted by the loaders of shared/
+        self.read = inputs.ReadLog()  # noted by the loaders of shared/
+        self._older = self.directory / "older"  # the run before, until this one is recorded
+        self._set_aside = False
         self._splits: dict[str, str] = {}
         self._hashes: dict[str, str | None] = {"split_sha256": None, "predictions_sha256": None}
         self._spent = {"seconds": 0.0, "cpu_seconds": 0.0}  # by interrupted calls
@@ -429,27 +393,44 @@ class Run:
                 print(f"{self.name}: finished before; {record} holds", flush=True)
             return
         begun = {"config": self.fields, "code": self.code, "uses": self._used_hashes()}
-        before: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):
-            before = json.loads((self.directory / "config.json").read_text(encoding="utf-8"))
-        interrupted = reason == "no record" and {k: before.get(k) for k in begun} == begun
-        if not interrupted:
-            self._empty(bool(before), reason)
+        begun["machine"] = self.machine
+        before = _begun(self.directory)
+        interrupted = reason == "no record" and _same_run(before, begun)
+        again = bool(before) and not interrupted
+        if again:
+            self._make_room()
         write_json(self.directory / "config.json", begun)
-        _peak_memory_mb(reset=True)
+        if again:
+            changed = "settings, code or packages changed since it was interrupted"
+            self.say(f"{self.name}: made again, {changed if reason == 'no record' else reason}")
+        machine.peak_memory_mb(self.config.device, reset=True)
         self._clock = time.monotonic(), time.process_time()
 
-    def _empty(self, is_run: bool, reason: str) -> None:
-        """Delete an older run; config.json last, without which the rest would look foreign."""
-        present = [item for item in self.directory.iterdir() if item.name != ".lock"]
-        if present and not is_run:
-            what = f"{self.directory} holds files that are no run of this project"
-            raise BadInput(f"{what}; move them away, or give another --out")
-        for item in sorted(present, key=lambda item: item.name == "config.json"):
-            shutil.rmtree(item) if item.is_dir() else item.unlink()
-        if present:
-            changed = "settings or code changed since it was interrupted"
-            self.say(f"{self.name}: made again, {changed if reason == 'no record' else reason}")
+    def _make_room(self) -> None:
+        """Put an older run aside, until this one is recorded; one that is aside already stays."""
+        refuse_foreign(self.directory)
+        if self._older.exists():
+            _delete(self.directory, but=("older",))
+            return
+        self._older.mkdir()
+        for item in self.directory.iterdir():
+            if item.name not in (".lock", "older"):
+                item.rename(self._older / item.name)
+        self._set_aside = True
+
+    def put_back(self) -> None:
+        """The older run takes its place again: this one was refused before it had begun."""
+        if self._set_aside:
+            _delete(self.directory, but=("older",))
+            for item in self._older.iterdir():
+                item.rename(self.directory / item.name)
+            self._older.rmdir()
+
+    def list_files(self) -> None:
+        """Note what is in the folder: it was empty before, so all of it is this run's."""
+        files = [name for name in _files(self.directory) if not WRITTEN.fullmatch(name)]
+        if files and self.directory.exists():
+            write_json(self.directory / "files.json", [x for x in files if x[:6] != "older/"])
 
     def _used_hashes(self) -> dict[str, str]:
         used = {arm: protocol.read_record(Path(d)) or {} for arm, d in self.config.uses.items()}
@@ -556,6 +537,7 @@ class Run:
         content = {
             "over": over, "phase": (name, step, work.state()), "gates": self.gates,
             "spent": self._time(), "log_bytes": log.stat().st_size if log.exists() else 0,
+            "read": self.read.parts(),
         }  # fmt: skip
         total = step + sum(over.values())
         write_bytes(directory / f"step-{total:09d}.pt", pack(content))
@@ -575,6 +557,11 @@ class Run:
             except (Damaged, FileNotFoundError) as error:
                 self.say(f"{error}; trying an older checkpoint")
                 continue
+            read = inputs.ReadLog(**saved["read"])
+            if changed := _other_data(read, self.read):
+                self.say(f"{self.name}: begins again, data changed: {changed}")
+                break
+            self.read.fill(read)  # of phases that are over
             name, step, state = saved["phase"]
             self._spent, self.gates = saved["spent"], saved["gates"]
             if log.exists():
@@ -646,17 +633,101 @@ class Run:
     def _record(self, status: str, **values: Any) -> None:
         config, used = self.config, self._used_hashes()
         sha256 = protocol.config_sha256(self.fields)
-        fingerprint = {"config": sha256, "code": self.code, "data": self.read, "uses": used}
+        fingerprint = {"config": sha256, "code": self.code, **self.read.parts(), "uses": used}
+        fingerprint["machine"] = self.machine
+        on_disk = protocol.code_hashes(self.train_py)
+        if edited := sorted(
+            k for k in {*on_disk, *self.code} if on_disk.get(k) != self.code.get(k)
+        ):
+            said = "was edited meanwhile; the record holds the hash of what ran"
+            self.say(f"{self.name}: {', '.join(edited)} {said}")
         write_json(self.directory / "record.json", {
             "paper": self.paper, "scale": config.scale, "arm": config.arm, "task": config.task,
             "seed": config.seed, "status": status, **values, **self._hashes, "gates": self.gates,
             "splits": self._splits, "config": self.fields, "config_sha256": sha256,
-            "fingerprint": fingerprint, "environment": environment(), "commit": commit(self.root),
+            "fingerprint": fingerprint, "environment": machine.environment(config.device),
+            "commit": commit(self.root),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **self._time(),
-            "peak_memory_mb": round(_peak_memory_mb(), 1),
+            "peak_memory_mb": round(machine.peak_memory_mb(config.device), 1),
         })  # fmt: skip
+        if self._older.exists():
+            _delete(self._older)
         if not os.environ.get("KEEP"):
             shutil.rmtree(self.directory / "checkpoint", ignore_errors=True)
+
+
+# --- whose folder it is -----------------------------------------------------------------------
+
+
+def _begun(directory: Path) -> dict[str, Any]:
+    """config.json of a run; {} where there is none, or one that is somebody else's."""
+    with contextlib.suppress(OSError, ValueError):
+        begun = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        keys = {"config", "code", "uses"}
+        if isinstance(begun, dict) and keys <= begun.keys() <= {*keys, "machine"}:
+            return begun
+    return {}
+
+
+def _same_run(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two config.json begin the same run, wherever its folder and those it uses are."""
+
+    def decisive(begun: dict[str, Any]) -> dict[str, Any]:
+        return {**begun, "config": {k: v for k, v in begun["config"].items() if k not in PLACE}}
+
+    return bool(before) and decisive(before) == decisive(now)
+
+
+def _files(directory: Path) -> list[str]:
+    """All files below a folder, links among them, by name; links are not followed."""
+    names = []
+    for place, folders, files in os.walk(directory):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        names += [Path(place, name).relative_to(directory).as_posix() for name in links + files]
+    return sorted(names)
+
+
+def refuse_foreign(directory: Path) -> None:
+    """BadInput if a folder holds a file that no run of ours wrote there."""
+    older, present = directory / "older", _files(directory)
+    if _begun(older):
+        refuse_foreign(older)
+        present = [name for name in present if name[:6] != "older/"]
+    if not _begun(directory) and any(name != ".lock" for name in present):
+        what = f"{directory} holds files that are no run of this project"
+    else:
+        listed: set[str] = set()
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            listed = set(json.loads((directory / "files.json").read_text(encoding="utf-8")))
+        foreign = [x for x in present if not WRITTEN.fullmatch(x) and x not in listed]
+        what = f"{directory} holds what no run wrote there: {', '.join(foreign[:3])}"
+        if not foreign:
+            return
+    raise BadInput(f"{what}; move them away, or give another --out")
+
+
+def _delete(directory: Path, but: tuple[str, ...] = ()) -> None:
+    """Delete the files of a run, config.json last: without it the rest would look foreign."""
+    refuse_foreign(directory)
+    names = [name for name in _files(directory) if Path(name).parts[0] not in (".lock", *but)]
+    for name in sorted(names, key=lambda name: name == "config.json"):
+        (directory / name).unlink()
+    for place, _, _ in os.walk(directory, topdown=False):
+        with contextlib.suppress(OSError):  # not empty
+            os.rmdir(place)
+
+
+def _other_data(before: inputs.ReadLog, now: inputs.ReadLog) -> str:
+    """The first input that two parts of one run would read differently, or ""."""
+    pairs = [
+        (name, entry["sha256"], now[name]["sha256"])
+        for name, entry in before.items()
+        if name in now
+    ]
+    pairs += [
+        (name, sha, now.caches[name]) for name, sha in before.caches.items() if name in now.caches
+    ]
+    return next((name for name, old, new in pairs if old != new), "")
 
 
 @contextlib.contextmanager
@@ -665,19 +736,30 @@ def start(config: RunConfig, file: str) -> Iterator[Run]:
     with contextlib.ExitStack() as stack:
         run = Run(stack.enter_context(processes.joined(config)), file)
         try:
+            if not _begun(run.directory):
+                refuse_foreign(run.directory)
             run.directory.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(run.directory / ".lock", "w"))
         except (FileExistsError, NotADirectoryError) as error:
             what = f"{run.directory}: a file is in the place of a folder"
             raise BadInput(f"{what}; move it away, or give another --out") from error
-        _lock(stack.enter_context(open(run.directory / ".lock", "w")), run.directory)
+        except PermissionError as error:
+            raise BadInput(f"{run.directory} cannot be written; give another --out") from error
+        _lock(lock, run.directory)
         run.open()
         run.finished = processes.broadcast(run.finished)
         try:
-            with sources.recording() as run.read:
+            with inputs.recording(run.fields) as run.read:
                 yield run
         except Diverged as error:
             run._diverged(error)
             raise
+        except (BadInput, inputs.MissingInput):
+            run.put_back()
+            raise
+        finally:
+            if not run.finished:
+                run.list_files()
 
 
 def _lock(file: Any, directory: Path, patience: float = 5.0) -> None:
@@ -716,6 +798,8 @@ def command_line(
     config_class: type[C], run: Callable[[C], Path], doc: str | None, file: str
 ) -> None:
     """`python -m <paper>.train`: a run of the protocol, changed as you like, and what it uses."""
+    if shared.BEGIN_AGAIN:  # PORTABLE=1: libraries read their switches when they are loaded
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if int(os.environ.get("RANK", "0")):  # one of several processes, which say the same
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
@@ -728,11 +812,8 @@ def command_line(
         config = tyro.cli(config_class, prog=prog, default=default, args=words, description=doc)
         paper.check(config)
         _stop_on_signals()
-        for key in node.uses:
-            if config.uses[key[0]] == str(paper.run_directory(scale, key)):
-                _train_used(paper, scale, key, config_class, run)
-        run(config)
-    except (BadInput, sources.MissingInput) as error:
+        run(_with_used(paper, scale, node, config, run))
+    except (BadInput, inputs.MissingInput) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Diverged as error:
@@ -762,16 +843,34 @@ def _chosen_run(paper: protocol.Protocol, doc: str | None) -> tuple[str, protoco
     return scale, paper.node(scale, arm, task, int(seed)), words
 
 
-def _train_used(
-    paper: protocol.Protocol,
-    scale: str,
-    key: protocol.Key,
-    config_class: type[C],
-    run: Callable[[C], Path],
-) -> None:
-    """Train the run `key` (and what it uses in turn) unless its record stands."""
-    node = paper.node(scale, *key)
-    for used in node.uses:
-        _train_used(paper, scale, used, config_class, run)
-    print(f"uses: {' '.join(map(str, key))}", flush=True)
-    run(config_class(**paper.config(scale, node)))
+def _with_used(
+    paper: protocol.Protocol, scale: str, node: protocol.Node, config: C, run: Callable[[C], Path]
+) -> C:
+    """`config` with its folder, after the runs that it uses are trained with the same overrides.
+
+    A run with other settings than the protocol's stands beside the protocol's, in `<arm>+<hash>`.
+    """
+    own = paper.config(scale, node)
+    values = {**vars(config), "device": machine.kind(config.device)}
+    overrides = {k: v for k, v in values.items() if k not in PLACE and v != own[k]}
+    if values["device"] != machine.kind(own["device"]):
+        overrides["device"] = config.device
+    uses = dict(config.uses)
+    for key in node.uses:
+        if uses[key[0]] == own["uses"][key[0]]:
+            used = paper.node(scale, *key)
+            default = paper.config(scale, used) | overrides
+            print(f"uses: {' '.join(map(str, key))}", flush=True)
+            made = type(config)(**default)
+            uses[key[0]] = str(run(_with_used(paper, scale, used, made, run)))
+    foreign = {arm: path for arm, path in config.uses.items() if path != own["uses"].get(arm)}
+    changes = ", ".join(f"{k} {own[k]!r} -> {v!r}" for k, v in overrides.items())
+    if foreign:
+        overrides["uses"] = foreign
+        changes = ", ".join(filter(None, [changes, f"uses {' '.join(foreign.values())}"]))
+    out, standard = config.out, paper.run_directory(scale, node.key)
+    if overrides and not out:
+        digest = protocol.sha256_json(json.loads(json.dumps(overrides, default=_plain)))[:8]
+        out = str(standard.with_name(f"{node.arm}+{digest}"))
+        print(f"{node.arm} with {changes}: in {out}; the protocol's own is {standard}", flush=True)
+    return dataclasses.replace(config, out=out, uses=uses)

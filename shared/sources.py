@@ -9,8 +9,6 @@ yields, which ends up in the record of the run.
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import os
 import re
 import urllib.error
@@ -22,14 +20,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shared.inputs import MissingInput as MissingInput
+from shared.inputs import below as _below
+from shared.inputs import file_sha256 as file_sha256
+from shared.inputs import hub_cache as _hub_cache
+from shared.inputs import look, newest_snapshot, note
+from shared.inputs import plain as _plain
+from shared.inputs import recording as recording
+from shared.inputs import root as _root
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _OFF = {"", "0", "false", "no", "off"}
-
-
-class MissingInput(RuntimeError):
-    """An input is not on this machine and cannot be fetched; the message says how to get it."""
 
 
 @dataclass(frozen=True)
@@ -150,59 +153,6 @@ LAYOUTS = [
 # fmt: on
 
 
-# --- what was read -------------------------------------------------------------------------------
-
-ReadLog = dict[str, dict[str, str]]  # name -> {"sha256", "path"}
-_recordings: list[ReadLog] = []
-
-
-@contextlib.contextmanager
-def recording() -> Iterator[ReadLog]:
-    """Everything noted inside the `with` block, also by loaders that answer from memory."""
-    log: ReadLog = {}
-    _recordings.append(log)
-    try:
-        yield log
-    finally:
-        # by identity: two recordings that are equal (both empty, say) are not the same
-        _recordings[:] = [other for other in _recordings if other is not log]
-
-
-def note(name: str, path_or_sha: Path | str, origin: str = "") -> str:
-    """Write down that the data called `name` were read: a file (hashed) or a sha256 -> the sha256.
-
-    origin: `bundled`, `hub:...`; a file's default is its place below REPRO_DATA, REPRO_MODELS or
-    the hub's cache, so that a record names no folder of this machine.
-    """
-    if isinstance(path_or_sha, Path):
-        sha, origin = file_sha256(path_or_sha), origin or _place(path_or_sha)
-    else:
-        sha = path_or_sha
-    for log in _recordings:
-        log[name] = {"sha256": sha, "path": origin}
-    return sha
-
-
-def _place(path: Path) -> str:
-    roots = {name: _root(name) for name in ("REPRO_DATA", "REPRO_MODELS")} | {"cache": _hub_cache()}
-    for name, root in roots.items():
-        if root and path.is_relative_to(root):
-            return f"{name}/{path.relative_to(root).as_posix()}"
-    return path.name
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file; a second call hashes again only if size or time of change differ."""
-    stat = path.stat()
-    return _file_sha256(str(path), stat.st_size, stat.st_mtime_ns)
-
-
-@functools.cache
-def _file_sha256(path: str, size: int, changed: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # --- data ----------------------------------------------------------------------------------------
 
 
@@ -212,7 +162,7 @@ def find_data(folder: str, hub: Hub | str | None = None) -> Path | Hub:
     Upper and lower case, `-` and `_` in folder names do not matter (`glue/sst2`: `glue/SST-2`).
     Raises MissingInput, with what, where from and how to fetch it.
     """
-    if path := _below(_root("REPRO_DATA"), folder):
+    if path := look("REPRO_DATA", folder):
         return path
     hub = Hub(hub) if isinstance(hub, str) else hub
     if hub and (_cached_dataset(hub.id) or not offline()):
@@ -228,7 +178,11 @@ def load_hub(hub: Hub, folder: str, part: str) -> Dataset:
         data = datasets.load_dataset(hub.id, hub.config, split=part)
     except Exception as error:  # no connection, no such repository, gated terms: it is missing
         raise MissingInput(_with_answer(_data_remedy(folder, hub), error)) from error
-    note(f"{hub.id}/{hub.config or ''}/{part}", getattr(data, "_fingerprint", ""), f"hub:{hub.id}")
+    name = f"{hub.id}/{hub.config or ''}/{part}"
+    note(name, getattr(data, "_fingerprint", ""), f"hub:{hub.id}")
+    for file in getattr(data, "cache_files", []):
+        path = Path(file["filename"])
+        note(f"{name}/{path.name}", path)
     return data
 
 
@@ -285,31 +239,6 @@ def pointed_at(**folders: str | Path) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _root(variable: str) -> Path | None:
-    """The folder an environment variable names; one that does not exist is an error, not a miss."""
-    value = os.environ.get(variable, "")
-    if value and not Path(value).expanduser().is_dir():
-        remedy = f"remedy:  correct or unset {variable}"
-        raise MissingInput(f"{variable}={value} is not a folder\n  {remedy}")
-    return Path(value).expanduser().resolve() if value else None
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_]", "", name).casefold()
-
-
-def _below(root: Path | None, name: str) -> Path | None:
-    """`root/name`, its parts compared without case, `-` and `_`; an exact name wins."""
-    path = root
-    for part in Path(name).parts:
-        if path is None or (path / part).exists():
-            path = path and path / part
-            continue
-        entries = sorted(path.iterdir()) if path.is_dir() else []
-        path = next((entry for entry in entries if _plain(entry.name) == _plain(part)), None)
-    return path
-
-
 # --- models --------------------------------------------------------------------------------------
 
 
@@ -339,7 +268,7 @@ def find_model(name: str) -> tuple[str, str]:
 
 def local_model(name: str) -> Path | None:
     """`REPRO_MODELS/<org>/<name>` if it is there."""
-    return _below(_root("REPRO_MODELS"), name)
+    return look("REPRO_MODELS", name)
 
 
 def _checked_model(name: str, folder: Path, how: str) -> tuple[str, str]:
@@ -376,17 +305,9 @@ def offline() -> bool:
     return any(os.environ.get(name, "").lower() not in _OFF for name in switches)
 
 
-def _hub_cache() -> Path:
-    user = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    home = os.environ.get("HF_HOME") or os.path.join(user, "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
-
-
 def _cached_model(name: str) -> Path | None:
     """Newest complete snapshot of a model in the hub's cache."""
-    snapshots = (_hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots").glob("*")
-    complete = [x for x in snapshots if (x / "config.json").exists() and [*x.glob("*.safetensors")]]
-    return max(complete, key=lambda x: x.stat().st_mtime, default=None)
+    return newest_snapshot(_hub_cache() / f"models--{name.replace('/', '--')}")
 
 
 def _cached_dataset(hub_id: str) -> bool:

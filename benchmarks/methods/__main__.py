@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks import PAPERS
 from benchmarks.methods import tables
-from shared import runs
+from shared import machine, runs
 
 LEAST_ROUNDS = 5  # of a recording
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -69,7 +69,7 @@ def options() -> argparse.Namespace:
 
 def origin() -> dict[str, Any]:
     """Machine, versions and command of a result."""
-    here = runs.environment()
+    here = machine.environment("auto")
     return {
         "machine": {"cpu": here["processor"], "cores": os.cpu_count(), "system": here["system"]},
         "versions": {"python": here["python"], **here["packages"]},

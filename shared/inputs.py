@@ -1,0 +1,280 @@
+"""What a run read, and whether it would read the same now.
+
+Each file is noted with its sha256 and a place that can be found again on another machine: below
+REPRO_DATA, REPRO_MODELS, the hub's cache, a package, or a folder that the configuration names.
+Imports nothing heavy: a finished paper is recognised within a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class MissingInput(RuntimeError):
+    """An input is not on this machine and cannot be fetched; the message says how to get it."""
+
+
+# --- roots ------------------------------------------------------------------------------------
+
+
+def root(variable: str) -> Path | None:
+    """The folder an environment variable names; one that does not exist is an error, not a miss."""
+    value = os.environ.get(variable, "")
+    if value and not Path(value).expanduser().is_dir():
+        remedy = f"remedy:  correct or unset {variable}"
+        raise MissingInput(f"{variable}={value} is not a folder\n  {remedy}")
+    return Path(value).expanduser().resolve() if value else None
+
+
+def cache_root() -> Path:
+    """Where values are kept that are made once; safe to delete."""
+    return Path(os.environ.get("REPRO_CACHE") or ROOT / ".cache").expanduser().absolute()
+
+
+def hub_cache() -> Path:
+    user = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME") or os.path.join(user, "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[-_]", "", name).casefold()
+
+
+def below(root: Path | None, name: str) -> Path | None:
+    """`root/name`, its parts compared without case, `-` and `_`; an exact name wins."""
+    path = root
+    for part in Path(name).parts:
+        if path is None or (path / part).exists():
+            path = path and path / part
+            continue
+        entries = sorted(path.iterdir()) if path.is_dir() else []
+        path = next((entry for entry in entries if plain(entry.name) == plain(part)), None)
+    return path
+
+
+def newest_snapshot(folder: Path) -> Path | None:
+    """The snapshot of a model or data set in the hub's cache that is read: the newest whole one."""
+    snapshots = [x for x in (folder / "snapshots").glob("*") if x.is_dir()]
+    if folder.name.startswith("models--"):
+        snapshots = [
+            x for x in snapshots if (x / "config.json").exists() and [*x.glob("*.safetensors")]
+        ]
+    return max(snapshots, key=lambda x: x.stat().st_mtime, default=None)
+
+
+def _datasets_cache() -> Path:
+    return Path(os.environ.get("HF_DATASETS_CACHE") or hub_cache().parent / "datasets").expanduser()
+
+
+def _roots(given: Mapping[str, Any]) -> dict[str, Path]:
+    """Names of places and their folders now, in the order in which a file is looked up in them.
+
+    given: fields of a configuration; each that names a file or folder is a place of its own."""
+    folders: dict[str, Path | None] = {"REPRO_CACHE": cache_root()}
+    for variable in ("REPRO_DATA", "REPRO_MODELS"):
+        with contextlib.suppress(MissingInput):
+            folders[variable] = root(variable)
+    folders |= {"cache": hub_cache(), "datasets": _datasets_cache()}
+    for key, value in given.items():
+        if isinstance(value, str) and value and key not in {"out", "device"}:
+            folders[f"config.{key}"] = Path(value).expanduser().absolute()
+    folders["repository"] = ROOT
+    return {name: folder for name, folder in folders.items() if folder}
+
+
+def _place(path: Path) -> str:
+    """Where a file is, in words that are true on other machines; its bare name where it is none's.
+
+    A package's file is told from the folder that packages are installed in."""
+    path = path.absolute()
+    for entry in sys.path:
+        if entry.endswith("-packages") and path.is_relative_to(entry):
+            return f"package/{path.relative_to(entry).as_posix()}"
+    for name, folder in _roots(_given).items():
+        for form in (folder, folder.resolve()):
+            if path.is_relative_to(form):
+                return f"{name}/{path.relative_to(form).as_posix()}".removesuffix("/.")
+    return path.name
+
+
+def _locate(place: str, given: Mapping[str, Any]) -> Path | None:
+    """The file at a place now, whether it is there or not; None where no place is meant."""
+    name, _, rest = place.partition("/")
+    if name == "package":
+        package, _, inside = rest.partition("/")
+        with contextlib.suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(package)
+            if spec is not None and spec.submodule_search_locations:
+                return Path(spec.submodule_search_locations[0]) / inside
+        return Path(rest)
+    folders = _roots(given)
+    if name not in folders:
+        unset = name in ("REPRO_DATA", "REPRO_MODELS") or name.startswith("config.")
+        return Path("unset") / rest if unset else None
+    parts = Path(rest).parts
+    if name == "cache" and parts[1:2] == ("snapshots",):
+        snapshot = newest_snapshot(folders[name] / parts[0])
+        return snapshot.joinpath(*parts[3:]) if snapshot else folders[name] / rest
+    return below(folders[name], rest) or folders[name] / rest
+
+
+# --- what was read ----------------------------------------------------------------------------
+
+
+class ReadLog(dict[str, dict[str, Any]]):
+    """name -> {sha256, path, and where they are needed place, beside} of what was read.
+
+    path: the place, or an origin such as `bundled`. beside: number of files that belong to the same
+    part of the data. absent: places that come first in the order of roots and held nothing.
+    caches: sha256 of each stored value that was used."""
+
+    def __init__(self, data: Any = (), absent: Any = (), caches: Any = ()):
+        super().__init__(data)
+        self.absent: dict[str, None] = dict.fromkeys(absent)
+        self.caches: dict[str, str] = dict(caches)
+
+    def fill(self, before: ReadLog) -> None:
+        """Add what was read earlier and is not here."""
+        self.update({name: entry for name, entry in before.items() if name not in self})
+        self.absent |= before.absent
+        self.caches = before.caches | self.caches
+
+    def parts(self) -> dict[str, Any]:
+        return {"data": dict(self), "absent": list(self.absent), "caches": self.caches}
+
+
+_recordings: list[ReadLog] = []
+_given: Mapping[str, Any] = {}  # fields of the configuration of the run that reads
+
+
+@contextlib.contextmanager
+def recording(given: Mapping[str, Any] | None = None) -> Iterator[ReadLog]:
+    """Everything noted inside the `with` block, also by loaders that answer from memory.
+
+    given: the configuration, whose paths are places that can be found again."""
+    global _given
+    log, before = ReadLog(), _given
+    _recordings.append(log)
+    _given = before if given is None else given
+    try:
+        yield log
+    finally:
+        _given = before
+        # by identity: two recordings that are equal (both empty, say) are not the same
+        _recordings[:] = [other for other in _recordings if other is not log]
+
+
+def note(name: str, path_or_sha: Path | str, origin: str = "") -> str:
+    """Write down that the data called `name` were read: a file (hashed) or a sha256 -> the sha256.
+
+    origin: `bundled`, `hub:...`; a file's default is its place.
+    """
+    if isinstance(path_or_sha, Path):
+        sha, place = file_sha256(path_or_sha), _place(path_or_sha)
+        entry: dict[str, Any] = {"sha256": sha, "path": origin or place}
+        entry |= {"place": place} if origin else {}
+        entry |= {"beside": n} if (n := _beside(path_or_sha, place)) > 1 else {}
+    else:
+        sha, entry = path_or_sha, {"sha256": path_or_sha, "path": origin}
+    for log in _recordings:
+        log[name] = entry
+    return sha
+
+
+def look(variable: str, name: str) -> Path | None:
+    """`name` below the folder of REPRO_DATA or REPRO_MODELS; that it is not there is noted too."""
+    folder = root(variable)
+    if path := below(folder, name):
+        return path
+    place = _place(folder / name) if folder else f"{variable}/{name}"
+    for log in _recordings:
+        log.absent[place] = None
+    return None
+
+
+def replay(read: ReadLog) -> None:
+    """Note once more what a stored value was made of."""
+    for log in _recordings:
+        log.update(read)
+        log.absent |= read.absent
+        log.caches |= read.caches
+
+
+def note_cache(name: str, sha256: str) -> None:
+    for log in _recordings:
+        log.caches[name] = sha256
+
+
+def _beside(path: Path, place: str) -> int:
+    """How many files belong to the same part: shards and other formats, here or one folder up."""
+    if not place.startswith(("REPRO_DATA/", "REPRO_MODELS/", "cache/")):
+        return 1
+
+    def part(name: str) -> str:
+        return re.sub(r"_?\d+$", "", re.split(r"[.-]", name)[0])
+
+    folders = [path.parent] if place.count("/") < 3 else [path.parent, path.parent.parent]
+    names = [name for folder in folders for name in os.listdir(folder) if name[0] != "."]
+    return sum(part(name) == part(path.name) for name in names)
+
+
+def file_sha256(path: Path | str) -> str:
+    """sha256 of a file's bytes; asked twice of an untouched file, it is read once."""
+    s = os.stat(path)
+    return _file_sha256(str(path), s.st_size, s.st_mtime_ns, s.st_ino)
+
+
+@functools.lru_cache(maxsize=4096)
+def _file_sha256(path: str, size: int, changed: int, inode: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- whether it would be read again -----------------------------------------------------------
+
+
+def changed(read: ReadLog, given: Mapping[str, Any] | None = None) -> str | None:
+    """Why the same loaders would now read something else (`data changed: glue/RTE/dev.tsv`).
+
+    given: fields of the configuration of the run, by default of the one that reads at the moment.
+    None is returned where every file is as it was."""
+    given = _given if given is None else given
+    for name, entry in read.items():
+        place = entry.get("place") or entry.get("path") or ""
+        path = _locate(place, given)
+        if path is None:
+            continue
+        if not path.exists():
+            if place.startswith("REPRO_CACHE/"):
+                continue  # made again by the code that made it, whose hash the run holds
+            return f"data missing: {name} ({_where(place)})"
+        if not path.is_file():
+            continue  # the listing of a folder, which its loader makes
+        if file_sha256(path) != entry["sha256"]:
+            return f"data changed: {name}"
+        if (n := _beside(path, place)) != entry.get("beside", 1):
+            return f"data changed: {name} ({entry.get('beside', 1)} -> {n} files of this part)"
+    for place in read.absent:
+        if (path := _locate(place, given)) is not None and path.exists():
+            return f"data changed: {place} is there now and would be read"
+    return None
+
+
+def _where(place: str) -> str:
+    variable = place.partition("/")[0]
+    if variable in ("REPRO_DATA", "REPRO_MODELS"):
+        value = os.environ.get(variable, "")
+        return f"{variable}={value}" if value else f"{variable} is not set"
+    return f"not found again at {place}"
