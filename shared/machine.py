@@ -124,9 +124,9 @@ def commit(root: Path) -> str | None:
 
 def peak_memory_mb(device: str, reset: bool = False) -> float:
     """Most memory used since the last reset, in MB: on the GPU for a run there, else resident."""
-    if kind(device) == "cuda":
-        import torch
+    import torch
 
+    if kind(device) == "cuda" and torch.cuda.is_initialized():
         if reset:
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated() / 2**20

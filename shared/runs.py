@@ -392,6 +392,7 @@ class Run:
                 record = self.directory / "record.json"
                 print(f"{self.name}: finished before; {record} holds", flush=True)
             return
+        device(self.config)  # refused here, where nothing of an older run has been touched
         begun = {"config": self.fields, "code": self.code, "uses": self._used_hashes()}
         begun["machine"] = self.machine
         before = _begun(self.directory)

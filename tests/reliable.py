@@ -128,15 +128,6 @@ def stopped(method: Method, node: protocol.Node, out: Path, steps: int) -> list[
     return []
 
 
-def copied(run: Path, to: Path) -> Path:
-    """A copy of an interrupted run that continues in its new place."""
-    shutil.copytree(run, to)
-    begun = json.loads((to / "config.json").read_text())
-    begun["config"]["out"] = str(to)
-    (to / "config.json").write_text(json.dumps(begun))
-    return to
-
-
 def tiny_command(paper: str, home: Path, **environ: str) -> dict:
     """Arguments of subprocess for the command of the README, its runs in `home`."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -14,9 +14,13 @@ from pathlib import Path
 
 import torch
 
-from shared import runs
+from shared import runs, sources
 from toy import evaluate
 from toy.config import Config
+
+
+def begin(value):
+    return torch.full((5,), value)
 
 
 def run(config):
@@ -24,6 +28,12 @@ def run(config):
         if run.finished:
             return run.directory
         runs.device(config)
+        if config.data:
+            for file in sorted(sources.find_data(config.data).glob("train*")):
+                sources.note(f"{config.data}/{file.name}", file)
+        if config.model:
+            folder = sources.local_model(config.model) or Path(config.model)
+            sources.note(f"{config.model}/weights", folder / "weights")
         if config.seed == config.crash:
             import os
             os._exit(7)
@@ -35,7 +45,10 @@ def run(config):
         x, w = torch.randn(300, 5, generator=gen), torch.randn(5, generator=gen)
         y = (x @ w > 0).float()
         run.splits(train=range(200), test=range(200, 300))
-        theta = torch.zeros(5, requires_grad=True)
+        theta = torch.zeros(5)
+        if config.begin:
+            theta = runs.cached(("toy beginning", config.begin), lambda: begin(config.begin))
+        theta.requires_grad_()
         noise = runs.stream(config.seed, "noise")
         for step in run.phase("training", config.steps, runs.Parts(theta=[theta], noise=noise)):
             inputs = x[:200] + config.noise * torch.randn(200, 5, generator=noise)
@@ -81,6 +94,12 @@ class Training:
     nan_at: int = -1
     # the run of this seed dies without a word
     crash: int = -1
+    # folder of REPRO_DATA whose files are hashed, if any
+    data: str = ""
+    # model of REPRO_MODELS, or a folder, whose weights are hashed
+    model: str = ""
+    # where the weights begin, kept in the cache
+    begin: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ import torch
 from benchmarks.hypergradients import precision, setup_peers, tables, tasks
 from benchmarks.hypergradients.cell import PLAIN
 from benchmarks.hypergradients.toy import CONDITIONS
-from shared import machine, runs
+from shared.machine import environment
 
 ROOT = Path(__file__).parents[2]
 PARTS, MODELS = {"accuracy", "precision", "cost"}, set(tasks.MODELS)
@@ -91,7 +91,7 @@ def peer_installs() -> dict[str, str]:
 
 def machine(device: str) -> dict[str, Any]:
     """The processor and the versions that a result was measured with."""
-    here = machine.environment("auto")
+    here = environment("auto")
     facts = {"cpu": here["processor"], "cores": os.cpu_count(), "threads": 1}
     facts |= {"python": here["python"], "torch": torch.__version__}
     if device == "cuda":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
-from reliable import Method, by_hand, copied, stopped
+from reliable import Method, by_hand, stopped
 
 from benchmarks import PAPERS
 
@@ -41,4 +43,4 @@ def half(method, tmp_path_factory):
 def continued(half, tmp_path):
     """A copy of the half run, to be spoiled or continued."""
     node, out = half
-    return node, copied(out, tmp_path / "copy")
+    return node, Path(shutil.copytree(out, tmp_path / "copy"))

@@ -8,9 +8,10 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
-from reliable import all_records, assert_same, checkpoints, copied, record, stopped, tiny_command
+from reliable import all_records, assert_same, checkpoints, record, stopped, tiny_command
 
 from benchmarks import PAPERS
 from shared import runs
@@ -65,7 +66,7 @@ def test_a_checkpoint_without_one_field_is_refused(method, continued, tmp_path, 
         spoilt[name] = {**whole, "phase": (phase, step, rest)}
     refused = []
     for name, content in spoilt.items():
-        copy = copied(out, tmp_path / name)
+        copy = Path(shutil.copytree(out, tmp_path / name))
         checkpoints(copy)[-1].write_bytes(runs.pack(content))
         try:
             assert_same(record(method.run(node, copy)), method.record(node))

@@ -1,0 +1,386 @@
+"""What a finished run is believed for: its inputs, caches, code and machine; whose folder it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_runs import command, module
+from toy import record
+
+from shared import inputs, machine, protocol, runs
+from shared.runs import BadInput
+
+
+@pytest.fixture
+def train(toy, monkeypatch):
+    """The toy's train module, with data and models of its own."""
+    monkeypatch.setattr(runs, "_worker", False)
+    monkeypatch.setattr(runs, "_stop_asked", lambda: False)
+    for variable in ("DATA", "MODELS", "CACHE"):
+        (toy / variable.lower()).mkdir()
+        monkeypatch.setenv(f"REPRO_{variable}", str(toy / variable.lower()))
+    write(toy / "data" / "rows" / "train-00000-of-00001.parquet")
+    return module(toy, monkeypatch)
+
+
+def write(path: Path, text: str = "first") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def config(train, toy, **changes):
+    values = {"scale": "cpu", "arm": "noisy", "task": "line", "out": str(toy / "out"), "noise": 1.0}
+    return train.Config(**(values | {"data": "rows"} | changes))
+
+
+def stamp(toy: Path) -> int:
+    return (toy / "out" / "record.json").stat().st_mtime_ns
+
+
+def moved(toy, monkeypatch):
+    (toy / "data").rename(toy / "elsewhere")
+    monkeypatch.setenv("REPRO_DATA", str(toy / "elsewhere"))
+
+
+def other_folder(toy, monkeypatch):
+    write(toy / "other" / "rows" / "train-00000-of-00001.parquet", "second")
+    monkeypatch.setenv("REPRO_DATA", str(toy / "other"))
+
+
+DATA = "train-00000-of-00001.parquet"
+WEIGHTS = {"model": "a/b", "data": ""}
+CASES = [  # changes of the configuration, what happens, why the run is made again (None: it stands)
+    ({}, lambda toy, m: None, None),
+    ({}, lambda toy, m: write(toy / "data" / "rows" / DATA), None),  # touched
+    ({}, lambda toy, m: write(toy / "data" / "rows" / "README.md"), None),
+    ({}, lambda toy, m: write(toy / "data" / "rows" / ".train-of-an-editor"), None),
+    ({}, moved, None),
+    ({}, other_folder, f"data changed: rows/{DATA}"),
+    ({}, lambda toy, m: write(toy / "data" / "rows" / DATA, "First"), f"data changed: rows/{DATA}"),
+    ({}, lambda toy, m: write(toy / "data" / "rows" / "train-00001.parquet"), "1 -> 2 files"),
+    ({}, lambda toy, m: write(toy / "data" / "rows" / "train.tsv"), "1 -> 2 files"),
+    (
+        WEIGHTS,
+        lambda toy, m: write(toy / "a" / "b" / "weights", "new"),
+        "data changed: a/b/weights",
+    ),
+    (WEIGHTS, lambda toy, m: write(toy / "models" / "a" / "B" / "weights"), "is there now"),
+    (WEIGHTS, lambda toy, m: write(toy / "models" / "c" / "d" / "weights"), None),
+    (WEIGHTS, lambda toy, m: m.delenv("REPRO_MODELS"), None),
+]
+
+
+@pytest.mark.parametrize("changes, happens, reason", CASES)
+def test_a_run_stands_as_long_as_it_would_read_the_same(
+    toy, train, monkeypatch, capsys, changes, happens, reason
+):
+    monkeypatch.chdir(toy)
+    write(toy / "a" / "b" / "weights")
+    train.run(config(train, toy, **changes))
+    before = stamp(toy)
+    happens(toy, monkeypatch)
+    train.run(config(train, toy, **changes))
+    said = capsys.readouterr().out
+    assert (stamp(toy) == before) == (reason is None), said
+    assert (reason or "finished before") in said
+    assert str(toy) not in json.dumps(record(toy / "out")["fingerprint"])
+
+
+@pytest.mark.parametrize("happens, reason", [
+    (lambda toy, m: shutil.rmtree(toy / "data" / "rows"), "REPRO_DATA="),
+    (lambda toy, m: m.delenv("REPRO_DATA"), "REPRO_DATA is not set"),
+    (lambda toy, m: m.setenv("REPRO_DATA", str(toy / "nowhere")), "is not a folder"),
+])  # fmt: skip
+def test_a_missing_input_costs_nothing_that_was_finished(
+    toy, train, monkeypatch, capsys, happens, reason
+):
+    train.run(config(train, toy))
+    before = {p: p.read_bytes() for p in (toy / "out").rglob("*") if p.name != ".lock"}
+    happens(toy, monkeypatch)
+    with pytest.raises(inputs.MissingInput):
+        train.run(config(train, toy))
+    said = capsys.readouterr().out
+    assert f"made again, data missing: rows/{DATA}" in said and "REPRO_DATA" in said
+    assert {p: p.read_bytes() for p in (toy / "out").rglob("*") if p.name != ".lock"} == before
+    monkeypatch.setenv("REPRO_DATA", str(toy / "data"))
+    write(toy / "data" / "rows" / DATA)
+    train.run(config(train, toy))
+    assert "finished before" in capsys.readouterr().out
+
+
+def test_data_that_change_while_a_run_is_interrupted(toy, train, monkeypatch, capsys):
+    count = iter(range(1000))
+    monkeypatch.setattr(runs, "_stop_asked", lambda: next(count) == 9)
+    with pytest.raises(runs.Stopped):
+        train.run(config(train, toy))
+    monkeypatch.setattr(runs, "_stop_asked", lambda: False)
+    write(toy / "data" / "rows" / DATA, "second")
+    train.run(config(train, toy))
+    assert f"begins again, data changed: rows/{DATA}" in capsys.readouterr().out
+
+
+def test_an_older_run_is_kept_until_the_new_one_is_recorded(toy, train, monkeypatch, capsys):
+    train.run(config(train, toy))
+    monkeypatch.setattr(runs, "_stop_asked", lambda: True)
+    with pytest.raises(runs.Stopped):
+        train.run(config(train, toy, steps=21))
+    assert "steps 20 -> 21" in capsys.readouterr().out
+    assert record(toy / "out" / "older")["config"]["steps"] == 20
+    monkeypatch.setattr(runs, "_stop_asked", lambda: False)
+    train.run(config(train, toy, steps=21))
+    assert not (toy / "out" / "older").exists() and record(toy / "out")["config"]["steps"] == 21
+
+
+def test_a_moved_run_stands_and_goes_on(toy, train, monkeypatch, capsys):
+    monkeypatch.setenv("REPRO_RUNS", str(toy / "one"))
+    train.run(config(train, toy, arm="stage", out=""))
+    used = {"uses": {"stage": str(toy / "one" / "toy" / "cpu" / "line" / "seed0" / "stage")}}
+    count = iter(range(1000))
+    monkeypatch.setattr(runs, "_stop_asked", lambda: next(count) == 9)
+    with pytest.raises(runs.Stopped):
+        train.run(config(train, toy, arm="good", out="", **used))
+    monkeypatch.setattr(runs, "_stop_asked", lambda: False)
+    (toy / "one").rename(toy / "two")
+    monkeypatch.setenv("REPRO_RUNS", str(toy / "two"))
+    used["uses"]["stage"] = used["uses"]["stage"].replace("one", "two")
+    for said in ("continues at step", "finished before"):
+        train.run(config(train, toy, arm="good", out="", **used))
+        assert said in capsys.readouterr().out
+
+
+# --- caches, machine, code --------------------------------------------------------------------
+
+
+def test_a_poisoned_cache_entry_changes_the_record(toy, train):
+    clean = train.run(config(train, toy, begin=0.5))
+    before = protocol.record_sha256(record(clean)), record(clean)["fingerprint"]["caches"]
+    (entry,) = (toy / "cache" / "values").glob("*.pt")
+    head, packed = entry.read_bytes().split(b"\n", 1)
+    poison = runs.pack(runs.unpack(packed, "entry") * 0.3)
+    entry.write_bytes(head + b"\n" + poison)
+    (toy / "out" / "record.json").unlink()
+    again = record(train.run(config(train, toy, begin=0.5)))
+    assert protocol.record_sha256(again) != before[0]
+    assert again["fingerprint"]["caches"] != before[1]
+    entry.unlink()  # an empty cache: the first value again, to the bit
+    (toy / "out" / "record.json").unlink()
+    assert protocol.record_sha256(record(train.run(config(train, toy, begin=0.5)))) == before[0]
+
+
+def test_an_entry_is_of_its_data_packages_and_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("REPRO_DATA", str(tmp_path))
+    write(tmp_path / "x.csv")
+    made: list[str] = []
+
+    def make() -> str:
+        path = inputs.look("REPRO_DATA", "x.csv")
+        assert path is not None
+        inputs.note("x.csv", path)
+        made.append(path.read_text(encoding="utf-8"))
+        return made[-1]
+
+    for text, number in (("first", 1), ("first", 1), ("other", 2), ("other", 2)):
+        write(tmp_path / "x.csv", text)
+        with inputs.recording() as read:
+            assert runs.cached(("x",), make) == text and len(made) == number
+        assert read["x.csv"]["path"] == "REPRO_DATA/x.csv" and len(read.caches) == 1
+    monkeypatch.setattr(machine, "packages", lambda: {"torch": "0.1"})
+    runs.cached(("x",), make)
+    assert len(made) == 3
+    monkeypatch.setattr(protocol, "imported_code", lambda path: {path.name: "other code"})
+    runs.cached(("x",), make)
+    assert len(made) == 4
+
+
+@pytest.mark.parametrize("before, reason", [
+    ({"packages": {"torch": "0.1"}}, "packages changed: torch 0.1 -> 0.2"),
+    ({"packages": {}}, "packages changed: torch none -> 0.2"),
+    ({"device": "cuda"}, "device changed: cuda -> cpu"),
+    ({"portable": True}, "portable changed: True -> False"),
+    ({}, None),
+])  # fmt: skip
+def test_what_of_a_machine_can_move_a_score(before, reason):
+    now = {"device": "cpu", "portable": False, "packages": {"torch": "0.2"}}
+    assert machine.moved(now | before, now) == reason
+
+
+def test_other_packages_make_a_run_again(toy, train, monkeypatch, capsys):
+    train.run(config(train, toy))
+    newer = machine.packages() | {"torch": "99"}
+    monkeypatch.setattr(machine, "packages", lambda: newer)
+    train.run(config(train, toy))
+    assert "packages changed: torch" in capsys.readouterr().out
+
+
+def test_a_cpu_run_is_recorded_as_one_where_a_gpu_is(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert machine.kind("auto") == "cuda" and machine.kind("cpu") == "cpu"
+    assert machine.environment("cpu")["device"] == "cpu"
+    assert machine.peak_memory_mb("cpu", reset=True) > 50
+
+
+EDIT = "import toy.train, sys; open('toy/evaluate.py', 'a').write('NEW = 1\\n'); "
+RUN = "toy.train.run(toy.train.Config(scale='cpu', arm='noisy', task='line', out='out'))"
+
+
+def test_the_record_names_the_code_that_was_imported(toy):
+    """An edit while workers train: their records hold the hash of what ran, and say so."""
+    hashes = protocol.code_hashes(toy / "toy" / "train.py")
+    lines = f"import toy.train; {RUN}; {EDIT}{RUN.replace('out=', 'seed=1, out=')}"
+    done = subprocess.run([sys.executable, "-c", lines], cwd=toy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "toy/evaluate.py was edited meanwhile" in done.stdout
+    assert record(toy / "out")["seed"] == 1
+    assert record(toy / "out")["fingerprint"]["code"] == hashes
+    done = command(toy, "--arm", "noisy", "--seed", "1", "--out", "out")
+    assert "code changed: toy/evaluate.py" in done.stdout, done.stderr
+
+
+def test_a_file_edited_while_a_process_begins_is_refused(toy):
+    done = subprocess.run(
+        [sys.executable, "-c", EDIT + RUN], cwd=toy, capture_output=True, text=True
+    )
+    assert done.returncode and "edited while this process began" in done.stderr
+
+
+def test_portable_settings_reach_the_process(toy):
+    done = command(toy, "--arm", "noisy", "--out", "out", PORTABLE="1")
+    assert done.returncode == 0, done.stderr
+    assert record(toy / "out")["fingerprint"]["machine"]["portable"] is True
+    assert record(toy / "out")["environment"]["settings"]["MKL_CBWR"] == "COMPATIBLE"
+
+
+# --- whose folder it is -----------------------------------------------------------------------
+
+
+def model_folder(out: Path) -> None:
+    write(out / "config.json", '{"model_type": "bert"}')
+    write(out / "model.safetensors")
+    write(out / "subfolder" / "x.txt")
+
+
+def link_to_foreign(out: Path) -> None:
+    model_folder(out.parent / "precious")
+    out.symlink_to(out.parent / "precious")
+
+
+def run_among_others(out: Path) -> None:
+    write(out / "run" / "config.json", '{"config": {}, "code": {}, "uses": {}}')
+    write(out / "thesis.txt")
+
+
+FOREIGN = [model_folder, link_to_foreign, run_among_others,
+           lambda out: write(out / "thesis.txt"),
+           lambda out: write(out / "record.json", "{}"),
+           lambda out: write(out / "config.json", "[]")]  # fmt: skip
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("fill", FOREIGN)
+def test_a_foreign_folder_is_left_alone(toy, train, fill):
+    fill(toy / "out")
+    before = content(toy / "out")
+    with pytest.raises(BadInput, match="no run of this project; move them away"):
+        train.run(config(train, toy))
+    assert content(toy / "out") == before
+
+
+@pytest.mark.parametrize("place", [".", "/", "~", "toy", "runs"])
+def test_places_that_are_no_place_for_a_run(toy, train, monkeypatch, place):
+    monkeypatch.setenv("HOME", str(toy))
+    monkeypatch.chdir(toy)
+    write(toy / "runs" / "other" / "x.txt")
+    before = content(toy)
+    with pytest.raises(BadInput, match="no run of this project"):
+        train.run(config(train, toy, out=os.path.expanduser(place)))
+    assert content(toy) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "export/mine.bin", "checkpoint/mine.pt", "other/x"])
+def test_a_users_file_in_a_run_is_never_deleted(toy, train, name):
+    train.run(config(train, toy))
+    write(toy / "out" / name)
+    before = content(toy / "out")
+    with pytest.raises(BadInput, match=f"no run wrote there: {name}"):
+        train.run(config(train, toy, steps=21))
+    assert content(toy / "out") == before
+
+
+def test_a_link_inside_a_run_is_not_followed(toy, train):
+    train.run(config(train, toy))
+    model_folder(toy / "precious")
+    (toy / "out" / "checkpoint").symlink_to(toy / "precious")
+    with pytest.raises(BadInput, match="no run wrote there: checkpoint"):
+        train.run(config(train, toy, steps=21))
+    assert len(content(toy / "precious")) == 3
+
+
+def test_what_a_paper_adds_to_its_run_is_deleted_with_it(toy, train):
+    train.run(config(train, toy, arm="stage"))
+    assert (toy / "out" / "shift.json").exists()
+    train.run(config(train, toy))
+    assert not (toy / "out" / "shift.json").exists() and record(toy / "out")["arm"] == "noisy"
+
+
+# --- the command line -------------------------------------------------------------------------
+
+
+ESCAPES = [("--tiny", "--task", "../../../../escape"), ("--task", "/tmp/escape"), ("--arm", "../x"),
+           ("--scale", "../x"), ("--seed", "../1"), ("--tiny", "--task", "..")]  # fmt: skip
+
+
+def test_names_are_names(toy, train, monkeypatch):
+    monkeypatch.chdir(toy)
+    before = content(toy)
+    for words in ESCAPES:
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        with pytest.raises(SystemExit) as stopped:
+            runs.command_line(train.Config, train.run, train.__doc__, train.__file__)
+        assert stopped.value.code == 2, words
+    for field in ("scale", "task", "arm"):
+        with pytest.raises(BadInput, match="is no name"):
+            train.run(config(train, toy, out="", **{field: "../x"}))
+    text = (toy / "toy" / "protocol.yaml").read_text(encoding="utf-8")
+    for old, new in (("extra:", "../extra:"), ("plane:", "../plane:")):
+        write(toy / "toy" / "protocol.yaml", text.replace(old, new))
+        with pytest.raises(BadInput, match="is no name"):
+            protocol.Protocol(toy / "toy")
+    write(toy / "toy" / "protocol.yaml", text)
+    assert content(toy) == before
+
+
+def test_other_settings_stand_beside_the_protocols_run(toy, train, monkeypatch, capsys):
+    """An override reaches the stages; neither run, nor the stages they use, destroys the other."""
+    monkeypatch.setenv("REPRO_RUNS", str(toy / "runs"))
+    place = toy / "runs" / "toy" / "cpu" / "line" / "seed0"
+
+    def call(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["train.py", "--arm", "good", *words])
+        runs.command_line(train.Config, train.run, train.__doc__, train.__file__)
+        return capsys.readouterr().out
+
+    call("--device", "cpu")
+    before = content(place)
+    assert set(os.listdir(place)) == {"good", "stage"}
+    said = call("--steps", "6")
+    (good,), (stage,) = place.glob("good+*"), place.glob("stage+*")
+    assert f"good with steps 20 -> 6: in {good}; the protocol's own is {place / 'good'}" in said
+    assert record(good)["config"]["uses"] == {"stage": str(stage)}
+    assert record(good)["config"]["steps"] == record(stage)["config"]["steps"] == 6
+    assert content(place) | before == content(place)  # the protocol's own are untouched
+    for words in ((), ("--steps", "6"), ("--steps", "20")):
+        assert "finished in" not in call(*words)
+    call("--uses.stage", str(stage))
+    assert len(list(place.glob("good+*"))) == 2 and content(place) | before == content(place)
