@@ -33,8 +33,8 @@ class Cells:
         # each travel has its own outer rate
         self.beta = [torch.zeros(len(TRUTHS), K, requires_grad=True) for _ in TRAVELS]
         rates = [{"params": [b], "lr": t / steps} for b, t in zip(self.beta, TRAVELS)]
-        inner = torch.optim.Adam([self.A, self.B], lr=1e-2)
-        outer = torch.optim.Adam(rates, betas=(0.5, 0.999))
+        inner = torch.optim.Adam([self.A, self.B], lr=1e-2, fused=True)
+        outer = torch.optim.Adam(rates, betas=(0.5, 0.999), fused=True)
         self.levels = method.Levels([self.A, self.B], self.beta, inner, outer, ETA)
 
     @property

@@ -161,7 +161,7 @@ def random_ranks(beta: Mapping[str, Sequence[float]], generator: torch.Generator
     """The noise law: normal logits with the spread that the learned ones have within a map."""
     logits = torch.tensor([list(b) for b in beta.values()], dtype=torch.float64)  # (M, k)
     squares = (logits - logits.mean(1, keepdim=True)).pow(2).sum()
-    sigma = squares.div(logits.numel() - len(logits)).sqrt()
+    sigma = math.sqrt(squares / (logits.numel() - len(logits)))
     drawn = sigma * torch.randn(logits.shape, generator=generator, dtype=torch.float64)
     return {name: count(alpha) for name, alpha in zip(beta, torch.softmax(drawn, 1))}
 

@@ -105,9 +105,11 @@ def search(config: Config, run: Run) -> None:
 def levels_of(config: Config, model: nn.Module) -> method.Levels:
     """Optimisers of the two levels, and the hypergradient: ours, or with the official habits."""
     w, beta = method.variables(model)
-    inner = torch.optim.AdamW(w, lr=config.inner_lr, weight_decay=config.inner_weight_decay)
+    inner = torch.optim.AdamW(
+        w, lr=config.inner_lr, weight_decay=config.inner_weight_decay, fused=True
+    )
     rate = config.outer_travel / config.search_steps
-    outer = torch.optim.Adam(beta, lr=rate, betas=(0.5, 0.999))
+    outer = torch.optim.Adam(beta, lr=rate, betas=(0.5, 0.999), fused=True)
     if config.habits:
         look_ahead = inner if config.look_ahead == "adam" else None
         estimator = official.estimator(
@@ -170,7 +172,9 @@ def retrain(config: Config, run: Run) -> None:
     allocator = adapters.Allocator(wrapped) if config.adapter == "adalora" else None
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen_before = frozen_sha256(model)
-    optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        trained, lr=config.lr, weight_decay=config.weight_decay, fused=True
+    )
     test = None if is_stage else predictions.Items(config, setting, task.test)
     epochs: list[list[Any]] = []  # predictions after each epoch, with best_epoch
 

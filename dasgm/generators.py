@@ -220,8 +220,12 @@ class GAN:
         self.H = discriminator(classes, shape, **size).to(device)
         self.ema = copy.deepcopy(self.G).requires_grad_(False)
         betas = (0.5, 0.9) if config.gan == "mlp" else (0.0, 0.9)
-        self.opt_G = torch.optim.Adam(self.G.parameters(), lr=config.gan_lr, betas=betas)
-        self.opt_H = torch.optim.Adam(self.H.parameters(), lr=config.gan_lr_D, betas=betas)
+        self.opt_G = torch.optim.Adam(
+            self.G.parameters(), lr=config.gan_lr, betas=betas, fused=True
+        )
+        self.opt_H = torch.optim.Adam(
+            self.H.parameters(), lr=config.gan_lr_D, betas=betas, fused=True
+        )
         runs.seed_global(config.seed, "reference")
         self.reference = reference_classifier(shape[0], classes).to(device)
         self.steps = 0

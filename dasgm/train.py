@@ -75,7 +75,7 @@ def warm_start(config: Config, run: Run, problem: data.Problem, device: torch.de
         if step % 50 == 0:
             run.log(step=step, **losses)
 
-    optimizer = torch.optim.Adam(gan.reference.parameters(), 2e-3)
+    optimizer = torch.optim.Adam(gan.reference.parameters(), 2e-3, fused=True)
     work = Parts(reference=gan.reference, optimizer=optimizer)
     for step in run.phase("reference", config.reference_steps, work):
         with processes.single():  # all processes learn from whole batches

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared import protocol, sources
+from shared import protocol, sources, vectors
 from shared.runs import BadInput
 from shared.sources import Hub, MissingInput
 
@@ -129,7 +129,7 @@ def erase(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     u = torch.rand(B, 5, generator=generator)
     area = H * W * (0.02 + 0.31 * u[:, 1])
     ratio = ((2 * u[:, 2] - 1) * math.log(1 / 0.3)).exp()
-    h, w = (area * ratio).sqrt().clamp(1, H), (area / ratio).sqrt().clamp(1, W)
+    h, w = vectors.root(area * ratio).clamp(1, H), vectors.root(area / ratio).clamp(1, W)
     top, left = u[:, 3] * (H - h), u[:, 4] * (W - w)
     ys, xs = torch.arange(H)[None], torch.arange(W)[None]
     rows = (ys >= top[:, None]) & (ys < (top + h)[:, None])

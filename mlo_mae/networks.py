@@ -45,7 +45,7 @@ def targets(x: Tensor, p: int, normalise: bool) -> Tensor:
     if not normalise:
         return values
     variance, mean = torch.var_mean(values, -1, keepdim=True)
-    return (values - mean) / (variance + 1e-6).sqrt()
+    return (values - mean) * (variance + 1e-6).rsqrt()
 
 
 def sincos_positions(width: int, side: int) -> Tensor:

@@ -155,7 +155,7 @@ def make_optimizer(config: Training, parameters: list[Tensor]) -> torch.optim.Op
 
         fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
         return Adafactor(parameters, lr=config.lr, **fixed)
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, config: Training, step: int, steps: int) -> None:

@@ -60,7 +60,7 @@ def solve(
     """Mean greedy reward over the prompts after `updates` batches of `kind`; the best is 1."""
     torch.manual_seed(seed)
     policy, tokenizer = Policy(Table()), Ids()
-    optimizer = torch.optim.Adam(policy.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.02, fused=True)
     generator = torch.Generator().manual_seed(seed)
     ppo, beta, group = PPO(kl_horizon=0, minibatch=batch), 0.02, 4
 
@@ -114,7 +114,7 @@ def _language_model(config: Config, run: runs.Run, device: torch.device) -> list
     runs.seed_global(config.seed, "model")
     width, heads = config.width, config.width // 64 or 1
     lm: Any = models.llama(len(tokenizer), width, config.layers, heads, 4 * width, 2048).to(device)
-    optimizer = torch.optim.AdamW(lm.parameters(), lr=config.lr, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=config.lr, weight_decay=0.1, fused=True)
     generator = runs.stream(config.seed, "text")
     order = data.rows_of_steps(len(rows), config.batch, config.steps, generator)
     for step in run.phase("text", config.steps, runs.Parts(model=lm, optimizer=optimizer)):
@@ -162,7 +162,7 @@ def _half_teach(config: Config, run: runs.Run, lm: nn.Module, tokenizer: Any) ->
     solved = [(x.fields, x.label if a is None else a) for x, a in zip(items.start, read)]
     policy = Policy(lm)  # only its forward pass is used
     policy.frozen.clear()
-    optimizer = torch.optim.AdamW(lm.parameters(), lr=config.lr)
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=config.lr, fused=True)
     generator = runs.stream(config.seed, "start")
     order = data.rows_of_steps(len(answers), config.batch, config.steps, generator)
     shown = runs.stream(config.seed, "shown")

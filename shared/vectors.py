@@ -84,6 +84,13 @@ def clone(v: Sequence[Tensor]) -> Vector:
     return [x.detach().clone() for x in v]
 
 
+def root(x: Tensor) -> Tensor:
+    """Elementwise square root with the same bits on all processors: torch.sqrt is MKL's on a CPU,
+    which rounds differently on processors of different makers; rsqrt is IEEE's. Its derivative
+    overflows in single precision below 1e-25."""
+    return x.rsqrt().reciprocal()
+
+
 def adam_rates(optimizer: torch.optim.Optimizer, theta: Sequence[Tensor]) -> Vector:
     """The elementwise rate lr / (sqrt(v_hat) + eps) that `optimizer` (Adam, AdamW) would now use.
 
@@ -101,7 +108,7 @@ def adam_rates(optimizer: torch.optim.Optimizer, theta: Sequence[Tensor]) -> Vec
             raise ValueError(f"theta[{i}] has no second moment in the optimiser: {remedy}")
         group = group_of[p]
         correction = 1 - group["betas"][1] ** float(state["step"])
-        rates.append(group["lr"] / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"]))
+        rates.append(group["lr"] / (root(state["exp_avg_sq"] / correction) + group["eps"]))
     return rates
 
 

@@ -295,6 +295,6 @@ def _gradients(batches: Sequence[Losses], theta: Vector, u: Vector) -> Alignment
     everything = [*map(all_mean, g), u]
     dots = [[vectors.dot(a, b) for b in everything] for a in everything]
     gram = torch.tensor(dots, dtype=torch.float64)
-    size = gram.diagonal().sqrt()
+    size = vectors.root(gram.diagonal())
     cosines = torch.nan_to_num(gram / torch.outer(size, size)).float()
     return Alignment(-gram[:-1, -1].to(theta[0].dtype), size[:-1].float(), cosines)

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shared import vectors
+
 IGNORED = -100
 
 # ------------------------------------------------------------------------------ downstream tasks
@@ -175,5 +177,5 @@ def mask_contrast(whole: Tensor, holed: Tensor) -> Tensor:
 
     Constant features are its trivial optimum (docs/papers/tapweight.md, section 8, item 7)."""
     squares = (whole - holed).square().sum(1)
-    smallest = torch.finfo(squares.dtype).tiny  # keeps the root differentiable where both are equal
-    return torch.where(squares > 0, squares.clamp(min=smallest).sqrt(), 0.0).mean()
+    distances = vectors.root(squares.clamp(min=1e-20))  # differentiable where both are equal
+    return torch.where(squares > 0, distances, 0.0).mean()

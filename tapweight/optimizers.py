@@ -19,7 +19,7 @@ def make(kind: OptimizerName, parameters: Sequence[Tensor], lr: float, decay: fl
     """adam: with coupled weight decay, as in the official language code. sgd: momentum 0.9, as in
     the official molecule code. plain: SGD without either."""
     if kind == "adam":
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, foreach=True)
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True)
     if kind == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=decay)
     return torch.optim.SGD(parameters, lr=lr)

@@ -130,7 +130,7 @@ def run(
     optimizers = [
         torch.optim.SGD(theta.parameters(), lr=lr),
         torch.optim.SGD(phi.parameters(), lr=lr),
-        torch.optim.Adam([alpha], lr=lr_alpha),
+        torch.optim.Adam([alpha], lr=lr_alpha, fused=True),
     ]
     pair, prox = method.matched(phi, theta), method.SquaredDistance(problem.gamma)
     levels = method.Levels(*pair, alpha, optimizers, prox, mode)

@@ -216,7 +216,7 @@ def finetune(config: Config, run: Run, domain: Domain) -> tuple[nn.Module, int]:
     head = domain.head(config.seed, "head", "finetune")
     parameters = [*domain.encoder.parameters(), *head.parameters()]
     decay = config.finetune_weight_decay
-    optimizer = torch.optim.AdamW(parameters, config.finetune_lr, weight_decay=decay, foreach=True)
+    optimizer = torch.optim.AdamW(parameters, config.finetune_lr, weight_decay=decay, fused=True)
     work = Parts(encoder=domain.encoder, head=head, optimizer=optimizer)
     for t in run.phase("finetuning", steps, work):
         domain.encoder.train()

@@ -12,7 +12,6 @@ import importlib
 import itertools
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path

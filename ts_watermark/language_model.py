@@ -42,7 +42,7 @@ def train(
     model = small_language_model(config, len(codec), embedding)
     model.to(device)  # type: ignore[arg-type]
     settings: dict[str, Any] = {"lr": config.lm_lr, "weight_decay": 0.01, "betas": (0.9, 0.98)}
-    optimizer = torch.optim.AdamW(model.parameters(), **settings)
+    optimizer = torch.optim.AdamW(model.parameters(), **settings, fused=True)
     warm, places = max(1, config.lm_steps // 20), len(stream) - config.lm_length
     work = runs.Parts(model=model, optimizer=optimizer)
     for step in run.phase("language model", config.lm_steps, work):

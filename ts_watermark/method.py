@@ -227,7 +227,7 @@ def relaxed_z(q: Tensor, gamma: Tensor) -> Tensor:
     """zhat = mean over the batch of sum_t (q_t - gamma_t) / sqrt(sum_t gamma_t (1 - gamma_t)).
 
     q, gamma: (B, T). z itself, with the relaxed q_t in place of the green flags."""
-    return ((q - gamma).sum(1) / (gamma * (1 - gamma)).sum(1).sqrt()).mean()
+    return ((q - gamma).sum(1) * (gamma * (1 - gamma)).sum(1).rsqrt()).mean()
 
 
 def detection_loss(text: SoftText) -> Tensor:

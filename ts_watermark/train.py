@@ -143,8 +143,8 @@ def fresh(config: Config, base: Base, init: str) -> tuple[Generators, torch.opti
     pair = Generators(table.shape[1], config.hidden, gamma0, delta0, generator=draw).to(
         table.device
     )
-    adam = torch.optim.Adam(pair.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
-    return pair, adam
+    parameters, decay = pair.parameters(), WEIGHT_DECAY
+    return pair, torch.optim.Adam(parameters, lr=config.lr, weight_decay=decay, fused=True)
 
 
 def mask_noise(config: Config, step: int, device: torch.device) -> method.Noise:

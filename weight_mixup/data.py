@@ -128,7 +128,7 @@ def pretrain_digits(x: Tensor, y: Tensor, epochs: int = 30) -> dict[str, Tensor]
     """`layer` of a DigitsNet trained on classes 0-4: the pretrained model, one for all seeds."""
     runs.seed_global(0, "digits", "pretraining", "start")
     net = DigitsNet()
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
     generator = runs.stream(0, "digits", "pretraining", "batches")
     for _ in range(epochs):
         for batch in torch.randperm(len(y), generator=generator).split(32):

@@ -92,4 +92,4 @@ def hypergradient(
 def _rms(optimizer: torch.optim.Optimizer, p: Tensor) -> Tensor | float:
     """Root mean square of Adam's second moment of one tensor; 1 before its first step."""
     moment = optimizer.state.get(p, {}).get("exp_avg_sq")
-    return 1.0 if moment is None else moment.mean().sqrt()
+    return 1.0 if moment is None else vectors.root(moment.mean())

@@ -241,7 +241,8 @@ def test_the_record_names_the_code_that_was_imported(toy):
     assert "toy/evaluate.py was edited meanwhile" in done.stdout
     assert record(toy / "out")["seed"] == 1
     assert record(toy / "out")["fingerprint"]["code"] == hashes
-    done = command(toy, "--arm", "noisy", "--seed", "1", "--out", "out")
+    lines = f"import toy.train; {RUN.replace('out=', 'seed=1, out=')}"
+    done = subprocess.run([sys.executable, "-c", lines], cwd=toy, capture_output=True, text=True)
     assert "code changed: toy/evaluate.py" in done.stdout, done.stderr
 
 
