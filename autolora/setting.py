@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,16 +173,13 @@ def _cached_states(task: Task, part: Part, tokenizer: Any, config: Config) -> En
         limit = f"is offered for classification only, not for {task.kind}; use 0"
         raise BadInput(f"upper_blocks = {blocks} {limit}")
 
-    def make() -> dict[str, Tensor]:
-        padding = {"padding": "max_length", "return_tensors": "pt"}
-        tokens = dict(tokenizer(part.texts, truncation=True, max_length=max_length, **padding))
-        encoder = bundled.minilm()[0]
-        below = encoder.config.num_hidden_layers - blocks
-        hidden = models.lower_states(encoder, tokens, below)
-        return {"hidden": hidden, "mask": tokens["attention_mask"].bool()}
+    padding = {"padding": "max_length", "return_tensors": "pt"}
+    tokens = dict(tokenizer(part.texts, truncation=True, max_length=max_length, **padding))
 
-    texts = hashlib.sha256("\x1f".join(part.texts).encode()).hexdigest()
-    key = ("autolora lower states", bundled.MINILM_SHA256, texts, max_length, blocks)
-    states = runs.cached(key, make)
-    labels = np.asarray(part.labels)
-    return Encoded(part.ids, labels, hidden=states["hidden"], mask=states["mask"])
+    def make() -> Tensor:
+        encoder = bundled.minilm()[0]
+        return models.lower_states(encoder, tokens, encoder.config.num_hidden_layers - blocks)
+
+    key = ("autolora lower states", runs.state_sha256(tokens.values()), blocks)
+    hidden, mask = runs.cached(key, make), tokens["attention_mask"].bool()
+    return Encoded(part.ids, np.asarray(part.labels), hidden=hidden, mask=mask)

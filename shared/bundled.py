@@ -12,9 +12,7 @@ import ast
 import collections
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
-import inspect
 import json
 import re
 import warnings
@@ -302,13 +300,7 @@ def _print_once(message: str) -> None:
 @functools.cache
 def _load_corpus() -> tuple[list[tuple[str, str]], str]:
     """The corpus and its sha256."""
-    versions = "-".join(
-        f"{name}{importlib.metadata.version(package)}" for name, package in PACKAGES.items()
-    )
-    functions = [inspect.getsource(function) for function in (_harvest, _docstrings, _prose, _near)]
-    rules = (functions, _BUILT.pattern, _SECTION.pattern, sorted(_SKIPPED_FOLDERS), _MIN_CHARACTERS)
-    key = ("documentation corpus", versions, rules)
-    corpus = [(module, text) for module, text in runs.cached(key, _harvest)]
+    corpus = list(map(tuple, runs.cached(("documentation corpus",), _harvest, noted=False)))
     return corpus, hashlib.sha256(json.dumps(corpus, ensure_ascii=True).encode()).hexdigest()
 
 

@@ -79,7 +79,8 @@ def load(name: str = "cifar10") -> dict[str, Images]:
         train, test = (_files(name, part, source) for part in ("train", "test"))
         names = {path: f"{name}/{path.relative_to(source).as_posix()}" for path in [*train, *test]}
         shas = tuple(sources.note(noted, path) for path, noted in names.items())
-        parts = _decode(name, tuple(train), tuple(test), shas)
+        parts, sha = _decode(name, tuple(train), tuple(test), shas)
+        sources.note(f"{name} as decoded", sha)
     (train_images, train_labels), (test_images, test_labels) = parts["train"], parts["test"]
     n = len(train_images)
     return {
@@ -94,8 +95,8 @@ Part = tuple[Tensor, Tensor]  # images, labels
 @functools.lru_cache(maxsize=2)
 def _decode(
     name: str, train: tuple[Path, ...], test: tuple[Path, ...], shas: tuple[str, ...]
-) -> dict[str, Part]:
-    """Read once per process and content (`shas`).
+) -> tuple[dict[str, Part], str]:
+    """Both parts and their sha256, read once per process and content (`shas`).
 
     Parquet holds 60,000 compressed images: those are decoded once per machine (up to a minute) and
     stay in the cache (184 MB).
@@ -106,8 +107,9 @@ def _decode(
         return [[torch.cat(tensors) for tensors in part] for part in parts]
 
     compressed = train[0].suffix in (".parquet", ".arrow")
-    parts = runs.cached(("cifar", name, shas), read) if compressed else read()
-    return {part: (images, labels) for part, (images, labels) in zip(("train", "test"), parts)}
+    parts = runs.cached(("cifar", name, shas), read, noted=False) if compressed else read()
+    sha = runs.state_sha256(tensor for part in parts for tensor in part)
+    return {part: (images, labels) for part, (images, labels) in zip(("train", "test"), parts)}, sha
 
 
 def _files(name: str, part: str, folder: Path) -> list[Path]:

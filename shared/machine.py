@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGES = ["torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy"]
-PACKAGES += ["scikit-learn", "pandas"]
+PACKAGES += ["scikit-learn", "pandas", "rdkit"]
 
 
 def cuda_devices() -> list[str]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared import bundled, runs, sources
+from shared import bundled, protocol, runs, sources
 
 Columns = dict[
     str, Tensor
@@ -134,8 +134,9 @@ def vocabulary(tokenizer: Any, size: int) -> Tensor:
             counts += torch.bincount(flat, minlength=len(tokenizer))
         return counts
 
+    pieces = protocol.sha256_json(sorted(tokenizer.get_vocab().items()))
     corpus = bundled.other_corpus() or bundled.CORPUS_SHA256
-    counts = runs.cached(("tapweight word pieces", len(tokenizer), corpus), count)
+    counts = runs.cached(("tapweight word pieces", pieces, corpus), count)
     counts[list(special)] = -1
     return counts.argsort(descending=True, stable=True)[:size].sort().values
 

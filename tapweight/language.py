@@ -78,8 +78,8 @@ class Language:
         """Tokens as they are, or the states that the frozen blocks make of them."""
         if self.below is None:
             return tokens
-        sha256 = runs.state_sha256(tokens.values())
-        key = ("tapweight states", self.config.model, self.depth, sha256)
+        sha256 = runs.state_sha256([*self.below.state_dict().values(), *tokens.values()])
+        key = ("tapweight states", self.depth, sha256)
         hidden = runs.cached(key, lambda: encoders.lower_states(self.below, tokens, self.depth))
         return {"hidden": hidden, "attention_mask": tokens["attention_mask"]}
 

@@ -38,8 +38,10 @@ def run(config: Config) -> Path:
     return run.directory
 
 
-def base_sha256(config: Config) -> str:
-    return protocol.record_sha256(protocol.read_record(Path(config.uses["base"])) or {})
+def models_sha256(config: Config, run: Run) -> str:
+    """Of the models and prompts: what stage `base` made, and all that was read since."""
+    made = protocol.record_sha256(protocol.read_record(Path(config.uses["base"])) or {})
+    return protocol.sha256_json([made, *(entry["sha256"] for entry in run.read.values())])
 
 
 # --- stage base: the language model and the prompts -----------------------------------------------
@@ -161,7 +163,7 @@ def references(config: Config, run: Run, base: Base, train: Passages) -> Tensor:
     rows: list[Tensor] = []
     size, device = 4 * config.batch, base.sim.device
     decoding = (len(train), config.batch, config.train_tokens, config.mix)
-    models_used = (base_sha256(config), config.encoder, config.precision, device.type)
+    models_used = (models_sha256(config, run), config.encoder, config.precision, device.type)
     for k in run.phase("references", -(-len(train) // size), runs.Parts(rows=rows)):
         prompt = models.left_padded(train.prompts[k * size : (k + 1) * size], device)
 
@@ -221,7 +223,8 @@ def unwatermarked(config: Config, run: Run, base: Base, test: Passages) -> tuple
     pairs: list[list[Tensor]] = []
     size, device = config.eval_batch, base.sim.device
     sampling = (config.seed, config.new_tokens, config.top_k, config.greedy, size)
-    models_used = (base_sha256(config), config.model, config.encoder, config.precision, device.type)
+    names = (config.model, config.encoder, config.precision, device.type)
+    models_used = (models_sha256(config, run), *names)
     for k in run.phase("unwatermarked", -(-len(test) // size), runs.Parts(pairs=pairs)):
         prompts = test.prompts[k * size : (k + 1) * size]
 

@@ -144,7 +144,7 @@ def digits(n: int, seed: int) -> Problem:
     x = torch.as_tensor(images, dtype=torch.float32).reshape(len(labels), 64)
     x, y = x / x.max(), torch.as_tensor(labels)
     old = y < 5
-    key = ("weight_mixup digits 64-64-64", 30, 1e-3, 32)
+    key = ("weight_mixup digits", runs.state_sha256([x[old], y[old]]))
     state = runs.cached(key, lambda: pretrain_digits(x[old], y[old]))
 
     new = torch.nonzero(~old).flatten()
@@ -180,7 +180,7 @@ def texts(config: Config) -> Problem:
 
     def encoded(part: Split) -> Items:
         items = encode(tokenizer, part, config.max_length, regression=outputs == 1)
-        return below(model, items, config.top_blocks, config.model) if config.top_blocks else items
+        return below(model, items, config.top_blocks) if config.top_blocks else items
 
     held_out = encoded(validation) if validation is not None else None
     metric = METRIC.get(config.data, "accuracy")
@@ -275,14 +275,15 @@ class Stored(nn.Module):
 
 
 @torch.no_grad()
-def below(model: PreTrainedModel, items: Items, top: int, name: str) -> Items:
+def below(model: PreTrainedModel, items: Items, top: int) -> Items:
     """Token ids become what enters the top blocks: (n, seq, d), evaluation mode, cached."""
     encoder: Any = model.base_model  # of any class: BERT, RoBERTa
     depth = len(encoder.encoder.layer)
     if not 1 <= top <= depth:
         limit = f"the model has {depth} blocks; choose 1..{depth}, or 0 for all with embeddings"
         raise runs.BadInput(f"top_blocks = {top}: {limit}")
-    key = ("weight_mixup activations", name, depth - top, runs.state_sha256(items.inputs.values()))
+    tensors = [*encoder.state_dict().values(), *items.inputs.values()]
+    key = ("weight_mixup activations", depth - top, runs.state_sha256(tensors))
 
     def make() -> Tensor:
         encoder.eval()

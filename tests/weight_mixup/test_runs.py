@@ -85,7 +85,7 @@ def test_stored_activations_compute_what_the_whole_model_does(no_cache):
     inputs["attention_mask"][0, 4:] = 0
     items = data.Items(np.arange(5), inputs, labels)
     before = model(**inputs).logits
-    stored = data.below(model, items, 1, "tiny")
+    stored = data.below(model, items, 1)
     whole = data.keep_top(model, 1)
     assert len(model.bert.encoder.layer) == 1
     assert (model(**stored.inputs).logits - before).abs().max() < 1e-5

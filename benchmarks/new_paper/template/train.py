@@ -64,7 +64,7 @@ def search(
 ) -> None:
     """Both levels in turn; lam changes in place."""
     theta, lower = weights(config, train[0])
-    upper = torch.optim.Adam([lam], lr=config.upper_lr)
+    upper = torch.optim.Adam([lam], lr=config.upper_lr, fused=True)
     work = runs.Parts(theta=[theta], lam=[lam], lower=lower, upper=upper)
     for step in run.phase("search", config.search_steps, work):
         g = method.step(theta, lam, train, validation, lower, upper, FiniteDifference())
