@@ -24,7 +24,7 @@ help:  ## print this help
 	@echo; echo "Targets:"
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1\t\2/' | expand -t 24
 	@echo; echo "Papers: $(PAPERS)"
-	@echo "Settings: SCALE=cpu|gpu|paper|rehearsal SEEDS=n JOBS=n ONLY=arm ARMS=core|all LIMIT=9m DRY=1 STRICT=1 ENV=none PYTHON=..."
+	@echo "Settings: SCALE=cpu|gpu|paper|rehearsal SEEDS=n JOBS=n ONLY=arm ARMS=core|all LIMIT=9m DRY=1 STRICT=1 PORTABLE=1 ENV=none PYTHON=..."
 	@echo "On a cluster: EXECUTOR=slurm TIME=4h GPUS=1 PARTITION=... ACCOUNT=..."
 
 setup:  ## make .venv from requirements.txt (again if that file changed); nothing with ENV=none

@@ -1,6 +1,6 @@
 """What at least two methods use: hypergradients, loaders, runs. Imports nothing by itself.
 
-`PORTABLE=1` in the environment: the same bits on processors of different makers (docs/verdicts.md).
+`PORTABLE=1` in the environment: the same bits on processors of different makers (docs/findings.md).
 """
 
 import os
