@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared import protocol, sources, vectors
+from shared import sources, vectors
 from shared.runs import BadInput
 from shared.sources import Hub, MissingInput
 
@@ -169,10 +169,7 @@ def _folders(name: str, root: Path) -> tuple[list[tuple[Sequence[Any], Tensor]],
             raise BadInput(f"{where} has no images; it needs <class>/<name>.JPEG")
         if foreign := sorted({p.parent.name for p in files} - set(classes)):
             raise BadInput(f"{where}: classes {foreign[:3]} are not in train/; move them away")
-        # names and sizes stand for the content: hashing 140 GB would take longer than many a run
-        listing = "\n".join(f"{p.parent.name}/{p.name} {p.stat().st_size}" for p in files)
-        sha256 = protocol.sha256_json(listing)
-        sources.note(f"{name}/{part} (names and sizes)", sha256, f"REPRO_DATA/{name}")
+        sources.note(f"{name}/{part} (names and sizes)", where)
         parts.append((files, torch.tensor([number[p.parent.name] for p in files])))
     return parts, len(classes)
 

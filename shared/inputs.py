@@ -94,7 +94,7 @@ def _roots(given: Mapping[str, Any]) -> dict[str, Path]:
     return {name: folder for name, folder in folders.items() if folder}
 
 
-def _place(path: Path) -> str:
+def _place(path: Path, given: Mapping[str, Any] | None = None) -> str:
     """Where a file is, in words that are true on other machines; its bare name where it is none's.
 
     A package's file is told from the folder that packages are installed in."""
@@ -102,14 +102,14 @@ def _place(path: Path) -> str:
     for entry in sys.path:
         if entry.endswith("-packages") and path.is_relative_to(entry):
             return f"package/{path.relative_to(entry).as_posix()}"
-    for name, folder in _roots(_given).items():
+    for name, folder in _roots(given or _given).items():
         for form in (folder, folder.resolve()):
             if path.is_relative_to(form):
                 return f"{name}/{path.relative_to(form).as_posix()}".removesuffix("/.")
     return path.name
 
 
-def _locate(place: str, given: Mapping[str, Any]) -> Path | None:
+def _locate(place: str, folders: Mapping[str, Path]) -> Path | None:
     """The file at a place now, whether it is there or not; None where no place is meant."""
     name, _, rest = place.partition("/")
     if name == "package":
@@ -119,7 +119,6 @@ def _locate(place: str, given: Mapping[str, Any]) -> Path | None:
             if spec is not None and spec.submodule_search_locations:
                 return Path(spec.submodule_search_locations[0]) / inside
         return Path(rest)
-    folders = _roots(given)
     if name not in folders:
         unset = name in ("REPRO_DATA", "REPRO_MODELS") or name.startswith("config.")
         return Path("unset") / rest if unset else None
@@ -137,22 +136,22 @@ class ReadLog(dict[str, dict[str, Any]]):
     """name -> {sha256, path, and where they are needed place, beside} of what was read.
 
     path: the place, or an origin such as `bundled`. beside: number of files that belong to the same
-    part of the data. absent: places that come first in the order of roots and held nothing.
+    part of the data. asked: place that was looked at first -> place that was there, or "".
     caches: sha256 of each stored value that was used."""
 
-    def __init__(self, data: Any = (), absent: Any = (), caches: Any = ()):
+    def __init__(self, data: Any = (), asked: Any = (), caches: Any = ()):
         super().__init__(data)
-        self.absent: dict[str, None] = dict.fromkeys(absent)
+        self.asked: dict[str, str] = dict(asked)
         self.caches: dict[str, str] = dict(caches)
 
     def fill(self, before: ReadLog) -> None:
         """Add what was read earlier and is not here."""
         self.update({name: entry for name, entry in before.items() if name not in self})
-        self.absent |= before.absent
+        self.asked = before.asked | self.asked
         self.caches = before.caches | self.caches
 
     def parts(self) -> dict[str, Any]:
-        return {"data": dict(self), "absent": list(self.absent), "caches": self.caches}
+        return {"data": dict(self), "asked": self.asked, "caches": self.caches}
 
 
 _recordings: list[ReadLog] = []
@@ -177,15 +176,17 @@ def recording(given: Mapping[str, Any] | None = None) -> Iterator[ReadLog]:
 
 
 def note(name: str, path_or_sha: Path | str, origin: str = "") -> str:
-    """Write down that the data called `name` were read: a file (hashed) or a sha256 -> the sha256.
+    """Write down that the data called `name` were read: a file (hashed), a folder (its listing
+    hashed) or a sha256 -> the sha256.
 
     origin: `bundled`, `hub:...`; a file's default is its place.
     """
     if isinstance(path_or_sha, Path):
-        sha, place = file_sha256(path_or_sha), _place(path_or_sha)
+        path, place = path_or_sha, _place(path_or_sha)
+        sha = tree_sha256(path) if path.is_dir() else file_sha256(path)
         entry: dict[str, Any] = {"sha256": sha, "path": origin or place}
         entry |= {"place": place} if origin else {}
-        entry |= {"beside": n} if (n := _beside(path_or_sha, place)) > 1 else {}
+        entry |= {"beside": n} if path.is_file() and (n := _beside(path, place)) > 1 else {}
     else:
         sha, entry = path_or_sha, {"sha256": path_or_sha, "path": origin}
     for log in _recordings:
@@ -195,20 +196,21 @@ def note(name: str, path_or_sha: Path | str, origin: str = "") -> str:
 
 def look(variable: str, name: str) -> Path | None:
     """`name` below the folder of REPRO_DATA or REPRO_MODELS; that it is not there is noted too."""
+    if Path(name).is_absolute():
+        return None
     folder = root(variable)
-    if path := below(folder, name):
-        return path
+    path = below(folder, name)
     place = _place(folder / name) if folder else f"{variable}/{name}"
     for log in _recordings:
-        log.absent[place] = None
-    return None
+        log.asked[place] = _place(path) if path else ""
+    return path
 
 
 def replay(read: ReadLog) -> None:
     """Note once more what a stored value was made of."""
     for log in _recordings:
         log.update(read)
-        log.absent |= read.absent
+        log.asked |= read.asked
         log.caches |= read.caches
 
 
@@ -228,6 +230,14 @@ def _beside(path: Path, place: str) -> int:
     folders = [path.parent] if place.count("/") < 3 else [path.parent, path.parent.parent]
     names = [name for folder in folders for name in os.listdir(folder) if name[0] != "."]
     return sum(part(name) == part(path.name) for name in names)
+
+
+def tree_sha256(folder: Path) -> str:
+    """sha256 of names and sizes of the files in the folders of `folder`: to hash 140 GB of images
+    would take longer than many a run. Names with a leading dot do not count."""
+    files = (p for p in folder.glob("*/*") if not p.name.startswith(".") and p.is_file())
+    listing = sorted(f"{p.parent.name}/{p.name} {p.stat().st_size}" for p in files)
+    return hashlib.sha256("\n".join(listing).encode()).hexdigest()
 
 
 def file_sha256(path: Path | str) -> str:
@@ -251,24 +261,25 @@ def changed(read: ReadLog, given: Mapping[str, Any] | None = None) -> str | None
     given: fields of the configuration of the run, by default of the one that reads at the moment.
     None is returned where every file is as it was."""
     given = _given if given is None else given
+    folders = _roots(given)
     for name, entry in read.items():
         place = entry.get("place") or entry.get("path") or ""
-        path = _locate(place, given)
+        path = _locate(place, folders)
         if path is None:
             continue
         if not path.exists():
             if place.startswith("REPRO_CACHE/"):
                 continue  # made again by the code that made it, whose hash the run holds
             return f"data missing: {name} ({_where(place)})"
-        if not path.is_file():
-            continue  # the listing of a folder, which its loader makes
-        if file_sha256(path) != entry["sha256"]:
+        now = tree_sha256(path) if path.is_dir() else file_sha256(path)
+        if now != entry["sha256"]:
             return f"data changed: {name}"
-        if (n := _beside(path, place)) != entry.get("beside", 1):
+        if path.is_file() and (n := _beside(path, place)) != entry.get("beside", 1):
             return f"data changed: {name} ({entry.get('beside', 1)} -> {n} files of this part)"
-    for place in read.absent:
-        if (path := _locate(place, given)) is not None and path.exists():
-            return f"data changed: {place} is there now and would be read"
+    for place, before in read.asked.items():
+        path = _locate(place, folders)
+        if path is not None and path.exists() and _place(path, given) != before:
+            return f"data changed: {_place(path, given)} is there now and would be read"
     return None
 
 

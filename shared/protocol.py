@@ -662,7 +662,7 @@ def record_sha256(record: dict[str, Any]) -> str:
     """Hash of a run's outcome, without times, memory, machine and places."""
     fingerprint = record.get("fingerprint") or {}
     data = {name: source["sha256"] for name, source in (fingerprint.get("data") or {}).items()}
-    outcome = {**_without(fingerprint, {"absent"}), "data": data}
+    outcome = {**_without(fingerprint, {"asked"}), "data": data}
     return sha256_json(_without(record, {*VOLATILE, "config"}) | {"fingerprint": outcome})
 
 
@@ -701,7 +701,7 @@ def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str 
     now = machine.fingerprint(config["device"])
     if reason := machine.moved(fingerprint.get("machine") or {}, now):
         return reason
-    read = inputs.ReadLog(fingerprint.get("data") or {}, fingerprint.get("absent") or ())
+    read = inputs.ReadLog(fingerprint.get("data") or {}, fingerprint.get("asked") or {})
     if reason := inputs.changed(read, config):
         return reason
     for arm, sha256 in (fingerprint.get("uses") or {}).items():

@@ -370,6 +370,7 @@ class Run:
         self.read = inputs.ReadLog()  # noted by the loaders of shared/
         self._older = self.directory / "older"  # the run before, until this one is recorded
         self._set_aside = False
+        self._foreign: dict[str, int] = {}  # files that were there at the beginning: when changed
         self._splits: dict[str, str] = {}
         self._hashes: dict[str, str | None] = {"split_sha256": None, "predictions_sha256": None}
         self._spent = {"seconds": 0.0, "cpu_seconds": 0.0}  # by interrupted calls
@@ -400,6 +401,8 @@ class Run:
         again = bool(before) and not interrupted
         if again:
             self._make_room()
+        foreign = _foreign(self.directory)
+        self._foreign = {name: _changed_at(self.directory / name) for name in foreign}
         write_json(self.directory / "config.json", begun)
         if again:
             changed = "settings, code or packages changed since it was interrupted"
@@ -428,10 +431,11 @@ class Run:
             self._older.rmdir()
 
     def list_files(self) -> None:
-        """Note what is in the folder: it was empty before, so all of it is this run's."""
-        files = [name for name in _files(self.directory) if not WRITTEN.fullmatch(name)]
-        if files and self.directory.exists():
-            write_json(self.directory / "files.json", [x for x in files if x[:6] != "older/"])
+        """Note what this run and its paper wrote: all that was not there when it began."""
+        users = {x for x, when in self._foreign.items() if _changed_at(self.directory / x) == when}
+        names = [name for name in _files(self.directory) if name[:6] != "older/"]
+        if written := [x for x in names if x not in users and not WRITTEN.fullmatch(x)]:
+            write_json(self.directory / "files.json", written)
 
     def _used_hashes(self) -> dict[str, str]:
         used = {arm: protocol.read_record(Path(d)) or {} for arm, d in self.config.uses.items()}
@@ -530,6 +534,7 @@ class Run:
         """Write where this phase is (the last two stay); how an earlier one ended, once."""
         if processes.rank():
             return
+        self.list_files()
         directory, log = self.directory / "checkpoint", self.directory / "metrics.jsonl"
         for i, (_, state) in enumerate(self._over.values()):
             if not (end := directory / f"end-{i}.pt").exists():
@@ -688,23 +693,31 @@ def _files(directory: Path) -> list[str]:
     return sorted(names)
 
 
+def _changed_at(path: Path) -> int:
+    return path.lstat().st_mtime_ns if os.path.lexists(path) else 0
+
+
+def _foreign(directory: Path) -> list[str]:
+    """Files in a run's folder that no run wrote there."""
+    listed: set[str] = set()
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        listed = set(json.loads((directory / "files.json").read_text(encoding="utf-8")))
+    names = [x for x in _files(directory) if not WRITTEN.fullmatch(x) and x not in listed]
+    if _begun(older := directory / "older"):
+        names = [x for x in names if x[:6] != "older/"] + [f"older/{x}" for x in _foreign(older)]
+    return names
+
+
 def refuse_foreign(directory: Path) -> None:
     """BadInput if a folder holds a file that no run of ours wrote there."""
-    older, present = directory / "older", _files(directory)
-    if _begun(older):
-        refuse_foreign(older)
-        present = [name for name in present if name[:6] != "older/"]
-    if not _begun(directory) and any(name != ".lock" for name in present):
-        what = f"{directory} holds files that are no run of this project"
-    else:
-        listed: set[str] = set()
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            listed = set(json.loads((directory / "files.json").read_text(encoding="utf-8")))
-        foreign = [x for x in present if not WRITTEN.fullmatch(x) and x not in listed]
+    what = f"{directory} holds files that are no run of this project"
+    if _begun(directory) or _begun(directory / "older"):
+        foreign = _foreign(directory)
         what = f"{directory} holds what no run wrote there: {', '.join(foreign[:3])}"
-        if not foreign:
-            return
-    raise BadInput(f"{what}; move them away, or give another --out")
+    else:
+        foreign = [name for name in _files(directory) if name != ".lock"]
+    if foreign:
+        raise BadInput(f"{what}; move them away, or give another --out")
 
 
 def _delete(directory: Path, but: tuple[str, ...] = ()) -> None:

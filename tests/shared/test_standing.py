@@ -72,6 +72,8 @@ CASES = [  # changes of the configuration, what happens, why the run is made aga
     ),
     (WEIGHTS, lambda toy, m: write(toy / "models" / "a" / "B" / "weights"), "is there now"),
     (WEIGHTS, lambda toy, m: write(toy / "models" / "c" / "d" / "weights"), None),
+    ({"data": "Row_s"}, lambda toy, m: write(toy / "data" / "Row_s" / DATA), "Row_s is there now"),
+    ({"data": "Row_s"}, lambda toy, m: write(toy / "data" / "more" / DATA), None),
     (WEIGHTS, lambda toy, m: m.delenv("REPRO_MODELS"), None),
 ]
 
@@ -112,6 +114,18 @@ def test_a_missing_input_costs_nothing_that_was_finished(
     write(toy / "data" / "rows" / DATA)
     train.run(config(train, toy))
     assert "finished before" in capsys.readouterr().out
+
+
+def test_a_folder_of_images_is_hashed_by_names_and_sizes(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_DATA", str(tmp_path))
+    write(tmp_path / "images" / "train" / "cat" / "0.JPEG")
+    with inputs.recording() as read:
+        inputs.note("images/train", tmp_path / "images" / "train")
+    for name, reason in (("cat/.DS_Store", None), ("dog/1.JPEG", "data changed: images/train")):
+        write(tmp_path / "images" / "train" / name)
+        assert inputs.changed(read) == reason
+    shutil.rmtree(tmp_path / "images")
+    assert inputs.changed(read) == f"data missing: images/train (REPRO_DATA={tmp_path})"
 
 
 def test_data_that_change_while_a_run_is_interrupted(toy, train, monkeypatch, capsys):
@@ -317,6 +331,17 @@ def test_a_users_file_in_a_run_is_never_deleted(toy, train, name):
     with pytest.raises(BadInput, match=f"no run wrote there: {name}"):
         train.run(config(train, toy, steps=21))
     assert content(toy / "out") == before
+
+
+def test_a_users_file_put_in_while_a_run_is_interrupted(toy, train, monkeypatch):
+    monkeypatch.setattr(runs, "_stop_asked", lambda: True)
+    with pytest.raises(runs.Stopped):
+        train.run(config(train, toy))
+    write(toy / "out" / "notes.txt")
+    monkeypatch.setattr(runs, "_stop_asked", lambda: False)
+    train.run(config(train, toy))
+    with pytest.raises(BadInput, match=r"no run wrote there: notes\.txt"):
+        train.run(config(train, toy, steps=21))
 
 
 def test_a_link_inside_a_run_is_not_followed(toy, train):
