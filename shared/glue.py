@@ -250,7 +250,7 @@ def _split(task: str, rows: Rows, columns: tuple[str, ...], part: str, where: st
             raise tables.no_column(at, missing[0], row)
         if task == "qqp" and not all(row[name] for name in text_columns):
             continue  # two questions of QQP are empty
-        texts.append(tuple(tables.text_in(row, name, at) for name in text_columns))
+        texts.append(tuple(tables.text_in(row, name, at).strip() for name in text_columns))
         labels.append(_label(s, row.get(label_column), part, at))
         index = row.get("idx")
         if isinstance(index, dict):
@@ -258,6 +258,9 @@ def _split(task: str, rows: Rows, columns: tuple[str, ...], part: str, where: st
             question = (passage, index.get("question", index.get("query")))
             groups.append(question_numbers.setdefault(question, len(question_numbers)))
             values.append(float(row.get("value", math.nan)))
+        elif task in ("multirc", "record"):
+            remedy = "Remedy: it holds the numbers of paragraph and question"
+            raise BadInput(f"{at}: column 'idx' holds {index!r}, not an object. {remedy}")
     if not texts:
         raise BadInput(f"{where}: no rows of part '{part}'. Remedy: fetch the file again")
     return Split(

@@ -228,7 +228,13 @@ def load_hub(hub: Hub, folder: str, part: str) -> Dataset:
         data = datasets.load_dataset(hub.id, hub.config, split=part)
     except Exception as error:  # no connection, no such repository, gated terms: it is missing
         raise MissingInput(_with_answer(_data_remedy(folder, hub), error)) from error
-    note(f"{hub.id}/{hub.config or ''}/{part}", getattr(data, "_fingerprint", ""), f"hub:{hub.id}")
+    # the files that it is read from; data in memory have none
+    name, origin = f"{hub.id}/{hub.config or ''}/{part}", f"hub:{hub.id}"
+    files = [Path(file["filename"]) for file in data.cache_files]
+    for path in files:
+        note(f"{name}/{path.name}", file_sha256(path), origin)
+    if not files:
+        note(name, data._fingerprint, origin)
     return data
 
 

@@ -35,10 +35,17 @@ _ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def checked(path: Path, name: str) -> Path:
-    """The file itself, written down as read under `name` (`sources.note`).
+    """The file itself, `intact`, written down as read under `name` (`sources.note`)."""
+    intact(path)
+    sources.note(name, path)
+    return path
 
-    Raises BadInput for a folder, an empty file, a pointer of Git LFS or git-annex, a web page, and
-    a parquet or arrow file without its end.
+
+def intact(path: Path) -> None:
+    """Raises BadInput for what is no whole file of data, as far as its two ends say.
+
+    That is a folder, an empty file, a pointer of Git LFS or git-annex, a web page, and a parquet or
+    arrow file without its end.
     """
     try:
         head, tail = _ends(path)
@@ -53,10 +60,8 @@ def checked(path: Path, name: str) -> Path:
         if parquet or (path.suffix == ".arrow" and tail != _ARROW_END):
             kind = path.suffix.removeprefix(".")
             raise BadInput(f"{path}: cut short, or not a {kind} file. Remedy: fetch it again")
-        sources.note(name, path)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error}). Remedy: fetch it again") from error
-    return path
 
 
 def _ends(path: Path) -> tuple[bytes, bytes]:
@@ -73,6 +78,8 @@ def hidden(path: Path) -> bool:
 
 def visible(folder: Path) -> list[Path]:
     """Entries of a folder in order, without hidden ones; how many those are is printed once."""
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: a file where a folder should be. Remedy: move it away")
     entries = sorted(folder.iterdir())
     shown = [entry for entry in entries if not hidden(entry)]
     if len(shown) < len(entries):
@@ -244,7 +251,7 @@ def records(path: Path) -> Iterable[tuple[str, Row]]:
 
 
 def text_in(row: Row, column: str, at: str) -> str:
-    """What a text column holds, without spaces around it; BadInput where that is no text."""
+    """What a text column holds; BadInput where that is no text."""
     if column not in row:
         raise no_column(at, column, row)
     value = row[column]
@@ -252,4 +259,4 @@ def text_in(row: Row, column: str, at: str) -> str:
         blank = value is None or isinstance(value, str)
         what = "is empty" if blank else f"holds {repr(value)[:60]}"
         raise BadInput(f"{at}: column '{column}' {what}, expected text. Remedy: fetch it again")
-    return value.strip()
+    return value

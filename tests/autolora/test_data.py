@@ -39,7 +39,7 @@ def test_tagging_labels_sit_on_the_first_piece_of_a_word():
     assert labelled[1:] == ["mutations", "."] and labels[0].count(1) == 1
 
 
-@pytest.mark.parametrize("line, message", [("BRCA1 O", "line 1"), ("BRCA1\tB", "line 1")])
+@pytest.mark.parametrize("line, message", [("BRCA1 O", "row 1"), ("BRCA1\tB", "row 1")])
 def test_a_tagging_file_with_a_bad_line_names_it(line, message, tmp_path):
     (tmp_path / "train.tsv").write_text(line + "\n")
     with pytest.raises(BadInput, match=message):
