@@ -32,7 +32,7 @@ def folder() -> Path:
     code = hashlib.sha256(b"".join(path.read_bytes() for path in writers)).hexdigest()
     root = runs.cache_root() / f"autolora-rehearsal-{code[:16]}"
     root.mkdir(parents=True, exist_ok=True)
-    with open(root / ".lock", "w") as lock:
+    with open(root / ".lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root / "complete").exists():
             texts = write_data(root / "data")

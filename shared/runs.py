@@ -242,7 +242,7 @@ def cached(key: Any, make: Callable[[], Any]) -> Any:
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:32]
     path = cache_root() / "values" / f"{digest}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:
+    with open(path.with_suffix(".lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if path.exists():
             with contextlib.suppress(Damaged):
@@ -277,7 +277,7 @@ def environment() -> dict[str, Any]:
             versions[name] = metadata.version(name)
     processor = platform.processor()
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         processor = next(x for x in lines if x.startswith("model name")).split(":", 1)[1].strip()
     return {
         "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
@@ -304,8 +304,8 @@ def _peak_memory_mb(reset: bool = False) -> float:
     """Largest resident size of this process since the last reset, in MB (off Linux: ever)."""
     try:
         if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        lines = Path("/proc/self/status").read_text().splitlines()
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         host = int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) / 1024
     except (OSError, StopIteration):
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -669,7 +669,9 @@ def start(config: RunConfig, file: str) -> Iterator[Run]:
         except (FileExistsError, NotADirectoryError) as error:
             what = f"{run.directory}: a file is in the place of a folder"
             raise BadInput(f"{what}; move it away, or give another --out") from error
-        _lock(stack.enter_context(open(run.directory / ".lock", "w")), run.directory)
+        _lock(
+            stack.enter_context(open(run.directory / ".lock", "w", encoding="utf-8")), run.directory
+        )
         run.open()
         run.finished = processes.broadcast(run.finished)
         try:
@@ -717,7 +719,7 @@ def command_line(
 ) -> None:
     """`python -m <paper>.train`: a run of the protocol, changed as you like, and what it uses."""
     if int(os.environ.get("RANK", "0")):  # one of several processes, which say the same
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         import tyro
 

@@ -277,7 +277,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         detector = Detector.load(options.generators)
-        text = options.file.read_text()
+        text = options.file.read_text(encoding="utf-8")
         content = json.loads(text) if options.file.suffix == ".json" else text
         detection = detector.score(content, options.unique_bigrams, options.window)
     except (OSError, ValueError) as error:
@@ -288,7 +288,7 @@ def main() -> None:
     if options.html:
         codec = detector.codec
         pieces = codec.pieces(detection.ids) if codec else [f"{i} " for i in detection.ids]
-        options.html.write_text(to_html(detection, pieces))
+        options.html.write_text(to_html(detection, pieces), encoding="utf-8")
         print(f"coloured text: {options.html}")
 
 
