@@ -1,13 +1,14 @@
 """Files of tagging and of data-to-text, read as plain lists; and made-up ones like them.
 
 tagging      token TAB tag files (`bioner/NCBI-disease-IOB`, ...), BioNLP 2004 (`tner/bionlp2004`)
-generation   E2E, `meaning representation||text` lines
+generation   E2E, `meaning representation||text` lines; WebNLG and DART, triples and their texts
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,8 @@ TAGGING = {
     "bc2gm": "bioner/BC2GM-IOB",
     "bionlp2004": "bionlp2004",
 }
-GENERATION = {"e2e": "nlg/e2e"}
+GENERATION = {"e2e": "nlg/e2e", "webnlg": "nlg/webnlg", "dart": "nlg/dart"}
+FILES = {"e2e": "{}.txt", "webnlg": "{}.json", "dart": "dart-v1.1.1-full-{}.json"}
 BIONLP_TYPES = ("DNA", "protein", "cell_type", "cell_line", "RNA")
 BIONLP_TAGS = ("O", *(f"{place}-{name}" for name in BIONLP_TYPES for place in "BI"))
 
@@ -107,16 +109,17 @@ def _of_hub(hub: sources.Hub, name: str) -> Path:
 
 def pairs(task: str, part: str) -> list[tuple[str, str]]:
     """(meaning representation, text) pairs of a generation task's `train` or `test` part."""
-    place = sources.find_data(GENERATION[task], "tuetschek/e2e_nlg")
-    if isinstance(place, sources.Hub):
-        pairs = []
-        for number, row in enumerate(sources.load_hub(place, GENERATION[task], part)):
-            at = f"{place.id}, part {part} row {number}"
-            names = ("meaning_representation", "human_reference")
-            meaning, text = (tables.text_in(row, name, at) for name in names)
-            pairs.append((linear(meaning), text))
-        return pairs
-    return read_pairs(place / f"{part}.txt")
+    place = sources.find_data(GENERATION[task], "tuetschek/e2e_nlg" if task == "e2e" else None)
+    if not isinstance(place, sources.Hub):
+        path = place / FILES[task].format(part)
+        return read_pairs(path) if task == "e2e" else read_triples(path)
+    pairs = []
+    for number, row in enumerate(sources.load_hub(place, GENERATION[task], part)):
+        at = f"{place.id}, part {part} row {number}"
+        names = ("meaning_representation", "human_reference")
+        meaning, text = (tables.text_in(row, name, at) for name in names)
+        pairs.append((linear(meaning), text))
+    return pairs
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
@@ -130,6 +133,46 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
             raise BadInput(f"{at}: expected '{layout}', got {line[:60]!r}. {remedy}")
         rows.append((meaning, text))
     return rows
+
+
+def read_triples(path: Path) -> list[tuple[str, str]]:
+    """WebNLG's or DART's file: triples as `subject : property | ...`, as LoRA's scripts write them.
+
+    Only texts that WebNLG's annotators called good count."""
+    _present(path, f"{path.name}, a JSON file of entries, each with its triples and texts")
+    rows = []
+    for at, entry in _entries(tables.checked(path, f"{path.parent.name}/{path.name}")):
+        try:
+            if "tripleset" in entry:
+                triples = [(s, p.lower(), o) for s, p, o in entry["tripleset"]]
+                texts = [note["text"] for note in entry["annotations"]]
+            else:
+                names = ("subject", "property", "object")
+                triples = [tuple(t[n] for n in names) for t in entry["modifiedtripleset"]]
+                texts = [x["lex"] for x in entry["lexicalisations"] if x["comment"] == "good"]
+            meaning = " | ".join(" : ".join(triple) for triple in triples)
+            rows += [(meaning, text.strip()) for text in texts]
+            if not meaning or not all(map(str.strip, texts)):
+                raise ValueError("one of them is empty")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"{at}: not triples with texts ({error})"
+            raise BadInput(f"{what}. Remedy: fetch the file again") from error
+    return rows
+
+
+def _entries(path: Path) -> Iterator[tuple[str, tables.Row]]:
+    """(place, entry) of a list, or of WebNLG's {"entries": [{"1": entry}, ...]}; from 1."""
+    document = tables.json_document(path)
+    if isinstance(document, dict):
+        document = document.get("entries")
+    if not isinstance(document, list) or not document:
+        raise BadInput(f"{path}: no list of entries. Remedy: fetch the file again")
+    for number, entry in enumerate(document, 1):
+        named = isinstance(entry, dict) and list(entry) == [str(number)]
+        entry = entry[str(number)] if named else entry
+        if not isinstance(entry, dict):
+            raise BadInput(f"{path} entry {number}: not an object. Remedy: fetch the file again")
+        yield f"{path} entry {number}", entry
 
 
 def linear(meaning: str) -> str:
@@ -155,7 +198,7 @@ def sample_files(name: str, n: int, stream: torch.Generator) -> dict[str, str]:
         words = ["The", pick("NF-kB", "IL-2"), "gene", pick("acts", "binds"), "."]
         return json.dumps({"tokens": words, "tags": [0, 1, 2, 0, 0]}) + "\n"
 
-    if name in GENERATION:
+    if name == "e2e":
         row, files = e2e, [f"nlg/e2e/{part}.txt" for part in ("train", "valid", "test")]
     elif name == "bionlp2004":
         row, files = (

@@ -45,7 +45,7 @@ def write_data(root: Path) -> list[str]:
     """Every task's files; returns their text, for the tokenizers."""
     for task in glue.GLUE:
         glue.write_sample(root, task, ITEMS, runs.stream(0, "rehearsal", task))
-    for task in (*corpora.TAGGING, *corpora.GENERATION):
+    for task in (*corpora.TAGGING, "e2e"):
         files = corpora.sample_files(task, ITEMS, runs.stream(0, "rehearsal", task))
         for name, content in files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -151,7 +151,7 @@ def lines(path: Path, blank: bool = False) -> Iterator[tuple[str, str]]:
 
     Raises BadInput with the row that is not UTF-8, or where the file ends too soon.
     """
-    number, remedy = 0, "fetch it again"
+    number = 0
     try:
         with open(path, "rb") as file:
             packed = file.read(2) == _GZIP
@@ -165,12 +165,21 @@ def lines(path: Path, blank: bool = False) -> Iterator[tuple[str, str]]:
         wrong = f"byte {error.object[error.start]:#04x} at place {error.start + 1} is not UTF-8"
         raise BadInput(f"{path} row {number}: {wrong}. Remedy: save it as UTF-8") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise BadInput(f"{path} row {number + 1}: {error}. Remedy: {remedy}") from error
+        what = f"{path} row {number + 1}: cannot be read ({error})"
+        raise BadInput(f"{what}. Remedy: fetch it again") from error
 
 
 def text(path: Path) -> str:
     """A whole text file."""
     return "\n".join(line for _, line in lines(path, blank=True))
+
+
+def json_document(path: Path) -> Any:
+    """What a JSON file holds. Raises BadInput if it is none, or cut short."""
+    try:
+        return json.loads(text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadInput(f"{path}: not JSON ({error}). Remedy: fetch the file again") from error
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Row]]:
