@@ -313,7 +313,7 @@ def _label(s: Spec, value: object, part: str, at: str) -> float:
             return math.nan
         if not 0 <= number <= 5:
             raise BadInput(
-                f"{at}: score {value!r} is not a number from 0 to 5. Are columns swapped?"
+                f"{at}: score {value!r} is not a number from 0 to 5. Remedy: are columns swapped?"
             )
         return number
     if name in s.labels:
@@ -323,8 +323,8 @@ def _label(s: Spec, value: object, part: str, at: str) -> float:
     if name.isdecimal() and int(name) < len(s.labels):
         return int(name)
     allowed = f"{', '.join(s.labels)} or {', '.join(map(str, range(len(s.labels))))}"
-    remedy = "Unlabelled rows belong into the test part" if unlabelled else "Are columns swapped?"
-    raise BadInput(f"{at}: label {name[:60]!r} is not one of {allowed}. {remedy}")
+    remedy = "unlabelled rows belong into the test part" if unlabelled else "are columns swapped?"
+    raise BadInput(f"{at}: label {name[:60]!r} is not one of {allowed}. Remedy: {remedy}")
 
 
 # --- metrics (pure numpy: they are called thousands of times on resampled rows) ------------------

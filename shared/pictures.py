@@ -150,8 +150,8 @@ def _folder(name: str, where: Path, classes: list[str]) -> Pictures:
 
 
 def _size(path: Path) -> int:
-    """Bytes of an image file; an empty one or a pointer is refused now, not in mid-run."""
-    size = path.stat().st_size
+    """Bytes of an image file; what is no file, empty or a pointer is refused now, not mid-run."""
+    size = path.stat().st_size if path.is_file() else 0
     if size < SMALL:
         tables.intact(path)
     return size

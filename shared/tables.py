@@ -212,7 +212,7 @@ def comma_separated(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     try:
         for fields in reader:
             at, begun = f"{path} row {begun + 1}", reader.line_num
-            if not any(fields):
+            if not any(map(str.strip, fields)):
                 continue
             if not columns:
                 columns = [field.strip() for field in fields]
