@@ -1,17 +1,20 @@
 """Files of tagging and of data-to-text, read as plain lists; and made-up ones like them.
 
 tagging      token TAB tag files (`bioner/NCBI-disease-IOB`, ...), BioNLP 2004 (`tner/bionlp2004`)
-generation   E2E, `meaning representation||text` lines
+generation   E2E, `meaning representation||text` lines; WebNLG and DART, triples and their texts
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from shared import sources
+from shared import sources, tables
 from shared.runs import BadInput
 
 TAGGING = {
@@ -20,11 +23,21 @@ TAGGING = {
     "bc2gm": "bioner/BC2GM-IOB",
     "bionlp2004": "bionlp2004",
 }
-GENERATION = {"e2e": "nlg/e2e"}
+GENERATION = {"e2e": "nlg/e2e", "webnlg": "nlg/webnlg", "dart": "nlg/dart"}
+FILES = {"e2e": "{}.txt", "webnlg": "{}.json", "dart": "dart-v1.1.1-full-{}.json"}
 BIONLP_TYPES = ("DNA", "protein", "cell_type", "cell_line", "RNA")
 BIONLP_TAGS = ("O", *(f"{place}-{name}" for name in BIONLP_TYPES for place in "BI"))
 
-Sentence = tuple[list[str], list[str]]  # words, tags
+# lines between documents, which are no sentences: of CoNLL's files, and of GENIA's
+_BETWEEN = re.compile(r"-DOCSTART-|###MEDLINE:")
+
+
+class Sentence(NamedTuple):
+    """words and tags: as many of one as of the other. at: file and row of the first word."""
+
+    words: list[str]
+    tags: list[str]
+    at: str
 
 
 def sentences(task: str, part: str) -> list[Sentence]:
@@ -36,26 +49,24 @@ def sentences(task: str, part: str) -> list[Sentence]:
 
 def read_iob(path: Path) -> list[Sentence]:
     """Sentences of a file of `token TAB tag` lines with a blank line between sentences."""
-    if not path.exists():
-        layout = "train.tsv, devel.tsv, test.tsv with token TAB tag lines"
-        raise sources.MissingInput(f"{path} is missing; layout: {layout}")
-    sources.note(f"{path.parent.name}/{path.name}", path)
-    rows: list[Sentence] = []
-    words: list[str] = []
-    tags: list[str] = []
-    for number, line in enumerate([*path.read_text("utf-8").split("\n"), ""], 1):
-        if not line.strip():
-            if words:
-                rows.append((words, tags))
-                words, tags = [], []
+    layout = "token TAB O|B-type|I-type"
+    _present(path, f"train.tsv, devel.tsv, test.tsv with {layout} lines")
+    tables.checked(path, f"{path.parent.name}/{path.name}")
+    rows, sentence = [], Sentence([], [], "")
+    for at, line in tables.lines(path, blank=True):
+        if not line.strip() or _BETWEEN.match(line):
+            if sentence.words:
+                rows.append(sentence)
+            sentence = Sentence([], [], "")
             continue
-        fields = line.rstrip("\r").split("\t")
-        if len(fields) != 2 or not (fields[1] == "O" or fields[1][:2] in ("B-", "I-")):
-            layout = "'token TAB O|B-type|I-type'"
-            raise BadInput(f"{path}, line {number}: expected {layout}, got {line[:60]!r}")
-        words.append(fields[0])
-        tags.append(fields[1])
-    return rows
+        fields = line.split("\t")
+        if len(fields) != 2 or not re.fullmatch(r"O|[BI]-\S+", fields[1]):
+            remedy = "Remedy: write the line so, or fetch the file again"
+            raise BadInput(f"{at}: expected '{layout}', got {line[:60]!r}. {remedy}")
+        sentence = sentence if sentence.words else Sentence([], [], at)
+        sentence.words.append(fields[0])
+        sentence.tags.append(fields[1])
+    return [*rows, sentence] if sentence.words else rows
 
 
 def bionlp(folder: str, part: str) -> list[Sentence]:
@@ -63,9 +74,27 @@ def bionlp(folder: str, part: str) -> list[Sentence]:
     place = sources.find_data(folder, "tner/bionlp2004")
     name = f"dataset/{part}.json"
     path = _of_hub(place, name) if isinstance(place, sources.Hub) else place / name
-    sources.note(f"bionlp2004/{part}.json", path)
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    return [(row["tokens"], [BIONLP_TAGS[tag] for tag in row["tags"]]) for row in rows]
+    _present(path, "dataset/train.json, valid.json, test.json, a line {tokens, tags}")
+    rows = []
+    for at, row in tables.json_lines(tables.checked(path, f"bionlp2004/{part}.json")):
+        words, tags = row.get("tokens", 0), row.get("tags", 0)
+        lists = isinstance(words, list) and isinstance(tags, list)
+        if not lists or len(words) != len(tags) or not all(isinstance(w, str) for w in words):
+            sizes = f"tokens {str(words)[:40]} and tags {str(tags)[:40]}"
+            remedy = "Remedy: as many words as numbers; fetch the file again"
+            raise BadInput(f"{at}: {sizes} are not two lists of one length. {remedy}")
+        if wrong := [t for t in tags if type(t) is not int or not 0 <= t < len(BIONLP_TAGS)]:
+            limit = f"expected 0 to {len(BIONLP_TAGS) - 1}"
+            raise BadInput(f"{at}: tag {wrong[0]!r}, {limit}. Remedy: fetch the file again")
+        if not (words and _BETWEEN.match(words[0])):
+            rows.append(Sentence(words, [BIONLP_TAGS[tag] for tag in tags], at))
+    return rows
+
+
+def _present(path: Path, layout: str) -> None:
+    if not path.exists():
+        remedy = f"remedy:  fetch it again; layout: {layout}"
+        raise sources.MissingInput(f"{path} is missing\n  {remedy}")
 
 
 def _of_hub(hub: sources.Hub, name: str) -> Path:
@@ -80,26 +109,70 @@ def _of_hub(hub: sources.Hub, name: str) -> Path:
 
 def pairs(task: str, part: str) -> list[tuple[str, str]]:
     """(meaning representation, text) pairs of a generation task's `train` or `test` part."""
-    place = sources.find_data(GENERATION[task], "tuetschek/e2e_nlg")
-    if isinstance(place, sources.Hub):
-        rows = sources.load_hub(place, GENERATION[task], part)
-        return [(linear(row["meaning_representation"]), row["human_reference"]) for row in rows]
-    return read_pairs(place / f"{part}.txt")
+    place = sources.find_data(GENERATION[task], "tuetschek/e2e_nlg" if task == "e2e" else None)
+    if not isinstance(place, sources.Hub):
+        path = place / FILES[task].format(part)
+        return read_pairs(path) if task == "e2e" else read_triples(path)
+    pairs = []
+    for number, row in enumerate(sources.load_hub(place, GENERATION[task], part)):
+        at = f"{place.id}, part {part} row {number}"
+        names = ("meaning_representation", "human_reference")
+        meaning, text = (tables.text_in(row, name, at) for name in names)
+        pairs.append((linear(meaning), text))
+    return pairs
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
-    if not path.exists():
-        layout = "train.txt, valid.txt, test.txt, a line `meaning representation||text`"
-        raise sources.MissingInput(f"{path} is missing; layout: {layout}")
-    sources.note(f"e2e/{path.name}", path)
+    layout = "meaning representation||text"
+    _present(path, f"train.txt, valid.txt, test.txt, a line `{layout}`")
     rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        meaning, bars, text = line.partition("||")
-        if not bars:
-            layout = "'meaning representation||text'"
-            raise BadInput(f"{path}, line {number}: expected {layout}, got {line[:60]!r}")
-        rows.append((meaning.strip(), text.strip()))
+    for at, line in tables.lines(tables.checked(path, f"e2e/{path.name}")):
+        meaning, _, text = (field.strip() for field in line.partition("||"))
+        if not meaning or not text:
+            remedy = "Remedy: write the line so, or fetch the file again"
+            raise BadInput(f"{at}: expected '{layout}', got {line[:60]!r}. {remedy}")
+        rows.append((meaning, text))
     return rows
+
+
+def read_triples(path: Path) -> list[tuple[str, str]]:
+    """WebNLG's or DART's file: triples as `subject : property | ...`, as LoRA's scripts write them.
+
+    Only texts that WebNLG's annotators called good count."""
+    _present(path, f"{path.name}, a JSON file of entries, each with its triples and texts")
+    rows = []
+    for at, entry in _entries(tables.checked(path, f"{path.parent.name}/{path.name}")):
+        try:
+            if "tripleset" in entry:
+                triples = [(s, p.lower(), o) for s, p, o in entry["tripleset"]]
+                texts = [note["text"] for note in entry["annotations"]]
+            else:
+                names = ("subject", "property", "object")
+                triples = [tuple(t[n] for n in names) for t in entry["modifiedtripleset"]]
+                texts = [x["lex"] for x in entry["lexicalisations"] if x["comment"] == "good"]
+            meaning = " | ".join(" : ".join(triple) for triple in triples)
+            rows += [(meaning, text.strip()) for text in texts]
+            if not meaning or not all(map(str.strip, texts)):
+                raise ValueError("one of them is empty")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"{at}: not triples with texts ({error})"
+            raise BadInput(f"{what}. Remedy: fetch the file again") from error
+    return rows
+
+
+def _entries(path: Path) -> Iterator[tuple[str, tables.Row]]:
+    """(place, entry) of a list, or of WebNLG's {"entries": [{"1": entry}, ...]}; from 1."""
+    document = tables.json_document(path)
+    if isinstance(document, dict):
+        document = document.get("entries")
+    if not isinstance(document, list) or not document:
+        raise BadInput(f"{path}: no list of entries. Remedy: fetch the file again")
+    for number, entry in enumerate(document, 1):
+        named = isinstance(entry, dict) and list(entry) == [str(number)]
+        entry = entry[str(number)] if named else entry
+        if not isinstance(entry, dict):
+            raise BadInput(f"{path} entry {number}: not an object. Remedy: fetch the file again")
+        yield f"{path} entry {number}", entry
 
 
 def linear(meaning: str) -> str:
@@ -125,7 +198,7 @@ def sample_files(name: str, n: int, stream: torch.Generator) -> dict[str, str]:
         words = ["The", pick("NF-kB", "IL-2"), "gene", pick("acts", "binds"), "."]
         return json.dumps({"tokens": words, "tags": [0, 1, 2, 0, 0]}) + "\n"
 
-    if name in GENERATION:
+    if name == "e2e":
         row, files = e2e, [f"nlg/e2e/{part}.txt" for part in ("train", "valid", "test")]
     elif name == "bionlp2004":
         row, files = (

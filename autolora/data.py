@@ -119,19 +119,19 @@ def _tagging(name: str) -> Task:
     if name == "bionlp2004":
         tags = list(corpora.BIONLP_TAGS)
     else:
-        in_train = {tag for _, tags in sentences["train"] for tag in tags}
+        in_train = {tag for sentence in sentences["train"] for tag in sentence.tags}
         tags = sorted(in_train, key=lambda tag: (tag != "O", tag[2:], tag[:1]))
     number = {tag: i for i, tag in enumerate(tags)}
     parts, first = [], 0
-    for part, rows in sentences.items():
-        for words, labels in rows:
-            if strange := set(labels) - set(number):
-                where = f"task '{name}', {part} set: tag {sorted(strange)[0]!r} near {words[:5]}"
-                raise BadInput(f"{where} is not in the training set; use one of {', '.join(tags)}")
+    for rows in sentences.values():
+        for sentence in rows:
+            if strange := sorted(set(sentence.tags) - set(number)):
+                where = f"{sentence.at}: tag {strange[0]!r} of this sentence is not in the training"
+                raise BadInput(f"{where} set. Remedy: use one of {', '.join(tags)}")
         ids = np.arange(first, first + len(rows))
         first += len(rows)
-        labels_of = [[number[tag] for tag in labels] for _, labels in rows]
-        parts.append(Part(ids, [words for words, _ in rows], labels_of))
+        labels_of = [[number[tag] for tag in sentence.tags] for sentence in rows]
+        parts.append(Part(ids, [sentence.words for sentence in rows], labels_of))
     return Task(name, "tagging", "f1", tuple(tags), *parts)
 
 

@@ -60,7 +60,9 @@ def _map_names(run_dirs: RunDirectories, task: str) -> list[str]:
     """Short names of the adapted maps (`4 q`, `4 v`, ...) from a search's ranks.json."""
     for run_task, _, path in _files(run_dirs, "search", "ranks.json"):
         if run_task == task:
-            names = [name.split(".") for name in json.loads(path.read_text())["ranks"]]
+            names = [
+                name.split(".") for name in json.loads(path.read_text(encoding="utf-8"))["ranks"]
+            ]
             return [f"{next(p for p in parts if p.isdigit())} {parts[-1][0]}" for parts in names]
     return []
 
@@ -132,7 +134,9 @@ def noise_law(run_dirs: RunDirectories) -> Figure | None:
 def weights_over_time(run_dirs: RunDirectories) -> Figure | None:
     """The eight selection weights of the first maps, over the search of one seed."""
     task, seed, path = next(_files(run_dirs, "search", "metrics.jsonl"), ("", 0, None))
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path else []
+    lines = (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path else []
+    )
     lines = [line for line in lines if "alpha" in line]
     if not lines:
         return None

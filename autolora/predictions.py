@@ -11,7 +11,7 @@ from autolora import evaluate
 from autolora.config import Config
 from autolora.data import Part
 from autolora.evaluate import Predictions
-from autolora.setting import Setting, encode
+from autolora.setting import Setting, encode, words_of_pieces
 from shared import runs
 from shared.runs import Run
 
@@ -31,6 +31,8 @@ class Items:
         self.kind, self.network = setting.task.kind, setting.network
         if self.kind != "generation":
             self.encoded = encode(setting.task, self.part, setting.network, config)
+        if self.kind == "tagging":
+            self.words = self._words()
 
     def __len__(self) -> int:
         return -(-len(self.part) // self.config.eval_batch)
@@ -56,13 +58,37 @@ class Items:
         guesses = logits.argmax(-1).tolist()
         if self.kind == "classification":
             return list(zip(truth, guesses))
-        return [self._entities(t, g) for t, g in zip(truth, guesses)]
+        return [self._entities(int(i), guess) for i, guess in zip(chosen, guesses)]
 
-    def _entities(self, truth: list[int], guess: list[int]) -> Row:
-        tags = self.setting.task.labels
-        pairs = [(tags[t], tags[g]) for t, g in zip(truth, guess) if t != -100]
-        right, predicted, actual = evaluate.tagging_row(*zip(*pairs))
-        return actual, (right, predicted)
+    def _words(self) -> list[list[int | None]]:
+        """Of each sentence the words of its pieces. Says how many entities have none."""
+        tokens = self.setting.network.tokenizer(
+            self.part.texts,
+            is_split_into_words=True,
+            truncation=True,
+            max_length=self.config.max_length,
+        )
+        words = [words_of_pieces(tokens.word_ids(row)) for row in range(len(self.part))]
+        lost = entities = 0
+        for labels, read in zip(self.part.labels, words):
+            tags, present = [self.setting.task.labels[t] for t in labels], set(read)
+            visible = [tag if i in present else "O" for i, tag in enumerate(tags)]
+            whole, _, actual = evaluate.tagging_row(tags, visible)
+            lost, entities = lost + actual - whole, entities + actual
+        if lost:
+            where = f"words beyond max_length {self.config.max_length} or without word pieces"
+            print(f"note: {lost} of {entities:,} entities have {where}: missed", flush=True)
+        return words
+
+    def _entities(self, i: int, guess: list[int]) -> Row:
+        """Over all words of sentence i: those that the network does not see are predicted O."""
+        tags, labels = self.setting.task.labels, self.part.labels[i]
+        predicted = ["O"] * len(labels)
+        for word, tag in zip(self.words[i], guess):
+            if word is not None:
+                predicted[word] = tags[tag]
+        right, count, actual = evaluate.tagging_row([tags[t] for t in labels], predicted)
+        return actual, (right, count)
 
     def _generated(self, chosen: np.ndarray) -> list[Row]:
         rows = []

@@ -32,7 +32,7 @@ def folder() -> Path:
     code = hashlib.sha256(b"".join(path.read_bytes() for path in writers)).hexdigest()
     root = runs.cache_root() / f"autolora-rehearsal-{code[:16]}"
     root.mkdir(parents=True, exist_ok=True)
-    with open(root / ".lock", "w") as lock:
+    with open(root / ".lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root / "complete").exists():
             texts = write_data(root / "data")
@@ -45,7 +45,7 @@ def write_data(root: Path) -> list[str]:
     """Every task's files; returns their text, for the tokenizers."""
     for task in glue.GLUE:
         glue.write_sample(root, task, ITEMS, runs.stream(0, "rehearsal", task))
-    for task in (*corpora.TAGGING, *corpora.GENERATION):
+    for task in (*corpora.TAGGING, "e2e"):
         files = corpora.sample_files(task, ITEMS, runs.stream(0, "rehearsal", task))
         for name, content in files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)

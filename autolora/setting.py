@@ -74,7 +74,10 @@ def task_loss(kind: data.Kind, logits: Tensor, labels: Tensor, smoothing: float 
         logits, labels = logits[:, :-1], labels[:, 1:]
     if kind in ("tagging", "generation"):
         logits, labels = logits.flatten(0, 1), labels.flatten()
-    return F.cross_entropy(logits.float(), labels, ignore_index=-100, label_smoothing=smoothing)
+        # a batch may have no label at all: of texts cut off, or of words without pieces
+        total = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+        return total / (labels != -100).sum().clamp(min=1)
+    return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
 # --- from text to batches ------------------------------------------------------------------------
@@ -144,12 +147,16 @@ Columns = dict[str, list[list[int]]]
 def tagged_tokens(part: Part, tokenizer: Any, max_length: int) -> tuple[Columns, list[list[int]]]:
     """The first piece of a word carries its tag, the others and special tokens -100."""
     tokens = tokenizer(part.texts, is_split_into_words=True, truncation=True, max_length=max_length)
-    labels = []
-    for row, tags in enumerate(part.labels):
-        words = tokens.word_ids(row)
-        pairs = zip([None, *words], words)
-        labels.append([-100 if w is None or w == before else tags[w] for before, w in pairs])
+    labels = [
+        [-100 if word is None else tags[word] for word in words_of_pieces(tokens.word_ids(row))]
+        for row, tags in enumerate(part.labels)
+    ]
     return dict(tokens), labels
+
+
+def words_of_pieces(words: list[int | None]) -> list[int | None]:
+    """The word of each piece that is the first of one, None for the others."""
+    return [None if word == before else word for before, word in zip([None, *words], words)]
 
 
 def _continued_tokens(

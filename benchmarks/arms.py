@@ -115,7 +115,9 @@ def uses_of(paper_dir: Path) -> dict[str, list[str]]:
     """arm -> the arms that it uses, by protocol.yaml."""
     path = paper_dir / "protocol.yaml"
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    arms = yaml.load(path.read_text(), Loader=loader)["arms"] if path.exists() else {}
+    arms = (
+        yaml.load(path.read_text(encoding="utf-8"), Loader=loader)["arms"] if path.exists() else {}
+    )
     return {arm: body["uses"] for arm, body in arms.items() if body and "uses" in body}
 
 

@@ -34,7 +34,9 @@ def wall(folder: Path) -> dict[str, float]:
     if not path.exists():
         return {}
     try:
-        return {key: float(value) for key, value in json.loads(path.read_text()).items()}
+        return {
+            key: float(value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()
+        }
     except (ValueError, TypeError, AttributeError):
         path.unlink()
         say(f"  {short(path)} cannot be read and is deleted: earlier calls are not counted")
@@ -47,7 +49,7 @@ def add_wall(folder: Path, seconds: float, runs: float, workers: int) -> None:
     before = wall(folder)
     added = {"wall": seconds, "runs": runs, "offered": seconds * workers}
     total = {key: before.get(key, 0.0) + value for key, value in added.items()}
-    (folder / "wall.json").write_text(json.dumps(total))
+    (folder / "wall.json").write_text(json.dumps(total), encoding="utf-8")
 
 
 # --- judging --------------------------------------------------------------------------------------

@@ -207,7 +207,9 @@ class Results(Judged, Head):
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.document(), indent=1, allow_nan=False) + "\n")
+        path.write_text(
+            json.dumps(self.document(), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 class Rehearsal(BaseModel):
@@ -225,7 +227,7 @@ class Rehearsal(BaseModel):
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.model_dump(), indent=1) + "\n")
+        path.write_text(json.dumps(self.model_dump(), indent=1) + "\n", encoding="utf-8")
 
 
 class Stamp(BaseModel):

@@ -64,7 +64,10 @@ class Item:
 
 def promises() -> list[Promise]:
     path = Path(__file__).with_suffix(".yaml")
-    return [read_as(Promise, entry, path.name) for entry in yaml.safe_load(path.read_text())]
+    return [
+        read_as(Promise, entry, path.name)
+        for entry in yaml.safe_load(path.read_text(encoding="utf-8"))
+    ]
 
 
 def run_tests(report: Path) -> list[str]:

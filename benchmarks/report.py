@@ -183,7 +183,7 @@ def place_of(result: Result) -> str:
 def workers_busy(paper: Paper, result: Result | None) -> float | None:
     """Sum of run times over wall time x workers, of the calls here that trained this scale."""
     path = paper.runs / paper.name / result.scale / "wall.json" if result else None
-    spent = json.loads(path.read_text()) if path and path.exists() else {}
+    spent = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
     return round(spent["runs"] / spent["offered"], 3) if spent else None
 
 

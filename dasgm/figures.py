@@ -51,7 +51,11 @@ def _history(directory: Path) -> list[dict[str, Any]]:
     path = Path(directory) / "metrics.jsonl"
     if not path.exists():
         return []
-    return [line for line in map(json.loads, path.read_text().splitlines()) if "softmax" in line]
+    return [
+        line
+        for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        if "softmax" in line
+    ]
 
 
 def accuracies(results: dict) -> Figure | None:
@@ -109,7 +113,7 @@ def cells(run_dirs: dict) -> Figure | None:
     for (arm, _, _), directory in sorted(run_dirs.items(), key=lambda item: item[0][2]):
         path = Path(directory) / "cells.json"
         if path.exists():
-            cell = json.loads(path.read_text())["final"]
+            cell = json.loads(path.read_text(encoding="utf-8"))["final"]
             if cell.startswith("|"):
                 of_arm.setdefault(arm, cell)
     if not of_arm:
@@ -213,7 +217,7 @@ def images(run_dirs: dict) -> Figure | None:
         place = Path(directory)
         files = ("record.json", "samples.npz")
         if arm == "generator" and all((place / name).exists() for name in files):
-            record = json.loads((place / "record.json").read_text())
+            record = json.loads((place / "record.json").read_text(encoding="utf-8"))
             fidelities[seed] = record["validation"].get("fidelity", float("nan"))
             first = first or (task, seed, place)
     if first is None:

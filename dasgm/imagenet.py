@@ -1,4 +1,4 @@
-"""ImageNet as folders of images, for the mobile setting of DARTS."""
+"""ImageNet (`shared/pictures.py`) for the mobile setting of DARTS."""
 
 from __future__ import annotations
 
@@ -11,38 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared import sources
+from shared import pictures
 
 
 class ImageNet:
-    """`REPRO_DATA/imagenet/{train,val}/<wnid>/*.JPEG`; classes are the sorted folder names."""
+    """Training and validation images of `REPRO_DATA/imagenet`, or of `folder`."""
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
     def __init__(self, folder: Path | None = None, size: int = 224):
-        root = folder or sources.find_data("imagenet")
-        parts = ("train", "val")
-        if not isinstance(root, Path) or not all((root / part).is_dir() for part in parts):
-            raise sources.MissingInput(
-                f"imagenet: {root} has no folders train/ and val/ with a folder per class in each;"
-                " remedy: unpack the images there (the hub's parquet files are not read here)"
-            )
-        self.size = size
-        names = sorted(p.name for p in (root / "train").iterdir() if p.is_dir())
-        self.classes = len(names)
-        self.parts = {
-            part: [(p, k) for k, n in enumerate(names) for p in sorted((root / part / n).iterdir())]
-            for part in parts
-        }
-        for part, files in self.parts.items():
-            if not files:
-                raise sources.MissingInput(
-                    f"imagenet: {root / part} holds no images of the {self.classes} classes;"
-                    " remedy: fetch that part again"
-                )
-        self.rows, self.ids = len(self.parts["train"]), torch.arange(len(self.parts["val"]))
-        for part in parts:
-            sources.note(f"imagenet/{part} (names and sizes)", root / part)
+        train, val, self.classes = pictures.load("imagenet", folder)
+        self.parts = {"train": train, "val": val}
+        self.rows, self.ids, self.size = len(train), torch.arange(len(val)), size
         self.pool = ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1))
 
     def training(self, rows: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -54,20 +34,15 @@ class ImageNet:
         return self._batch("val", rows, [None] * len(rows))
 
     def _batch(self, part: str, rows: Tensor, draws: list[Any]) -> tuple[Tensor, Tensor]:
-        files = [self.parts[part][r] for r in rows.tolist()]
-        images = torch.stack(list(self.pool.map(self._read, [f for f, _ in files], draws)))
+        files, chosen = self.parts[part], rows.tolist()
+        images = torch.stack(list(self.pool.map(self._seen, [files] * len(chosen), chosen, draws)))
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        return (images / 255 - mean) / std, torch.tensor([k for _, k in files])
+        return (images / 255 - mean) / std, torch.from_numpy(files.labels[chosen])
 
-    def _read(self, path: Path, draw: list[float] | None) -> Tensor:
+    def _seen(self, files: pictures.Pictures, row: int, draw: list[float] | None) -> Tensor:
         from PIL import Image, ImageEnhance
 
-        try:
-            image = Image.open(path).convert("RGB")
-        except OSError as error:
-            raise ValueError(
-                f"{path}: not a readable image ({error}). Remedy: fetch it again"
-            ) from error
+        image = files[row]
         w, h = image.size
         if draw is None:
             scale = self.size / 0.875 / min(w, h)

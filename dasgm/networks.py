@@ -236,7 +236,7 @@ def build(description: dict[str, Any]) -> Derived:
 
 def load(directory: str | Path) -> Derived:
     """An export as a plain network."""
-    network = build(json.loads((Path(directory) / "genotype.json").read_text()))
+    network = build(json.loads((Path(directory) / "genotype.json").read_text(encoding="utf-8")))
     weights = Path(directory) / "weights.pt"
     if weights.exists():
         network.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
@@ -253,13 +253,16 @@ def export(
         classes, weights = trained.head.out_features, "trained weights in weights.pt"
         torch.save(trained.state_dict(), directory / "weights.pt")
     description = describe(config, problem, cell, classes)
-    (directory / "genotype.json").write_text(json.dumps(description, indent=1) + "\n")
+    (directory / "genotype.json").write_text(
+        json.dumps(description, indent=1) + "\n", encoding="utf-8"
+    )
     (directory / "README.md").write_text(
         f"# A derived cell\n\nFound by arm `{config.arm}` (job {config.job}) of dasgm (after arXiv"
         f" 2112.00171), task `{config.task}`, scale `{config.scale}`, seed {config.seed}. Licence:"
         " that of the repository; the terms of the data apply to trained weights.\n\n"
         f"`genotype.json`: the cell and the network around it; {weights}.\n"
-        "`from dasgm import networks; network = networks.load(DIR)` gives a plain `nn.Module`.\n"
+        "`from dasgm import networks; network = networks.load(DIR)` gives a plain `nn.Module`.\n",
+        encoding="utf-8",
     )
 
 

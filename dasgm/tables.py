@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import gzip
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from shared import runs, sources
+from shared.tables import checked, comma_separated, no_column
 
 from . import baselines, nasbench
 from .config import Config
@@ -43,6 +43,7 @@ class Table:
         return float(((self.score < value).mean(1) + 0.5 * (self.score == value).mean(1)).mean())
 
 
+NASBENCH_CELLS = 5**6
 NASBENCH_COLUMNS = {
     "cifar10": "cifar10_test_200ep",
     "cifar100": "cifar100_test_200ep",
@@ -54,22 +55,26 @@ def nasbench_table(path: Path | None = None) -> Table:
     """`REPRO_DATA/nasbench201.csv.gz`: 200-epoch test accuracy of 15,625 cells (mean of trials)."""
     source = path or sources.find_data("nasbench201.csv.gz")
     assert isinstance(source, Path)  # no hub has this file
-    sources.note("nasbench201.csv.gz", source)
-    with gzip.open(source, "rt") as file:
-        rows = list(csv.DictReader(file))
     cells: dict[str, int] = {}
-    for number, row in enumerate(rows):
+    columns: dict[str, list[float]] = {name: [] for name in NASBENCH_COLUMNS}
+    for at, row in comma_separated(checked(source, "nasbench201.csv.gz")):
+        if lacking := [c for c in ("arch", *NASBENCH_COLUMNS.values()) if c not in row]:
+            raise no_column(at, lacking[0], row)
         try:
             nasbench.from_string(row["arch"])
             if row["arch"] in cells:
                 raise ValueError("the cell was there before")
-        except (KeyError, ValueError) as error:
-            raise ValueError(
-                f"{source} row {number + 1}: {error}. Remedy: make the table again"
-            ) from error
-        cells[row["arch"]] = number
-    columns = {k: [float(r[name]) for r in rows] for k, name in NASBENCH_COLUMNS.items()}
-    return Table(cells, {k: np.array(v) / 100 for k, v in columns.items()})
+            for name, column in NASBENCH_COLUMNS.items():
+                if not 0 <= float(row[column]) <= 100:
+                    raise ValueError(f"{column} {row[column]}, expected 0 to 100 per cent")
+                columns[name].append(float(row[column]))
+        except ValueError as error:
+            raise runs.BadInput(f"{at}: {error}. Remedy: make the table again") from error
+        cells[row["arch"]] = len(cells)
+    if len(cells) != NASBENCH_CELLS:
+        what = f"{len(cells):,} cells, expected {NASBENCH_CELLS:,}"
+        raise runs.BadInput(f"{source}: {what}. Remedy: make the table again")
+    return Table(cells, {name: np.array(values) / 100 for name, values in columns.items()})
 
 
 def digits_rows(path: Path = DIGITS_TABLE) -> dict[tuple[str, int], np.ndarray]:
@@ -77,7 +82,7 @@ def digits_rows(path: Path = DIGITS_TABLE) -> dict[tuple[str, int], np.ndarray]:
     if not path.exists():
         return {}
     rows = {}
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(line for line in file if not line.startswith("#")):
             packed = np.frombuffer(bytes.fromhex(row["correct"]), np.uint8)
             bits = np.unpackbits(packed)[:DIGITS_TEST].astype(bool)

@@ -182,7 +182,7 @@ def search(config: Config, run: Run, problem: data.Problem, device: torch.device
     accuracy = held_out_accuracy(run, problem, f)
     final, early = networks.derive(config, f.A, choices), networks.early(config, history)
     cells = json.dumps({"final": final, "early": early}, indent=1)
-    (run.directory / "cells.json").write_text(cells + "\n")
+    (run.directory / "cells.json").write_text(cells + "\n", encoding="utf-8")
     planned = len(stages) * per_stage, len(stages) * (config.epochs - config.warmup) * per_epoch
     result = Result(final, early, planned)
     result.counts, result.gradient_evaluations = counts, counts["gradient_evaluations"]

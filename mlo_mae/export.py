@@ -47,7 +47,9 @@ def write_export(directory: Path, E: Encoder, config: Config) -> None:
     sizes = {"img_size": round(E.N**0.5) * E.p, "patch_size": E.p, "in_chans": E.channels}
     sizes |= {"embed_dim": E.width, "depth": len(E.blocks), "num_heads": config.heads}
     arguments = ", ".join(f"{k}={v}" for k, v in {**sizes, "num_classes": 0}.items())
-    (directory / "README.md").write_text(TEXT.format(arguments=arguments, **vars(config)))
+    (directory / "README.md").write_text(
+        TEXT.format(arguments=arguments, **vars(config)), encoding="utf-8"
+    )
 
 
 def load_encoder(E: Encoder, directory: str) -> None:

@@ -159,7 +159,11 @@ def curves(run_dirs: Runs, task: str, x: str) -> Entry | None:
         path = Path(directory) / "metrics.jsonl"
         if of_task != task or not path.exists():
             continue
-        lines = [json.loads(line) for line in path.read_text().splitlines() if '"curve"' in line]
+        lines = [
+            json.loads(line)
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if '"curve"' in line
+        ]
         points = [(float(p[x]), 100 * float(p["curve"])) for p in lines]
         if points:
             of_arm.setdefault(arm, []).append(points)

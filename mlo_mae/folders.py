@@ -1,7 +1,4 @@
-"""Folders of image files: ImageNet, and the sets to which an encoder is transferred.
-
-$REPRO_DATA/<name>/{train,val or test}/<class>/*      or the hub's copy of ImageNet (parquet)
-"""
+"""Image files (`shared/pictures.py`): ImageNet, and the sets to which an encoder is transferred."""
 
 from __future__ import annotations
 
@@ -9,20 +6,17 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shared import sources, vectors
-from shared.runs import BadInput
-from shared.sources import Hub, MissingInput
+from shared import pictures
+from shared.pictures import Pictures
 
 FOLDERS = ("imagenet", "cub", "cars", "inat2019")
 FILE_MEAN, FILE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the literature's constants
-SUFFIXES = {".jpg", ".jpeg", ".png", ".JPEG", ".JPG", ".PNG"}
 
 
 Rows = np.ndarray | Sequence[int]
@@ -46,11 +40,10 @@ PLAIN = Recipe()
 class Files:
     """Image files, read when a batch asks for them, by as many threads as the machine has cores."""
 
-    def __init__(
-        self, name: str, size: int, files: Sequence[Any], labels: Tensor, first_id: int = 0
-    ):
-        self.name, self.size, self.files, self.labels = name, size, files, labels
-        self.ids = np.arange(first_id, first_id + len(labels))
+    def __init__(self, name: str, size: int, files: Pictures, first_id: int = 0):
+        self.name, self.size, self.files = name, size, files
+        self.labels = torch.from_numpy(files.labels)
+        self.ids = np.arange(first_id, first_id + len(files))
         self.device = torch.device("cpu")
         self._threads: ThreadPoolExecutor | None = None
 
@@ -81,13 +74,7 @@ class Files:
     def _read(self, row: int, draw: Tensor | None, recipe: Recipe) -> np.ndarray:
         from PIL import Image
 
-        source = self.files[row]
-        try:
-            image = Image.open(source) if isinstance(source, Path) else source["image"]
-            image = image.convert("RGB")
-        except OSError as error:
-            what = f"{self.name} row {row} ({source}): not a readable image"
-            raise BadInput(f"{what}; fetch it again") from error
+        image = self.files[row]
         out, bicubic = (self.size, self.size), Image.Resampling.BICUBIC
         if draw is None:
             return np.asarray(image.resize(out, bicubic, centre_crop(image.size, self.size)))
@@ -141,50 +128,5 @@ def erase(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
 
 def load(name: str, size: int) -> tuple[Files, Files, int]:
     """Training part, test part, number of classes. ImageNet is tested on its validation images."""
-    source = sources.find_data(name, Hub("ILSVRC/imagenet-1k") if name == "imagenet" else None)
-    if isinstance(source, Path) and not list(source.glob("**/train*.parquet"))[:1]:
-        parts, classes = _folders(name, source)
-    else:
-        tables = [_table(name, source, part) for part in ("train", "validation")]
-        parts = [(table, torch.tensor(table["label"])) for table in tables]
-        classes = int(parts[0][1].max()) + 1
-    train = Files(name, size, *parts[0])
-    return train, Files(name, size, *parts[1], len(train)), classes
-
-
-def _folders(name: str, root: Path) -> tuple[list[tuple[Sequence[Any], Tensor]], int]:
-    """(files, labels) of both parts, and the number of classes."""
-    test = next((root / part for part in ("val", "test") if (root / part).is_dir()), None)
-    if not (root / "train").is_dir() or test is None:
-        raise MissingInput(
-            f"{name}: {root} needs train/ and val/ (or test/), with a folder for each class\n"
-            "  remedy:  unpack the archives so; for CUB, Cars, iNaturalist by the official split"
-        )
-    classes = sorted(p.name for p in (root / "train").iterdir() if p.is_dir())
-    number = {n: i for i, n in enumerate(classes)}
-    parts: list[tuple[Sequence[Any], Tensor]] = []
-    for part, where in (("train", root / "train"), ("test", test)):
-        files = sorted(p for p in where.glob("*/*") if p.suffix in SUFFIXES)
-        if not files:
-            raise BadInput(f"{where} has no images; it needs <class>/<name>.JPEG")
-        if foreign := sorted({p.parent.name for p in files} - set(classes)):
-            raise BadInput(f"{where}: classes {foreign[:3]} are not in train/; move them away")
-        sources.note(f"{name}/{part} (names and sizes)", where)
-        parts.append((files, torch.tensor([number[p.parent.name] for p in files])))
-    return parts, len(classes)
-
-
-def _table(name: str, source: Path | Hub, part: str) -> Any:
-    """Rows {image, label} of the hub's layout, decoded one at a time."""
-    if isinstance(source, Hub):
-        return sources.load_hub(source, name, part)
-    import datasets
-
-    tables = sorted(source.glob(f"**/{part}*.parquet"))
-    if not tables:
-        what = f"{name}: {source} has no {part}*.parquet"
-        raise MissingInput(f"{what}\n  remedy:  fetch the data set again")
-    for table in tables:
-        sources.note(f"{name}/{table.name}", table)
-    rows = datasets.Dataset.from_parquet([str(t) for t in tables])
-    return rows.cast_column("image", datasets.Image())
+    train, test, classes = pictures.load(name)
+    return Files(name, size, train), Files(name, size, test, len(train)), classes

@@ -26,7 +26,7 @@ def folder() -> Path:
     code = b"".join(Path(f).read_bytes() for f in (cifar.__file__, __file__))
     root = runs.cache_root() / f"mlo_mae-rehearsal-{hashlib.sha256(code).hexdigest()[:16]}"
     root.mkdir(parents=True, exist_ok=True)
-    with open(root / ".lock", "w") as lock:
+    with open(root / ".lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root / "complete").exists():
             for name in (*cifar.CLASSES, *folders.FOLDERS):

@@ -208,7 +208,7 @@ class Sheet:
             {"id": x.id, "label": x.label, "greedy": greedy, "sampled": sampled}
             for x, greedy, *sampled in zip(self.items, *self.texts)
         ]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def probe(policy: Policy, questions: Questions, validation: list[Item]) -> dict[str, float]:

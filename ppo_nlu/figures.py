@@ -94,7 +94,7 @@ def over_time(run_dirs: dict):
         path = Path(folder) / "metrics.jsonl"
         if task != first or arm not in NAMES or not path.exists():
             continue
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             for key, _ in CURVES:
                 if key in row:

@@ -70,7 +70,7 @@ def starting_policy(config: Config, run: runs.Run) -> Pair:
         lm, tokenizer = base_model(config)
     if start:
         sha256 = runs.state_sha256(weights(lm))
-        recorded = json.loads((start / "record.json").read_text())["state_sha256"]
+        recorded = json.loads((start / "record.json").read_text(encoding="utf-8"))["state_sha256"]
         detail = f"sha256 of the starting weights {sha256[:12]}, of the stage {recorded[:12]}"
         run.gate("same-start", sha256 == recorded, detail)
     for name, folder in folders.items():

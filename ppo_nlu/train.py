@@ -106,7 +106,7 @@ def used_budget(config: Config) -> dict[str, int]:
     """What the runs this one builds on have spent, `start` apart: every arm has that."""
     total = dict.fromkeys(("examples", "tokens_forward", "tokens_backward", "gradient_steps"), 0)
     for name, folder in config.uses.items():
-        details = json.loads((Path(folder) / "record.json").read_text())["details"]
+        details = json.loads((Path(folder) / "record.json").read_text(encoding="utf-8"))["details"]
         if name != "start":
             for key, value in details.get("budget", {}).items():
                 total[key] += value
@@ -242,7 +242,9 @@ def export(arm: Arm) -> list[str]:
         how = "transformers.AutoModelForCausalLM.from_pretrained(this_folder + '/model')"
     origin = f"{config.arm} on {config.task}, scale {config.scale}, seed {config.seed}"
     licence = "Licence: that of the base model and of the data."
-    (folder / "README.md").write_text(f"{origin}. {what}. Load with {how}.\n\n{licence}\n")
+    (folder / "README.md").write_text(
+        f"{origin}. {what}. Load with {how}.\n\n{licence}\n", encoding="utf-8"
+    )
     return ["export"]
 
 

@@ -40,7 +40,9 @@ def validation_accuracy(
         "out": f"{folder}/{arm}-{task}-{seed}-{lr}",
     }
     directory = train.run(Config(**{**paper.config("cpu", node), **chosen}))
-    return json.loads((directory / "record.json").read_text())["validation"]["accuracy_greedy"]
+    return json.loads((directory / "record.json").read_text(encoding="utf-8"))["validation"][
+        "accuracy_greedy"
+    ]
 
 
 def main() -> None:

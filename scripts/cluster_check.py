@@ -102,7 +102,9 @@ def slurm(work: Path) -> Iterator[None]:
     key, conf = work / "munge.key", work / "slurm.conf"
     key.write_bytes(secrets.token_bytes(1024))
     key.chmod(0o600)
-    conf.write_text(CONF.format(host=host, work=work, port0=free_port(), port1=free_port()))
+    conf.write_text(
+        CONF.format(host=host, work=work, port0=free_port(), port1=free_port()), encoding="utf-8"
+    )
     os.environ["SLURM_CONF"] = str(conf)
     files = {"key-file": "key", "socket": "sock", "pid-file": "pid"}
     files |= {"log-file": "log", "seed-file": "seed"}
@@ -160,8 +162,8 @@ def toy(root: Path) -> None:
     toy_paper.write(root)
     for file, old, new in CHANGES:
         path = root / "toy" / file
-        assert old in path.read_text()
-        path.write_text(path.read_text().replace(old, new))
+        assert old in path.read_text(encoding="utf-8")
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
 
 
 def command(*words: str) -> list[str]:
@@ -172,7 +174,7 @@ def hashes(root: Path) -> dict[str, tuple[str, str]]:
     """Finished runs, {folder: sha256 of the trained tensors and of the predictions}."""
     pairs = {}
     for path in sorted((root / "runs").glob("*/*/*/*/*/record.json")):
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         if record["status"] == "finished":
             pair = (record["state_sha256"], record.get("predictions_sha256", ""))
             pairs[str(path.parent.relative_to(root / "runs"))] = pair
@@ -186,7 +188,10 @@ def equal_runs(ours: Path, others: Path) -> tuple[int, int]:
 
 
 def logs(root: Path, text: str) -> int:
-    return sum(p.read_text().count(text) for p in (root / "runs").glob("toy/*/*/*/*/log.txt"))
+    return sum(
+        p.read_text(encoding="utf-8").count(text)
+        for p in (root / "runs").glob("toy/*/*/*/*/log.txt")
+    )
 
 
 def running() -> list[str]:
@@ -197,7 +202,8 @@ def in_the_middle(root: Path) -> bool:
     """Some run has made a few of its steps and is not finished."""
     metrics = (root / "runs").glob("toy/*/*/*/*/metrics.jsonl")
     return any(
-        2 <= len(p.read_text().splitlines()) <= 12 and not (p.parent / "record.json").exists()
+        2 <= len(p.read_text(encoding="utf-8").splitlines()) <= 12
+        and not (p.parent / "record.json").exists()
         for p in metrics
     )
 
@@ -209,7 +215,7 @@ def disturbed(root: Path) -> list[Check]:
     subprocess.run(command("--seeds", "2"), cwd=local, check=True, capture_output=True)
     env = {**os.environ, "TOY_SLEEP": "0.5"}
     words = command("--seeds", "2", "--jobs", "4", "--executor", "slurm", "--time", "30m")
-    with open(log, "w") as stream:
+    with open(log, "w", encoding="utf-8") as stream:
         grid = subprocess.Popen(words, cwd=root, env=env, stdout=stream, stderr=subprocess.STDOUT)
     high = ["sbatch", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2"]
     disturbances: dict[str, Callable[[], list[str]]] = {
@@ -219,7 +225,7 @@ def disturbed(root: Path) -> list[Check]:
     }
     rows = [disturb(root, grid, name, words) for name, words in disturbances.items()]
     grid.wait(1200)
-    lines = [line.strip() for line in log.read_text().strip().splitlines()]
+    lines = [line.strip() for line in log.read_text(encoding="utf-8").strip().splitlines()]
     whole = grid.returncode == 0 and any("[9/9]" in line for line in lines)
     rows.append(("the grid ends as a local one does", whole, lines[-1][:200]))
     stops, again = logs(root, "stopped after step"), logs(root, "continues at step")
@@ -273,7 +279,7 @@ def crash(root: Path) -> list[Check]:
     title = "a job that dies is given twice and recorded as crashed; the others finish"
     words = ["--seeds", "2", "--only", "extra", "--executor", "slurm", "--time", "30m"]
     done = subprocess.run(command(*words), cwd=root, capture_output=True, text=True)
-    result = json.loads((root / "runs/toy/cpu/preview.json").read_text())
+    result = json.loads((root / "runs/toy/cpu/preview.json").read_text(encoding="utf-8"))
     ends = {(r["task"], r["seed"]): (r["status"], r["attempts"]) for r in result["runs"]}
     outcomes = {100: ("crashed", 2), 101: ("finished", 1)}
     expected = {(task, seed): outcomes[seed] for task in ("line", "plane") for seed in outcomes}
@@ -354,7 +360,7 @@ def main() -> int:
     result = summary(rows, submitit, time.monotonic() - begun)
     target = ROOT / "benchmarks" / "results" / "cluster.json"
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(result, indent=1) + "\n")
+    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     passed = sum(row[1] for row in rows)
     place = os.path.relpath(target)
     print(f"{passed} of {len(rows)} checks pass in {result['seconds']:.0f} s -> {place}")

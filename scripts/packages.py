@@ -21,7 +21,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  (this file is what tells an older
         f"error: Python {sys.version.split()[0]}; this project needs 3.11 or newer: give PYTHON=..."
     )
 differ, missing = [], []
-for line in Path("requirements.txt").read_text().splitlines():
+for line in Path("requirements.txt").read_text(encoding="utf-8").splitlines():
     if "==" in line and not line.startswith("#"):
         name, pin = line.split("==")
         try:
@@ -35,7 +35,7 @@ if fatal := [m for m in missing if m.lower() in NEEDED]:
 printed = Path(".cache/packages-told")
 text = f"differs from requirements.txt: {', '.join(differ) or 'nothing'}"
 text += f"; not installed: {', '.join(missing) or 'nothing'}"
-if not printed.exists() or printed.read_text() != text:
+if not printed.exists() or printed.read_text(encoding="utf-8") != text:
     print(f"ENV=none: {text}")
     printed.parent.mkdir(exist_ok=True)
-    printed.write_text(text)
+    printed.write_text(text, encoding="utf-8")

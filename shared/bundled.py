@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from shared import runs, sources, tables
+from shared.protocol import BadInput
 from shared.sources import MissingInput, Split
 
 if TYPE_CHECKING:
@@ -195,8 +196,11 @@ def english() -> list[str]:
     except MissingInput:
         return documentation_texts()
     assert isinstance(path, Path)  # no hub has it
-    sources.note("text/english.jsonl.gz", path)
-    return [row["text"] for _, row in tables.json_lines(path)]
+    rows = tables.json_lines(tables.checked(path, "text/english.jsonl.gz"))
+    texts = [tables.text_in(row, "text", at) for at, row in rows]
+    if not texts:
+        raise BadInput(f"{path}: no rows. Remedy: one object with a `text` a line")
+    return texts
 
 
 def documentation(stream: torch.Generator, per_class: int = 30) -> Task:

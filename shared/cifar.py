@@ -8,7 +8,6 @@ torchvision.
 from __future__ import annotations
 
 import functools
-import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared import runs, sources, tables
+from shared import pictures, runs, sources, tables
+from shared.protocol import BadInput
 from shared.sources import Hub, MissingInput
 from shared.tables import Row
 
@@ -68,17 +68,18 @@ def load(name: str = "cifar10") -> dict[str, Images]:
     """`train` and `test` of `cifar10` or `cifar100`.
 
     ids are row numbers, test after train, so that no two parts share one. Raises MissingInput where
-    nothing is to be had, ValueError with file and row for bad data.
+    nothing is to be had, BadInput with file and row for bad data.
     """
     if name not in CLASSES:
-        raise ValueError(f"unknown data set '{name}'; choose one of: {', '.join(CLASSES)}")
+        raise BadInput(f"unknown data set '{name}'; choose one of: {', '.join(CLASSES)}")
     source = sources.find_data(name, Hub(_HUB[name]))
     if isinstance(source, Hub):
         parts = {part: _from_hub(name, source, part) for part in ("train", "test")}
     else:
         train, test = (_files(name, part, source) for part in ("train", "test"))
-        names = {path: f"{name}/{path.relative_to(source).as_posix()}" for path in [*train, *test]}
-        shas = tuple(sources.note(noted, path) for path, noted in names.items())
+        for path in [*train, *test]:
+            tables.checked(path, f"{name}/{path.relative_to(source).as_posix()}")
+        shas = tuple(sources.file_sha256(path) for path in [*train, *test])
         parts, sha = _decode(name, tuple(train), tuple(test), shas)
         sources.note(f"{name} as decoded", sha)
     (train_images, train_labels), (test_images, test_labels) = parts["train"], parts["test"]
@@ -114,9 +115,8 @@ def _decode(
 
 def _files(name: str, part: str, folder: Path) -> list[Path]:
     """Files of a part in the first layout that is there; archives may lie in folders of theirs."""
-    for root in (folder, folder / "plain_text", folder / "cifar100"):
-        if shards := tables.shards(root, part):
-            return shards
+    if shards := tables.shards(folder, part):
+        return shards
     for root in (folder, *(folder / archive for archive in _ARCHIVES[name])):
         for suffix in ("", ".bin"):
             paths = [root / f"{stem}{suffix}" for stem in _STEMS[name, part]]
@@ -126,7 +126,7 @@ def _files(name: str, part: str, folder: Path) -> list[Path]:
                 raise MissingInput(f"{name}: {root} lacks {', '.join(missing)}\n  {remedy}")
             if not missing:
                 return paths
-    entries = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+    entries = ", ".join(path.name for path in tables.visible(folder)) or "nothing"
     layout = sources.layout_of(name)
     assert layout, "LAYOUTS has a row for each name"
     raise MissingInput(
@@ -139,7 +139,7 @@ def _read(name: str, path: Path) -> Part:
     if path.suffix == ".bin":
         images, labels = _read_binary(name, path)
     elif path.suffix in (".parquet", ".arrow"):
-        images, labels = _decoded(name, tables.columnar(path), str(path))
+        images, labels = _decoded(name, tables.columnar(path))
     else:
         images, labels = _read_python(name, path)
     return _checked(name, images, labels, str(path))
@@ -151,29 +151,26 @@ def _from_hub(name: str, hub: Hub, part: str) -> Part:
     data, where = sources.load_hub(hub, name, part), f"{hub.id} {part}"
     for column in {"img", "image"} & set(data.column_names):
         data = data.cast_column(column, datasets.Image(decode=False))
-    return _checked(name, *_decoded(name, list(data), where), where)
+    rows = [(f"{where} row {number}", row) for number, row in enumerate(data)]
+    return _checked(name, *_decoded(name, rows), where)
 
 
-def _decoded(name: str, rows: list[Row], where: str) -> tuple[np.ndarray, np.ndarray]:
+def _decoded(name: str, rows: list[tuple[str, Row]]) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the hub's layout: `img` {bytes} (PNG or JPEG) and the label column."""
-    from PIL import Image
-
     images = np.empty((len(rows), 3, 32, 32), dtype=np.uint8)
     labels = np.empty(len(rows), dtype=np.int64)
-    for number, row in enumerate(rows):
-        at, label = f"{where} row {number}", _LABEL[name]
-        image = row.get("img", row.get("image"))
-        if image is None or label not in row:
-            raise ValueError(f"{at}: needs columns img and {label}; columns: {', '.join(row)}")
-        try:
-            pixels = np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
-        except (OSError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"{at}: not a readable image ({error}). Remedy: fetch it again"
-            ) from error
+    for number, (at, row) in enumerate(rows):
+        image, label = row.get("img", row.get("image")), row.get(_LABEL[name])
+        if image is None or _LABEL[name] not in row:
+            columns = f"needs columns img and {_LABEL[name]}; columns: {', '.join(row)}"
+            raise BadInput(f"{at}: {columns}. Remedy: fetch the file again")
+        if not isinstance(label, int):
+            raise BadInput(f"{at}: label {label!r} is not a whole number. Remedy: fetch it again")
+        pixels = np.asarray(pictures.rgb(image, at))
         if pixels.shape != (32, 32, 3):
-            raise ValueError(f"{at}: image of {pixels.shape[:2]} pixels, expected 32 x 32")
-        images[number], labels[number] = pixels.transpose(2, 0, 1), row[label]
+            size = f"image of {pixels.shape[:2]} pixels, expected 32 x 32"
+            raise BadInput(f"{at}: {size}. Remedy: fetch the file again")
+        images[number], labels[number] = pixels.transpose(2, 0, 1), label
     return images, labels
 
 
@@ -183,7 +180,7 @@ def _read_binary(name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
     size = head + 3072
     raw = np.fromfile(path, dtype=np.uint8)
     if len(raw) % size:
-        raise ValueError(
+        raise BadInput(
             f"{path}: {len(raw)} bytes are not whole rows of {size}. Remedy: fetch it again"
         )
     rows = raw.reshape(-1, size)
@@ -209,20 +206,20 @@ def _read_python(name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
             batch = _ArraysOnly(file, encoding="bytes").load()
         images = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
         labels = np.asarray(batch[_LABEL[name].encode() + b"s"]).astype(np.int64)
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # a damaged pickle ends in errors of any class
         message = f"{path}: not a batch of {name} ({error}). Remedy: fetch it again"
-        raise ValueError(message) from error
+        raise BadInput(message) from error
     return images, labels
 
 
 def _checked(name: str, images: np.ndarray, labels: np.ndarray, where: str) -> Part:
     if len(images) == 0 or len(images) != len(labels):
         counts = f"{len(images)} images and {len(labels)} labels"
-        raise ValueError(f"{where}: {counts}. Remedy: fetch it again")
+        raise BadInput(f"{where}: {counts}. Remedy: fetch it again")
     wrong = np.flatnonzero((labels < 0) | (labels >= CLASSES[name]))
     if len(wrong):
         value = f"label {labels[wrong[0]]}, expected 0 to {CLASSES[name] - 1}"
-        raise ValueError(f"{where} row {wrong[0]}: {value}")
+        raise BadInput(f"{where} row {wrong[0]}: {value}. Remedy: fetch the file again")
     return torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels)
 
 
@@ -290,6 +287,8 @@ def write_sample(root: Path, name: str, n: int, stream: torch.Generator) -> Path
 
     They are the hub's parquet files. Returns the folder of the data set.
     """
+    import io
+
     import pyarrow
     import pyarrow.parquet
     from PIL import Image

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from shared import sources, tables
+from shared.protocol import BadInput
 from shared.sources import Hub, Split
 from shared.tables import Row
 
@@ -78,16 +79,19 @@ SPECS = {
     "wsc": _spec("super_glue/WSC", "text span1_text span2_text", _FALSE_TRUE, "accuracy"),
 }
 # fmt: on
+# MRPC as its authors publish it, and GLUE's list of the rows of its training file that are dev
+_PARAPHRASES = {"train": "msr_paraphrase_train.txt", "test": "msr_paraphrase_test.txt"}
+_DEV_IDS = "dev_ids.tsv"
 GLUE = tuple(SPECS)[:9]
 SUPER_GLUE = tuple(SPECS)[9:]
 
-Rows = Iterable[tuple[int, Row]]  # (number in the file, row)
+Rows = Iterable[tuple[str, Row]]  # (file and number of the row, row)
 
 
 def spec(task: str) -> Spec:
-    """Raises ValueError for an unknown task, with the list of tasks."""
+    """Raises BadInput for an unknown task, with the list of tasks."""
     if task not in SPECS:
-        raise ValueError(f"unknown task '{task}'; tasks: {', '.join(SPECS)}")
+        raise BadInput(f"unknown task '{task}'; tasks: {', '.join(SPECS)}")
     return SPECS[task]
 
 
@@ -101,7 +105,7 @@ def load(
 
     ids are row numbers. The test parts have no labels: theirs are -1 (nan for regression).
     `folder` replaces the usual folder of REPRO_DATA.
-    Raises MissingInput where nothing is to be had, ValueError with file and row for bad data.
+    Raises MissingInput where nothing is to be had, BadInput with file and row for bad data.
     """
     s = spec(task)
     source = sources.find_data(folder or s.folder, Hub(s.hub_id, s.config))
@@ -111,31 +115,59 @@ def load(
 def _load_part(task: str, part: str, source: Path | Hub) -> Split:
     s = spec(task)
     if isinstance(source, Hub):
+        where = f"{source.id}/{s.config}, part {part}"
         data = sources.load_hub(source, s.folder, _hub_part(task, part))
-        return _split(task, enumerate(data), s.hub, part, f"{source.id}/{s.config}, part {part}")
-    originals = [source / f"{_stem(task, part)}{suffix}" for suffix in (".tsv", ".jsonl")]
-    files = [path for path in originals if path.exists()][:1]
-    files = files or tables.shards(source, _hub_part(task, part))
-    if not files:
-        entries = ", ".join(sorted(entry.name for entry in source.iterdir())) or "nothing"
-        raise sources.MissingInput(
-            f"{task}: no file for part '{part}' in {source} (there: {entries})\n"
-            f"  remedy:  {s.folder} needs {_stem(task, part)}.tsv, .jsonl or .parquet; "
-            "see the table of layouts"
-        )
+        rows: Rows = ((f"{where} row {number}", row) for number, row in enumerate(data))
+        return _split(task, rows, s.hub, part, where)
+    files = _files(task, part, source)
     for path in files:
-        sources.note(f"{s.folder}/{path.relative_to(source).as_posix()}", path)
-    rows: Rows
-    columns, where = s.hub, str(files[0])
-    if files[0].suffix == ".tsv":
+        tables.checked(path, f"{s.folder}/{path.relative_to(source).as_posix()}")
+    columns = s.hub
+    if files[0].suffix in (".tsv", ".txt"):
         if not s.tsv:
-            raise ValueError(f"{where}: {task} is read from JSON lines or parquet, not from TSV")
+            remedy = "Remedy: give it in one of these formats"
+            raise BadInput(f"{files[0]}: {task} is read from JSON lines or parquet. {remedy}")
         rows, columns = _tsv_rows(files[0], s, part), s.tsv
+        if files[0].name == _PARAPHRASES["train"]:
+            rows = _part_of_paraphrases(rows, part, files[1])
     elif files[0].suffix == ".jsonl":
         rows = _json_rows(files[0], task)
     else:
-        rows = enumerate(row for path in files for row in tables.columnar(path))
-    return _split(task, rows, columns, part, where)
+        rows = (row for path in files for row in tables.columnar(path))
+    return _split(task, rows, columns, part, str(files[0]))
+
+
+def _files(task: str, part: str, folder: Path) -> list[Path]:
+    """The file or the shards of a part; MRPC as Microsoft publishes it needs GLUE's list, too."""
+    stem, suite = _stem(task, part), spec(task).folder
+    originals = [folder / f"{stem}{suffix}" for suffix in (".tsv", ".jsonl")]
+    if files := [path for path in originals if path.exists()][:1]:
+        return files
+    if files := tables.shards(folder, _hub_part(task, part)):
+        return files
+    paraphrases = folder / _PARAPHRASES["test" if part == "test" else "train"]
+    if task != "mrpc" or not paraphrases.exists():
+        entries = ", ".join(entry.name for entry in tables.visible(folder)) or "nothing"
+        raise sources.MissingInput(
+            f"{task}: no file for part '{part}' in {folder} (there: {entries})\n"
+            f"  remedy:  {suite} needs {stem}.tsv, .jsonl or .parquet; see the table of layouts"
+        )
+    ids = folder / _DEV_IDS
+    if part != "test" and not ids.exists():
+        raise sources.MissingInput(
+            f"{task}: {paraphrases} holds the rows of train and dev together\n"
+            f"  remedy:  {ids} says which are dev: a line is `#1 ID` TAB `#2 ID`\n"
+            f"  fetch:   curl -L https://dl.fbaipublicfiles.com/glue/data/mrpc_dev_ids.tsv -o {ids}"
+        )
+    return [paraphrases] if part == "test" else [paraphrases, ids]
+
+
+def _part_of_paraphrases(rows: Rows, part: str, listed: Path) -> Rows:
+    """The rows of `train` that GLUE's list does not name, or of `validation` that it does."""
+    dev = {tuple(fields[:2]) for _, fields in tables.tab_separated(listed)}
+    for at, row in rows:
+        if ((row["#1 ID"], row["#2 ID"]) in dev) == (part == "validation"):
+            yield at, row
 
 
 def _hub_part(task: str, part: str) -> str:
@@ -147,38 +179,36 @@ def _stem(task: str, part: str) -> str:
     return _hub_part(task, part).replace("validation", "val" if task in SUPER_GLUE else "dev")
 
 
-def _tsv_rows(path: Path, s: Spec, part: str) -> Iterator[tuple[int, Row]]:
+def _tsv_rows(path: Path, s: Spec, part: str) -> Rows:
     """Rows of a GLUE file. CoLA has no header line (except in its test file): "0", "1", ..."""
-    columns: list[str] | None = None
+    columns: list[str] = []
     if s.config == "cola" and part != "test":
         columns = ["0", "1", "2", "3"]
-    for number, fields in tables.tab_separated(path):
-        if columns is None:
+    broken = 0
+    for at, fields in tables.tab_separated(path):
+        if not columns:
             columns = [
                 "3" if s.config == "cola" and name == "sentence" else name for name in fields
             ]
-        elif s.config == "qqp" and len(fields) != len(columns):
-            continue  # a few rows of QQP are broken as published; everybody leaves them out
-        elif len(fields) < len(columns):
-            raise ValueError(
-                f"{path} row {number}: {len(fields)} columns, expected {len(columns)} "
-                f"({', '.join(columns)}). Remedy: fetch the file again; it must be tab separated, "
-                "without quoting"
-            )
+        elif len(fields) == len(columns):
+            yield at, dict(zip(columns, fields))
+        elif s.config == "qqp":
+            broken += 1  # a few rows of QQP are broken as published; everybody leaves them out
         else:
-            yield number, dict(zip(columns, fields))
+            raise tables.wrong_width(at, fields, columns)
+    if broken:
+        tables.say_once(f"note: {broken} broken rows of {path} are left out")
 
 
-def _json_rows(path: Path, task: str) -> Iterator[tuple[int, Row]]:
+def _json_rows(path: Path, task: str) -> Rows:
     """SuperGLUE's JSON lines, nested ones taken apart into the hub's flat rows."""
-    for number, nested in tables.json_lines(path):
+    for at, nested in tables.json_lines(path):
         try:
             flat = list(_flatten(nested, task))
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} row {number}: no {error} where {task} should have it"
-            ) from error
-        yield from ((number, row) for row in flat)
+        except (KeyError, TypeError, AttributeError) as error:
+            remedy = "Remedy: fetch the file again"
+            raise BadInput(f"{at}: no {error} where {task} should have it. {remedy}") from error
+        yield from ((at, row) for row in flat)
 
 
 def _flatten(row: Row, task: str) -> Iterator[Row]:
@@ -215,21 +245,12 @@ def _split(task: str, rows: Rows, columns: tuple[str, ...], part: str, where: st
     required = text_columns if part == "test" else columns
     texts, labels, groups, values = [], [], [], []
     question_numbers: dict[tuple[object, object], int] = {}
-    for number, row in rows:
-        at = f"{where} row {number}"
+    for at, row in rows:
         if missing := [name for name in required if name not in row]:
-            raise ValueError(
-                f"{at}: no column {', '.join(map(repr, missing))}; columns: "
-                f"{', '.join(map(str, row))}. "
-                f"Remedy: {task} needs the columns of {s.hub_id}, config {s.config}"
-            )
-        text = tuple("" if row[name] is None else str(row[name]).strip() for name in text_columns)
-        if not all(text):
-            if task == "qqp":
-                continue  # two questions of QQP are empty
-            column = columns[text.index("")]
-            raise ValueError(f"{at}: column '{column}' is empty. Remedy: fetch the file again")
-        texts.append(text)
+            raise tables.no_column(at, missing[0], row)
+        if task == "qqp" and not all(row[name] for name in text_columns):
+            continue  # two questions of QQP are empty
+        texts.append(tuple(tables.text_in(row, name, at).strip() for name in text_columns))
         labels.append(_label(s, row.get(label_column), part, at))
         index = row.get("idx")
         if isinstance(index, dict):
@@ -237,10 +258,11 @@ def _split(task: str, rows: Rows, columns: tuple[str, ...], part: str, where: st
             question = (passage, index.get("question", index.get("query")))
             groups.append(question_numbers.setdefault(question, len(question_numbers)))
             values.append(float(row.get("value", math.nan)))
+        elif task in ("multirc", "record"):
+            remedy = "Remedy: it holds the numbers of paragraph and question"
+            raise BadInput(f"{at}: column 'idx' holds {index!r}, not an object. {remedy}")
     if not texts:
-        raise ValueError(
-            f"{where}: no rows. Remedy: the file of part '{part}' is empty; fetch it again"
-        )
+        raise BadInput(f"{where}: no rows of part '{part}'. Remedy: fetch the file again")
     return Split(
         np.arange(len(texts), dtype=np.int64),
         texts,
@@ -250,30 +272,30 @@ def _split(task: str, rows: Rows, columns: tuple[str, ...], part: str, where: st
     )
 
 
-def _candidates(rows: Rows) -> Iterator[tuple[int, Row]]:
+def _candidates(rows: Rows) -> Rows:
     """ReCoRD: one row per candidate entity, labelled by exact match.
 
     `value` is its token F1 against the answers.
     """
-    for question, (number, row) in enumerate(rows):
-        if not {"entities", "answers", "passage", "query"} <= row.keys():
-            yield number, row  # refused with the names of the missing columns
-            continue
+    for question, (at, row) in enumerate(rows):
+        if lacking := [x for x in ("passage", "query", "entities", "answers") if x not in row]:
+            raise tables.no_column(at, lacking[0], row)
+        if not row["entities"] or not all(isinstance(x, str) and x for x in row["entities"]):
+            what = f"candidates {str(row['entities'])[:60]} are not texts of the passage"
+            raise BadInput(f"{at}: {what}. Remedy: fetch the file again")
         for entity in row["entities"]:
             # without answers (test part) no label
             matches = [normalise(entity) == normalise(answer) for answer in row["answers"]]
             overlaps = [token_f1(entity, answer) for answer in row["answers"]]
-            yield (
-                number,
-                {
-                    "passage": row["passage"],
-                    "query": row["query"],
-                    "entity": entity,
-                    "label": any(matches) if matches else -1,
-                    "idx": {"passage": 0, "query": question},
-                    "value": max(overlaps, default=math.nan),
-                },
-            )
+            candidate = {
+                "passage": row["passage"],
+                "query": row["query"],
+                "entity": entity,
+                "label": any(matches) if matches else -1,
+                "idx": {"passage": 0, "query": question},
+                "value": max(overlaps, default=math.nan),
+            }
+            yield at, candidate
 
 
 def _label(s: Spec, value: object, part: str, at: str) -> float:
@@ -290,8 +312,8 @@ def _label(s: Spec, value: object, part: str, at: str) -> float:
         if part == "test" and number == -1:
             return math.nan
         if not 0 <= number <= 5:
-            raise ValueError(
-                f"{at}: score {value!r} is not a number from 0 to 5. Are columns swapped?"
+            raise BadInput(
+                f"{at}: score {value!r} is not a number from 0 to 5. Remedy: are columns swapped?"
             )
         return number
     if name in s.labels:
@@ -301,8 +323,8 @@ def _label(s: Spec, value: object, part: str, at: str) -> float:
     if name.isdecimal() and int(name) < len(s.labels):
         return int(name)
     allowed = f"{', '.join(s.labels)} or {', '.join(map(str, range(len(s.labels))))}"
-    remedy = "Unlabelled rows belong into the test part" if unlabelled else "Are columns swapped?"
-    raise ValueError(f"{at}: label {name[:60]!r} is not one of {allowed}. {remedy}")
+    remedy = "unlabelled rows belong into the test part" if unlabelled else "are columns swapped?"
+    raise BadInput(f"{at}: label {name[:60]!r} is not one of {allowed}. Remedy: {remedy}")
 
 
 # --- metrics (pure numpy: they are called thousands of times on resampled rows) ------------------
@@ -428,11 +450,11 @@ def level_split(
     labels (n,); real-valued ones (regression) are stratified by ten quantile bins. fractions sum to
     at most 1. Returns sorted int64 rows. Rows are dealt out in class order, so the size of a level
     is exact to one row and its share of each class to about one.
-    Raises ValueError for fractions that cannot be meant, and for a level that would be empty.
+    Raises BadInput for fractions that cannot be meant, and for a level that would be empty.
     """
     n = len(labels)
     if not fractions or min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
-        raise ValueError(f"fractions={list(fractions)}: they must be positive and sum to at most 1")
+        raise BadInput(f"fractions={list(fractions)}: they must be positive and sum to at most 1")
     strata = np.asarray(labels)
     if strata.dtype.kind == "f":
         strata = np.searchsorted(np.quantile(strata, np.linspace(0.1, 0.9, 9)), strata, side="left")
@@ -445,7 +467,7 @@ def level_split(
     rows = [np.sort(by_class[level == number]).astype(np.int64) for number in range(len(fractions))]
     for number, chosen in enumerate(rows):
         if len(chosen) == 0:
-            raise ValueError(
+            raise BadInput(
                 f"level {number} of {list(fractions)} is empty for {n} rows; "
                 "use more rows or larger fractions"
             )

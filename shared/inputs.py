@@ -232,11 +232,19 @@ def _beside(path: Path, place: str) -> int:
     return sum(part(name) == part(path.name) for name in names)
 
 
+HASHED_WHOLE = 4 * 10**9  # bytes: to hash 140 GB of images would take longer than many a run
+
+
 def tree_sha256(folder: Path) -> str:
-    """sha256 of names and sizes of the files in the folders of `folder`: to hash 140 GB of images
-    would take longer than many a run. Names with a leading dot do not count."""
+    """sha256 of the files in the folders of `folder`, names and contents; of more than 4 GB names
+    and sizes. Names with a leading dot do not count."""
     files = (p for p in folder.glob("*/*") if not p.name.startswith(".") and p.is_file())
-    listing = sorted(f"{p.parent.name}/{p.name} {p.stat().st_size}" for p in files)
+    sizes = {path: path.stat().st_size for path in sorted(files)}
+    whole = sum(sizes.values()) <= HASHED_WHOLE
+    listing = (
+        f"{path.parent.name}/{path.name} {file_sha256(path) if whole else size}"
+        for path, size in sizes.items()
+    )
     return hashlib.sha256("\n".join(listing).encode()).hexdigest()
 
 
@@ -246,7 +254,7 @@ def file_sha256(path: Path | str) -> str:
     return _file_sha256(str(path), s.st_size, s.st_mtime_ns, s.st_ino)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=2**17)
 def _file_sha256(path: str, size: int, changed: int, inode: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -248,7 +248,7 @@ def cached(key: tuple[Any, ...], make: Callable[[], Any], noted: bool = True) ->
     digest = protocol.sha256_json([repr(key), code, here])[:32]
     path = inputs.cache_root() / "values" / f"{digest}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:
+    with open(path.with_suffix(".lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         entry = _cache_entry(path)
         if entry is None:
@@ -753,7 +753,7 @@ def start(config: RunConfig, file: str) -> Iterator[Run]:
             if not _begun(run.directory):
                 refuse_foreign(run.directory)
             run.directory.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(run.directory / ".lock", "w"))
+            lock = stack.enter_context(open(run.directory / ".lock", "w", encoding="utf-8"))
         except (FileExistsError, NotADirectoryError) as error:
             what = f"{run.directory}: a file is in the place of a folder"
             raise BadInput(f"{what}; move it away, or give another --out") from error
@@ -815,7 +815,7 @@ def command_line(
     if shared.BEGIN_AGAIN:  # PORTABLE=1: libraries read their switches when they are loaded
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if int(os.environ.get("RANK", "0")):  # one of several processes, which say the same
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         import tyro
 

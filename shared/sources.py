@@ -87,7 +87,8 @@ _LORA = "git clone https://github.com/microsoft/LoRA && mkdir -p $REPRO_DATA/nlg
 # fmt: off
 LAYOUTS = [
     _on_hub("glue", "GLUE: folders CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI",
-            "train.tsv, dev.tsv (MNLI: dev_matched.tsv, dev_mismatched.tsv), "
+            "train.tsv, dev.tsv (MNLI: dev_matched.tsv, dev_mismatched.tsv; MRPC also: "
+            "msr_paraphrase_train.txt, msr_paraphrase_test.txt, dev_ids.tsv), "
             "or per task the hub's parquet files", "nyu-mll/glue", _TERMS),
     _on_hub("super_glue", "SuperGLUE: folders BoolQ, CB, COPA, MultiRC, ReCoRD, RTE, WiC, WSC",
             "train.jsonl, val.jsonl, or per task the hub's parquet files",
@@ -125,16 +126,15 @@ LAYOUTS = [
            "git clone https://github.com/Yale-LILY/dart && mkdir -p $REPRO_DATA/nlg/dart && "
            "cp dart/data/v1.1.1/*.json $REPRO_DATA/nlg/dart/"),
     Layout("molecules", "MoleculeNet: BBBP, bace, clintox, sider, tox21, delaney-processed, "
-           "Lipophilicity, SAMPL", "<name>.csv with a SMILES column and label columns",
+           "Lipophilicity, SAMPL", "<name>.csv or .csv.gz with a SMILES column and label columns",
            "moleculenet.org", "each set has its own terms",
            "mkdir -p $REPRO_DATA/molecules && cd $REPRO_DATA/molecules && for f in BBBP.csv "
            "bace.csv clintox.csv.gz sider.csv.gz tox21.csv.gz delaney-processed.csv "
            "Lipophilicity.csv SAMPL.csv; do "
            "curl -LO https://deepchemdata.s3-us-west-1.amazonaws.com/datasets/$f; done; "
            "gunzip -f *.gz"),
-    Layout("text", "English text for language models; labelled movie reviews",
-           "english.jsonl.gz: {source, text} a line; "
-           "movie_reviews.jsonl.gz: {id, label, text} a line",
+    Layout("text", "English text for language models",
+           "english.jsonl.gz: {source, text} a line",
            "your own (the bundled corpus is used otherwise)", "that of your texts",
            "write english.jsonl.gz yourself: English prose, one document a line"),
     _on_hub("c4", "C4 real-news-like", "realnewslike/c4-*.json.gz", "allenai/c4", "ODC-BY",
@@ -178,11 +178,13 @@ def load_hub(hub: Hub, folder: str, part: str) -> Dataset:
         data = datasets.load_dataset(hub.id, hub.config, split=part)
     except Exception as error:  # no connection, no such repository, gated terms: it is missing
         raise MissingInput(_with_answer(_data_remedy(folder, hub), error)) from error
+    # the files that it is read from; data in memory have none
     name = f"{hub.id}/{hub.config or ''}/{part}"
-    note(name, getattr(data, "_fingerprint", ""), f"hub:{hub.id}")
-    for file in getattr(data, "cache_files", []):
-        path = Path(file["filename"])
+    files = [Path(file["filename"]) for file in data.cache_files]
+    for path in files:
         note(f"{name}/{path.name}", path)
+    if not files:
+        note(name, data._fingerprint, f"hub:{hub.id}")
     return data
 
 

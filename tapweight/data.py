@@ -8,15 +8,14 @@ pair as texts of their own), never test texts."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from shared import bundled, glue, protocol, runs, sources
+from shared import bundled, glue, protocol, runs, sources, tables
 from shared.sources import Split
 
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")
@@ -131,22 +130,30 @@ def _tap(name: str) -> tuple[Split, np.ndarray | None, Split, int]:
 
 def _tap_part(name: str, source: Path | sources.Hub, part: str) -> Split:
     folder, _, _, classes = TAP[name]
+    rows: Iterable[tuple[str, tables.Row]]
     if isinstance(source, sources.Hub):
+        data = sources.load_hub(source, folder, _hub_name(part))
         where = f"{source.id}, part {part}"
-        values = list(sources.load_hub(source, folder, _hub_name(part)))
+        rows = ((f"{where} row {number}", row) for number, row in enumerate(data))
     else:
-        where, values = _tap_rows(source, folder, part)
+        files = _tap_files(source, part)
+        for path in files:
+            tables.checked(path, f"{folder}/{path.relative_to(source).as_posix()}")
+        where, rows = str(files[0]), (row for path in files for row in tables.records(path))
     names, texts, labels = LABEL.get(name, ()), [], []
-    for number, row in enumerate(values, 1):
-        if "text" not in row or "label" not in row:
-            raise runs.BadInput(f"{where} row {number}: {sorted(row)} lacks 'text' or 'label'")
+    for at, row in rows:
+        texts.append(tables.text_in(row, "text", at).strip())
+        if "label" not in row:
+            raise tables.no_column(at, "label", row)
         label = str(row["label"])
         label = str(names.index(label.upper())) if label.upper() in names else label
         if not label.isdecimal() or not 0 <= int(label) < classes:
             limit = f"is not one of the {classes} classes"
-            raise runs.BadInput(f"{where} row {number}: label {row['label']!r} {limit}")
-        texts.append(str(row["text"]).strip())
+            remedy = f"Remedy: {', '.join(names) or 'numbers'} from 0 to {classes - 1}"
+            raise runs.BadInput(f"{at}: label {row['label']!r} {limit}. {remedy}")
         labels.append(int(label))
+    if not texts:
+        raise runs.BadInput(f"{where}: no rows of part '{part}'. Remedy: fetch it again")
     return Split(np.arange(len(texts)), texts, np.array(labels, dtype=np.int64))
 
 
@@ -154,27 +161,14 @@ def _hub_name(part: str) -> str:
     return "validation" if part == "dev" else part
 
 
-def _tap_rows(directory: Path, folder: str, part: str) -> tuple[str, list[dict[str, Any]]]:
-    """(where, rows) of a part: our layout, one JSON object a line, or the hub's parquet files."""
+def _tap_files(directory: Path, part: str) -> list[Path]:
+    """Our layout, one JSON object a line, or the hub's parquet files."""
     path = directory / f"{part}.jsonl"
-    if path.exists():
-        sources.note(f"{folder}/{path.name}", path)
-        lines = path.read_text("utf-8").splitlines()
-        try:
-            return str(path), [json.loads(line) for line in lines if line.strip()]
-        except json.JSONDecodeError as error:
-            raise runs.BadInput(f"{path}: not JSON lines ({error}); fetch it again") from error
-    name = _hub_name(part)
-    shards = sorted(p for p in directory.rglob("*.parquet") if p.name.startswith(name))
-    if not shards:
-        expected = f"{part}.jsonl (a line: text, label) and no {name}*.parquet"
-        raise sources.MissingInput(f"{directory} has no {expected}")
-    import pyarrow.parquet as parquet
-
-    for shard in shards:
-        sources.note(f"{folder}/{shard.name}", shard)
-    rows = [row for shard in shards for row in parquet.read_table(shard).to_pylist()]
-    return str(directory), rows
+    files = [path] if path.exists() else tables.shards(directory, _hub_name(part))
+    if not files:
+        expected = f"{part}.jsonl (a line: text, label) and no {_hub_name(part)}*.parquet"
+        raise sources.MissingInput(f"{directory} has no {expected}\n  remedy:  fetch it again")
+    return files
 
 
 def sample(root: Path, name: str, n: int, stream: torch.Generator) -> None:

@@ -51,12 +51,12 @@ def _trajectories(run_dirs: RunDirs) -> Trajectories:
     for (arm, task, _), directory in sorted(run_dirs.items()):
         log, names = Path(directory) / "metrics.jsonl", Path(directory) / "weights.json"
         if arm == "tapweight" and log.exists() and names.exists():
-            lines = [json.loads(line) for line in log.read_text().splitlines()]
+            lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
             lines = [line for line in lines if line.get("phase") == "pretrain"]
             if lines:
                 weights = np.array([line["weights"] for line in lines])
                 cosines = [np.array(line["cosines"]) for line in lines if "cosines" in line]
-                objectives = json.loads(names.read_text())["names"]
+                objectives = json.loads(names.read_text(encoding="utf-8"))["names"]
                 tasks[task].append(Trajectory(objectives, weights, cosines))
     return tasks
 

@@ -6,7 +6,7 @@ machinery and scores nothing."""
 
 from __future__ import annotations
 
-import csv
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from shared import protocol, runs, sources
+from shared import protocol, runs, sources, tables
 
 INSTALL = "pip install rdkit==2026.9.1"
 Kind = Literal["classification", "regression"]
@@ -24,7 +24,7 @@ Kind = Literal["classification", "regression"]
 
 @dataclass(frozen=True)
 class Set:
-    """One file of MoleculeNet. labels: columns, or () for every column but the SMILES."""
+    """One file of MoleculeNet, gzip or not. labels: columns, or () for all but the SMILES."""
 
     file: str
     smiles: str
@@ -37,6 +37,7 @@ TOX21 = (
     *("SR-ARE", "SR-ATAD5", "SR-HSE", "SR-MMP", "SR-p53"),
 )
 SOLUBILITY = "measured log solubility in mols per litre"
+OTHER_NAMES = {"BBBP": "p_np"}  # column -> its name in DeepChem's own file
 SETS = {
     "bbbp": Set("BBBP.csv", "smiles", ("BBBP",), "classification"),
     "bace": Set("bace.csv", "mol", ("Class",), "classification"),
@@ -116,26 +117,22 @@ def read(name: str, chemistry: Chemistry, say: Callable[[str], None] = print) ->
     folder = sources.find_data("molecules")
     assert isinstance(folder, Path)
     path = folder / spec.file
+    path = path if path.exists() else folder / f"{spec.file}.gz"
     if not path.exists():
         layout = f"the folder 'molecules' holds {spec.file} (see the layouts)"
-        raise sources.MissingInput(f"{path} is missing; {layout}")
-    sources.note(f"molecules/{spec.file}", path)
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = [c for c in reader.fieldnames or [] if c]
-        label_columns = spec.labels or tuple(c for c in columns if c != spec.smiles)
-        if lacking := {spec.smiles, *label_columns} - set(columns):
-            raise runs.BadInput(f"{path} lacks the columns {sorted(lacking)}; it has {columns[:8]}")
-        rows = list(reader)
+        raise sources.MissingInput(f"{folder / spec.file} is missing; {layout}")
+    rows = list(tables.comma_separated(tables.checked(path, f"molecules/{path.name}")))
+    columns = _columns(path, spec, rows[0][1] if rows else {})
     ids, smiles, labels, rejected = [], [], [], []
-    for number, row in enumerate(rows):
+    for number, (at, row) in enumerate(rows):
         canonical = chemistry.canonical(row[spec.smiles].strip())
+        values_of_row = [_number(row[column], spec.kind, column, at) for column in columns]
         if canonical is None:
             rejected.append(number)
             continue
         ids.append(number)
         smiles.append(canonical)
-        labels.append([_number(row[c], path, number) for c in label_columns])
+        labels.append(values_of_row)
     if rejected:
         what = f"{len(rejected)} of {len(rows)} rows hold no readable molecule and are dropped"
         say(f"{path.name}: {what}: rows {rejected}")
@@ -146,14 +143,30 @@ def read(name: str, chemistry: Chemistry, say: Callable[[str], None] = print) ->
     return Molecules(name, spec.kind, np.array(ids), smiles, values, len(rejected))
 
 
-def _number(text: str, path: Path, row: int) -> float:
-    """A label; nothing and -1 (for classes) are missing."""
-    if text is None or text.strip() == "":
-        return float("nan")
+def _columns(path: Path, spec: Set, row: dict[str, str]) -> tuple[str, ...]:
+    """The label columns as this file calls them."""
+    labels = spec.labels or tuple(c for c in row if c and c != spec.smiles)
+    named = tuple(c if c in row else OTHER_NAMES.get(c, c) for c in labels)
+    if lacking := {spec.smiles, *named} - set(row):
+        there = f"lacks the columns {sorted(lacking)}; it has {list(row)[:8]}"
+        raise runs.BadInput(f"{path} {there}. Remedy: fetch the file again")
+    return named
+
+
+def _number(text: str, kind: Kind, column: str, at: str) -> float:
+    """A label; of classes nothing and -1 are missing."""
+    if kind == "classification" and text.strip() in ("", "-1", "-1.0"):
+        return math.nan
     try:
-        return float(text)
+        value = float(text)
     except ValueError as error:
-        raise runs.BadInput(f"{path} row {row}: label {text!r} is not a number") from error
+        what = f"{at}, column '{column}': label {text!r} is not a number"
+        raise runs.BadInput(f"{what}. Remedy: correct the row") from error
+    if not math.isfinite(value) or (kind == "classification" and value not in (0, 1)):
+        allowed = "0, 1 or nothing" if kind == "classification" else "a finite number"
+        what = f"{at}, column '{column}': label {text!r}, expected {allowed}"
+        raise runs.BadInput(f"{what}. Remedy: correct the row")
+    return value
 
 
 # ------------------------------------------------------------------------------ splits, clusters

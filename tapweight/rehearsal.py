@@ -45,7 +45,7 @@ def folder() -> Path:
     code = b"".join(Path(str(file)).read_bytes() for file in files)
     root = runs.cache_root() / f"tapweight-rehearsal-{hashlib.sha256(code).hexdigest()[:16]}"
     root.mkdir(parents=True, exist_ok=True)
-    with open(root / ".lock", "w") as lock:
+    with open(root / ".lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root / "complete").exists():
             write_data(root / "data")

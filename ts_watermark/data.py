@@ -7,7 +7,6 @@ Sources: the bundled documentation corpus (`cpu`), English prose from REPRO_DATA
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,8 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from shared import bundled, sources
-from shared.protocol import BadInput
+from shared import bundled, sources, tables
 from ts_watermark.config import Config
 
 C4, C4_HUB = "c4/realnewslike", sources.Hub("allenai/c4", "realnewslike")
@@ -90,7 +88,7 @@ class Codec:
     def save(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)
         if self.keep is not None:
-            (folder / "keep.json").write_text(json.dumps(self.keep.tolist()))
+            (folder / "keep.json").write_text(json.dumps(self.keep.tolist()), "utf-8")
 
 
 def load_codec(folder: str | Path) -> Codec:
@@ -99,7 +97,8 @@ def load_codec(folder: str | Path) -> Codec:
 
     keep = Path(folder) / "keep.json"
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return Codec(tokenizer, torch.tensor(json.loads(keep.read_text())) if keep.is_file() else None)
+    ids = json.loads(keep.read_text("utf-8")) if keep.is_file() else None
+    return Codec(tokenizer, None if ids is None else torch.tensor(ids))
 
 
 def frequent_pieces(
@@ -223,12 +222,12 @@ def cut_all(config: Config, codec: Codec, texts: list[str] | None, root: Path | 
 
 def save_passages(parts: dict[str, Passages], folder: Path) -> None:
     stored = {name: asdict(passages) for name, passages in parts.items()}
-    (folder / "passages.json").write_text(json.dumps(stored))
+    (folder / "passages.json").write_text(json.dumps(stored), "utf-8")
 
 
 def load_passages(config: Config, part: str) -> Passages:
     """A part of what stage `base` cut."""
-    text = (Path(config.uses["base"]) / "passages.json").read_text()
+    text = (Path(config.uses["base"]) / "passages.json").read_text("utf-8")
     return Passages(**json.loads(text)[part])
 
 
@@ -249,21 +248,19 @@ def c4(part: str, root: Path | None = None) -> Iterator[str]:
     """
     place = root or sources.find_data(C4, C4_HUB)
     if isinstance(place, Path):
-        files = sorted(place.glob(f"c4-{part}.*.json.gz"))
+        pattern = f"c4-{part}.*.json.gz"
+        files = tables.complete(p for p in tables.visible(place) if p.match(pattern))
         if not files:
-            remedy = "fetch them from allenai/c4"
-            raise sources.MissingInput(f"{place} has no c4-{part}.*.json.gz; {remedy}")
+            remedy = "remedy:  fetch them from allenai/c4"
+            raise sources.MissingInput(f"{place} has no {pattern}\n  {remedy}")
         for file in files:
-            sources.note(f"{C4}/{file.name}", file)
-            with gzip.open(file, "rt", encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
-                    try:
-                        yield json.loads(line)["text"]
-                    except (ValueError, KeyError, TypeError) as error:
-                        where = f"{file}, line {number}"
-                        raise BadInput(f"{where}: not a JSON object with 'text'") from error
+            for at, row in tables.json_lines(tables.checked(file, f"{C4}/{file.name}")):
+                yield tables.text_in(row, "text", at)
         return
     import datasets
 
+    digest = hashlib.sha256()  # a stream leaves no file to hash: what was taken of it is
     for row in datasets.load_dataset(place.id, place.config, split=part, streaming=True):
+        digest.update(row["text"].encode())
+        sources.note(f"{C4}/{part}, as streamed", digest.hexdigest(), f"hub:{place.id}")
         yield row["text"]

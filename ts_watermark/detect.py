@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import html
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from shared import tables
 from shared.protocol import BadInput
 from ts_watermark.data import KNOWN_SHARE, Codec, load_codec
 from ts_watermark.hashing import checked_ids, p_value, z_from_counts
@@ -276,20 +276,34 @@ def main() -> None:
     parser.add_argument("--unique-bigrams", action="store_true", help=once)
     options = parser.parse_args()
     try:
+        if options.html and not options.html.parent.is_dir():
+            what = f"--html {options.html}: {options.html.parent} is no folder"
+            raise BadInput(f"{what}. Remedy: make it first")
         detector = Detector.load(options.generators)
-        text = options.file.read_text()
-        content = json.loads(text) if options.file.suffix == ".json" else text
-        detection = detector.score(content, options.unique_bigrams, options.window)
+        detection = detector.score(_content(options.file), options.unique_bigrams, options.window)
+        if options.html:
+            codec = detector.codec
+            pieces = codec.pieces(detection.ids) if codec else [f"{i} " for i in detection.ids]
+            options.html.write_text(to_html(detection, pieces), encoding="utf-8")
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     print(f"{verdict(detection)} (threshold z > {Z_THRESHOLD:g})")
     counts = f"green {detection.green_count} of {detection.scored}"
     print(f"z = {detection.z:.3f}   p = {detection.p_value:.3g}   {counts}")
     if options.html:
-        codec = detector.codec
-        pieces = codec.pieces(detection.ids) if codec else [f"{i} " for i in detection.ids]
-        options.html.write_text(to_html(detection, pieces))
         print(f"coloured text: {options.html}")
+
+
+def _content(path: Path) -> str | list[int]:
+    """Text, or token ids of a file whose name ends in .json."""
+    if path.suffix != ".json":
+        return tables.text(path)
+    ids = tables.json_document(path)
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        what = f"{str(ids)[:40]!r} is not a list of whole numbers"
+        raise BadInput(f"{path}: {what}. Remedy: give token ids")
+    return ids
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ def reported() -> dict[str, dict[str, Any]]:
     import yaml
 
     path = Path(__file__).with_name("reported.yaml")
-    text = path.read_text() if path.exists() else "entries: []"
+    text = path.read_text(encoding="utf-8") if path.exists() else "entries: []"
     entries = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["entries"]
     return {entry["id"]: entry for entry in entries}
 
@@ -279,7 +279,7 @@ def tokens(run_dirs: Runs) -> Picture | None:
     task, exports = stages[0]
     folder = sorted(exports.iterdir())[-1]
     watermark, codec = Watermark.load(folder), load_codec(folder / "tokenizer")
-    human = json.loads((bases[task] / "passages.json").read_text())["test"]["human"]
+    human = json.loads((bases[task] / "passages.json").read_text(encoding="utf-8"))["test"]["human"]
     counts = np.bincount(np.concatenate(human), minlength=len(watermark.gamma))
     words = np.array([w.strip().lower() for w in codec.pieces(range(len(codec)))])
     used = np.flatnonzero(counts[: len(words)])

@@ -69,7 +69,8 @@ def export(
         (folder / "README.md").write_text(
             f"Token-specific watermark of `{config.model}` ({config.corpus}), {origin}. Text in it "
             "comes from the tokenizer's own distribution and licence; the two vectors are "
-            f"Apache-2.0.\nUse: {USE}, {COMMAND}\n"
+            f"Apache-2.0.\nUse: {USE}, {COMMAND}\n",
+            encoding="utf-8",
         )
         if name.startswith("export") and delta.min() < 0:
             what = f"{int((delta < 0).sum())} of {V} tokens have delta < 0"

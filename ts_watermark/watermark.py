@@ -82,7 +82,7 @@ class Watermark:
         for name in ("vocab_size", "key", "size_rounding", "permutation", "about"):
             settings[name] = getattr(self, name)
         settings["sha256"] = _hashes(folder, settings)
-        (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         return folder
 
     @classmethod
@@ -97,7 +97,7 @@ class Watermark:
                 what = f"{folder} is no watermark folder: {name} is missing"
                 raise FileNotFoundError(f"{what}; {remedy}")
         try:
-            settings = json.loads((folder / SETTINGS).read_text())
+            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
             expected = dict(settings.pop("sha256"))
             actual = _hashes(folder, settings)
             kind = settings.pop("kind")

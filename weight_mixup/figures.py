@@ -171,7 +171,7 @@ def gates_over_time(run_dirs: RunDirectories) -> Picture | None:
     for (arm, task, _seed), directory in run_dirs.items():
         path = Path(directory) / "metrics.jsonl"
         if arm == "mixup" and path.exists():
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             first = [x for x in lines if x.get("search") == 0 and "gates" in x]
             if first:
                 curves.setdefault(task, []).append([(x["step"], x["gates"]) for x in first])

@@ -131,5 +131,6 @@ def export(config: Config, run: Run, problem: Problem) -> None:
         f"{len(problem.train)} training examples.\n"
         f"Base model: {config.model}; its licence applies to these weights, and the terms of the "
         "data to their use.\nThe mixed weights are folded in: load with "
-        "`AutoModelForSequenceClassification.from_pretrained`.\n"
+        "`AutoModelForSequenceClassification.from_pretrained`.\n",
+        encoding="utf-8",
     )

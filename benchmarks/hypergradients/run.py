@@ -49,12 +49,12 @@ def main() -> None:
         path = ROOT / folder / f"{device}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = (options.only, set(options.parts), set(options.models)) == ("", PARTS, MODELS)
-        result = json.loads(path.read_text()) if not whole and path.exists() else {}
+        result = json.loads(path.read_text(encoding="utf-8")) if not whole and path.exists() else {}
         result |= {"device": device, "machine": machine(device), "installs": peers}
         result["command"] = " ".join(["python -m", __spec__.name, *sys.argv[1:]])
 
         def save(result: dict[str, Any] = result, path: Path = path) -> None:
-            path.write_text(json.dumps(result, indent=1) + "\n")
+            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
         if "accuracy" in options.parts and device == "cpu":
             merge(result, "accuracy", accuracy(options.only, peers), ("toy", "name"))
@@ -86,7 +86,7 @@ def arguments() -> argparse.Namespace:
 
 def peer_installs() -> dict[str, str]:
     report = setup_peers.PLACE / "installs.json"
-    return json.loads(report.read_text()) if report.exists() else setup_peers.make()
+    return json.loads(report.read_text(encoding="utf-8")) if report.exists() else setup_peers.make()
 
 
 def machine(device: str) -> dict[str, Any]:

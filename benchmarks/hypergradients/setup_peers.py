@@ -40,9 +40,11 @@ def make() -> dict[str, str]:
     """name -> "ok" or the message of the failed install."""
     venv.create(PLACE, with_pip=True, clear=True)
     packages = inside("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip()
-    (Path(packages) / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (Path(packages) / "beside.pth").write_text(
+        sysconfig.get_path("purelib") + "\n", encoding="utf-8"
+    )
     constraint = PLACE / "constraint.txt"
-    constraint.write_text(f"torch=={metadata.version('torch').split('+')[0]}\n")
+    constraint.write_text(f"torch=={metadata.version('torch').split('+')[0]}\n", encoding="utf-8")
     outcome = {}
     for name, words in PEERS.items():
         print(f"installing {words[-1]} into {PLACE.name}", flush=True)
@@ -50,5 +52,5 @@ def make() -> dict[str, str]:
         if done.returncode == 0:
             done = inside("-c", f"import {name}")
         outcome[name] = last_line(done.stderr)[:300] if done.returncode else "ok"
-    (PLACE / "installs.json").write_text(json.dumps(outcome, indent=1) + "\n")
+    (PLACE / "installs.json").write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
     return outcome

@@ -35,7 +35,7 @@ Rows = list[dict[str, Any]]
 
 def load(device: str) -> dict[str, Any] | None:
     path = RESULTS / f"{device}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def by_kind(rows: Rows) -> dict[str, str]:

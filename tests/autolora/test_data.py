@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from autolora import corpora, data, rehearsal
-from autolora.setting import tagged_tokens
+from autolora import corpora, data, evaluate, predictions, rehearsal
+from autolora.setting import encode, tagged_tokens, task_loss
 from shared import bundled, runs
 from shared.runs import BadInput
 
@@ -39,7 +42,43 @@ def test_tagging_labels_sit_on_the_first_piece_of_a_word():
     assert labelled[1:] == ["mutations", "."] and labels[0].count(1) == 1
 
 
-@pytest.mark.parametrize("line, message", [("BRCA1 O", "line 1"), ("BRCA1\tB", "line 1")])
+@pytest.mark.parametrize("words, tags, max_length, lost", [
+    (["BRCA1", "gene", "."], [1, 2, 0], 32, 0), (["\u200b"], [0], 32, 0), ([], [], 32, 0),
+    (["\u200b", "wine"], [1, 0], 32, 1), (["a"] * 20 + ["APC"], [0] * 20 + [1], 16, 1),
+    (["a"] * 13 + ["red", "wine"], [0] * 13 + [1, 2], 16, 1), (["red", ""], [1, 1], 16, 1),
+])  # fmt: skip
+def test_entities_that_the_network_does_not_see_are_missed(words, tags, max_length, lost, capsys):
+    """A network that is right on every piece: what it misses is what was cut off or is no piece."""
+    labels = ("O", "B-Gene", "I-Gene")
+    texts = [words, ["BRCA1", "acts"]]
+    part = data.Part(np.arange(2), texts, [tags, [1, 0]])
+    task = data.Task("ncbi", "tagging", "f1", labels, part, part)
+    network = SimpleNamespace(model=nn.Module(), tokenizer=bundled.minilm()[1])
+    setting = SimpleNamespace(task=task, network=network, device=torch.device("cpu"))
+    config = SimpleNamespace(drop_last_eval=False, eval_batch=8, max_length=max_length)
+    config.upper_blocks = 0
+    truth = encode(task, part, network, config).batch(np.arange(2), setting.device)[1]
+    right = nn.functional.one_hot(truth.clamp(min=0), len(labels)).float()
+    network.model.forward = lambda **inputs: SimpleNamespace(logits=right)
+    items = predictions.Items(config, setting, part)
+    scores = evaluate.score(items.arrays(items.predict(0)))
+    entities = 1 + sum(tag == 1 for tag in tags)
+    assert scores["recall"] == (entities - lost) / entities
+    assert (f"{lost} of {entities} entities" in capsys.readouterr().out) == (lost > 0)
+
+
+@pytest.mark.parametrize("kind", ["tagging", "generation"])
+def test_a_batch_without_labels_has_loss_zero(kind):
+    logits = torch.randn(2, 3, 4, requires_grad=True)
+    loss = task_loss(kind, logits, torch.full((2, 3), -100))
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+    labels = torch.tensor([[1, -100, 2], [3, 0, -100]])
+    usual = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+    assert kind == "generation" or torch.isclose(task_loss(kind, logits, labels), usual)
+
+
+@pytest.mark.parametrize("line, message", [("BRCA1 O", "row 1"), ("BRCA1\tB", "row 1")])
 def test_a_tagging_file_with_a_bad_line_names_it(line, message, tmp_path):
     (tmp_path / "train.tsv").write_text(line + "\n")
     with pytest.raises(BadInput, match=message):

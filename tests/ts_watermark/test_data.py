@@ -12,9 +12,9 @@ def test_c4_sample_is_read_back(tmp_path, word_codec):
     assert len(texts) == 5 and texts != list(data.c4("validation", root))
     import gzip
 
-    with gzip.open(root / "c4-train.00000-of-00001.json.gz", "at") as file:
+    with gzip.open(root / "c4-train.00000-of-00001.json.gz", "at", encoding="utf-8") as file:
         file.write("{no json}\n")
-    with pytest.raises(ValueError, match="line 6"):
+    with pytest.raises(ValueError, match="row 6"):
         list(data.c4("train", root))
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from watermark_toys import V, random_watermark
 
-from ts_watermark import hashing
+from shared.protocol import BadInput
+from ts_watermark import detect, hashing
 from ts_watermark.detect import Detector, to_html
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,8 +51,18 @@ def test_detect_command_and_html(tmp_path, word_codec):
     assert done.returncode == 0 and re.search(r"z = -?\d", done.stdout), done.stderr
     page = (tmp_path / "o.html").read_text()
     assert page.count('class="t ') >= 28 and "<script" not in page
-    text.write_text("")
-    failed = subprocess.run(command, **quiet)
-    assert failed.returncode == 1 and "empty" in failed.stderr and "Traceback" not in failed.stderr
+    ids, nowhere = tmp_path / "ids.json", tmp_path / "no" / "o.html"
+    ids.write_text('{"ids": [1]}', encoding="utf-8")
+    for content, words, said in (
+        (b"", [], "empty"),
+        (b"caf\xe9", [], r"text.txt row 1: byte 0xe9 .* not UTF-8"),
+        (b"word", ["--html", nowhere], "no is no folder"),
+    ):
+        text.write_bytes(content)
+        failed = subprocess.run([*command, *words], **quiet)
+        assert failed.returncode == 2 and re.search(said, failed.stderr), failed.stderr
+        assert "Traceback" not in failed.stderr
+    with pytest.raises(BadInput, match="not a list of whole numbers"):
+        detect._content(ids)
     detection = Detector(random_watermark()).score([1, 2, 3])
     assert "&lt;b&gt;" in to_html(detection, ["<b>", "x", "y"])

@@ -12,7 +12,7 @@ RunDirectories = dict[tuple[str, str, int], Path]
 def figures(results: dict[str, Any], run_dirs: RunDirectories) -> list[tuple[str, str, str, Any]]:
     """[(name, caption, alt, figure)]; nothing where no run of the method is on this machine."""
     records = [
-        json.loads((directory / "record.json").read_text())
+        json.loads((directory / "record.json").read_text(encoding="utf-8"))
         for (arm, _, _), directory in sorted(run_dirs.items())
         if arm == "learned" and (directory / "record.json").exists()
     ]

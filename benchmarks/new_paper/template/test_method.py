@@ -56,7 +56,7 @@ def test_a_run_repeats(tmp_path):
     for name in "ab":
         settings = {"arm": "learned", "task": "diabetes", "steps": 5, "search_steps": 5}
         config = Config(**settings, out=str(tmp_path / name))
-        records.append(json.loads((train.run(config) / "record.json").read_text()))
+        records.append(json.loads((train.run(config) / "record.json").read_text(encoding="utf-8")))
     assert records[0]["state_sha256"] == records[1]["state_sha256"]
     assert records[0]["gradient_evaluations"] == 30 and records[0]["gates"][0]["passed"]
 
