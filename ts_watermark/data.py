@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from shared import bundled, sources
+from shared import bundled, pretrained, sources
 from shared.protocol import BadInput
 from ts_watermark.config import Config
 
@@ -93,13 +93,14 @@ class Codec:
             (folder / "keep.json").write_text(json.dumps(self.keep.tolist()))
 
 
-def load_codec(folder: str | Path) -> Codec:
-    """A codec from a folder that `Codec.save` wrote, or any tokenizer folder of transformers."""
-    from transformers import AutoTokenizer
+def load_codec(name: str | Path, rows: int = 0) -> Codec:
+    """A codec from a folder (Path) that `Codec.save` wrote, or the tokenizer of a named model.
 
-    keep = Path(folder) / "keep.json"
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return Codec(tokenizer, torch.tensor(json.loads(keep.read_text())) if keep.is_file() else None)
+    rows: of the embedding that all its ids go into."""
+    keep = name / "keep.json" if isinstance(name, Path) else None
+    if keep is None or not keep.is_file():
+        return Codec(pretrained.load_tokenizer(name, rows))
+    return Codec(pretrained.load_tokenizer(name), torch.tensor(json.loads(keep.read_text("utf-8"))))
 
 
 def frequent_pieces(
@@ -158,6 +159,8 @@ def cut(
     passages, names, waiting = Passages([], [], []), set[str](), list[str]()
 
     def take() -> None:
+        if not passages.ids:
+            pretrained.check_texts(codec.tokenizer, waiting)
         for text, row in zip(waiting, codec.encode_all(waiting)):
             fits = len(row) >= min_prompt + tokens and (not max_total or len(row) <= max_total)
             if fits and len(passages) < limit:

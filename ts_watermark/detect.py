@@ -281,7 +281,8 @@ def main() -> None:
         content = json.loads(text) if options.file.suffix == ".json" else text
         detection = detector.score(content, options.unique_bigrams, options.window)
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     print(f"{verdict(detection)} (threshold z > {Z_THRESHOLD:g})")
     counts = f"green {detection.green_count} of {detection.scored}"
     print(f"z = {detection.z:.3f}   p = {detection.p_value:.3g}   {counts}")

@@ -52,6 +52,6 @@ def test_detect_command_and_html(tmp_path, word_codec):
     assert page.count('class="t ') >= 28 and "<script" not in page
     text.write_text("")
     failed = subprocess.run(command, **quiet)
-    assert failed.returncode == 1 and "empty" in failed.stderr and "Traceback" not in failed.stderr
+    assert failed.returncode == 2 and "empty" in failed.stderr and "Traceback" not in failed.stderr
     detection = Detector(random_watermark()).score([1, 2, 3])
     assert "&lt;b&gt;" in to_html(detection, ["<b>", "x", "y"])
