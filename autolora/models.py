@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autolora.data import Kind
-from shared import bundled, sources
+from shared import bundled, pretrained
 from shared.runs import BadInput
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+# What --model takes: networks whose query and value maps are called so, or are made so (GPT-2).
+ENCODER = pretrained.Kind("an encoder", pretrained.BERT_LIKE, "FacebookAI/roberta-base")
+DECODER = pretrained.Kind("a GPT-2", ("gpt2",), "openai-community/gpt2-medium")
 
 
 @dataclass
@@ -33,12 +33,15 @@ def build(
     generator: torch.Generator,
     upper_blocks: int = 0,
     attention: str = "sdpa",
+    length: int = 0,
 ) -> Network:
     """A pretrained network with a fresh head, drawn from `generator`. kind: as in `data.py`.
 
-    name: `minilm` (bundled), a folder, or a hub id, looked up as `sources.find_model` says."""
+    name: `minilm` (bundled), a folder, or a hub id, looked up as `sources.find_model` says.
+    length: tokens of the longest text that it will be shown."""
     if name == "minilm":
         encoder, tokenizer = bundled.minilm(attention=attention)
+        pretrained.check_length(encoder, length, "max_length or pad_to")
         if upper_blocks:
             model: nn.Module = UpperBlocks(encoder, upper_blocks, outputs)
         else:
@@ -49,50 +52,32 @@ def build(
             limit = f"is offered for model 'minilm' only, not for '{name}'; use 0"
             raise BadInput(f"upper_blocks = {upper_blocks} {limit}")
         model, tokenizer, head = _pretrained(name, kind, outputs, attention)
+        pretrained.check_length(model, length, "max_length or pad_to")
     if head:
         _fresh(model.get_submodule(head), generator)
     return Network(model, tokenizer, head)
 
 
 def _pretrained(name: str, kind: Kind, outputs: int, attention: str) -> tuple[nn.Module, Any, str]:
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-        AutoModelForTokenClassification,
-        AutoTokenizer,
-    )
+    import transformers
 
-    folder = name if (Path(name) / "config.json").exists() else sources.find_model(name)[0]
-    loading = {"attn_implementation": attention, "dtype": torch.float32, "local_files_only": True}
+    loading: dict[str, Any] = {"attn_implementation": attention, "dtype": torch.float32}
     if kind == "generation":
-        model = _whole(AutoModelForCausalLM, folder, "", **loading)
+        model, tokenizer = pretrained.load(
+            name, transformers.AutoModelForCausalLM, DECODER, **loading
+        )
         split_fused(model)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         return model, tokenizer, ""
     is_tagging = kind == "tagging"
-    cls = AutoModelForTokenClassification if is_tagging else AutoModelForSequenceClassification
-    model = _whole(cls, folder, "classifier", num_labels=outputs, **loading)
+    cls: Any = transformers.AutoModelForSequenceClassification
+    if is_tagging:
+        cls = transformers.AutoModelForTokenClassification
     # words of a tagged sentence are tokenised one by one: byte-level pieces want the space before
-    byte_level = is_tagging and model.config.model_type == "roberta"
-    spaced = {"add_prefix_space": True} if byte_level else {}
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **spaced)
+    words = {"add_prefix_space": True} if is_tagging else {}
+    model, tokenizer = pretrained.load(
+        name, cls, ENCODER, "classifier", words, num_labels=outputs, **loading
+    )
     return model, tokenizer, "classifier"
-
-
-def _whole(cls: Any, folder: str, head: str, **loading: Any) -> PreTrainedModel:
-    """The pretrained model; nothing but the head may be missing from the checkpoint."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # the table of new head weights is no news
-    model, info = cls.from_pretrained(folder, output_loading_info=True, **loading)
-    logging.set_verbosity(level)
-    missing = sorted(name for name in info["missing_keys"] if not (head and name.startswith(head)))
-    if missing:
-        what = f"{folder} lacks {len(missing)} weights of {cls.__name__}"
-        raise BadInput(f"{what}, the first is {missing[0]}; fetch it again")
-    return model
 
 
 def _with_encoder(encoder: Any, kind: Kind, outputs: int) -> nn.Module:

@@ -16,7 +16,7 @@ from autolora import data, models, rehearsal
 from autolora.config import Config
 from autolora.data import Part, Task
 from autolora.method import Draw, Loss
-from shared import bundled, runs
+from shared import bundled, pretrained, runs
 from shared.runs import BadInput, Run
 
 
@@ -50,14 +50,18 @@ def prepare(config: Config, run: Run) -> Setting:
         task = data.read(config.task, runs.stream(config.seed, "items"), config.train_items)
         inner, outer = data.levels(task, config.level_split, runs.stream(config.seed, "levels"))
         head = runs.stream(config.seed, "head")
+        pad_to = config.pad_to if searching else 0
+        length = max(config.max_length, pad_to)
         network = models.build(
-            config.model, task.kind, task.outputs, head, config.upper_blocks, attention
+            config.model, task.kind, task.outputs, head, config.upper_blocks, attention, length
         )
+        if task.kind == "generation":
+            check_prompts(task.test, network, config.new_tokens)
     ids, more = task.train.ids, {}
     if task.validation is not None:
         more["validation"] = task.validation.ids
     run.splits(train_inner=ids[inner], train_outer=ids[outer], test=task.test.ids, **more)
-    train = encode(task, task.train, network, config, config.pad_to if searching else 0)
+    train = encode(task, task.train, network, config, pad_to)
     network.model.to(device).train()
     draw = functools.partial(runs.stream, config.seed, "adapter")
     return Setting(device, task, network, train, inner, outer, draw)
@@ -126,6 +130,7 @@ def encode(
     """Tokens of a part, at most `max_length` of a text; for upper blocks the states below them."""
     tokenizer, max_length = network.tokenizer, config.max_length
     labels: np.ndarray | list[list[int]]
+    pretrained.check_texts(tokenizer, part.texts)
     if config.upper_blocks:
         return _cached_states(task, part, tokenizer, config)
     if task.kind == "tagging":
@@ -139,6 +144,13 @@ def encode(
         labels = np.asarray(part.labels, np.float32 if task.kind == "regression" else np.int64)
     pads = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
     return Encoded(part.ids, labels, columns, pads=pads, pad_to=pad_to)
+
+
+def check_prompts(part: Part, network: models.Network, new_tokens: int) -> None:
+    """BadInput if a prompt of the test, which is not cut, and its answer exceed the network."""
+    longest = max(map(len, network.tokenizer(part.texts, verbose=False)["input_ids"]))
+    what = "prompt, end of text and new_tokens"
+    pretrained.check_length(network.model, longest + 1 + new_tokens, what)
 
 
 Columns = dict[str, list[list[int]]]

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from shared import cifar, processes, runs
+from shared.protocol import BadInput
 
 from . import darts_space, nasbench
 from .config import Config, Retraining
@@ -236,10 +238,13 @@ def build(description: dict[str, Any]) -> Derived:
 
 def load(directory: str | Path) -> Derived:
     """An export as a plain network."""
-    network = build(json.loads((Path(directory) / "genotype.json").read_text(encoding="utf-8")))
     weights = Path(directory) / "weights.pt"
-    if weights.exists():
-        network.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+    try:
+        network = build(json.loads((Path(directory) / "genotype.json").read_text("utf-8")))
+        if weights.exists():
+            network.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+    except (OSError, EOFError, LookupError, TypeError, ValueError, RuntimeError, PickleError) as e:
+        raise BadInput(f"{directory} is no whole export ({e!r}); write it again: --export") from e
     return network
 
 

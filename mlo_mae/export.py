@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shared import pretrained
 from shared.runs import BadInput
 
 from .config import Config
@@ -54,9 +55,7 @@ def write_export(directory: Path, E: Encoder, config: Config) -> None:
 
 def load_encoder(E: Encoder, directory: str) -> None:
     """Put the encoder that another run exported into E (transfer)."""
-    from safetensors.torch import load_file
-
     path = Path(directory) / "export" / "encoder.safetensors"
     if not path.exists():
         raise BadInput(f"{path} is missing; train that run with --export")
-    E.load_state_dict(load_file(path))
+    pretrained.load_state(E, path)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared import pictures
+from shared import pictures, vectors
 from shared.pictures import Pictures
 
 FOLDERS = ("imagenet", "cub", "cars", "inat2019")

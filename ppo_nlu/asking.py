@@ -17,7 +17,7 @@ from ppo_nlu.config import Config
 from ppo_nlu.data import Data, Item
 from ppo_nlu.policy import Policy, Rollout, left_pad, rollout, whole
 from ppo_nlu.prompts import Task
-from shared import runs
+from shared import pretrained, runs
 from shared.protocol import BadInput
 
 LONGEST = 31  # tokens of an answer where its length is drawn
@@ -92,7 +92,9 @@ def questions_of(
 ) -> Questions:
     """`Questions` of a task. A training prompt that is too long is left out, and said.
 
-    context: tokens that the model takes. Raises BadInput where a prompt to be judged exceeds it."""
+    context: tokens that the model takes. Raises BadInput where a prompt and an answer exceed it."""
+    texts = [prompts.prompt(items.task, x.fields) for x in items.train]
+    pretrained.check_texts(tokenizer, texts)
     shown = _shown(config, items.train)
     questions = Questions(config, tokenizer, items.task, items.train, [], shown)
     train = items.train
@@ -104,7 +106,7 @@ def questions_of(
         raise BadInput(f"{items.task.name}: every training prompt exceeds {limit}; {remedy}")
     if dropped := len(items.train) - len(train):
         say(f"{dropped} of {len(items.train)} training prompts exceed {limit} and are left out")
-    longest = max(len(questions.ids(x)[0]) for x in [*items.test, *items.validation])
+    longest = max(len(questions.ids(x)[0]) for x in [*train, *items.test, *items.validation])
     answer = config.max_new or LONGEST
     if longest + answer > context:
         what = f"{items.task.name}: a prompt of {longest} tokens and an answer of {answer}"

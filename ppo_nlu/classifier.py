@@ -11,8 +11,9 @@ from torch import Tensor
 from ppo_nlu import data, evaluate, models, prompts
 from ppo_nlu.config import Config
 from ppo_nlu.data import Item
-from shared import processes, runs, sources
+from shared import pretrained, processes, runs
 
+ENCODER = pretrained.Kind("an encoder", pretrained.BERT_LIKE, "google-bert/bert-base-uncased")
 ASKED = 64  # test items in one pass
 
 
@@ -26,13 +27,14 @@ def classify(config: Config, run: runs.Run) -> None:
     outputs = max(len(task.words), 1)
     encoder, tokenizer = network(config.model, outputs, texts, config.vocabulary)
     encoder.to(device)
+    pretrained.check_texts(tokenizer, texts)
+    length = min(config.max_prompt, pretrained.positions(encoder) or config.max_prompt)
     optimizer = models.make_optimizer(config, list(encoder.parameters()))
     generator = runs.stream(config.seed, "batches")
     order = data.rows_of_steps(len(items.train), config.batch, steps, generator)
 
     def logits(asked: list[Item]) -> Tensor:
         texts = [prompts.instance(task, x.fields) for x in asked]
-        length = min(512, config.max_prompt)
         ids = tokenizer(
             texts, padding=True, truncation=True, max_length=length, return_tensors="pt"
         )
@@ -101,7 +103,6 @@ def network(name: str, outputs: int, texts: list[str], vocabulary: int) -> tuple
     """(encoder with a classification head, tokenizer); `tiny-bert` in rehearsals, else a hub id."""
     from transformers import (
         AutoModelForSequenceClassification,
-        AutoTokenizer,
         BertConfig,
         BertForSequenceClassification,
     )
@@ -117,6 +118,10 @@ def network(name: str, outputs: int, texts: list[str], vocabulary: int) -> tuple
         )
         small.num_labels = outputs
         return BertForSequenceClassification(small), tokenizer
-    folder, _ = sources.find_model(name)
-    encoder = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=outputs)
-    return encoder, AutoTokenizer.from_pretrained(folder)
+    cls = AutoModelForSequenceClassification
+    encoder, tokenizer = pretrained.load(name, cls, ENCODER, "classifier", num_labels=outputs)
+    for module in encoder.classifier.modules():  # a head that somebody trained is drawn anew, too
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=encoder.config.initializer_range)
+            torch.nn.init.zeros_(module.bias)
+    return encoder, tokenizer

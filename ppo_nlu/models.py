@@ -15,7 +15,7 @@ from ppo_nlu import data, prompts
 from ppo_nlu.config import Config, Training
 from ppo_nlu.policy import Policy, Tokenizer, base_of
 from ppo_nlu.prompts import CLOSE, OPEN
-from shared import runs, sources
+from shared import door, pretrained, runs
 from shared.protocol import BadInput
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 GREY = [f"g{level}" for level in range(16)]
 DIGIT_WORDS = ["[pad]", "[end]", OPEN, CLOSE, "Yes", "No", "Maybe", "Both", *GREY]
 
+DECODER = pretrained.Kind("a causal language model", (), "Qwen/Qwen2.5-7B-Instruct")
 Pair = tuple[Any, Any]  # a model and its tokenizer, of the classes of transformers
 
 
@@ -53,8 +54,7 @@ def base_model(config: Config) -> Pair:
             config.vocabulary,
         )
         return tiny(config.model.removeprefix("tiny-"), len(tokenizer)), tokenizer
-    folder, _ = sources.find_model(config.model)
-    return load(folder, getattr(torch, config.precision))
+    return load(config.model, getattr(torch, config.precision))
 
 
 def starting_policy(config: Config, run: runs.Run) -> Pair:
@@ -79,6 +79,7 @@ def starting_policy(config: Config, run: runs.Run) -> Pair:
         elif (folder / "export" / "adapter_config.json").exists():
             from peft import PeftModel
 
+            door.tensors(folder / "export" / "adapter_model.safetensors")
             run.say(f"{name}: its adapter is merged; the reference is the merged model")
             lm = PeftModel.from_pretrained(lm, str(folder / "export")).merge_and_unload()
     check_pad(tokenizer)
@@ -284,18 +285,14 @@ def encode(tokenizer: Any, prompt: str, target: str | None = None) -> tuple[list
 
 
 def load(source: str | Path, dtype: torch.dtype = torch.float32) -> Pair:
-    """(model, tokenizer) of a directory of transformers; padding may be the end of the text."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    """(model, tokenizer) of a hub id, or of a folder; padding may be the end of the text."""
+    from transformers import AutoModelForCausalLM
 
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    lm, tokenizer = pretrained.load(source, AutoModelForCausalLM, DECODER, dtype=dtype)
     if tokenizer.eos_token_id is None:
         remedy = "set eos_token in its tokenizer_config.json"
         raise BadInput(f"{source}: the tokenizer has no end-of-text token; {remedy}")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # harmless here: masks come from lengths
-    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), tokenizer
+    return lm, tokenizer
 
 
 def save(lm: Any, tokenizer: Any, folder: Path) -> None:

@@ -65,7 +65,7 @@ class PrefixLM(nn.Module):
 def minilm(folder: Path | None = None) -> tuple[PrefixLM, Any]:
     """(prefix model, tokenizer); the tags and the end of the text become words of their own.
     Weights of `folder`."""
-    from shared import bundled
+    from shared import bundled, pretrained
 
     encoder, tokenizer = bundled.minilm()
     tokenizer.add_tokens([OPEN, CLOSE, "[end]"])
@@ -74,7 +74,5 @@ def minilm(folder: Path | None = None) -> tuple[PrefixLM, Any]:
     opening = tokenizer.get_vocab()[OPEN]
     lm = PrefixLM(encoder, opening)
     if folder:
-        from safetensors.torch import load_file
-
-        lm.load_state_dict(load_file(folder / "prefix.safetensors"))
+        pretrained.load_state(lm, folder / "prefix.safetensors")
     return lm, tokenizer

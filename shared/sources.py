@@ -13,18 +13,19 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shared import door
 from shared.inputs import MissingInput as MissingInput
 from shared.inputs import below as _below
 from shared.inputs import file_sha256 as file_sha256
 from shared.inputs import hub_cache as _hub_cache
-from shared.inputs import look, newest_snapshot, note
+from shared.inputs import look, note
 from shared.inputs import plain as _plain
 from shared.inputs import recording as recording
 from shared.inputs import root as _root
@@ -244,28 +245,39 @@ def pointed_at(**folders: str | Path) -> Iterator[None]:
 # --- models --------------------------------------------------------------------------------------
 
 
-def find_model(name: str) -> tuple[str, str]:
-    """Local folder of a model and how it was found: `folder` (REPRO_MODELS), `cache` or `hub`.
+def find_model(name: str, parts: Collection[str] = ("weights", "tokenizer")) -> tuple[str, str]:
+    """Folder of a model and how it was found: `path`, `folder` (REPRO_MODELS), `cache` or `hub`.
 
-    `name` is a hub id (`FacebookAI/roberta-base`). Its weights are hashed into the record.
-    Raises MissingInput if it is not to be had, or if its weights are pickles.
-    """
+    name: a folder, or a hub id (`FacebookAI/roberta-base`). Whatever its root, its files are
+    checked (`door.model_files`; parts: those of it that are needed) and hashed into the record.
+    Raises MissingInput if it is not to be had, BadInput if it cannot be used."""
+    path = os.path.expanduser(name)
+    if os.path.lexists(path):
+        return _admitted(name, Path(path), parts), "path"
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise MissingInput(f"model '{name}': there is no such folder, and it is no hub id\n{_GIVE}")
     if folder := local_model(name):
-        return _checked_model(name, folder, "folder")
-    if cached := _cached_model(name):
-        return _checked_model(name, cached, "cache")
+        return _admitted(name, folder, parts), "folder"
+    snapshots = _cached_models(name)
+    whole = [folder for folder in snapshots if door.is_whole(folder, parts)]
+    if whole or (snapshots and offline()):
+        return _admitted(name, [*whole, *snapshots][0], parts), "cache"
     if offline():
         raise MissingInput(_model_remedy(name))
     import huggingface_hub
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    patterns = [f"*{suffix}" for suffix in door.READ]
+    patterns += ["*.safetensors"] if "weights" in parts else []
     try:
         fetched = huggingface_hub.snapshot_download(
             name, allow_patterns=patterns, ignore_patterns=["*/*"]
         )
     except Exception as error:
         raise MissingInput(_with_answer(_model_remedy(name), error)) from error
-    return _checked_model(name, Path(fetched), "hub")
+    return _admitted(name, Path(fetched), parts), "hub"
+
+
+_GIVE = "  remedy:  give a folder with config.json, or owner/name as on huggingface.co"
 
 
 def local_model(name: str) -> Path | None:
@@ -273,17 +285,17 @@ def local_model(name: str) -> Path | None:
     return look("REPRO_MODELS", name)
 
 
-def _checked_model(name: str, folder: Path, how: str) -> tuple[str, str]:
-    weights = sorted(folder.glob("*.safetensors"))
-    if not (folder / "config.json").exists() or not weights:
-        raise MissingInput(
-            f"{folder} is not a usable copy of {name}: it needs config.json, *.safetensors and the "
-            "tokenizer's files\n  remedy:  fetch it again, or convert older weights with "
-            "save_pretrained (pickles are not read here)"
-        )
-    for path in weights:
-        note(f"{name}/{path.name}", path)
-    return str(folder), how
+def _admitted(name: str, folder: Path, parts: Collection[str]) -> str:
+    note_model(name, folder, parts)
+    return str(folder)
+
+
+def note_model(
+    name: str, folder: Path, parts: Collection[str] = ("weights", "tokenizer"), origin: str = ""
+) -> None:
+    """Check a model's files and write each of them down. BadInput: see `door.model_files`."""
+    for path in door.model_files(folder, parts):
+        note(f"{name.rstrip('/')}/{path.name}", path, origin)
 
 
 def _model_remedy(name: str) -> str:
@@ -307,9 +319,11 @@ def offline() -> bool:
     return any(os.environ.get(name, "").lower() not in _OFF for name in switches)
 
 
-def _cached_model(name: str) -> Path | None:
-    """Newest complete snapshot of a model in the hub's cache."""
-    return newest_snapshot(_hub_cache() / f"models--{name.replace('/', '--')}")
+def _cached_models(name: str) -> list[Path]:
+    """Snapshots of a model in the hub's cache, the newest first."""
+    snapshots = _hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
+    folders = [x for x in snapshots.glob("*") if x.is_dir()]
+    return sorted(folders, key=lambda x: x.stat().st_mtime, reverse=True)
 
 
 def _cached_dataset(hub_id: str) -> bool:
@@ -337,7 +351,11 @@ def available(kind: str, name: str, hub_timeout: float = 3) -> str:
     hub_id = layout.source if layout else name
     if not re.fullmatch(r"[\w-]+/[\w.-]+", hub_id):
         return ""
-    if _cached_model(name) if kind == "model" else _cached_dataset(hub_id):
+    if kind == "model":
+        in_cache = any(door.is_whole(folder, ("weights",)) for folder in _cached_models(name))
+    else:
+        in_cache = _cached_dataset(hub_id)
+    if in_cache:
         return "cache"
     return "hub" if not offline() and _answers(kind, hub_id, hub_timeout) else ""
 

@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared import bundled, protocol, runs, sources
+from shared import bundled, pretrained, protocol, runs
 
+ENCODER = pretrained.Kind(
+    "an encoder", (*pretrained.BERT_LIKE, "deberta", "deberta-v2"), "FacebookAI/roberta-base"
+)
 Columns = dict[
     str, Tensor
 ]  # of n texts: padded tokens, or states below the top blocks; (n, S, ...)
@@ -86,15 +89,13 @@ class TopBlocks(nn.Module):
 
 
 def load_model(name: str) -> tuple[Any, Any]:
-    """(encoder without pooler, tokenizer): bundled MiniLM, or one of REPRO_MODELS or the hub."""
+    """(encoder without pooler, tokenizer): bundled MiniLM, a folder, or a model of the hub."""
     if name == "minilm":
         model, tokenizer = bundled.minilm()
     else:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
-        folder, _ = sources.find_model(name)
-        model = AutoModel.from_pretrained(folder, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model, tokenizer = pretrained.load(name, AutoModel, ENCODER, "pooler", dtype=torch.float32)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # the raw first-token state is used: its parameters had no gradient
     return model, tokenizer

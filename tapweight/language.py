@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared import runs
+from shared import pretrained, runs
 from shared.processes import noise_names
 from tapweight import data, encoders, objectives, rehearsal
 from tapweight.config import Config
@@ -34,6 +34,7 @@ class Language:
         with rehearsal.inputs(config.scale):
             self.task = data.read(config.task, config.seed, config.per_class, config.level_split)
             model, self.tokenizer = encoders.load_model(config.model)
+        pretrained.check_length(model, config.max_length, "max_length")
         self.metric = self.task.metric
         self.items = self.task.items
         self.vocabulary = encoders.vocabulary(self.tokenizer, config.vocabulary)
@@ -67,7 +68,8 @@ class Language:
 
     def _tokens(self, *texts: Sequence[str]) -> Columns:
         limits = {"truncation": True, "max_length": self.config.max_length}
-        columns = map(list, texts)
+        columns = list(map(list, texts))
+        pretrained.check_texts(self.tokenizer, list(zip(*columns)))
         made = self.tokenizer(*columns, **limits, padding="longest", return_tensors="pt")
         return {name: column.int() for name, column in made.items()}
 

@@ -30,11 +30,15 @@ class Pretrained:
 def load_base(domain: Domain, directory: str) -> None:
     """What all arms start from: prepared heads, and the encoder where the base trained it."""
     path = Path(directory) / "base.pt"
-    saved = runs.unpack(path.read_bytes(), str(path))
-    if saved["encoder"]:
-        domain.encoder.load_state_dict(saved["encoder"])
-    if hasattr(domain, "heads"):
-        domain.heads.load_state_dict(saved["heads"])
+    try:
+        saved = runs.unpack(path.read_bytes(), str(path))
+        if saved["encoder"]:
+            domain.encoder.load_state_dict(saved["encoder"])
+        if hasattr(domain, "heads"):
+            domain.heads.load_state_dict(saved["heads"])
+    except (OSError, RuntimeError) as error:  # of another model, or of a job that writes none
+        what = " ".join(str(error).split())[:300]
+        raise runs.BadInput(f"{path} is no base of this model ({what}); train it again") from error
 
 
 def finish_base(config: Config, run: Run, domain: Domain, pretrained: Pretrained) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from shared import bundled, sources, tables
+from shared import bundled, pretrained, sources, tables
 from ts_watermark.config import Config
 
 C4, C4_HUB = "c4/realnewslike", sources.Hub("allenai/c4", "realnewslike")
@@ -91,14 +91,14 @@ class Codec:
             (folder / "keep.json").write_text(json.dumps(self.keep.tolist()), "utf-8")
 
 
-def load_codec(folder: str | Path) -> Codec:
-    """A codec from a folder that `Codec.save` wrote, or any tokenizer folder of transformers."""
-    from transformers import AutoTokenizer
+def load_codec(name: str | Path, rows: int = 0) -> Codec:
+    """A codec from a folder (Path) that `Codec.save` wrote, or the tokenizer of a named model.
 
-    keep = Path(folder) / "keep.json"
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    ids = json.loads(keep.read_text("utf-8")) if keep.is_file() else None
-    return Codec(tokenizer, None if ids is None else torch.tensor(ids))
+    rows: of the embedding that all its ids go into."""
+    keep = name / "keep.json" if isinstance(name, Path) else None
+    if keep is None or not keep.is_file():
+        return Codec(pretrained.load_tokenizer(name, rows))
+    return Codec(pretrained.load_tokenizer(name), torch.tensor(json.loads(keep.read_text("utf-8"))))
 
 
 def frequent_pieces(
@@ -157,6 +157,8 @@ def cut(
     passages, names, waiting = Passages([], [], []), set[str](), list[str]()
 
     def take() -> None:
+        if not passages.ids:
+            pretrained.check_texts(codec.tokenizer, waiting)
         for text, row in zip(waiting, codec.encode_all(waiting)):
             fits = len(row) >= min_prompt + tokens and (not max_total or len(row) <= max_total)
             if fits and len(passages) < limit:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared import runs
+from shared import pretrained, runs
 from ts_watermark import attacks, baselines, data, evaluate, models
 from ts_watermark.config import Config
 from ts_watermark.data import Passages
@@ -80,8 +80,7 @@ def prepare(config: Config, base: Base, plain: tuple[Tensor, Tensor]) -> Arm:
     test, null = data.load_passages(config, "test"), data.load_passages(config, "null")
     converter, P = None, vocab_size
     if config.steering:  # another vocabulary's ids choose the lists
-        folder = models.hub_folder(config.steering, Path(config.uses["base"]))
-        steering = data.load_codec(folder)
+        steering = data.load_codec(models.named(config.steering, Path(config.uses["base"])))
         converter, P = Converter(base.codec, steering), len(steering)
     threshold = mean_entropy(config, base) if config.family == "sweet" else None
     watermarks = family(config, vocab_size, P)
@@ -265,10 +264,12 @@ def paraphrased(arm: Arm, batch: Batch) -> Columns:
 
 @functools.cache
 def load_dipper(stand_ins: Path, device: torch.device, tiny: bool) -> attacks.Dipper:
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoModelForSeq2SeqLM
 
     names = ["tiny:dipper"] * 2 if tiny else [attacks.Dipper.HUB, attacks.Dipper.TOKENIZER]
-    folder, words = (models.hub_folder(name, stand_ins) for name in names)
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    name, words = (models.named(name, stand_ins) for name in names)
+    kind = pretrained.Kind("a T5", ("t5",), attacks.Dipper.HUB)
+    model = pretrained.load_model(name, AutoModelForSeq2SeqLM, kind)
+    tokenizer = pretrained.load_tokenizer(words, model.config.vocab_size)
     model = models.frozen(model, device, torch.float32 if tiny else torch.bfloat16)
-    return attacks.Dipper(model, AutoTokenizer.from_pretrained(words))
+    return attacks.Dipper(model, tokenizer)

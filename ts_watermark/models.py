@@ -17,11 +17,15 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
-from shared import bundled, runs, sources
+from shared import bundled, pretrained, runs
 from ts_watermark import method
 from ts_watermark.config import Config
 from ts_watermark.data import Codec, load_codec
 
+DECODER = pretrained.Kind("a causal language model", (), "facebook/opt-1.3b")
+ENCODER = pretrained.Kind(
+    "a sentence encoder", pretrained.BERT_LIKE, "princeton-nlp/sup-simcse-roberta-base"
+)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Rows = Sequence[Sequence[int]]
@@ -54,39 +58,41 @@ def minilm_encoder(keep: Tensor | None) -> tuple[PreTrainedModel, Codec, Tensor]
     return encoder, Codec(tokenizer), sim if keep is None else sim[keep]
 
 
-def hub_folder(name: str, stand_ins: Path) -> str:
-    """Folder of a model: a rehearsal's stand-in for `tiny:<name>`, else local or fetched."""
-    if name.startswith("tiny:"):
-        return str(stand_ins / name.removeprefix("tiny:"))
-    return sources.find_model(name)[0]
+def named(name: str, stand_ins: Path) -> str | Path:
+    """What `shared.pretrained` finds a model by: `tiny:<name>` is a rehearsal's stand-in."""
+    return stand_ins / name.removeprefix("tiny:") if name.startswith("tiny:") else name
 
 
 def load(config: Config, device: torch.device) -> Base:
     """The models of a run; those of stage `base` are in the run that it uses."""
     from transformers import AutoModel, AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     folder = Path(config.uses["base"])
+    evaluated = config.max_prompt + config.new_tokens
+    longest = max(evaluated, config.train_max_prompt + config.train_tokens)
 
     def causal(where: Path | str) -> PreTrainedModel:
-        model = AutoModelForCausalLM.from_pretrained(where, local_files_only=True)
+        model = pretrained.load_model(where, AutoModelForCausalLM, DECODER)
+        pretrained.check_length(model, longest, "prompt and new tokens")
         return frozen(model, device, DTYPES[config.precision])
 
     small = config.model == "small"
-    where = folder / "model" if small else hub_folder(config.model, folder)
+    where = folder / "model" if small else named(config.model, folder)
     model = causal(where)
-    codec = load_codec(folder / "tokenizer" if small else where)
+    codec = load_codec(folder / "tokenizer" if small else where, model.config.vocab_size)
     if config.encoder == "minilm":
         encoder, encoder_codec, sim = minilm_encoder(codec.keep)
     else:
-        encoder_folder = hub_folder(config.encoder, folder)
-        encoder = AutoModel.from_pretrained(encoder_folder, local_files_only=True)
+        name = named(config.encoder, folder)
+        encoder = pretrained.load_model(name, AutoModel, ENCODER)
         sim = encoder.get_input_embeddings().weight.detach()
-        encoder_codec = load_codec(encoder_folder)
+        encoder_codec = load_codec(name, len(sim))
+    if config.shared_ids:
+        embedded = method.CONTEXT + max(config.new_tokens, config.train_tokens)
+        pretrained.check_length(encoder, embedded, "new_tokens (train_tokens) + 5")
     judge: PreTrainedModel | None = None
     if config.judge:
-        judge = model if config.judge == "self" else causal(hub_folder(config.judge, folder))
+        judge = model if config.judge == "self" else causal(named(config.judge, folder))
     pooling = "mean" if config.encoder == "minilm" else "pooler"
     sim = sim.to(device=device, dtype=torch.float32)
     return Base(
@@ -140,7 +146,8 @@ def encoded(base: Base, prompts: Rows, texts: Rows | Tensor, batch: int = 50) ->
         return method.sentence_embedding(base.encoder, base.sim[ids], base.pooling)
 
     if not base.shared_ids:  # another tokenizer: the encoder reads the decoded text
-        rows = [r[:510] for r in base.encoder_codec.encode_all(base.codec.decode_all(rows))]
+        most = (pretrained.positions(base.encoder) or 512) - 2
+        rows = [r[:most] for r in base.encoder_codec.encode_all(base.codec.decode_all(rows))]
         return torch.cat([embed(torch.tensor([row], device=device)) for row in rows])
     ids = torch.tensor(rows, device=device).clamp(max=len(base.sim) - 1)
     return torch.cat([embed(part) for part in ids.split(batch)])

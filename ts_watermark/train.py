@@ -55,7 +55,7 @@ def prepare_base(config: Config, run: Run, device: torch.device) -> None:
             from ts_watermark import stand_ins
 
             root = stand_ins.make(config, run.directory)
-        codec = data.load_codec(models.hub_folder(config.model, run.directory))
+        codec = data.load_codec(models.named(config.model, run.directory))
     else:
         texts, tokenizer = data.corpus(config.corpus), bundled.minilm()[1]
         size = config.vocab_size

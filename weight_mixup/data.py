@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared import bundled, glue, runs, sources
+from shared import bundled, glue, pretrained, runs
 from shared.sources import Split
 
 from . import rehearsal
@@ -26,6 +26,7 @@ from .config import Config
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+ENCODER = pretrained.Kind("an encoder", pretrained.BERT_LIKE, "google-bert/bert-large-cased")
 METRIC = {"cola": "matthews", "mrpc": "f1", "stsb": "spearman"}  # else accuracy
 
 
@@ -173,6 +174,7 @@ def texts(config: Config) -> Problem:
     else:
         made = classifier(config.model, outputs, config.attention)
     model, tokenizer = made
+    pretrained.check_length(model, config.max_length, "max_length")
     std = model.config.initializer_range
     head = model.get_submodule("classifier").modules()
     for i, linear in enumerate(m for m in head if isinstance(m, nn.Linear)):
@@ -202,7 +204,7 @@ def classifier(
     name: str, outputs: int, attention: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """`...ForSequenceClassification`, of the bundled MiniLM or of a model that is found by name."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     if name == "minilm":
         encoder, tokenizer = bundled.minilm(attention=attention)
@@ -211,12 +213,14 @@ def classifier(
             model = AutoModelForSequenceClassification.from_config(encoder.config)
         model.bert, model.classifier = encoder, nn.Linear(encoder.config.hidden_size, outputs)
         return model, tokenizer
-    folder, _ = sources.find_model(name)
-    settings = AutoConfig.from_pretrained(folder, num_labels=outputs)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, config=settings, attn_implementation=attention, dtype=torch.float32
+    options: dict[str, Any] = {
+        "num_labels": outputs,
+        "attn_implementation": attention,
+        "dtype": torch.float32,
+    }
+    return pretrained.load(
+        name, AutoModelForSequenceClassification, ENCODER, "classifier", **options
     )
-    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def glue_splits(config: Config) -> tuple[Split, Split | None, Split, int]:
@@ -248,6 +252,7 @@ def encode(
     tokenizer: PreTrainedTokenizerBase, part: Split, max_length: int, regression: bool
 ) -> Items:
     """Token ids and mask, padded to the longest text of the part (at most `max_length`)."""
+    pretrained.check_texts(tokenizer, part.texts)
     pairs = [t if isinstance(t, tuple) else (t,) for t in part.texts]
     columns = [list(column) for column in zip(*pairs)]
     encoded = tokenizer(

@@ -5,9 +5,11 @@ import http.server
 import os
 import threading
 
+import model_folders
 import pytest
 
 from shared import sources
+from shared.protocol import BadInput
 from shared.sources import Hub, MissingInput
 
 
@@ -26,13 +28,6 @@ def empty_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(sources, "_silent_hub", set())
-
-
-def make_model(folder):
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"weights")
-    return folder
 
 
 # --- data
@@ -126,16 +121,17 @@ def test_models_from_folder_then_cache(tmp_path, monkeypatch):
     ):
         sources.find_model(name)
     assert sources.available("model", name) == ""
-    cached = make_model(
+    cached = model_folders.write(
         tmp_path / "hf" / "hub" / "models--FacebookAI--roberta-base" / "snapshots" / "abc"
     )
     with sources.recording() as log:
         assert sources.find_model(name) == (str(cached), "cache")
-    assert log[f"{name}/model.safetensors"]["sha256"] == hashlib.sha256(b"weights").hexdigest()
+    weights = (cached / "model.safetensors").read_bytes()
+    assert log[f"{name}/model.safetensors"]["sha256"] == hashlib.sha256(weights).hexdigest()
     assert log[f"{name}/model.safetensors"]["path"].startswith("cache/models--")
     assert sources.available("model", name) == "cache"
     monkeypatch.setenv("REPRO_MODELS", str(tmp_path / "models"))
-    given = make_model(tmp_path / "models" / "FacebookAI" / "roberta-base")
+    given = model_folders.write(tmp_path / "models" / "FacebookAI" / "roberta-base")
     assert sources.find_model(name) == (str(given), "folder")
     assert sources.available("model", name) == "folder"
 
@@ -143,7 +139,7 @@ def test_models_from_folder_then_cache(tmp_path, monkeypatch):
 def test_model_is_fetched_from_the_hub(tmp_path, monkeypatch):
     huggingface_hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    fetched = make_model(tmp_path / "fetched")
+    fetched = model_folders.write(tmp_path / "fetched")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(fetched))
     assert sources.find_model("a/b") == (str(fetched), "hub")
 
@@ -157,9 +153,9 @@ def test_model_is_fetched_from_the_hub(tmp_path, monkeypatch):
 
 def test_pickled_weights_are_not_taken(tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_MODELS", str(tmp_path))
-    folder = make_model(tmp_path / "a" / "b")
+    folder = model_folders.write(tmp_path / "a" / "b")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(MissingInput, match=r"not a usable copy of a/b.*safetensors"):
+    with pytest.raises(BadInput, match=r"a/b is not usable: pytorch_model.bin .*safetensors"):
         sources.find_model("a/b")
 
 
