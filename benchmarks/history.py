@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks import recorded
 from benchmarks.comparing import differences
 from benchmarks.records import Record
+from benchmarks.rules import tidy
 from shared import protocol
 from shared.protocol import BadInput
 
@@ -55,11 +56,13 @@ def versions(path: Path) -> list[Document]:
 
 
 def written_once(path: Path, document: Document) -> list[str]:
-    """Differences from versions that say they were made at the same time from the same commit."""
+    """Differences from a version that says it was made at the same time from the same commit."""
     for old in versions(path):
-        if all(old.get(key) == document.get(key) for key in ("commit", "created")):
-            if moved := differences(document, old, f"{path.name} in git"):
-                return moved
+        same = all(old.get(key) == document.get(key) for key in ("commit", "created"))
+        if same and old != document:
+            place = f"{path.name} in git"
+            moved = differences(tidy(document), old, place)
+            return moved or [f"{place}: not the same numbers"]
     return []
 
 
@@ -111,7 +114,7 @@ def of_commit(
             path, sha256 = then / f"{kind}.yaml", getattr(result, f"{kind}_sha256")
             if not path.exists() or protocol.sha256_yaml(path) != sha256:
                 problems.append(
-                    f"{kind}.yaml of commit {short} is not the one that these results were judged by"
+                    f"{kind}.yaml of commit {short} is not the one that judged these results"
                 )
         code = protocol.code_hashes(then / "train.py")
         judge = protocol.code_hashes(Path(folder) / "benchmarks" / "verdicts.py")
