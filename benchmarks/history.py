@@ -57,8 +57,9 @@ def versions(path: Path) -> list[Document]:
 
 def written_once(path: Path, document: Document) -> list[str]:
     """Differences from a version that says it was made at the same time from the same commit."""
-    for old in versions(path):
-        same = all(old.get(key) == document.get(key) for key in ("commit", "created"))
+    keys = ("commit", "created")
+    for old in versions(path) if document.get("created") else []:
+        same = all(old.get(key) == document.get(key) for key in keys)
         if same and old != document:
             place = f"{path.name} in git"
             moved = differences(tidy(document), old, place)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from hashlib import sha256
@@ -297,6 +298,11 @@ def superseded(old: Results) -> Earlier:
         verdicts={claim.id: claim.verdict for claim in old.claims},
         effects={claim.id: claim.effect for claim in old.claims},
     )
+
+
+def report_root(root: Path) -> Path:
+    """The folder of the report's pages."""
+    return Path(os.environ.get("REPRO_REPORT") or root / "report")
 
 
 def result_path(paper_dir: Path, scale: str) -> Path:
