@@ -12,11 +12,11 @@ from benchmarks import locks, recorded, records, reported, verdicts
 from benchmarks.plan import ROOT, load_claims, say
 from benchmarks.pool import Key, Outcome
 from benchmarks.predictions import (
-    numbered,
     pack_predictions,
     prediction_files,
     require_small,
     unpack_predictions,
+    write_files,
 )
 from benchmarks.recorded import Earlier, Rehearsal, Results, RunEntry, Seconds, result_path
 from benchmarks.records import Record
@@ -228,12 +228,8 @@ def copy(paper: Protocol, scale: str, source: Path, target: Path, again: str) ->
     packed = source.with_suffix(".predictions.npz")
     require_small(packed)
     result.commit = commit
-    files = prediction_files(packed)
-    for number, file in enumerate(files):
-        place = numbered(target.with_suffix(".predictions.npz"), number)
-        recorded.write_bytes(place, file.read_bytes())
-    for surplus in prediction_files(target.with_suffix(".predictions.npz"))[len(files) :]:
-        surplus.unlink()
+    payloads = [file.read_bytes() for file in prediction_files(packed)]
+    write_files(target.with_suffix(".predictions.npz"), payloads)
     lines = source.with_suffix(".records.jsonl.gz").read_bytes()
     recorded.write_bytes(target.with_suffix(".records.jsonl.gz"), lines)
     result.write(target)

@@ -18,14 +18,16 @@ import hashlib
 import importlib
 import io
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import history, readme, recorded, records, reported, verdicts
+from benchmarks import PAPERS, history, readme, recorded, records, reported, verdicts
 from benchmarks.assemble import judge_sha256
 from benchmarks.blocks import outdated, update_readme
 from benchmarks.claims import Claims, load_claims
@@ -38,7 +40,7 @@ from benchmarks.predictions import (
     unpack_predictions,
 )
 from benchmarks.recorded import SCALES, SCHEMA, Gate, Results, RunKey, digest, result_path, run_name
-from benchmarks.records import Records, unpack_records
+from benchmarks.records import Record, Records, unpack_records
 from benchmarks.rerun import parse, rerun
 from benchmarks.rules import tidy
 from benchmarks.scores import item_ids
@@ -67,7 +69,7 @@ def check_files(paper_dir: Path, scale: str, result: Results) -> list[str]:
         "reported.yaml": (sha256_yaml, result.reported_sha256),
         f"results/{scale}.predictions.npz": (predictions_sha256, result.predictions_sha256),
     }
-    if result.records_sha256:
+    if result.records_sha256 or result.judge_sha256:
         files[f"results/{scale}.records.jsonl.gz"] = (digest, result.records_sha256)
     problems = []
     for name, (hashed, sha256) in files.items():
@@ -165,13 +167,16 @@ def check_numbers(
         item_values=getattr(evaluate, "item_values", None),
     )
     plain = derived.model_dump()
-    for part in ("claims", "reported", *(["gates"] if kept else [])):
+    for part in ("claims", "reported"):
         problems += differences(document[part], plain[part], part)
-    return problems + ([] if kept else check_gates(result.gates, derived.gates))
+    gates = check_gates(result.gates, derived.gates)
+    if kept and not gates:
+        gates = differences(document["gates"], plain["gates"], "gates")
+    return problems + gates
 
 
 def check_gates(listed: Sequence[Gate], derived: Sequence[Gate]) -> list[str]:
-    """Without records: of gates that only a run can decide, the statement alone is compared."""
+    """Which gates there are; of those that only a run can decide, the statement alone."""
     by_id, problems = {gate.id: gate for gate in listed}, []
     for gate in derived:
         if gate.id not in by_id:
@@ -299,9 +304,9 @@ def check_scale(paper_dir: Path, scale: str) -> tuple[list[str], list[str]]:
         paper = Protocol(paper_dir)
         claims = load_claims(paper_dir / "claims.yaml")
         predictions = unpack_predictions(path.with_suffix(".predictions.npz"))
-        kept: Records = {}
-        if result.records_sha256:
-            kept = unpack_records(path.with_suffix(".records.jsonl.gz"))
+        kept, lines = dict[RunKey, Record](), path.with_suffix(".records.jsonl.gz")
+        if result.records_sha256 or result.judge_sha256 or lines.exists():
+            kept = unpack_records(lines)
             problems += check_records(paper, scale, document, result, kept)
         else:
             notices.append("recorded before the records of runs were kept: gates are not derived")
@@ -393,6 +398,23 @@ def check_pages(root: Path) -> list[str]:
     return problems
 
 
+def check_report(root: Path) -> list[str]:
+    """The pages of a report that was written here, against pages written now."""
+    folder = recorded.report_root(root)
+    papers = [name for name in PAPERS if (folder / f"{name}.html").exists()]
+    if not papers:
+        return []
+    from benchmarks import report  # matplotlib and jinja2 come with it
+
+    with tempfile.TemporaryDirectory() as place:
+        again = Path(place) / "report"  # a copy: the overview links to the pages that are there
+        shutil.copytree(folder, again)
+        report.render(root, papers, out=again)
+        files = sorted(path for path in again.iterdir() if path.suffix in (".html", ".json"))
+        stale = [p.name for p in files if p.read_bytes() != (folder / p.name).read_bytes()]
+    return [f"{folder}/{name} is not what the results say; `make report`" for name in stale]
+
+
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.check",
@@ -418,7 +440,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     try:
         if options.stamp and not status and (root / "README.md").exists():
             update_readme(root / "README.md", readme.project_tables(root))
-        stale = check_pages(root)
+        stale = check_pages(root) + ([] if options.paper else check_report(root))
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -84,11 +84,7 @@ def pack_predictions(
             payloads = divided(
                 {key: rounded(arrays, width, score) for key, arrays in predictions.items()}
             )
-    old = prediction_files(path)
-    for number, payload in enumerate(payloads):
-        write_bytes(numbered(path, number), payload)
-    for surplus in old[len(payloads) :]:
-        surplus.unlink()
+    write_files(path, payloads)
     return hashlib.sha256(b"".join(payloads)).hexdigest()
 
 
@@ -99,6 +95,15 @@ def divided(predictions: Mapping[RunKey, Arrays]) -> list[bytes]:
         return [payload]
     halves = keys[: len(keys) // 2], keys[len(keys) // 2 :]
     return [part for half in halves for part in divided({key: predictions[key] for key in half})]
+
+
+def write_files(path: Path, payloads: Sequence[bytes]) -> None:
+    """`path` and the files after it; those of an older, longer row are deleted."""
+    for number, payload in enumerate(payloads):
+        write_bytes(numbered(path, number), payload)
+    current = {numbered(path, number) for number in range(len(payloads))}
+    for file in {*path.parent.glob(f"{path.stem}.*[0-9].npz")} - current:
+        file.unlink()
 
 
 def numbered(path: Path, number: int) -> Path:
