@@ -21,6 +21,7 @@ import json
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,15 +192,24 @@ def check_gates(listed: Sequence[Gate], derived: Sequence[Gate]) -> list[str]:
 
 
 def check_labels(predictions: Predictions) -> list[str]:
-    """A test item has one label, whichever arm and seed is scored on it."""
-    first: dict[tuple[str, bytes], RunKey] = {}
-    problems = []
+    """A test item has one label: in all arms of a seed, and in all seeds where most agree.
+
+    A paper may draw its items anew for each seed and number them from 0: then no two seeds agree.
+    """
+    groups: dict[tuple[str, bytes], list[RunKey]] = {}
     for key, arrays in sorted(predictions.items()):
         if "label" in arrays:
-            ids = hashlib.sha256("\n".join(map(str, item_ids(arrays).tolist())).encode()).digest()
-            other = first.setdefault((key[1], ids), key)
-            apart = int(np.sum(arrays["label"] != predictions[other]["label"]))
-            if apart:
+            groups.setdefault((key[1], item_ids(arrays).tobytes()), []).append(key)
+    problems = []
+    for keys in groups.values():
+        labels = {key: predictions[key]["label"].tobytes() for key in keys}
+        commonest, times = Counter(labels.values()).most_common(1)[0]
+        for key in keys:
+            peers = keys if 2 * times > len(keys) else [k for k in keys if k[2] == key[2]]
+            usual = commonest if peers is keys else labels[peers[0]]
+            if labels[key] != usual:
+                other = next(k for k in peers if labels[k] == usual)
+                apart = int(np.sum(predictions[key]["label"] != predictions[other]["label"]))
                 problems.append(
                     f"labels of {run_name(key)} differ from those of {run_name(other)} in {apart} "
                     "items"
