@@ -45,8 +45,8 @@ test-gpu: setup  ## tests that need a CUDA device
 lint: setup  ## ruff and mypy
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy
 
-check: setup  ## derive every recorded number again from committed predictions (RERUN=1: train one run of each paper again)
-	@$(RUN) -m benchmarks.check $(if $(RERUN),--rerun)
+check: setup  ## derive every recorded number again from committed predictions (RERUN=n|all SEED=x: train runs again)
+	@$(RUN) -m benchmarks.check $(if $(RERUN),--rerun $(RERUN)) $(if $(SEED),--seed $(SEED))
 
 reproduce: setup  ## all papers, at the scale this machine allows
 	@$(RUN) -m benchmarks.reproduce $(FLAGS)
@@ -71,5 +71,6 @@ cluster-check: setup  ## (root, Debian) start a one-node Slurm, train on it, pre
 	@$(RUN) scripts/cluster_check.py
 
 clean:  ## delete caches, the report and Python's leftovers; runs/ and results are kept
+	@! command -v $(RUN) >/dev/null || $(RUN) -m benchmarks.locks
 	@rm -rf report .cache .pytest_cache .mypy_cache .ruff_cache; find . -name __pycache__ -prune -exec rm -rf {} +
 	@echo "kept: runs/ (delete it by hand to start over), recorded results, .venv"

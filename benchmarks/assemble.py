@@ -5,20 +5,23 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks import recorded, reported, verdicts
+from benchmarks import locks, recorded, records, reported, verdicts
 from benchmarks.plan import ROOT, load_claims, say
 from benchmarks.pool import Key, Outcome
-from benchmarks.predictions import pack_predictions, unpack_predictions
-from benchmarks.recorded import Earlier, Gate, Rehearsal, Results, RunEntry, Seconds, result_path
+from benchmarks.predictions import (
+    pack_predictions,
+    prediction_files,
+    require_small,
+    unpack_predictions,
+    write_files,
+)
+from benchmarks.recorded import Earlier, Rehearsal, Results, RunEntry, Seconds, result_path
+from benchmarks.records import Record
 from shared import protocol
 from shared.protocol import BadInput, Node, Protocol
-
-Record = dict[str, Any]  # record.json of a run
 
 
 def short(path: Path) -> str:
@@ -45,11 +48,10 @@ def wall(folder: Path) -> dict[str, float]:
 
 def add_wall(folder: Path, seconds: float, runs: float, workers: int) -> None:
     """Add a call (`runs`: sum of run times; `offered`: wall time x workers) to wall.json."""
-    folder.mkdir(parents=True, exist_ok=True)
     before = wall(folder)
     added = {"wall": seconds, "runs": runs, "offered": seconds * workers}
     total = {key: before.get(key, 0.0) + value for key, value in added.items()}
-    (folder / "wall.json").write_text(json.dumps(total), encoding="utf-8")
+    recorded.write_text(folder / "wall.json", json.dumps(total))
 
 
 # --- judging --------------------------------------------------------------------------------------
@@ -68,9 +70,8 @@ def collect(
         record = protocol.read_record(paper.run_directory(scale, node.key))
         outcome = outcomes.get(node.key, Outcome("blocked"))
         if outcome.status in {"finished", "diverged"} and record:
-            entry = RunEntry.model_validate(record)
+            entry = records.entry(record)
             entry.attempts = outcome.attempts
-            entry.record_sha256 = protocol.record_sha256(record)
         else:
             record = None
             entry = RunEntry(
@@ -101,6 +102,8 @@ def assemble(
     folder = protocol.runs_root(ROOT) / paper.paper / scale
     name = "preview" if preview else "results"
     evaluate = importlib.import_module(f"{paper.paper}.evaluate")
+    by_run = {node.key: record for node, _, record in rows if record}
+    made = records.head(list(by_run.values()))  # refuses what two versions of the code made
     arrays = {
         node.key: runs.load_arrays(paper.run_directory(scale, node.key) / "predictions.npz")
         for node, entry, _ in rows
@@ -108,18 +111,13 @@ def assemble(
     }
     packed = folder / f"{name}.predictions.npz"
     predictions_sha256 = pack_predictions(packed, arrays, evaluate.score)
-    records = [(node, record) for node, _, record in rows if record]
-    gates = [
-        (node.key, [Gate.model_validate(gate) for gate in record.get("gates", [])])
-        for node, record in records
-    ]
     claims, entries = load_claims(paper), [entry for _, entry, _ in rows]
     judged = verdicts.judge(
         claims=claims,
         scale=scale,
         nodes=nodes,
         runs=entries,
-        gates=gates,
+        gates=records.gates(by_run),
         predictions=unpack_predictions(packed),  # what is committed is what is judged
         score=evaluate.score,
         statistics=getattr(evaluate, "STATISTICS", {}),
@@ -128,11 +126,6 @@ def assemble(
     )
     if preview:  # a gate of runs that were not asked for has not failed
         judged.gates = [gate for gate in judged.gates if gate.detail != verdicts.UNRECORDED]
-    data = {
-        key: value["sha256"]
-        for _, record in records
-        for key, value in (record["fingerprint"].get("data") or {}).items()
-    }
     results = Results(
         paper=paper.paper,
         scale=scale,
@@ -143,27 +136,27 @@ def assemble(
         protocol_sha256=protocol.sha256_yaml(paper.path),
         reported_sha256=protocol.sha256_yaml(paper.directory / "reported.yaml"),
         predictions_sha256=predictions_sha256,
-        code_sha256=protocol.sha256_json(protocol.code_hashes(paper.directory / "train.py")),
+        records_sha256=records.pack_records(folder / f"{name}.records.jsonl.gz", by_run),
+        judge_sha256=judge_sha256(),
         revision=paper.revision(),
         revisions=claims.revisions,
         earlier=earlier(paper, scale, predictions_sha256),
-        environment=records[-1][1]["environment"] if records else {},
-        data=data,
-        splits={r["task"]: r["splits"] for _, r in records if r.get("splits")},
         seeds=paper.seeds(scale),
         development_seeds="0-99",
         tuning=paper.document.tuning,
-        seconds=Seconds(
-            wall=round(wall(folder).get("wall", 0.0), 1),
-            runs=round(sum(record["seconds"] for _, record in records), 1),
-            cpu=round(sum(record["cpu_seconds"] for _, record in records), 1),
-        ),
+        seconds=Seconds(wall=round(wall(folder).get("wall", 0.0), 1), **records.spent(by_run)),
+        **made,
         **dict(judged),
         runs=entries,
     )
     path = folder / f"{name}.json"
     results.write(path)
     return recorded.read(path), path
+
+
+def judge_sha256() -> str:
+    """Hash of the files that judge, from the predictions on."""
+    return protocol.sha256_json(protocol.code_hashes(ROOT / "benchmarks" / "verdicts.py"))
 
 
 def earlier(paper: Protocol, scale: str, predictions_sha256: str) -> list[Earlier]:
@@ -173,15 +166,7 @@ def earlier(paper: Protocol, scale: str, predictions_sha256: str) -> list[Earlie
         return []
     if old.revision == paper.revision() and old.predictions_sha256 == predictions_sha256:
         return old.earlier
-    superseded = Earlier(
-        commit=old.commit,
-        created=old.created,
-        revision=old.revision,
-        processor=old.environment.get("processor"),
-        verdicts={claim.id: claim.verdict for claim in old.claims},
-        effects={claim.id: claim.effect for claim in old.claims},
-    )
-    return [*old.earlier, superseded]
+    return [*old.earlier, recorded.superseded(old)]
 
 
 def rehearse(paper: Protocol, nodes: Sequence[Node], passed: bool) -> Rehearsal:
@@ -209,34 +194,47 @@ def rehearse(paper: Protocol, nodes: Sequence[Node], passed: bool) -> Rehearsal:
 def record(name: str, scale: str) -> int:
     """Copy a finished result into `<paper>/results/` and write the README tables."""
     from benchmarks import readme
-    from shared import runs
 
     paper = Protocol(ROOT / name)
     paper.scale(scale)
-    commit = runs.commit(ROOT)
-    if commit is None or commit.endswith("+changes"):
-        raise BadInput("recording needs a clean, committed tree: commit or stash first")
     source = protocol.runs_root(ROOT) / name / scale / "results.json"
     again = f"make reproduce-{name} SCALE={scale}"
     if not source.exists():
         raise BadInput(f"{short(source)} does not exist: run {again} first")
     target = result_path(paper.directory, scale)
+    with (
+        locks.alone(source.parent, f"{name} at scale {scale}"),
+        locks.alone(protocol.runs_root(ROOT), "a recording", patience=60),
+    ):
+        copy(paper, scale, source, target, again)
+        readme.write_readmes(ROOT, [name])
+    say(f"recorded: {short(target)}; now commit it")
+    return 0
+
+
+def copy(paper: Protocol, scale: str, source: Path, target: Path, again: str) -> None:
+    """The result `source` and what it was derived from, to `target` and beside it."""
+    from shared import runs
+
+    commit = runs.commit(ROOT)
+    if commit is None or commit.endswith("+changes"):
+        raise BadInput("recording needs a clean, committed tree: commit or stash first")
     if scale == "rehearsal":
         rehearsal = recorded.read_rehearsal(source)
         if not rehearsal.passed:
             raise BadInput("the rehearsal did not pass")
         rehearsal.commit = commit
-        rehearsal.write(target)
-    else:
-        result = recorded.read(source)
-        check_fresh(paper, result, again)
-        result.commit = commit
-        result.write(target)
-        arrays = source.with_suffix(".predictions.npz")
-        shutil.copyfile(arrays, target.with_suffix(".predictions.npz"))
-    readme.write_readmes(ROOT, [name])
-    say(f"recorded: {short(target)}; now commit it")
-    return 0
+        return rehearsal.write(target)
+    result = recorded.read(source)
+    check_fresh(paper, result, again)
+    packed = source.with_suffix(".predictions.npz")
+    require_small(packed)
+    result.commit = commit
+    payloads = [file.read_bytes() for file in prediction_files(packed)]
+    write_files(target.with_suffix(".predictions.npz"), payloads)
+    lines = source.with_suffix(".records.jsonl.gz").read_bytes()
+    recorded.write_bytes(target.with_suffix(".records.jsonl.gz"), lines)
+    result.write(target)
 
 
 def check_fresh(paper: Protocol, result: Results, again: str) -> None:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.recorded import write_text
+
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(.*?)(<!-- end generated -->)", re.DOTALL)
 
 
@@ -38,7 +40,7 @@ def update_readme(path: Path, blocks: Mapping[str, str]) -> bool:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if after != before:
-        path.write_text(after, encoding="utf-8")
+        write_text(path, after)
     return after != before
 
 

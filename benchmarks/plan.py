@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks import claims, cluster, recorded, reported
 from benchmarks.claims import Claims
 from benchmarks.pool import Key
+from benchmarks.predictions import MOST_BYTES, prediction_files
 from benchmarks.words import duration
 from shared import protocol
 from shared.machine import cuda_devices
@@ -219,6 +220,22 @@ def disk(plan: Plan) -> tuple[float, str]:
     return mean * len(plan.nodes) / 1e9, origin
 
 
+def bytes_predicted(plan: Plan) -> float | None:
+    """Bytes of a run's predictions: of those that finished here, else of the recorded ones."""
+    places = [plan.paper.run_directory(plan.scale, node.key) for node in plan.nodes]
+    sizes = [f.stat().st_size for p in places if (f := p / "predictions.npz").exists()]
+    if sizes:
+        return fmean(sizes)
+    for scale, result in recorded.all_recorded(plan.paper.directory).items():
+        files = prediction_files(
+            recorded.result_path(plan.paper.directory, scale).with_suffix(".predictions.npz")
+        )
+        runs = sum(run.predictions_sha256 is not None for run in result.runs)
+        if runs:
+            return sum(file.stat().st_size for file in files) / runs
+    return None
+
+
 # --- the plan on the terminal ---------------------------------------------------------------------
 
 
@@ -268,6 +285,12 @@ def grid(plan: Plan) -> None:
     say(line)
     gigabytes, origin = disk(plan)
     say(f"  disk: {gigabytes:.3g} GB {origin}")
+    if size := bytes_predicted(plan):
+        in_all = size * sum(not node.stage for node in plan.nodes)
+        say(
+            f"  predictions to record: about {in_all / 1e6:.1f} MB, "
+            f"{-(-in_all // MOST_BYTES):.0f} file(s) of at most {MOST_BYTES / 1e6:g} MB"
+        )
 
 
 def time_left(plans: Sequence[Plan]) -> str:

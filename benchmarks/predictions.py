@@ -1,33 +1,35 @@
-"""Predictions as they are committed: every run of a result in one npz, with the same bytes always.
+"""Predictions as they are committed: the runs of a result in npz files, with the same bytes always.
 
 Each distinct array (the ids and labels of a task, mostly) is stored once, in the smallest type that
-keeps its values. Scores are computed from what this file holds, never from a run's memory.
+keeps its values. What is more than MOST_BYTES stands in several files: `cpu.predictions.npz`,
+`cpu.predictions.1.npz`, ... Scores are computed from what these hold, never from a run's memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import struct
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.recorded import RunKey
+from benchmarks.recorded import RunKey, run_name, write_bytes
 from shared.protocol import BadInput
 
 # What zipfile, zlib and numpy raise on bytes that are not what was written.
 UNREADABLE = (
-    *(OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError),
+    *(OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, MemoryError),
     *(struct.error, zipfile.BadZipFile, zlib.error),
 )
-MOST_BYTES = 2_000_000
+MOST_BYTES = 2_000_000  # of one file
+MOST_UNPACKED = 4_000_000_000  # bytes in memory: a small file may unpack to anything
 Arrays = Mapping[str, np.ndarray]
 Predictions = dict[RunKey, dict[str, np.ndarray]]
 Score = Callable[[dict[str, np.ndarray]], dict[str, float]]
@@ -63,7 +65,10 @@ def rounded(arrays: Arrays, width: type, score: Score) -> Arrays:
 def pack_predictions(
     path: Path, predictions: Mapping[RunKey, Arrays], score: Score | None = None
 ) -> str:
-    """Writes `path`, returns its sha256; with `score`, floats of too large a file are rounded."""
+    """Writes `path` and the files after it, returns their sha256.
+
+    With `score`, floats that take too much room are rounded where not one score moves for it.
+    """
     for key, arrays in predictions.items():
         for name, array in arrays.items():
             # names of settings are short and few, never a text
@@ -73,25 +78,61 @@ def pack_predictions(
                     f"predictions of {key}: {name} is {array.dtype}; numbers only, text stays out "
                     "of the file"
                 )
-    payload = encoded(predictions)
+    payloads = divided(predictions)
     for width in (np.float32, np.float16):
-        if len(payload) > MOST_BYTES and score is not None:
-            payload = encoded(
+        if len(payloads) > 1 and score is not None:
+            payloads = divided(
                 {key: rounded(arrays, width, score) for key, arrays in predictions.items()}
             )
-    if len(payload) > MOST_BYTES:
-        sizes: Counter[str] = Counter()
-        for arrays in predictions.values():
-            sizes.update({name: smallest(array).nbytes for name, array in arrays.items()})
-        largest = max(sizes, key=lambda name: sizes[name])
-        raise BadInput(
-            f"{path.name}: {len(payload):,} bytes of predictions, at most {MOST_BYTES:,} are "
-            f"committed; the largest array is {largest!r} ({sizes[largest]:,} bytes): keep the "
-            "class instead of the scores, or fewer items"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(payload)
-    return hashlib.sha256(payload).hexdigest()
+    write_files(path, payloads)
+    return hashlib.sha256(b"".join(payloads)).hexdigest()
+
+
+def divided(predictions: Mapping[RunKey, Arrays]) -> list[bytes]:
+    """The files' contents: halves of the runs, and halves of these, until each fits or is a run."""
+    payload, keys = encoded(predictions), sorted(predictions)
+    if len(payload) <= MOST_BYTES or len(keys) == 1:
+        return [payload]
+    halves = keys[: len(keys) // 2], keys[len(keys) // 2 :]
+    return [part for half in halves for part in divided({key: predictions[key] for key in half})]
+
+
+def write_files(path: Path, payloads: Sequence[bytes]) -> None:
+    """`path` and the files after it; those of an older, longer row are deleted."""
+    for number, payload in enumerate(payloads):
+        write_bytes(numbered(path, number), payload)
+    current = {numbered(path, number) for number in range(len(payloads))}
+    for file in {*path.parent.glob(f"{path.stem}.*[0-9].npz")} - current:
+        file.unlink()
+
+
+def numbered(path: Path, number: int) -> Path:
+    return path.with_suffix(f".{number}.npz") if number else path
+
+
+def prediction_files(path: Path) -> list[Path]:
+    """`path` and the files after it, as far as they are there."""
+    files = (numbered(path, number) for number in itertools.count())
+    return list(itertools.takewhile(Path.exists, files))
+
+
+def predictions_sha256(path: Path) -> str:
+    """sha256 of all files of `path`, one after the other."""
+    return hashlib.sha256(b"".join(f.read_bytes() for f in prediction_files(path))).hexdigest()
+
+
+def require_small(path: Path) -> None:
+    """BadInput where one run alone fills more than a committed file may have."""
+    for file in prediction_files(path):
+        if (size := file.stat().st_size) > MOST_BYTES:
+            (key, arrays), *_ = unpack_predictions(path, [file]).items()
+            largest = max(arrays, key=lambda name: smallest(arrays[name]).nbytes)
+            raise BadInput(
+                f"{file}: {size:,} bytes of predictions of {run_name(key)}, at most "
+                f"{MOST_BYTES:,} are committed in a file; the largest array is {largest!r} "
+                f"({smallest(arrays[largest]).nbytes:,} bytes): keep the class instead of the "
+                "scores, or fewer items"
+            )
 
 
 def encoded(predictions: Mapping[RunKey, Arrays]) -> bytes:
@@ -123,19 +164,35 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def unpack_predictions(path: Path) -> Predictions:
-    """{(arm, task, seed): {name: array}} in the types that the runs had."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            index = json.loads(archive["index"].tobytes())
-            arrays = {int(name[1:]): archive[name] for name in archive.files if name != "index"}
-        return {
-            (arm, task, int(seed)): {
-                name: arrays[number].astype(dtype) for name, (number, dtype) in places.items()
-            }
-            for arm, task, seed, places in index
-        }
-    except UNREADABLE as error:
-        raise BadInput(
-            f"{path} cannot be read ({error}); restore it with git, or record the scale again"
-        ) from error
+def unpack_predictions(path: Path, files: Sequence[Path] | None = None) -> Predictions:
+    """{(arm, task, seed): {name: array}} in the types that the runs had, of all files of `path`."""
+    predictions: Predictions = {}
+    for file in files or prediction_files(path) or [path]:
+        try:
+            for key, arrays in _unpacked(file):
+                if key in predictions:
+                    raise ValueError(f"{run_name(key)} is in it twice")
+                predictions[key] = arrays
+        except UNREADABLE as error:
+            raise BadInput(
+                f"{file} cannot be read ({error}); restore it with git, or record the scale again"
+            ) from error
+    return predictions
+
+
+def _unpacked(file: Path) -> Iterator[tuple[RunKey, dict[str, np.ndarray]]]:
+    with zipfile.ZipFile(file) as archive:
+        left = MOST_UNPACKED - sum(entry.file_size for entry in archive.infolist())
+    if left < 0:
+        raise ValueError(f"it unpacks to more than {MOST_UNPACKED:,} bytes")
+    with np.load(file, allow_pickle=False) as archive:
+        index = json.loads(archive["index"].tobytes())
+        stored = {int(name[1:]): archive[name] for name in archive.files if name != "index"}
+    for arm, task, seed, places in index:
+        arrays = {}
+        for name, (number, kind) in places.items():
+            left -= stored[number].size * np.dtype(kind).itemsize
+            if left < 0:
+                raise ValueError(f"its runs unpack to more than {MOST_UNPACKED:,} bytes")
+            arrays[name] = stored[number].astype(kind)
+        yield (arm, task, int(seed)), arrays

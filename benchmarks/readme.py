@@ -11,7 +11,7 @@ from benchmarks import PAPERS, findings, recorded, tables
 from benchmarks.arms import uses_of
 from benchmarks.blocks import outdated, update_readme
 from benchmarks.methods import tables as speed
-from benchmarks.words import cell, day, full_verdict, table
+from benchmarks.words import cell, day, full_verdict, stated, table
 from shared import sources
 
 NOTHING = "Nothing is recorded yet: `make reproduce-{0}`, then `make record-{0}`."
@@ -50,7 +50,7 @@ def paper_row(paper_dir: Path) -> list[str]:
     results = recorded.all_recorded(paper_dir)
     scale, result = next(iter(results.items()), (None, None))
     verdicts = [
-        f"{cell(claim.statement or claim.id)}: **{full_verdict(claim, result.scale)}**"
+        f"{cell(stated(claim))}: **{full_verdict(claim, result.scale)}**"
         for claim in (result.claims if result else [])
         if result and claim.role == "primary"
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from hashlib import sha256
@@ -20,6 +21,7 @@ from benchmarks.claims import Arms
 from benchmarks.rules import tidy
 from shared.protocol import BadInput, read_as
 
+SCHEMA = 1  # of results files; older ones read, their missing fields have defaults
 SCALES = ("paper", "gpu", "cpu")  # the most telling first; a rehearsal never has a verdict
 
 Number = int | float
@@ -155,6 +157,13 @@ class Earlier(BaseModel):
     effects: dict[str, Number | None] = {}
 
 
+class Machine(BaseModel):
+    """Processor, device and package versions that some runs of a result had in common."""
+
+    runs: int
+    environment: dict[str, Any] = {}
+
+
 class Seconds(BaseModel):
     wall: Number | None = None  # of all calls that trained something
     runs: Number | None = None
@@ -174,7 +183,7 @@ class Head(BaseModel):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    version: int = Field(1, alias="schema")
+    version: int = Field(SCHEMA, alias="schema")
     paper: str
     scale: str
     preview: str | None = None
@@ -184,11 +193,14 @@ class Head(BaseModel):
     protocol_sha256: str | None = None
     reported_sha256: str | None = None
     predictions_sha256: str | None = None
-    code_sha256: str | None = None
+    code_sha256: str | None = None  # of the files that the runs imported
+    judge_sha256: str | None = None  # of the files that judged them
+    records_sha256: str | None = None  # of <scale>.records.jsonl.gz; None: none was kept
     revision: int = 0
     revisions: list[dict[str, str]] = []
     earlier: list[Earlier] = []
-    environment: dict[str, Any] = {}
+    environment: dict[str, Any] = {}  # of the last run
+    machines: list[Machine] = []  # of all runs
     data: dict[str, str] = {}
     splits: dict[str, dict[str, str | None]] = {}  # task -> part -> sha256 of its item ids
     seeds: list[int] = []
@@ -206,10 +218,7 @@ class Results(Judged, Head):
         return plain
 
     def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps(self.document(), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        write_text(path, json.dumps(self.document(), indent=1, allow_nan=False) + "\n")
 
 
 class Rehearsal(BaseModel):
@@ -226,8 +235,7 @@ class Rehearsal(BaseModel):
     commit: str | None = None
 
     def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.model_dump(), indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(self.model_dump(), indent=1) + "\n")
 
 
 class Stamp(BaseModel):
@@ -242,6 +250,17 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def write_bytes(path: Path, payload: bytes) -> None:
+    """By one rename: who reads sees the old file or the new one, also after a kill."""
+    from shared import runs  # torch comes with it: only where something is written
+
+    runs.write_bytes(path, payload)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
 def load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -253,7 +272,37 @@ def load_json(path: Path) -> Any:
 
 
 def read(path: Path) -> Results:
-    return read_as(Results, load_json(path), str(path))
+    """BadInput for what is no result, or one of a newer version of this project."""
+    return as_results(load_json(path), path)
+
+
+def as_results(document: Any, path: Path) -> Results:
+    if not isinstance(document, dict):
+        raise BadInput(f"{path} is not a results file; restore it with git")
+    version = document.get("schema", SCHEMA)
+    if isinstance(version, int) and version > SCHEMA:
+        raise BadInput(
+            f"{path}: schema {version}, and this version of the project reads up to {SCHEMA}; "
+            "update the checkout (git pull)"
+        )
+    return read_as(Results, document, str(path))
+
+
+def superseded(old: Results) -> Earlier:
+    """What a newer result says of an older one."""
+    return Earlier(
+        commit=old.commit,
+        created=old.created,
+        revision=old.revision,
+        processor=old.environment.get("processor"),
+        verdicts={claim.id: claim.verdict for claim in old.claims},
+        effects={claim.id: claim.effect for claim in old.claims},
+    )
+
+
+def report_root(root: Path) -> Path:
+    """The folder of the report's pages."""
+    return Path(os.environ.get("REPRO_REPORT") or root / "report")
 
 
 def result_path(paper_dir: Path, scale: str) -> Path:
@@ -302,7 +351,7 @@ def stamp_checked(paper_dir: Path, scale: str) -> None:
         sha = digest(result_path(paper_dir, scale))
         listed[scale] = {"created": now()[:10], "passed": True, "results_sha256": sha}
     text = json.dumps(listed, indent=1, sort_keys=True)
-    result_path(paper_dir, "checked").write_text(text + "\n", encoding="utf-8")
+    write_text(result_path(paper_dir, "checked"), text + "\n")
 
 
 def digest(path: Path) -> str:

@@ -3,6 +3,8 @@
     python -m benchmarks.report                    # all papers -> report/index.html
     python -m benchmarks.report autolora           # this page (and the overview) only
 
+The pages go to REPRO_REPORT, else to report/ in the checkout.
+
 A scale's result is taken from `runs/<dir>/<scale>/results.json` (or `preview.json`, if that is
 newer) where this machine has one, else from the committed `<dir>/results/<scale>.json`. Pages load
 nothing: style, figures and the few lines of script are inside each file.
@@ -23,7 +25,7 @@ import jinja2
 import matplotlib
 from markupsafe import Markup
 
-from benchmarks import PAPERS, differences, pictures, plots, recorded, tables, views, words
+from benchmarks import PAPERS, differences, locks, pictures, plots, recorded, tables, views, words
 from benchmarks.arms import Cost, costs, parameter_count, uses_of
 from benchmarks.findings import Answer, answers, replica
 from benchmarks.methods import tables as speed_tables
@@ -285,6 +287,8 @@ def templates() -> jinja2.Environment:
         "page_name": page_name,
         "day": words.day,
         "formula": words.formula,
+        "machines": words.machines,
+        "stated": words.stated,
         "why": words.why,
         "scaled_down": SCALED_DOWN,
         "said_of_reported": words.SAID_OF_REPORTED,
@@ -336,17 +340,21 @@ def render(
     """Write the pages of `papers` (default: all), the overview, the findings and summary.json.
 
     Returns the page to open: the paper's, if one was asked for, else the overview. `root` is the
-    checkout.
+    checkout; the folder of the report is written by one process at a time, page by page.
     """
+    out = out or recorded.report_root(root)
+    with locks.alone(out, "a report", patience=120):
+        return write_pages(root, papers, runs or runs_root(root), out)
+
+
+def write_pages(root: Path, papers: Sequence[str], runs: Path, out: Path) -> Path:
     matplotlib.use("Agg")
-    runs, out = runs or runs_root(root), out or root / "report"
     asked = [load(name, root, runs) for name in papers or PAPERS]
     environment = templates()
-    out.mkdir(parents=True, exist_ok=True)
 
     def write(name: str, template: str, **values: Any) -> None:
         text = environment.get_template(template).render(file=name, **values)
-        (out / name).write_text(text, encoding="utf-8")
+        recorded.write_text(out / name, text)
 
     for paper in asked:
         for result in paper.results or (None,):
@@ -357,7 +365,7 @@ def render(
     counted = {name: figures_of(root, name) for name in ("reliability", "cluster")}
     write("index.html", "index.html", rows=rows, speed=speed(root), **counted)
     text = json.dumps(summary(rows), indent=1, ensure_ascii=False, default=str)
-    (out / "summary.json").write_text(text + "\n", encoding="utf-8")
+    recorded.write_text(out / "summary.json", text + "\n")
     return out / (f"{papers[0]}.html" if len(papers) == 1 else "index.html")
 
 
@@ -369,12 +377,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("papers", nargs="*", metavar="paper", help=f"of {', '.join(PAPERS)}; none: all")
     add("--root", type=Path, default=Path("."), help="the checkout")
     add("--runs", type=Path, help="where runs are (default: runs/ in it)")
-    add("--out", type=Path, help="where the pages go (default: report/ in it)")
+    add("--out", type=Path, help="where the pages go (default: REPRO_REPORT, else report/)")
     options = parser.parse_args(arguments)
     try:
         opened = render(options.root, options.papers, options.runs, options.out)
-    except ValueError as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, OSError):
+            print("  remedy:  make room there, or give REPRO_REPORT=... or --out", file=sys.stderr)
         return 2
     print(opened.resolve())
     return 0

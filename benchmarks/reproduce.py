@@ -7,8 +7,8 @@
     python -m benchmarks.reproduce autolora --record        (maintainers) into autolora/results/
 
 Exit status: 0 all runs finished and gates hold, whatever the verdicts; 1 a gate failed or a run
-crashed; 2 inputs missing or refused; 3 (--strict) a primary claim is not plainly supported; 75
-stopped, give the same command again.
+crashed; 2 inputs missing or refused, or another process is at this paper and scale; 3 (--strict) a
+primary claim is not plainly supported; 75 stopped, give the same command again.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks import PAPERS, assemble, cluster, recorded
+from benchmarks import PAPERS, assemble, cluster, locks, recorded
 from benchmarks.assemble import short
 from benchmarks.plan import (
     ROOT,
@@ -42,7 +43,7 @@ from benchmarks.plan import (
 )
 from benchmarks.pool import Key, Outcome, Pool
 from benchmarks.recorded import Rehearsal, Results
-from benchmarks.words import duration
+from benchmarks.words import duration, machines, stated
 from shared import protocol
 from shared.protocol import BadInput, Node, Protocol
 
@@ -159,6 +160,8 @@ def show(paper: Protocol, results: Results) -> None:
         if not gate.passed:
             say(f"  gate {gate.id} FAILED: {gate.detail}")
     say(f"  gates: {gates_text(results)}")
+    if mixed := machines(results):
+        say(f"  {mixed}")
 
 
 def gates_text(results: Results) -> str:
@@ -214,12 +217,31 @@ def verdict_of(claim: recorded.Claim) -> str:
 
 
 def write_report(name: str) -> None:
+    """The pages; what cannot be written, or read of another paper, costs no verdict."""
+    later = "`make report` writes it from the results"
     try:
         from benchmarks import report
+
+        say(f"report:  {short(report.render(ROOT, [name]))}")
     except ModuleNotFoundError as error:  # ENV=none on a machine without matplotlib or jinja2
-        later = "`make report` writes it from the results"
-        return say(f"report:  not written, package {error.name} is missing; {later}")
-    say(f"report:  {short(report.render(ROOT, [name]))}")
+        say(f"report:  not written, package {error.name} is missing; {later}")
+    except (BadInput, OSError) as error:
+        why = no_room(error) if isinstance(error, OSError) else str(error)
+        say(f"report:  not written; the results stand, and {later}\n  {why}")
+
+
+# What is written outside the checkout where a variable says so.
+PLACES = {"REPRO_RUNS": "runs", "REPRO_CACHE": ".cache", "REPRO_REPORT": "report"}
+
+
+def no_room(error: OSError) -> str:
+    """A folder that cannot be written, a file in its place, a full disk: what to do about it."""
+    where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    folders = {name: Path(os.environ.get(name) or ROOT / place) for name, place in PLACES.items()}
+    named = [name for name, folder in folders.items() if str(folder.absolute()) in where]
+    unset = [name for name in PLACES if not os.environ.get(name)]
+    others = " or ".join(f"{name}=..." for name in named or unset or PLACES)
+    return f"{where}\n  remedy:  make room there, or name another folder with {others}"
 
 
 # --- several papers -------------------------------------------------------------------------------
@@ -234,13 +256,8 @@ def refusals() -> Iterator[None]:
         yield
     except (BadInput, sources.MissingInput) as error:
         print(f"error: {error}", file=sys.stderr)
-    except OSError as error:  # a folder that cannot be written, a file in its place, a full disk
-        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(
-            f"error: {where}\n  remedy:  make room there, or name another folder with "
-            "REPRO_RUNS=... (runs) or REPRO_CACHE=... (caches)",
-            file=sys.stderr,
-        )
+    except OSError as error:
+        print(f"error: {no_room(error)}", file=sys.stderr)
 
 
 def reproduce_all(names: Sequence[str], options: argparse.Namespace) -> dict[str, int]:
@@ -268,7 +285,9 @@ def reproduce_all(names: Sequence[str], options: argparse.Namespace) -> dict[str
                 grid(one)
                 statuses[name] = DONE
             else:
-                statuses[name], results[name] = reproduce(one, options)
+                folder = protocol.runs_root(ROOT) / name / one.scale
+                with locks.alone(folder, f"{name} at scale {one.scale}"):
+                    statuses[name], results[name] = reproduce(one, options)
         if several:
             say("")
         if statuses[name] == STOPPED:
@@ -307,7 +326,7 @@ def summary(
         primary = [claim for claim in claims if claim.role == "primary"]
         width = max((len(str(claim.verdict)) for claim in primary), default=0)
         for claim in primary:
-            say(f"  {claim.verdict:<{width}}  {claim.id}: {claim.statement}")
+            say(f"  {claim.verdict:<{width}}  {claim.id}: {stated(claim)}")
         verdicts += Counter(verdict_of(claim) for claim in primary)
         if others := Counter(verdict_of(c) for c in claims if c.role == "secondary"):
             say(f"  secondary: {counts(others)}")
@@ -315,7 +334,7 @@ def summary(
     if verdicts:
         line += f"; {passes:,} gradient evaluations; primary claims: {counts(verdicts)}"
     say(line)
-    report = ROOT / "report" / "index.html"
+    report = recorded.report_root(ROOT) / "index.html"
     if verdicts and report.exists():
         say(f"report: {short(report)}")
 

@@ -12,7 +12,7 @@ from benchmarks.arms import Point
 from benchmarks.claims import Claims, load_claims
 from benchmarks.recorded import Reported, Results
 from benchmarks.reported import ReportedFile
-from benchmarks.words import cell, day, full_verdict, interval, number, seeds_text, table
+from benchmarks.words import cell, day, full_verdict, interval, machines, number, seeds_text, table
 
 
 def declared_claims(paper_dir: Path) -> Claims | None:
@@ -48,7 +48,8 @@ def checked(paper_dir: Path, scale: str | None) -> str:
 def heading(result: Results) -> str:
     commit = f", commit `{result.commit[:10]}`" if result.commit else ""
     seeds = seeds_text(result.seeds)
-    return f"Scale `{result.scale}`, recorded {day(result.created)}{commit}, seeds {seeds}."
+    head = f"Scale `{result.scale}`, recorded {day(result.created)}{commit}, seeds {seeds}."
+    return f"{head} {cell(machines(result))}".rstrip()
 
 
 # --- claims and scores ----------------------------------------------------------------------------

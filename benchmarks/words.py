@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.recorded import Claim, Numbers, finite
+from benchmarks.recorded import Claim, Numbers, Results, finite
 from benchmarks.rules import SCALED_DOWN
 
 # The short names by which a verdict says what it failed on, in a sentence's words.
@@ -133,6 +133,31 @@ def full_verdict(claim: Claim, scale: str) -> str:
     verdict = claim.verdict or "NOT RUN"
     small = scale in ("cpu", "gpu") and SCALED_DOWN not in verdict
     return verdict + SCALED_DOWN if small else verdict
+
+
+def stated(claim: Claim) -> str:
+    """What is claimed, where a colon follows: without the full stop that some statements have."""
+    return (claim.statement or claim.id).rstrip(".")
+
+
+def machines(result: Results) -> str:
+    """Where the runs of a result were made, if not all were made alike; else ""."""
+    if len(result.machines) < 2:
+        return ""
+    columns = [_facts(one.environment) for one in result.machines]
+    differing = [key for key in columns[0] if len({facts.get(key) for facts in columns}) > 1]
+    each = [
+        f"{one.runs} on {', '.join(str(facts.get(key, 'none')) for key in differing)}"
+        for one, facts in zip(result.machines, columns)
+    ]
+    return (
+        f"Runs of {len(columns)} machines or versions ({', '.join(differing)}): {'; '.join(each)}."
+    )
+
+
+def _facts(environment: Mapping[str, Any]) -> dict[str, Any]:
+    packages = environment.get("packages") or {}
+    return {k: v for k, v in environment.items() if k != "packages"} | packages
 
 
 def formula(claim: Claim, control: str = "") -> str:

@@ -6,11 +6,12 @@ import json
 
 import numpy as np
 
-from benchmarks import readme, reported, verdicts
+from benchmarks import check, readme, records, reported, verdicts
+from benchmarks.assemble import judge_sha256
 from benchmarks.blocks import update_readme
 from benchmarks.claims import load_claims
 from benchmarks.predictions import pack_predictions, unpack_predictions
-from benchmarks.recorded import Gate, Results, RunEntry, RunKey
+from benchmarks.recorded import Results, RunKey, Seconds
 from shared import protocol
 from shared.protocol import Protocol
 
@@ -20,6 +21,8 @@ ENTRY = (
     "{id: e1, method: m, metric: accuracy, value: 81.25, source: a table, confidence: read, "
     "origin: paper}"
 )
+
+GATE = {"id": "toy-gate", "passed": True}
 
 
 def score(predictions):
@@ -60,18 +63,29 @@ def record(folder):
     paper, results = Protocol(folder), folder / "results"
     packed = pack_predictions(results / "cpu.predictions.npz", predictions_of(paper), score)
     predictions = unpack_predictions(results / "cpu.predictions.npz")
-    runs: dict[RunKey, RunEntry] = {}
+    kept: dict[RunKey, dict] = {}
+    code = protocol.code_hashes(folder / "train.py")
     for node in paper.nodes("cpu"):
-        run = RunEntry(arm=node.arm, task=node.task, seed=node.seed, gradient_evaluations=3)
-        run.state_sha256, run.split_sha256 = str(node.key), f"{node.task}{node.seed}"
+        used = {key[0]: kept[key] for key in node.uses}
+        config = protocol.config_sha256(paper.config("cpu", node))
+        splits = {"test": f"{node.task}{node.seed}"}
+        passes = 3 + sum(record["gradient_evaluations_with_uses"] for record in used.values())
+        record = kept[node.key] = {
+            **{"arm": node.arm, "task": node.task, "seed": node.seed, "status": "finished"},
+            **{"config_sha256": config, "gates": [{**GATE, "detail": f"seed {node.seed}"}]},
+            **{"gradient_evaluations": 3, "gradient_evaluations_with_uses": passes},
+            **{"state_sha256": str(node.key), "splits": splits, "metrics": {}},
+            **{"split_sha256": protocol.sha256_json(splits), "predictions_sha256": None},
+            **{"seconds": 1.5, "cpu_seconds": 1.25, "environment": {"processor": "A"}},
+        }
+        data = {"made": {"sha256": "d", "path": "made"}}
+        uses = {arm: protocol.record_sha256(r) for arm, r in used.items()}
+        record["fingerprint"] = {"config": config, "code": code, "data": data, "uses": uses}
         if not node.stage:
-            run.metrics = {**score(predictions[node.key]), "count": 7.0}
-        used = sum(runs[key].gradient_evaluations_with_uses for key in node.uses)
-        run.gradient_evaluations_with_uses = 3 + used
-        runs[node.key] = run
-    gate = Gate(id="toy-gate", passed=True, detail="always")
-    gates = [(node.key, [gate]) for node in paper.nodes("cpu")]
-    judged = judge(folder, list(runs.values()), predictions, gates)
+            record["metrics"] = {**score(predictions[node.key]), "count": 7.0}
+            record["predictions_sha256"] = check.saved_sha256(predictions[node.key])
+    runs = [records.entry(record) for record in kept.values()]
+    judged = judge(folder, runs, predictions, records.gates(kept))
     names = ("claims", "protocol", "reported")
     result = Results(
         paper="toy",
@@ -80,11 +94,14 @@ def record(folder):
         commit="abc",
         **{f"{name}_sha256": protocol.sha256_yaml(folder / f"{name}.yaml") for name in names},
         predictions_sha256=packed,
-        code_sha256=protocol.sha256_json(protocol.code_hashes(folder / "train.py")),
+        records_sha256=records.pack_records(results / "cpu.records.jsonl.gz", kept),
+        judge_sha256=judge_sha256(),
         development_seeds="0-99",
         seeds=paper.seeds("cpu"),
+        seconds=Seconds(wall=9.5, **records.spent(kept)),
+        **records.head(list(kept.values())),
         **dict(judged),
-        runs=list(runs.values()),
+        runs=runs,
     )
     result.write(results / "cpu.json")
     (folder / "README.md").write_text(README)

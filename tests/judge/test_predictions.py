@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.predictions import MOST_BYTES, pack_predictions, smallest, unpack_predictions
+from benchmarks import predictions as packing
+from benchmarks.predictions import (
+    MOST_BYTES,
+    pack_predictions,
+    prediction_files,
+    predictions_sha256,
+    require_small,
+    smallest,
+    unpack_predictions,
+)
 from shared.protocol import BadInput
 
 
@@ -55,7 +64,44 @@ def test_packing_rounds_only_what_moves_no_score(tmp_path):
     assert (tmp_path / "a.npz").stat().st_size <= MOST_BYTES
     for key, arrays in unpack_predictions(tmp_path / "a.npz").items():
         assert accuracy(arrays) == accuracy(arrays_of[key])
-    with pytest.raises(BadInput, match="largest array is 'p'"):
-        pack_predictions(tmp_path / "b.npz", arrays_of)
     with pytest.raises(BadInput, match="text stays out"):
         pack_predictions(tmp_path / "c.npz", {("m", "t", 0): {"text": np.array(["a sentence"])}})
+
+
+def noise(runs, items):
+    rng = np.random.default_rng(0)
+    return {("m", "t", seed): {"id": np.arange(items), "p": rng.random(items)} for seed in runs}
+
+
+def test_what_is_too_large_stands_in_several_files(tmp_path, monkeypatch):
+    """No limit costs a finished run its verdict; what one run alone exceeds is not committed."""
+    monkeypatch.setattr(packing, "MOST_BYTES", 20_000)
+    arrays_of, path = noise(range(7), 1000), tmp_path / "cpu.predictions.npz"
+    sha256 = pack_predictions(path, arrays_of)
+    names = [file.name for file in prediction_files(path)]
+    assert names[:2] == ["cpu.predictions.npz", "cpu.predictions.1.npz"] and len(names) == 4
+    assert all(file.stat().st_size <= 20_000 for file in prediction_files(path))
+    assert pack_predictions(tmp_path / "b.npz", dict(reversed(arrays_of.items()))) == sha256
+    back = unpack_predictions(path)
+    assert back.keys() == arrays_of.keys()
+    assert all(np.array_equal(back[key]["p"], arrays_of[key]["p"]) for key in back)
+    assert predictions_sha256(path) == sha256
+    require_small(path)
+    (tmp_path / "cpu.predictions.2.npz").unlink()
+    assert predictions_sha256(path) != sha256
+    pack_predictions(path, noise(range(1), 1000))
+    assert [p.name for p in tmp_path.glob("cpu*")] == names[:1]
+    pack_predictions(path, noise(range(2), 5000))
+    with pytest.raises(BadInput, match=r"m on t, seed 0, at most 20,000 .* largest array is 'p'"):
+        require_small(path)
+
+
+def test_a_file_that_unpacks_to_anything_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    pack_predictions(path, {("m", "t", seed): {"zero": np.zeros(1000)} for seed in range(50)})
+    monkeypatch.setattr(packing, "MOST_UNPACKED", 100_000)  # 50 runs share one array of 8,000
+    with pytest.raises(BadInput, match="its runs unpack to more than 100,000 bytes"):
+        unpack_predictions(path)
+    monkeypatch.setattr(packing, "MOST_UNPACKED", 500)
+    with pytest.raises(BadInput, match="it unpacks to more than 500 bytes"):
+        unpack_predictions(path)

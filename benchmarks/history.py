@@ -1,0 +1,130 @@
+"""What git remembers of a result: the claims and code of its commit, and what was recorded before.
+
+A result is written once. So every version of its file with the same commit and time must be the
+same, each older one must be listed under `earlier`, and claims, protocol and code must be those of
+the commit that it names. Who rewrites the history as well is not found (docs/verdicts.md).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import recorded
+from benchmarks.comparing import differences
+from benchmarks.records import Record
+from benchmarks.rules import tidy
+from shared import protocol
+from shared.protocol import BadInput
+
+Document = dict[str, Any]
+
+
+def git(folder: Path, *words: str) -> bytes | None:
+    """What git prints; None where it fails, or is not there."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout
+
+
+def remembers(folder: Path) -> bool:
+    """Whether `folder` stands in a git checkout with commits."""
+    return git(folder, "rev-parse", "HEAD") is not None
+
+
+def versions(path: Path) -> list[Document]:
+    """Every committed version of a JSON file that can be read, the newest first."""
+    log = git(path.parent, "log", "--format=%H", "--", path.name) or b""
+    documents = []
+    for commit in log.decode().split():
+        content = git(path.parent, "show", f"{commit}:./{path.name}")
+        try:
+            document = json.loads(content or b"null")
+        except ValueError:
+            continue
+        if isinstance(document, dict):
+            documents.append(document)
+    return documents
+
+
+def written_once(path: Path, document: Document) -> list[str]:
+    """Differences from a version that says it was made at the same time from the same commit."""
+    keys = ("commit", "created")
+    for old in versions(path) if document.get("created") else []:
+        same = all(old.get(key) == document.get(key) for key in keys)
+        if same and old != document:
+            place = f"{path.name} in git"
+            moved = differences(tidy(document), old, place)
+            return moved or [f"{place}: not the same numbers"]
+    return []
+
+
+def earlier(path: Path, result: recorded.Results) -> list[str]:
+    """Older results that a newer one replaced and that it does not list as they were."""
+    older = []
+    for document in versions(path):
+        try:
+            old = recorded.as_results(document, path)
+        except BadInput:
+            continue  # of a schema that is no longer read
+        if (old.created or "") < (result.created or ""):
+            older.append(old)
+    listed = {(entry.commit, entry.created): entry for entry in result.earlier}
+    newer, problems = result, []
+    for old in sorted(older, key=lambda old: old.created or "", reverse=True):
+        replaced = (old.revision, old.predictions_sha256) != (
+            newer.revision,
+            newer.predictions_sha256,
+        )
+        entry = listed.get((old.commit, old.created))
+        if replaced and (entry is None or entry.verdicts != recorded.superseded(old).verdicts):
+            what = "is not listed" if entry is None else "is listed with other verdicts"
+            problems.append(f"earlier: the result of {old.created}, commit {old.commit}, {what}")
+        newer = old
+    return problems
+
+
+# --- the commit of a result -----------------------------------------------------------------------
+
+
+def of_commit(
+    paper_dir: Path, result: recorded.Results, records: Sequence[Record]
+) -> tuple[list[str], list[str]]:
+    """(problems, notices): claims, protocol, published numbers and code against `result.commit`."""
+    commit, short = str(result.commit), str(result.commit)[:10]
+    root, name = paper_dir.resolve().parent, paper_dir.resolve().name
+    archive = git(root, "archive", commit, "--", name, "shared", "benchmarks")
+    if archive is None:
+        return [], [
+            f"commit {short} is not in this history: its claims, protocol and code are not compared"
+        ]
+    problems, notices = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+            files.extractall(folder, filter="data")
+        then = Path(folder) / name
+        for kind in ("claims", "protocol", "reported"):
+            path, sha256 = then / f"{kind}.yaml", getattr(result, f"{kind}_sha256")
+            if not path.exists() or protocol.sha256_yaml(path) != sha256:
+                problems.append(
+                    f"{kind}.yaml of commit {short} is not the one that judged these results"
+                )
+        code = protocol.code_hashes(then / "train.py")
+        judge = protocol.code_hashes(Path(folder) / "benchmarks" / "verdicts.py")
+    ran: Mapping[str, str] = records[0]["fingerprint"]["code"] if records else code
+    moved = sorted(file for file in {*ran, *code} if ran.get(file) != code.get(file))
+    if moved and len(moved) == len({*ran, *code}):
+        notices.append("its code was hashed in another way: not compared with that of its commit")
+    elif moved:
+        problems.append(f"the runs had another {', '.join(moved)} than commit {short}")
+    if result.judge_sha256 and result.judge_sha256 != protocol.sha256_json(judge):
+        notices.append(f"judged by another version of the judge than that of commit {short}")
+    return problems, notices
