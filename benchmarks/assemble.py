@@ -132,6 +132,7 @@ def assemble(
         for key, value in (record["fingerprint"].get("data") or {}).items()
     }
     results = Results(
+        schema=recorded.SCHEMA,
         paper=paper.paper,
         scale=scale,
         preview=preview,

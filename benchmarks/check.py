@@ -118,7 +118,7 @@ def check_files(paper_dir: Path, scale: str, result: Results) -> list[str]:
 def check_head(paper: Protocol, scale: str, result: Results, claims: Claims) -> list[str]:
     """What the result says of itself and of its protocol."""
     declared = {
-        "schema": (result.version, 1),
+        "schema": (result.version, min(result.version, recorded.SCHEMA)),
         "paper": (result.paper, paper.paper),
         "scale": (result.scale, scale),
         "preview": (result.preview, None),
@@ -198,8 +198,9 @@ def check_numbers(
         statistics=getattr(evaluate, "STATISTICS", {}),
         reported=reported.load(paper.directory / "reported.yaml"),
         item_values=getattr(evaluate, "item_values", None),
+        schema=result.version,
     )
-    plain = derived.model_dump()
+    plain = derived.fields_of(result.version)
     for part in ("claims", "reported"):
         problems += differences(document[part], plain[part], part)
     return problems + check_gates(result.gates, derived.gates)
