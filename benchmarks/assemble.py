@@ -132,7 +132,6 @@ def assemble(
         for key, value in (record["fingerprint"].get("data") or {}).items()
     }
     results = Results(
-        schema=recorded.SCHEMA,
         paper=paper.paper,
         scale=scale,
         preview=preview,

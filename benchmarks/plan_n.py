@@ -19,10 +19,10 @@ from pathlib import Path
 
 from benchmarks import recorded
 from benchmarks.claims import Claims, ClaimSpec, load_claims
-from benchmarks.recorded import finite
+from benchmarks.recorded import Results, finite
 from benchmarks.rules import detectable
 from benchmarks.words import seeds_text
-from shared.protocol import BadInput, Plan, Protocol
+from shared.protocol import BadInput, Plan, Protocol, load_yaml, sha256_yaml
 
 PLANNED = ("cpu", "gpu")  # scales whose claims name a positive control and a plan
 MOST_SEEDS = 10_000
@@ -120,6 +120,22 @@ def _check_plan(claim: ClaimSpec, paper: Protocol, scale: str, claims: int) -> N
             f"{claim.material:g} would matter: give the scale {needed or 'over 10,000'} seeds, or "
             "make the claim secondary; `short: why` keeps it, and is printed beside its verdict"
         )
+
+
+def short(paper_dir: Path, result: Results) -> dict[str, str]:
+    """claim -> why it is primary although its seeds may miss what would matter.
+
+    Of the protocol that the result was made with: none where that has changed since.
+    """
+    path = paper_dir / "protocol.yaml"
+    if not path.exists() or sha256_yaml(path) != result.protocol_sha256:
+        return {}
+    plans = (load_yaml(path, path.name).get("plan") or {}).get(result.scale) or {}
+    return {
+        name: f"finds {line['detectable']:g} or more; {line['short']}"
+        for name, line in plans.items()
+        if line.get("short")
+    }
 
 
 # --- the lines ------------------------------------------------------------------------------------

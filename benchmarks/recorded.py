@@ -198,7 +198,7 @@ class Head(BaseModel):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    version: int = Field(1, alias="schema")
+    version: int = Field(SCHEMA, alias="schema")
     paper: str
     scale: str
     preview: str | None = None

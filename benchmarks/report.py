@@ -23,7 +23,7 @@ import jinja2
 import matplotlib
 from markupsafe import Markup
 
-from benchmarks import PAPERS, differences, pictures, plots, recorded, tables, views, words
+from benchmarks import PAPERS, differences, pictures, plan_n, plots, recorded, tables, views, words
 from benchmarks.arms import Cost, costs, parameter_count, uses_of
 from benchmarks.findings import Answer, answers, replica
 from benchmarks.methods import tables as speed_tables
@@ -108,12 +108,12 @@ def page(paper: Paper, result: Result | None) -> dict[str, Any]:
     own, problem = pictures.method_pictures(data, paper.directory, places, result.key)
     specs = {spec.id: spec for spec in declared.claims} if declared else {}
     items = result.items()
-    cost = costs(data, uses_of(paper.directory))
+    cost, short = costs(data, uses_of(paper.directory)), plan_n.short(paper.directory, data)
     return view | {
         "data": data,
         "head": views.headline(data),
         "claims": [
-            (claim, views.claim_view(claim, result, specs.get(claim.id), items))
+            (claim, views.claim_view(claim, result, specs.get(claim.id), items, short))
             for claim in result.claims()
         ],
         "strips": pictures.strip_pictures(data, declared, result.key),
@@ -201,7 +201,8 @@ def grouped(rows: Sequence[Row]) -> list[tuple[str, list[tuple[Row, Claim]]]]:
 
 CLAIM_FIELDS = {
     *("id", "statement", "kind", "role", "metric", "unit", "tasks", "n", "effect", "ci95"),
-    *("item_ci95", "threshold", "detectable", "verdict", "reason"),
+    *("item_ci95", "threshold", "material", "p_within", "p_holm_within", "flip_within"),
+    *("sensitivity", "detectable", "verdict", "reason"),
 }
 HEAD_FIELDS = (
     *("gates", "gates_passed", "runs", "diverged", "crashed"),
@@ -223,6 +224,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
             claim.model_dump(include=CLAIM_FIELDS)
             | {
                 "compared": words.formula(claim),
+                "meaning": words.why(claim),
                 "controls": {control.arm: control.outcome for control in claim.controls},
             }
             for claim in row.claims
