@@ -12,7 +12,16 @@ from pathlib import Path
 from benchmarks import PAPERS, papers, recorded
 from benchmarks.recorded import Claim, Control, Results
 from benchmarks.rules import SMALLER, plain
-from benchmarks.words import cell, formula, interval, margin, number, table, unit_of
+from benchmarks.words import (
+    cell,
+    formula,
+    interval,
+    margin,
+    number,
+    positive_control,
+    table,
+    unit_of,
+)
 
 ANSWERS = {
     "SUPPORTED": "Yes",
@@ -54,6 +63,8 @@ def answer(question: papers.Question, claims: Sequence[Claim]) -> Answer | None:
         evidence += f" = {number(judged.effect, signed=True)} {unit_of(claim)}"
         if claim.kind != "exact":
             evidence += f" (95 % {interval(judged.ci95)}, n {claim.n})"
+    if claim.sensitivity and claim.sensitivity.d and not arm:
+        evidence += f"; positive control {positive_control(claim)}"
     arms = {
         outcome: ", ".join(c.arm for c in claim.controls if c.outcome == outcome)
         for outcome in ("OPEN", "NOT BEATEN")

@@ -63,6 +63,7 @@ def claim_picture(claim: Claim, result: Results, key: str) -> plots.Picture | No
     if (positive := claim.sensitivity) and positive.d:
         pair = [*positive.arms.methods, str(positive.arms.opponent)]
         label = f"positive control {' − '.join(pair)}: {positive.outcome}"
+        label = label if len(label) <= LABEL else f"positive control: {positive.outcome}"
         rows.append(row(label, positive, pair, positive.outcome))
     for control in claim.controls:
         label = f"control {control.arm}: {control.outcome}"

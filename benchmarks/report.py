@@ -270,6 +270,10 @@ def templates() -> jinja2.Environment:
     def minus(text: str) -> str:
         return text.replace("-", "−")
 
+    def minuses(text: str) -> str:
+        """Of numbers and differences; hyphens in names stay."""
+        return re.sub(r"(?<=[ (])-(?=[\d ])", "−", text)
+
     filters: dict[str, Any] = {
         "number": lambda value: minus(words.number(value)),
         "signed": lambda value: minus(words.number(value, signed=True)),
@@ -277,6 +281,7 @@ def templates() -> jinja2.Environment:
         "duration": words.duration,
         "p": words.p_value,
         "anchor": words.anchor,
+        "minuses": minuses,
         "pretty": words.pretty,
         "svg": Markup,  # our own markup; everything else is escaped
     }

@@ -19,7 +19,7 @@ MATERIAL = 1.0
 LIMITS = (-2.4, 2.4)
 CASES = {  # differences per seed, item interval
     "for": ((1.6, 1.2, 2.0, 1.5, 1.1, 1.7, 1.3, 1.9), (1.1, 2.0)),
-    "within": ((0.1, -0.2, 0.05, 0.15, -0.1, 0.1, 0.0, -0.05), (-0.6, 0.6)),
+    "within": ((0.25, -0.1, 0.15, 0.3, -0.05, 0.2, 0.1, -0.05), (-0.5, 0.7)),
     "cannot-tell": ((1.0, -1.9, 0.5, 1.5, -0.9, 1.6, 0.2, -0.4), (-0.7, 0.9)),
 }
 # Those of templates/style.css: ink, line, for, against, neutral.
@@ -54,10 +54,12 @@ def draw(name: str) -> str:
     alt = f"{word}: effect {shown.effect:+.2f} of {len(d)} seeds; the band is ±{MATERIAL:g}."
     figure = plots.forest([row], f"points: {word}", LIMITS)
     svg, width = plots.to_svg(figure, alt, f"verdict-{name}")
+    _, _, across, down = svg.split('"', 2)[1].split()  # of the viewBox
+    height = round(width * float(down) / float(across))
     dark = f"@media (prefers-color-scheme:dark){{svg{{{variables(DARK)}}}}}"
     head = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'width="{width}" '
+        f'width="{width}" height="{height}" '
     )
     css = f"<style>svg{{{variables(LIGHT)};font-family:sans-serif}}{dark}</style>"
     opening, rest = svg.removeprefix("<svg ").split(">", 1)

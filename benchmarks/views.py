@@ -117,6 +117,7 @@ def conditions(claim: Claim) -> list[Condition]:
     ends = finite(claim.item_ci95)
     if len(ends) == 2:
         text, rule = interval(ends), f"wholly on one side of {number(threshold)}"
+        rule += ", or within" if asked else ""
         above, below = Side(text, ends[0] > threshold), Side(text, ends[1] < threshold)
         inside = abs(ends[0] - threshold) < claim.material > abs(ends[1] - threshold)
         within = Side(text, inside) if asked else None
@@ -160,8 +161,9 @@ def how(claim: Claim, result: Result, items: dict[str, int]) -> list[tuple[str, 
     beaten = "A control is beaten if method minus control passes the same tests."
     rows.append(("Controls", f"{controls}. {beaten}" if controls else "none declared"))
     positive = positive_control(claim)
-    shown = f"{positive}. Two arms known beforehand to differ, measured in the same way."
-    return [*rows, ("Positive control", shown)] if positive else rows
+    if claim.sensitivity and claim.sensitivity.outcome != "none":
+        positive += ". Two arms known beforehand to differ, measured in the same way."
+    return [*rows, ("Positive control", positive)] if positive else rows
 
 
 def data_of(claim: Claim, result: Result, items: dict[str, int]) -> str:
