@@ -61,6 +61,13 @@ class Arms(Declared):
         return {key: value for key, value in dump(self).items() if value is not None}
 
 
+class Pair(Declared):
+    """A positive control: two arms whose difference is known from outside the claim."""
+
+    method: str
+    opponent: str
+
+
 class ClaimSpec(Declared):
     """A claim as it is declared; see the head of verdicts.py for the kinds."""
 
@@ -75,13 +82,15 @@ class ClaimSpec(Declared):
     unit: Literal["points", "raw", "item"] = "points"
     direction: Literal["higher", "lower"] = "higher"
     threshold: Number = 0
-    material: Number = 1.0
+    material: Number = 1.0  # the smallest difference that would matter to somebody
+    material_reason: str = ""
+    sensitivity: Pair | str | None = None
     controls: list[str] | str
     items: str
     scales: list[Scale]
     task_units: dict[str, Number] = {}
 
-    @field_validator("controls", "items")
+    @field_validator("controls", "items", "sensitivity")
     @classmethod
     def _none_has_a_reason(cls, value: Any) -> Any:
         if isinstance(value, str) and value.startswith("none") and not value[4:].lstrip(": "):
@@ -101,6 +110,13 @@ class ClaimSpec(Declared):
             raise ValueError(f"items is {self.items!r}; write test or 'none: why'")
         if not self.controls or (isinstance(self.controls, str) and not is_none(self.controls)):
             raise ValueError(f"controls is {self.controls!r}; write a list of arms or 'none: why'")
+        if isinstance(self.sensitivity, str) and not is_none(self.sensitivity):
+            raise ValueError(
+                f"sensitivity is {self.sensitivity!r}; write {{method: A, opponent: B}}, two arms "
+                "that are known to differ, or 'none: why'"
+            )
+        if self.material <= 0:
+            raise ValueError(f"material is {self.material}; write a number above 0")
         if self.kind == "exact" and self.control_arms:
             raise ValueError("an exact comparison has no controls; write 'none: why'")
         if self.unit == "item" and self.kind not in ("difference", "contrast"):
@@ -110,6 +126,12 @@ class ClaimSpec(Declared):
     @property
     def control_arms(self) -> list[str]:
         return [] if isinstance(self.controls, str) else self.controls
+
+    @property
+    def positive(self) -> list[str]:
+        """The arms of its positive control, the better one first."""
+        pair = self.sensitivity
+        return [pair.method, pair.opponent] if isinstance(pair, Pair) else []
 
     def listed_tasks(self) -> list[str]:
         """Every task that it names, at any scale."""
@@ -190,9 +212,9 @@ def check_names(claims: Claims, arms: Collection[str], tasks: Collection[str], w
     """Refuses an arm or task that the protocol does not have: it would only ever read NOT RUN."""
     for claim in claims.claims:
         place = f"{where}: claim {claim.id}"
-        for text in [*claim.arms.named(), *claim.control_arms]:
+        for text in [*claim.arms.named(), *claim.control_arms, *claim.positive]:
             arm, _, task = text.partition("@")
-            one_of(arm, arms, f"{place}: arms and controls")
+            one_of(arm, arms, f"{place}: arms, controls and sensitivity")
             if task:
                 one_of(task, tasks, f"{place}: arms")
         for task in claim.listed_tasks():

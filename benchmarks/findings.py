@@ -11,14 +11,25 @@ from pathlib import Path
 
 from benchmarks import PAPERS, papers, recorded
 from benchmarks.recorded import Claim, Control, Results
-from benchmarks.rules import plain
-from benchmarks.words import cell, formula, interval, number, table, unit_of
+from benchmarks.rules import SMALLER, plain
+from benchmarks.words import (
+    cell,
+    formula,
+    interval,
+    margin,
+    number,
+    positive_control,
+    table,
+    unit_of,
+)
 
 ANSWERS = {
     "SUPPORTED": "Yes",
     "SUPPORTED, NOT ATTRIBUTED": "Yes, but no more than without the idea ({NOT BEATEN})",
     "SUPPORTED, ATTRIBUTION OPEN": "Yes; whether because of the idea stays open ({OPEN})",
     "CONTRADICTED": "No",
+    "NO MATERIAL DIFFERENCE": "No difference that would matter: less than {margin} either way",
+    "INSENSITIVE": "This experiment could not have told: its positive control does not show",
     "INCONCLUSIVE": "These runs cannot tell",
     "NOT RUN": "Not run",
     "BEATEN": "Yes",
@@ -52,11 +63,16 @@ def answer(question: papers.Question, claims: Sequence[Claim]) -> Answer | None:
         evidence += f" = {number(judged.effect, signed=True)} {unit_of(claim)}"
         if claim.kind != "exact":
             evidence += f" (95 % {interval(judged.ci95)}, n {claim.n})"
+    if claim.sensitivity and claim.sensitivity.d and not arm:
+        evidence += f"; positive control {positive_control(claim)}"
     arms = {
         outcome: ", ".join(c.arm for c in claim.controls if c.outcome == outcome)
         for outcome in ("OPEN", "NOT BEATEN")
     }
-    return Answer(question.ask, ANSWERS[plain(verdict)].format(**arms), evidence, claim)
+    words = ANSWERS[plain(verdict)].format(margin=margin(claim), **arms)
+    if SMALLER.search(verdict):
+        words += f", by less than {margin(claim)}"
+    return Answer(question.ask, words, evidence, claim)
 
 
 def answers(paper: str, claims: Sequence[Claim]) -> list[Answer]:

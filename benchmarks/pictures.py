@@ -14,9 +14,9 @@ from matplotlib import pyplot
 from benchmarks import plots
 from benchmarks.arms import arms_of, factors, metrics_of, scores, seeds_of
 from benchmarks.claims import Claims
-from benchmarks.recorded import Claim, Control, Results, RunKey, finite
+from benchmarks.recorded import Claim, Control, Results, RunKey, Sensitivity, finite
 from benchmarks.tables import mean_sd
-from benchmarks.words import badge_of, formula, interval, number, unit_of
+from benchmarks.words import badge_of, formula, interval, margin, number, unit_of
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 LABEL = 44  # characters that fit above a picture beside the effect
@@ -30,11 +30,14 @@ def tone_of(words: str | None) -> str:
 
 
 def claim_picture(claim: Claim, result: Results, key: str) -> plots.Picture | None:
-    """Paired differences of the claim and of its controls; None if there is none to show."""
+    """Paired differences of the claim, its positive control and its controls, each beside what
+    would matter; None if there is none to show."""
     seeds, sides = seeds_of(claim, result), claim.arms.sides
     diverged = {(run.arm, run.seed) for run in result.runs if run.status == "diverged"}
 
-    def row(label: str, part: Claim | Control, arms: Sequence[str], words: str | None) -> plots.Row:
+    def row(
+        label: str, part: Claim | Control | Sensitivity, arms: Sequence[str], words: str | None
+    ) -> plots.Row:
         d = part.d if len(part.d) <= MOST_DOTS else []
         failed = [any((arm, seed) in diverged for arm in arms) for seed in seeds]
         by_seed = claim.unit != "item" and len(d) == len(seeds)
@@ -44,16 +47,24 @@ def claim_picture(claim: Claim, result: Results, key: str) -> plots.Picture | No
             d=d,
             effect=part.effect,
             ci95=part.ci95,
-            item_ci95=part.item_ci95,
+            item_ci95=None if isinstance(part, Sensitivity) else part.item_ci95,
             threshold=float(claim.threshold) if whole else 0.0,
             tone=tone_of(words),
             failed=failed if by_seed else [False] * len(d),
             material=None if whole else claim.material,
+            band=(-claim.material, claim.material)
+            if whole and claim.p_within is not None
+            else None,
         )
 
     compared = formula(claim).replace(" - ", " − ")
     label = compared if len(compared) <= LABEL else f"the {claim.kind} compared"
     rows = [row(label, claim, sides, claim.verdict)]
+    if (positive := claim.sensitivity) and positive.d:
+        pair = [*positive.arms.methods, str(positive.arms.opponent)]
+        label = f"positive control {' − '.join(pair)}: {positive.outcome}"
+        label = label if len(label) <= LABEL else f"positive control: {positive.outcome}"
+        rows.append(row(label, positive, pair, positive.outcome))
     for control in claim.controls:
         label = f"control {control.arm}: {control.outcome}"
         rows.append(row(label, control, [*sides[:1], control.arm], control.outcome))
@@ -64,8 +75,12 @@ def claim_picture(claim: Claim, result: Results, key: str) -> plots.Picture | No
     alt = (
         f"Paired differences of claim {claim.id}: {compared}. "
         f"Effect {number(claim.effect, signed=True)} {unit}, 95 % interval {interval(claim.ci95)}, "
-        f"threshold {number(first.threshold)}. Per replicate: {values}."
+        f"threshold {number(first.threshold)}, what would matter {margin(claim)}. "
+        f"Per replicate: {values}."
     )
+    if positive and positive.d:
+        size, ends = number(positive.effect, signed=True), interval(positive.ci95)
+        alt += f" Positive control {' − '.join(pair)}: {size}, {ends}, {positive.outcome}."
     for control in claim.controls:
         size, ends = number(control.effect, signed=True), interval(control.ci95)
         alt += f" Control {control.arm}: {size}, {ends}, {control.outcome}."

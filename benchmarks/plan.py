@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks import claims, cluster, recorded, reported
+from benchmarks import claims, cluster, plan_n, recorded, reported
 from benchmarks.claims import Claims
 from benchmarks.pool import Key
 from benchmarks.predictions import MOST_BYTES, prediction_files
@@ -39,6 +39,7 @@ def load_claims(paper: Protocol) -> Claims:
     declared = claims.load_claims(path)
     tasks = {task for scale in paper.document.scales for task in paper.tasks(scale)}
     claims.check_names(declared, paper.document.arms, tasks, where)
+    plan_n.check_plans(declared, paper)
     published = reported.load(paper.directory / "reported.yaml")
     reported.check_targets(declared.targets, published, where)
     return declared

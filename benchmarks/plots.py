@@ -110,11 +110,13 @@ class Row:
     threshold: float
     tone: str  # FOR, AGAINST or NEUTRAL
     failed: Sequence[bool]  # per seed: a run behind this d diverged
-    material: float | None = None
+    material: float | None = None  # a mark of its own
+    band: tuple[float, float] | None = None  # differences that would not matter
 
 
-def forest(rows: Sequence[Row], unit: str) -> Figure:
-    """Per row: a dot per seed, the t interval (thick), the item interval (thin), the threshold."""
+def forest(rows: Sequence[Row], unit: str, limits: tuple[float, float] | None = None) -> Figure:
+    """Per row: a dot per seed, the t interval (thick), the item interval (thin), the threshold,
+    and the band of what would not matter. `limits`: of the axis, where several figures share it."""
     with style():
         figure = Figure(figsize=(WIDTH, 0.5 + 0.66 * len(rows)))
         axes = figure.add_subplot()
@@ -124,9 +126,10 @@ def forest(rows: Sequence[Row], unit: str) -> Figure:
         values = [0.0]
         for row in rows:
             ends = [row.threshold, row.material, *row.d, *(row.ci95 or []), *(row.item_ci95 or [])]
-            values += finite(ends)
+            values += finite([*ends, *(row.band or [])])
         spread = (max(values) - min(values)) or 1.0
-        axes.set_xlim(min(values) - 0.06 * spread, max(values) + 0.06 * spread)
+        margin = 0.06 * spread
+        axes.set_xlim(limits or (min(values) - margin, max(values) + margin))
         axes.set_ylim(-len(rows) + 0.5, 0.55)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
@@ -139,6 +142,9 @@ def forest_row(axes: Axes, row: Row, y: float) -> None:
     across: Any = {"transform": axes.get_yaxis_transform(), "va": "center"}
     axes.text(0, y + 0.4, row.label, fontsize=8.5, **across)
     axes.text(1, y + 0.4, effect.replace("-", "−"), ha="right", color=row.tone, **across)
+    if row.band:
+        (low, high), (bottom, top) = row.band, (y - 0.4, y + 0.22)
+        axes.fill([low, high, high, low], [bottom, bottom, top, top], FAINT, lw=0, zorder=0.5)
     marks = [(row.threshold, 1.0, (2, 1.5)), (row.material, 0.8, (0.8, 1.6))]
     for value, width, dashes in marks:
         if value is not None:

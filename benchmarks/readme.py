@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import PAPERS, findings, recorded, tables
+from benchmarks import PAPERS, findings, plan_n, recorded, tables
 from benchmarks.arms import uses_of
 from benchmarks.blocks import outdated, update_readme
 from benchmarks.methods import tables as speed
@@ -25,7 +25,9 @@ def paper_tables(paper_dir: Path) -> dict[str, str]:
     judged, scores = [], []
     for result in results.values():
         heading = tables.heading(result)
-        judged.append(f"{heading}\n\n{tables.claims_table(result)}")
+        judged.append(
+            f"{heading}\n\n{tables.claims_table(result, plan_n.short(paper_dir, result))}"
+        )
         scored = tables.results_table(result, uses, claims)
         scores.append(f"{heading} Mean ± sd over seeds.\n\n{scored}")
     return {

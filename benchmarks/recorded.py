@@ -21,7 +21,7 @@ from benchmarks.claims import Arms
 from benchmarks.rules import tidy
 from shared.protocol import BadInput, read_as
 
-SCHEMA = 1  # of results files; older ones read, their missing fields have defaults
+SCHEMA = 2  # what is written; a result keeps the rule of its own: 1 had no *within*
 SCALES = ("paper", "gpu", "cpu")  # the most telling first; a rehearsal never has a verdict
 
 Number = int | float
@@ -50,6 +50,17 @@ class Control(BaseModel):
     outcome: str = "OPEN"
 
 
+class Sensitivity(BaseModel):
+    """The claim's positive control: A - B, known from outside to differ, measured likewise."""
+
+    arms: Arms = Arms()
+    d: Numbers = []
+    effect: Number | None = None
+    ci95: Numbers | None = None
+    outcome: str = "NOT SHOWN"  # SHOWN, NOT SHOWN, NOT RUN or none
+    reason: str = ""  # why it is not shown, or why there is none
+
+
 class Claim(BaseModel):
     """A claim as it was judged; `d` has a difference per replicate, positive favours the claim."""
 
@@ -75,8 +86,12 @@ class Claim(BaseModel):
     p_against: Number | None = None
     p_holm_for: Number | None = None
     p_holm_against: Number | None = None
+    p_within: Number | None = None
+    p_holm_within: Number | None = None
     flip_for: Number | None = None
     flip_against: Number | None = None
+    flip_within: Numbers | None = None
+    sensitivity: Sensitivity | None = None
     item_ci95: Numbers | None = None
     wins_ties_losses: list[int] = [0, 0, 0]
     diverged: dict[str, int] = {}
@@ -170,12 +185,20 @@ class Seconds(BaseModel):
     cpu: Number | None = None
 
 
+SINCE_2 = {"p_within", "p_holm_within", "flip_within", "sensitivity"}  # fields of a claim
+
+
 class Judged(BaseModel):
     """What the judge derives from runs, predictions and claims."""
 
     claims: list[Claim] = []
     reported: list[Reported] = []
     gates: list[Gate] = []
+
+    def fields_of(self, schema: int) -> dict[str, Any]:
+        """As a file of that schema has them."""
+        later = {"claims": {"__all__": SINCE_2}} if schema < 2 else None
+        return self.model_dump(exclude=later)
 
 
 class Head(BaseModel):

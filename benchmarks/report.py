@@ -25,7 +25,18 @@ import jinja2
 import matplotlib
 from markupsafe import Markup
 
-from benchmarks import PAPERS, differences, locks, pictures, plots, recorded, tables, views, words
+from benchmarks import (
+    PAPERS,
+    differences,
+    locks,
+    pictures,
+    plan_n,
+    plots,
+    recorded,
+    tables,
+    views,
+    words,
+)
 from benchmarks.arms import Cost, costs, parameter_count, uses_of
 from benchmarks.findings import Answer, answers, replica
 from benchmarks.methods import tables as speed_tables
@@ -110,12 +121,12 @@ def page(paper: Paper, result: Result | None) -> dict[str, Any]:
     own, problem = pictures.method_pictures(data, paper.directory, places, result.key)
     specs = {spec.id: spec for spec in declared.claims} if declared else {}
     items = result.items()
-    cost = costs(data, uses_of(paper.directory))
+    cost, short = costs(data, uses_of(paper.directory)), plan_n.short(paper.directory, data)
     return view | {
         "data": data,
         "head": views.headline(data),
         "claims": [
-            (claim, views.claim_view(claim, result, specs.get(claim.id), items))
+            (claim, views.claim_view(claim, result, specs.get(claim.id), items, short))
             for claim in result.claims()
         ],
         "strips": pictures.strip_pictures(data, declared, result.key),
@@ -203,7 +214,8 @@ def grouped(rows: Sequence[Row]) -> list[tuple[str, list[tuple[Row, Claim]]]]:
 
 CLAIM_FIELDS = {
     *("id", "statement", "kind", "role", "metric", "unit", "tasks", "n", "effect", "ci95"),
-    *("item_ci95", "threshold", "detectable", "verdict", "reason"),
+    *("item_ci95", "threshold", "material", "p_within", "p_holm_within", "flip_within"),
+    *("sensitivity", "detectable", "verdict", "reason"),
 }
 HEAD_FIELDS = (
     *("gates", "gates_passed", "runs", "diverged", "crashed"),
@@ -225,6 +237,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
             claim.model_dump(include=CLAIM_FIELDS)
             | {
                 "compared": words.formula(claim),
+                "meaning": words.why(claim),
                 "controls": {control.arm: control.outcome for control in claim.controls},
             }
             for claim in row.claims
@@ -270,6 +283,10 @@ def templates() -> jinja2.Environment:
     def minus(text: str) -> str:
         return text.replace("-", "−")
 
+    def minuses(text: str) -> str:
+        """Of numbers and differences; hyphens in names stay."""
+        return re.sub(r"(?<=[ (])-(?=[\d ])", "−", text)
+
     filters: dict[str, Any] = {
         "number": lambda value: minus(words.number(value)),
         "signed": lambda value: minus(words.number(value, signed=True)),
@@ -277,6 +294,7 @@ def templates() -> jinja2.Environment:
         "duration": words.duration,
         "p": words.p_value,
         "anchor": words.anchor,
+        "minuses": minuses,
         "pretty": words.pretty,
         "svg": Markup,  # our own markup; everything else is escaped
     }

@@ -6,8 +6,10 @@ threshold. Nothing here reads a file or a clock, and the only random draws are s
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,17 +68,32 @@ def sign_flip(d: np.ndarray, t: float = 0.0) -> tuple[float, float]:
         return float(np.mean(sums >= observed - tolerance)), float(
             np.mean(sums <= observed + tolerance)
         )
-    bits = np.random.PCG64(0)
     above = below = 1
-    block = 1000
-    words = -(-n // 64)
-    for _ in range(FLIPS // block):
-        raw = bits.random_raw(block * words).view(np.uint8).reshape(block, -1)
-        signs = np.unpackbits(raw, axis=1)[:, :n]
+    for signs in sign_blocks(n):
         sums = 2.0 * (signs @ x) - observed
         above += int(np.sum(sums >= observed - tolerance))
         below += int(np.sum(sums <= observed + tolerance))
     return above / (FLIPS + 1), below / (FLIPS + 1)
+
+
+def sign_blocks(n: int) -> Iterator[np.ndarray]:
+    """FLIPS seeded patterns of n zeros and ones, the same at every call, in blocks of 1,000 rows.
+
+    Those of as many signs as a claim has seeds are kept: each claim asks for them several times.
+    """
+    return iter(_kept_blocks(n)) if n <= 64 else _drawn_blocks(n)
+
+
+def _drawn_blocks(n: int) -> Iterator[np.ndarray]:
+    bits, block, words = np.random.PCG64(0), 1000, -(-n // 64)
+    for _ in range(FLIPS // block):
+        raw = bits.random_raw(block * words).view(np.uint8).reshape(block, -1)
+        yield np.unpackbits(raw, axis=1)[:, :n]
+
+
+@functools.lru_cache(maxsize=1)
+def _kept_blocks(n: int) -> list[np.ndarray]:
+    return [signs.astype(np.float64) for signs in _drawn_blocks(n)]
 
 
 def flip_limit(n: int) -> float:
@@ -101,13 +118,18 @@ def item_interval(resampled: np.ndarray | None) -> list[float] | None:
     return [float(low), float(high)]
 
 
-def detectable(n: int, sd: float, t: float = 0.0, power: float = 0.8) -> float | None:
-    """The smallest true effect above t that a one-sided t-test at 2.5 % finds with this power."""
+def detectable(
+    n: int, sd: float, t: float = 0.0, power: float = 0.8, claims: int = 1
+) -> float | None:
+    """The smallest true effect above t that a one-sided t-test finds with this power.
+
+    Its level is that of Holm's first step over so many claims: 0.025 / claims.
+    """
     if n < 2:
         return None
     if sd == 0:
         return t
-    critical = float(special.stdtrit(n - 1, 1 - ALPHA))
+    critical = float(special.stdtrit(n - 1, 1 - ALPHA / claims))
 
     def missed(shift: float) -> float:
         return float(special.nctdtr(n - 1, shift, critical)) - (1 - power)
@@ -145,10 +167,28 @@ class Evidence:
     flip_for: float
     flip_against: float
     wins_ties_losses: list[int]
+    p_within: float | None = None
+    flip_within: list[float] | None = None
 
 
-def evidence(d: Sequence[float] | np.ndarray, t: float = 0.0) -> Evidence:
+def asks_within(kind: str, t: float) -> bool:
+    """Whether a claim can end as no material difference."""
+    return t == 0 and kind not in ("spread", "exact")
+
+
+def evidence(
+    d: Sequence[float] | np.ndarray, t: float = 0.0, material: float | None = None, claims: int = 1
+) -> Evidence:
+    """The numbers of d; with `material` m also whether it lies within (t - m, t + m).
+
+    `claims`: those of the role, for `detectable`.
+    """
     x = np.asarray(d, dtype=np.float64)
+    p_within, flip_within = None, None
+    if material is not None:
+        low, high = t - material, t + material
+        p_within = max(t_test(x, low)[0], t_test(x, high)[1])
+        flip_within = [sign_flip(x, low)[0], sign_flip(x, high)[1]]
     p_for, p_against = t_test(x, t)
     flip_for, flip_against = sign_flip(x, t)
     sd = 0.0 if len(x) == 0 or all_equal(x) else float(np.std(x, ddof=1))
@@ -157,13 +197,32 @@ def evidence(d: Sequence[float] | np.ndarray, t: float = 0.0) -> Evidence:
         effect=float(np.mean(x)) if len(x) else None,
         median=float(np.median(x)) if len(x) else None,
         ci95=t_interval(x),
-        detectable=detectable(len(x), sd, t),
+        detectable=detectable(len(x), sd, t, claims=claims),
         p_for=p_for,
         p_against=p_against,
         flip_for=flip_for,
         flip_against=flip_against,
         wins_ties_losses=wins_ties_losses(x),
+        p_within=p_within,
+        flip_within=flip_within,
     )
+
+
+CONDITIONS = ("t", "Holm", "sign-flip", "items")  # in the order in which they are asked
+
+
+def first_failed(p: float, p_holm: float, flip: float, n: int, items_agree: bool) -> str:
+    """The first of CONDITIONS that does not hold, '' if all do."""
+    met = (p <= ALPHA, p_holm <= ALPHA, flip <= flip_limit(n), items_agree)
+    return next((name for name, holds in zip(CONDITIONS, met) if not holds), "")
+
+
+def outside(shown: Evidence, p_holm_within: float, item_inside: bool) -> str:
+    """The first condition of *within* that does not hold, '' if all do."""
+    if shown.p_within is None or shown.flip_within is None:
+        return CONDITIONS[0]  # not asked
+    flip = max(shown.flip_within)
+    return first_failed(shown.p_within, p_holm_within, flip, shown.n, item_inside)
 
 
 def claim_verdict(
@@ -175,28 +234,60 @@ def claim_verdict(
     items: bool = True,
     kind: str = "difference",
     failures: bool = False,
+    material: float = math.inf,
+    p_holm_within: float = 1.0,
+    sensitivity: str = "none",
 ) -> tuple[str, str]:
-    """(SUPPORTED | CONTRADICTED | INCONCLUSIVE, the first failed condition or '') of one claim.
+    """(word, reason) of one claim; controls, if any, come after it (`attribute`).
 
-    `shown` is `evidence(d, t)`; `p_holm` the adjusted p for and against; `items` false where
-    condition (c) does not apply; `failures`: more than 20 % of the runs of one arm diverged.
+    SUPPORTED and CONTRADICTED may add "but smaller than m"; else NO MATERIAL DIFFERENCE,
+    INSENSITIVE, or INCONCLUSIVE with the first condition that failed. Of the two questions, on one
+    side of t and within the margin, the one that came further names it.
+
+    `shown` is `evidence(d, t, material)`, without material where *within* is not asked; `p_holm`
+    the adjusted p for and against; `items` false where condition (c) does not apply; `failures`:
+    more than 20 % of the runs of one arm diverged; `sensitivity`: SHOWN, NOT SHOWN or none.
     """
     if shown.effect is None or shown.n < MIN_SEEDS.get(kind, 5):
         return "INCONCLUSIVE", "seeds"
     if failures:
         return "INCONCLUSIVE", "failures"
+    low, high = item_ci95 if item_ci95 is not None else (-math.inf, math.inf)
+    inside = not items or (t - material < low and high < t + material)
+    apart = outside(shown, p_holm_within, inside)
     favours = shown.effect >= t
     p, flip = (shown.p_for, shown.flip_for) if favours else (shown.p_against, shown.flip_against)
-    if not p <= ALPHA:
-        return "INCONCLUSIVE", "t"
-    if not p_holm[0 if favours else 1] <= ALPHA:
-        return "INCONCLUSIVE", "Holm"
-    if not flip <= flip_limit(shown.n):
-        return "INCONCLUSIVE", "sign-flip"
-    beyond = item_ci95 is not None and (item_ci95[0] > t if favours else item_ci95[1] < t)
-    if items and not beyond:
-        return "INCONCLUSIVE", "items"
-    return ("SUPPORTED" if favours else "CONTRADICTED"), ""
+    beyond = not items or (low > t if favours else high < t)
+    failed = first_failed(p, p_holm[0 if favours else 1], flip, shown.n, beyond)
+    if not failed:
+        word = "SUPPORTED" if favours else "CONTRADICTED"
+        return (word if apart else word + smaller(material)), ""
+    if sensitivity == "NOT SHOWN":
+        return "INSENSITIVE", "sensitivity"
+    if not apart:
+        return "NO MATERIAL DIFFERENCE", ""
+    return "INCONCLUSIVE", max(failed, apart, key=CONDITIONS.index)
+
+
+def sensitivity_outcome(
+    shown: Evidence,
+    item_ci95: Sequence[float] | None,
+    material: float,
+    *,
+    items: bool = True,
+    kind: str = "difference",
+    failures: bool = False,
+) -> tuple[str, str]:
+    """(SHOWN | NOT SHOWN, why not) of the positive control; `shown` is `evidence(A - B)`."""
+    p = (shown.p_for, shown.p_against)  # without Holm: nothing is claimed of it
+    word, reason = claim_verdict(
+        shown, 0.0, p, item_ci95, items=items, kind=kind, failures=failures
+    )
+    if word != "SUPPORTED":
+        return "NOT SHOWN", reason or "it points the other way"
+    if shown.effect is None or shown.effect < material:
+        return "NOT SHOWN", f"it is smaller than {material:g}"
+    return "SHOWN", ""
 
 
 def control_outcome(
@@ -220,11 +311,11 @@ def control_outcome(
 
 def attribute(word: str, outcomes: Sequence[str]) -> str:
     """What the controls add to a supported claim; other verdicts stay as they are."""
-    if word != "SUPPORTED" or all(outcome == "BEATEN" for outcome in outcomes):
+    base = plain(word)
+    if base != "SUPPORTED" or all(outcome == "BEATEN" for outcome in outcomes):
         return word
-    return (
-        "SUPPORTED, NOT ATTRIBUTED" if "NOT BEATEN" in outcomes else "SUPPORTED, ATTRIBUTION OPEN"
-    )
+    added = ", NOT ATTRIBUTED" if "NOT BEATEN" in outcomes else ", ATTRIBUTION OPEN"
+    return base + added + word.removeprefix(base)
 
 
 def exact_verdict(d: Sequence[float], t: float) -> str:
@@ -293,9 +384,16 @@ SCALED_DOWN = " (scaled down)"
 FOR_THIS_MODEL = " for this model"
 
 
+SMALLER = re.compile(r", but smaller than [^ ]+")
+
+
+def smaller(material: float) -> str:
+    return f", but smaller than {material:g}"
+
+
 def plain(verdict: str) -> str:
-    """'SUPPORTED for this model (scaled down)' -> 'SUPPORTED'."""
-    return verdict.removesuffix(SCALED_DOWN).removesuffix(FOR_THIS_MODEL)
+    """'SUPPORTED, but smaller than 1 for this model (scaled down)' -> 'SUPPORTED'."""
+    return SMALLER.sub("", verdict.removesuffix(SCALED_DOWN).removesuffix(FOR_THIS_MODEL))
 
 
 def tidy(value: Any) -> Any:

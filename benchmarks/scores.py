@@ -14,6 +14,7 @@ from benchmarks.recorded import RunEntry, RunKey, run_name
 from benchmarks.rules import tidy
 
 RESAMPLES = 2000  # draws of the test items
+MOST_COUNTED = 2000  # test items up to which draws are kept as counts: 32 MB
 
 Statistic = Callable[[dict[str, dict[str, np.ndarray]]], float]
 ItemValues = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
@@ -83,6 +84,7 @@ class Scores:
         self._points: dict[RunKey, dict[str, float]] = {}
         self._resampled: dict[tuple[RunKey, str], np.ndarray] = {}
         self._statistics: dict[tuple[object, ...], np.ndarray] = {}
+        self._counted = (np.zeros(0), np.zeros((RESAMPLES, 0)))  # the last items, and their draws
 
     def check(self, key: RunKey) -> None:
         """Raises Missing unless the run of this node ended, well or by divergence."""
@@ -144,8 +146,7 @@ class Scores:
         if metric in per_item:
             values = np.asarray(per_item[metric], dtype=np.float64)
             self._same_mean(values, key, metric)
-            blocks = [values[index].mean(axis=1) for index in item_draws(item_ids(predictions))]
-            self._resampled[key, metric] = np.concatenate(blocks)
+            self._resampled[key, metric] = self._resampled_means(item_ids(predictions), values)
             return
         names = [name for name in self.score(predictions) if name not in per_item]
         table = np.full((len(names), RESAMPLES), np.nan)
@@ -162,6 +163,22 @@ class Scores:
             self._resampled[key, name] = row
         # a count has no items behind it
         self._resampled.setdefault((key, metric), np.full(RESAMPLES, np.nan))
+
+    def _resampled_means(self, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Shape (RESAMPLES,): means of the drawn items.
+
+        How often each draw takes each item is counted once for all runs that share their items.
+        """
+        rows = len(ids)
+        if rows > MOST_COUNTED:
+            return np.concatenate([values[index].mean(axis=1) for index in item_draws(ids)])
+        if not np.array_equal(self._counted[0], ids):
+            index = np.concatenate(list(item_draws(ids)))
+            places = (index + rows * np.arange(RESAMPLES)[:, None]).ravel()
+            times = np.bincount(places, minlength=RESAMPLES * rows).reshape(RESAMPLES, rows)
+            self._counted = (ids, times.astype(np.float64))
+        means: np.ndarray = self._counted[1] @ values / rows
+        return means
 
     def per_item(self, key: RunKey, metric: str) -> np.ndarray:
         """Shape (items,): the metric item by item, for claims whose replicates are items."""

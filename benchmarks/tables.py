@@ -12,7 +12,17 @@ from benchmarks.arms import Point
 from benchmarks.claims import Claims, load_claims
 from benchmarks.recorded import Reported, Results
 from benchmarks.reported import ReportedFile
-from benchmarks.words import cell, day, full_verdict, interval, machines, number, seeds_text, table
+from benchmarks.words import (
+    cell,
+    day,
+    full_verdict,
+    interval,
+    machines,
+    number,
+    positive_control,
+    seeds_text,
+    table,
+)
 
 
 def declared_claims(paper_dir: Path) -> Claims | None:
@@ -55,19 +65,23 @@ def heading(result: Results) -> str:
 # --- claims and scores ----------------------------------------------------------------------------
 
 
-def claims_table(result: Results) -> str:
+def claims_table(result: Results, short: Mapping[str, str]) -> str:
+    """`short`: claim -> why it is primary although its seeds may miss what would matter."""
     rows = []
     for claim in result.claims:
         verdict = full_verdict(claim, result.scale)
         verdict = f"**{verdict}**" if claim.role == "primary" else verdict
-        if claim.reason and "SUPPORTED" not in verdict:
+        if claim.reason not in ("", "sensitivity") and "SUPPORTED" not in verdict:
             verdict += f": {cell(claim.reason)}"
+        if claim.id in short:
+            verdict += f"<br>planned short: {cell(short[claim.id])}"
         what = f"{cell(claim.statement)} (`{claim.id}`, {claim.role})"
-        values = [number(claim.effect, signed=True), interval(claim.ci95), number(claim.n)]
+        values = [number(claim.effect, signed=True), interval(claim.ci95)]
+        values += [f"{claim.material:g}", number(claim.n)]
         controls = "<br>".join(f"{cell(c.arm)}: {c.outcome}" for c in claim.controls) or "none"
-        rows.append([what, verdict, *values, controls])
-    head = ["claim", "verdict", "effect", "95 % interval", "n", "controls"]
-    return table(head, rows, right=(2, 3, 4))
+        rows.append([what, verdict, *values, controls, cell(positive_control(claim))])
+    head = ["claim", "verdict", "effect", "95 % interval", "material", "n", "controls"]
+    return table([*head, "positive control"], rows, right=(2, 3, 4, 5))
 
 
 def results_table(result: Results, uses: Mapping[str, list[str]], claims: Claims | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,15 @@ from benchmarks.recorded import Claim, Reported, Results, RunKey, finite
 from benchmarks.reported import Published, target_of
 from benchmarks.rules import ALPHA, collapse_bound, flip_limit
 from benchmarks.scores import item_count
-from benchmarks.words import full_verdict, interval, number, p_value, seeds_text
+from benchmarks.words import (
+    full_verdict,
+    interval,
+    margin,
+    number,
+    p_value,
+    positive_control,
+    seeds_text,
+)
 
 
 @dataclass(frozen=True)
@@ -68,12 +76,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition of the rule: what was required, what was found on both sides."""
+    """One condition of the rule: what was required, what was found on both sides and within."""
 
     name: str
     rule: str
     favours: Side
     against: Side
+    within: Side | None = None
     note: str = ""
 
 
@@ -86,26 +95,33 @@ def conditions(claim: Claim) -> list[Condition]:
         return Side(f"p {p_value(p)}", p is not None and p <= limit)
 
     threshold, flip = claim.threshold, flip_limit(claim.n) if claim.n else 1.0
+    asked, both = claim.p_within is not None, finite(claim.flip_within)
     rows = [
         Condition(
             "(a) t-test over replicates, Holm-adjusted",
             f"p ≤ {ALPHA}",
             small(claim.p_holm_for, ALPHA),
             small(claim.p_holm_against, ALPHA),
-            f"before Holm: for {p_value(claim.p_for)}, against {p_value(claim.p_against)}",
+            small(claim.p_holm_within, ALPHA) if asked else None,
+            f"before Holm: for {p_value(claim.p_for)}, against {p_value(claim.p_against)}"
+            + (f", within {p_value(claim.p_within)}" if asked else ""),
         ),
         Condition(
             "(b) exact sign-flip",
             f"p ≤ {flip:.4g}",
             small(claim.flip_for, flip),
             small(claim.flip_against, flip),
+            small(max(both), flip) if asked and both else None,
         ),
     ]
     ends = finite(claim.item_ci95)
     if len(ends) == 2:
         text, rule = interval(ends), f"wholly on one side of {number(threshold)}"
+        rule += ", or within" if asked else ""
         above, below = Side(text, ends[0] > threshold), Side(text, ends[1] < threshold)
-        rows.append(Condition("(c) item interval", rule, above, below))
+        inside = abs(ends[0] - threshold) < claim.material > abs(ends[1] - threshold)
+        within = Side(text, inside) if asked else None
+        rows.append(Condition("(c) item interval", rule, above, below, within))
     return rows
 
 
@@ -120,10 +136,14 @@ def how(claim: Claim, result: Result, items: dict[str, int]) -> list[tuple[str, 
             "else contradicted."
         )
     else:
+        within = (
+            f"; no material difference if every one holds for d within ±{claim.material:g} and the "
+            "positive control shows, insensitive if that does not"
+        )
         rule = (
             "Supported if every condition below holds for the claim, contradicted if every one "
-            "holds against it, else inconclusive. p-values are adjusted by Holm over the "
-            f"{claim.role} claims of this scale."
+            f"holds against it{within if claim.p_within is not None else ''}; else inconclusive. "
+            f"p-values are adjusted by Holm over the {claim.role} claims of this scale."
         )
     by_seed = "seeds, tasks averaged within a seed"
     replicates = "test items of one model" if claim.unit == "item" else by_seed
@@ -139,7 +159,11 @@ def how(claim: Claim, result: Result, items: dict[str, int]) -> list[tuple[str, 
         rows.append(("Intervals", f"95 % Student t over the replicates; {resampled}"))
     controls = ", ".join(f"{control.arm} {control.outcome}" for control in claim.controls)
     beaten = "A control is beaten if method minus control passes the same tests."
-    return [*rows, ("Controls", f"{controls}. {beaten}" if controls else "none declared")]
+    rows.append(("Controls", f"{controls}. {beaten}" if controls else "none declared"))
+    positive = positive_control(claim)
+    if claim.sensitivity and claim.sensitivity.outcome != "none":
+        positive += ". Two arms known beforehand to differ, measured in the same way."
+    return [*rows, ("Positive control", positive)] if positive else rows
 
 
 def data_of(claim: Claim, result: Result, items: dict[str, int]) -> str:
@@ -184,10 +208,26 @@ class ClaimView:
     by_task: list[tuple[str, str]]
     recorded_verdict: str | None
     collapse: str | None  # the smallest rate of collapses that the seeds exclude
+    positive: str
+    material: str  # the margin, and why it is the one that matters
+    level: str  # of `detectable`
+    short: str  # why the claim is primary although its seeds may miss what would matter
+
+
+def level_of(claim: Claim, data: Results) -> str:
+    """The level of `detectable`: that of Holm's first step, since schema 2."""
+    family = [c for c in data.claims if c.role == claim.role and c.kind != "exact"]
+    if data.version < 2 or claim.role == "exhibit" or len(family) < 2:
+        return f"at p ≤ {ALPHA}"
+    return f"at Holm's first step, p ≤ {ALPHA} / {len(family)}"
 
 
 def claim_view(
-    claim: Claim, result: Result, spec: ClaimSpec | None, items: dict[str, int]
+    claim: Claim,
+    result: Result,
+    spec: ClaimSpec | None,
+    items: dict[str, int],
+    short: Mapping[str, str],
 ) -> ClaimView:
     other = [c for c in (result.other.claims if result.other else []) if c.id == claim.id]
     collapses = any([*claim.diverged.values(), *claim.at_chance.values()])
@@ -202,6 +242,10 @@ def claim_view(
         how=how(claim, result, items),
         by_task=by_task(claim),
         recorded_verdict=full_verdict(other[0], result.scale) if other else None,
+        positive=positive_control(claim),
+        material=margin(claim) + (f" ({spec.material_reason})" if spec else ""),
+        level=level_of(claim, result.data),
+        short=short.get(claim.id, ""),
         collapse=f"{100 * collapse_bound(claim.n):.0f} %" if steady and claim.n > 1 else None,
     )
 

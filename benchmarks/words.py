@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.recorded import Claim, Numbers, Results, finite
-from benchmarks.rules import SCALED_DOWN
+from benchmarks.rules import SCALED_DOWN, SMALLER, plain
 
 # The short names by which a verdict says what it failed on, in a sentence's words.
 REASONS = {
@@ -19,6 +19,7 @@ REASONS = {
     "claims",
     "sign-flip": "the exact sign-flip test does not confirm the t-test",
     "items": "the interval over test items does not lie wholly on one side of the threshold",
+    "sensitivity": "the experiment could not have found it",
 }
 
 # What is said of a published number that no run is compared with.
@@ -35,6 +36,8 @@ GROUPS = {
     "SUPPORTED, NOT ATTRIBUTED": "Holds, but a control that lacks the idea does as well",
     "SUPPORTED, ATTRIBUTION OPEN": "Holds; whether because of the idea stays open",
     "CONTRADICTED": "Contradicted: the opposite was found",
+    "NO MATERIAL DIFFERENCE": "No difference that would matter, and the runs could have shown one",
+    "INSENSITIVE": "Could not have been found: the positive control does not show",
     "INCONCLUSIVE": "These runs cannot tell",
     "NOT RUN": "Not run",
 }
@@ -46,6 +49,8 @@ BADGES = {
     "SUPPORTED, ATTRIBUTION OPEN": ("partly", "◔"),
     "SUPPORTED": ("for", "●"),
     "CONTRADICTED": ("against", "✕"),
+    "NO MATERIAL DIFFERENCE": ("within", "="),
+    "INSENSITIVE": ("absent", "⊘"),
     "INCONCLUSIVE": ("neutral", "○"),
     "NOT RUN": ("absent", "–"),
     "NO PUBLISHED VALUE": ("absent", "∅"),
@@ -57,6 +62,8 @@ BADGES = {
     "NOT BEATEN": ("against", "✕"),
     "BEATEN": ("for", "●"),
     "OPEN": ("neutral", "○"),
+    "NOT SHOWN": ("against", "✕"),
+    "SHOWN": ("for", "●"),
     "FAILED": ("against", "✕"),
     "HOLDS": ("for", "●"),
     "EXHIBIT": ("absent", "◇"),
@@ -186,19 +193,68 @@ def unit_of(claim: Claim) -> str:
     return {"raw": metric, "item": f"{metric}, item by item"}.get(claim.unit, claim.unit)
 
 
+def margin(claim: Claim) -> str:
+    """The smallest difference that would matter, with its unit: '1 point', '0.05 f1'."""
+    unit = "point" if claim.unit == "points" and claim.material == 1 else unit_of(claim)
+    return f"{claim.material:g} {unit}"
+
+
+def positive_control(claim: Claim) -> str:
+    """'ppo - sft SHOWN, +3.20 (+1.20 to +5.20)', or why there is none; "" where none is named."""
+    row = claim.sensitivity
+    if row is None:
+        return ""
+    if row.outcome == "none":
+        return row.reason
+    pair = f"{row.arms.method} - {row.arms.opponent} {row.outcome}"
+    if row.effect is None:
+        return f"{pair} ({row.reason})"
+    return f"{pair}, {number(row.effect, signed=True)} ({interval(row.ci95)})"
+
+
+def seeds_to_decide(claim: Claim) -> int | None:
+    """About how many seeds would find `material` in 80 % of repetitions; None: no more than now.
+
+    `detectable` falls with the root of n.
+    """
+    if claim.detectable is None or not claim.n or claim.unit == "item":
+        return None
+    needed = claim.n * ((claim.detectable - claim.threshold) / claim.material) ** 2
+    return math.ceil(needed) if needed > claim.n else None
+
+
 def why(claim: Claim) -> str:
-    """Why the verdict is not plainly for or against; "" where it is."""
+    """What a verdict means that is not plainly for or against; "" where it is."""
     reason, verdict = claim.reason.rstrip(". "), claim.verdict or ""
-    if not reason and "ATTRI" in verdict:
-        outcome = "NOT BEATEN" if "NOT ATTRIBUTED" in verdict else "OPEN"
-        names = [control.arm for control in claim.controls if control.outcome == outcome]
-        one = len(names) == 1
-        said = f"{'does' if one else 'do'} as well without the idea"
-        if outcome == "OPEN":
-            said = f"{'was' if one else 'were'} neither beaten nor shown to do as well"
-        if names:
-            return f"the claim holds, but the control{'' if one else 's'} {', '.join(names)} {said}"
-    return REASONS.get(reason, reason)
+    word = plain(verdict)
+    if word == "NO MATERIAL DIFFERENCE":
+        return f"these runs exclude a difference of {margin(claim)} either way"
+    if word == "INSENSITIVE" and claim.sensitivity:
+        failed = claim.sensitivity.reason
+        return (
+            f"{REASONS['sensitivity']}: its positive control {positive_control(claim)} "
+            f"(first failed: {failed})"
+        )
+    said = [_of_controls(claim) if "ATTRI" in verdict else REASONS.get(reason, reason)]
+    if SMALLER.search(verdict):
+        said.append(f"these runs also exclude a difference of {margin(claim)} or more")
+    needed = seeds_to_decide(claim) if word == "INCONCLUSIVE" else None
+    if needed and reason not in ("items", "failures"):
+        said.append(f"about {needed:,} seeds would find a difference of {margin(claim)}")
+    return "; ".join(filter(None, said))
+
+
+def _of_controls(claim: Claim) -> str:
+    """Which controls keep a supported claim from being put down to the idea."""
+    outcome = "NOT BEATEN" if "NOT ATTRIBUTED" in (claim.verdict or "") else "OPEN"
+    names = [control.arm for control in claim.controls if control.outcome == outcome]
+    if not names:
+        return ""
+    one = len(names) == 1
+    said = f"{'does' if one else 'do'} as well without the idea"
+    if outcome == "OPEN":
+        said = f"{'was' if one else 'were'} neither beaten nor shown to do as well"
+    return f"the claim holds, but the control{'' if one else 's'} {', '.join(names)} {said}"
 
 
 # --- text -----------------------------------------------------------------------------------------

@@ -47,6 +47,20 @@ def score(predictions: dict[str, np.ndarray]) -> dict[str, float]:
     }
 
 
+def item_values(predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Metrics that are means over test items, item by item."""
+    y, greedy, sampled = predictions["label"], predictions["greedy"], predictions["sampled"]
+    values = {
+        "accuracy_greedy": (greedy == y).astype(float),
+        "accuracy_sampled": (sampled == y[:, None]).mean(axis=1),
+        "invalid_greedy": (greedy == UNREADABLE).astype(float),
+        "invalid_sampled": (sampled == UNREADABLE).mean(axis=1),
+    }
+    if str(np.asarray(predictions["_metric"]).ravel()[0]) == accuracy.__name__:
+        values |= {f"score_{by}": values[f"accuracy_{by}"] for by in ("greedy", "sampled")}
+    return values
+
+
 def answer_entropy(sampled: np.ndarray) -> float:
     """Mean entropy (nats) of an item's own sampled answers: 0 where they are all equal."""
     pairs = sampled[:, :, None] == sampled[:, None, :]
@@ -113,9 +127,11 @@ def decoder_confound(arms: dict[str, dict[str, np.ndarray]]) -> float:
 
     Above 0: judging by sampled answers, as the official code does, favours A over B more than
     greedy decoding."""
-    (a, b) = (score(p) for p in list(arms.values())[:2])
-    sampled = a["accuracy_sampled"] - b["accuracy_sampled"]
-    return sampled - (a["accuracy_greedy"] - b["accuracy_greedy"])
+    gain = {}
+    for by in ("sampled", "greedy"):
+        a, b = ((p["label"] == p[by].T).mean() for p in list(arms.values())[:2])
+        gain[by] = a - b
+    return float(gain["sampled"] - gain["greedy"])
 
 
 STATISTICS: dict[str, Callable[[dict[str, dict[str, np.ndarray]]], float]] = {

@@ -321,6 +321,17 @@ class Tiny(Document):
     set: Settings = {}
 
 
+class Plan(Document):
+    """What the seeds of a primary claim can find (docs/verdicts.md, section 1)."""
+
+    seeds: str  # of the pilot
+    sd: float  # of its differences
+    n: int
+    detectable: float
+    source: str
+    short: str = ""  # why it is primary although it may miss what would matter
+
+
 class ProtocolFile(Document):
     """protocol.yaml."""
 
@@ -330,6 +341,7 @@ class ProtocolFile(Document):
     arms: dict[str, Arm] = {}
     tiny: Tiny | None = None
     tuning: list[dict[str, Any]] = []
+    plan: dict[ScaleName, dict[str, Plan]] = {}  # scale -> claim -> its plan
     note: str = ""
 
     @model_validator(mode="after")

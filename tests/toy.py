@@ -142,6 +142,8 @@ arms:
   noisy: {set: {noise: 3.0}}
   extra: {set: {lr: 0.1}}
 tiny: {arm: good, task: line, set: {steps: 3}}
+plan:
+  cpu: {C1: {seeds: 0-4, sd: 0.3, n: 5, detectable: 0.505, source: invented}}
 """
 
 CLAIMS = """
@@ -153,7 +155,8 @@ claims:
   - {id: C1, statement: clean inputs beat noisy ones, source: made up, kind: difference,
      role: primary, arms: {method: good, opponent: noisy}, tasks: [line], metric: accuracy,
      unit: points, direction: higher,
-     threshold: 0, material: 1.0, controls: "none: a toy", items: test, scales: [cpu, paper]}
+     threshold: 0, material: 1.0, material_reason: a toy, sensitivity: "none: a toy",
+     controls: "none: a toy", items: test, scales: [cpu, paper]}
 targets: []
 """
 

@@ -40,6 +40,14 @@ def score(predictions: dict[str, np.ndarray]) -> dict[str, float]:
     return values
 
 
+def item_values(predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Metrics that are means over test items, item by item."""
+    metric = str(predictions["_metric"])
+    right = (predictions["label"] == predictions["prediction"]).astype(float)
+    names = {"accuracy": ("score", "accuracy"), "spearman": ()}.get(metric, ("accuracy",))
+    return dict.fromkeys(names, right)
+
+
 def main(directory: str) -> None:
     path = Path(directory) / "predictions.npz"
     if not path.exists():

@@ -21,10 +21,18 @@ from benchmarks.rules import (
 PAPERS = 2000
 
 
-def numbers(d):
+def numbers(d, material=None):
     p_for, p_against = t_test(d)
     flip_for, flip_against = sign_flip(d)
+    p_within = flip_within = None
+    if material is not None:
+        p_within = max(t_test(d, -material)[0], t_test(d, material)[1])
+        flip_within = [1.0, 1.0]  # of what the t-test has settled they only cost time
+        if p_within <= 0.025:
+            flip_within = [sign_flip(d, -material)[0], sign_flip(d, material)[1]]
     return SimpleNamespace(
+        p_within=p_within,
+        flip_within=flip_within,
         n=len(d),
         effect=float(np.mean(d)),
         ci95=t_interval(d),
@@ -109,6 +117,26 @@ def test_a_clear_effect_is_found():
     rng = np.random.default_rng(2)
     supported, contradicted = rates(rng.normal(2.0, 1.0, size=(PAPERS, 1, 8)))
     assert supported >= 0.95 and contradicted == 0
+
+
+@pytest.mark.parametrize(
+    ("effect", "n", "least", "most"),
+    [
+        (1.0, 8, 0.0, 0.035),
+        pytest.param(1.0, 24, 0.0, 0.035, marks=pytest.mark.slow),
+        pytest.param(0.0, 24, 0.95, 1.0, marks=pytest.mark.slow),
+    ],
+)
+def test_no_material_difference(effect, n, least, most):
+    """A true effect of exactly m is rarely called immaterial; none at all, at sd m / 2, mostly."""
+    noise = np.random.default_rng(16).normal(effect, 0.5, size=(PAPERS, n))
+    words = []
+    for d in noise:
+        shown = numbers(d, material=1.0)
+        more = {"material": 1.0, "p_holm_within": shown.p_within}
+        words.append(claim_verdict(shown, 0.0, (1.0, 1.0), None, items=False, **more)[0])
+    rate = np.mean([word == "NO MATERIAL DIFFERENCE" for word in words])
+    assert least <= rate <= most and (rate > 0 or effect)
 
 
 def test_a_beaten_control_is_not_called_unbeaten():

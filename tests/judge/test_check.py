@@ -11,9 +11,10 @@ import pytest
 import toy as toy_paper
 from recorded_toy import ENTRY, judge, load, record, save
 
-from benchmarks import check, recorded, scores
+from benchmarks import check, readme, recorded, scores
 from benchmarks.comparing import differences, same_number
 from benchmarks.predictions import pack_predictions, unpack_predictions
+from benchmarks.recorded import SINCE_2
 from benchmarks.words import number
 
 
@@ -265,6 +266,18 @@ def test_a_dropped_seed_is_caught(folder):
     assert any(
         "good on line, seed 104 is declared and missing" in line for line in problems(folder)
     )
+
+
+def test_a_file_of_schema_1_is_derived_by_the_rule_of_its_time(folder):
+    def aged(result):
+        result["schema"] = 1
+        for name in SINCE_2:
+            del result["claims"][0][name]
+
+    edit(folder, aged)
+    readme.write_readmes(folder.parent, ["toy"])
+    assert problems(folder) == []
+    assert edit(folder, lambda r: r.update(schema=3))[0].startswith("cpu: schema: recorded 3")
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,12 @@ def test_questions_ask_for_claims_and_controls_that_are_declared(root, paper):
         ("SUPPORTED, ATTRIBUTION OPEN", "Yes; whether because of the idea stays open (c)"),
         ("CONTRADICTED", "No"),
         ("INCONCLUSIVE for this model (scaled down)", "These runs cannot tell"),
+        ("SUPPORTED, but smaller than 1 (scaled down)", "Yes, by less than 1 point"),
+        (
+            "NO MATERIAL DIFFERENCE (scaled down)",
+            "No difference that would matter: less than 1 point either way",
+        ),
+        ("INSENSITIVE", "This experiment could not have told: its positive control does not show"),
     ],
 )
 def test_an_answer_is_the_verdict_of_its_claim(verdict, words):

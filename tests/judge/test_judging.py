@@ -9,6 +9,7 @@ import pytest
 from judged import IDS, ITEMS, STRONG, Paper, case
 
 from benchmarks import rules
+from benchmarks.claims import ClaimSpec
 from benchmarks.rules import tidy
 from benchmarks.scores import RESAMPLES, item_draws
 from shared.protocol import BadInput
@@ -226,3 +227,88 @@ def test_judge_items_as_replicates():
     assert row.n == ITEMS and row.verdict == "SUPPORTED for this model (scaled down)"
     assert row.effect == pytest.approx(0.2) and rules.plain(row.verdict) == "SUPPORTED"
     assert row.p_for == pytest.approx(row.flip_for, abs=1e-3)
+
+
+CLOSE = (0.25, -0.25, 0, 0.25, -0.25, 0, 0, 0.25)  # with answers nested: item interval about +-0.5
+PAIR = {"method": "good", "opponent": "poor"}
+
+
+def positive(d, **spec):
+    """A claim with differences CLOSE and a positive control with differences d."""
+    paper = case(CLOSE, **{"sensitivity": PAIR, "material": 1.0, **spec})
+    return paper.arm("good", [60 + x for x in d]).arm("poor", [60] * len(d))
+
+
+@pytest.mark.parametrize(
+    ("d", "verdict", "outcome"),
+    [
+        ((3, 4, 3.5, 5, 4, 3, 4, 4), "NO MATERIAL DIFFERENCE", ("SHOWN", "")),
+        ((0.25, -1, 1, 0, 0.5, -0.5, 1, 0), "INSENSITIVE", ("NOT SHOWN", "t")),
+    ],
+)
+def test_judge_sensitivity(d, verdict, outcome):
+    row = positive(d).claim()
+    assert (row.verdict, row.sensitivity.outcome, row.sensitivity.reason) == (verdict, *outcome)
+    np.testing.assert_allclose(row.sensitivity.d, d)
+    assert row.p_within == row.p_holm_within < 0.025 and max(row.flip_within) == 1 / 256
+    falls = positive([-x for x in d], direction="lower").claim()
+    np.testing.assert_allclose(falls.sensitivity.d, d)
+    raw = positive([-x for x in d], direction="lower", unit="raw", material=0.01).claim()
+    assert raw.verdict == verdict and raw.sensitivity.effect == pytest.approx(np.mean(d) / 100)
+    rival = positive(d)
+    rival.runs[[run.arm for run in rival.runs].index("poor")].status = "diverged"
+    assert rival.claim().sensitivity.d[0] == 0  # a broken baseline shows nothing
+
+
+def test_a_positive_control_that_did_not_run_is_missed_where_the_verdict_rests_on_it():
+    row = case(CLOSE, sensitivity=PAIR).claim()
+    assert row.verdict == "NOT RUN" and row.sensitivity.outcome == "NOT RUN"
+    assert "positive control: good on task, seed 100" in row.reason
+    assert case(STRONG, sensitivity=PAIR).claim().verdict == "SUPPORTED"
+    none = case(CLOSE, sensitivity="none: no arms").claim()
+    assert (none.verdict, none.sensitivity.outcome) == ("NO MATERIAL DIFFERENCE", "none")
+    assert case(CLOSE).claim().sensitivity is None
+    at_t = case(CLOSE, threshold=-2, sensitivity="none: no arms").claim()
+    assert (at_t.verdict, at_t.p_within, at_t.p_holm_within) == ("SUPPORTED", None, None)
+
+
+def test_sensitivity_of_a_contrast_and_of_a_statistic():
+    weights = {"method@few": 1, "opponent@few": -1, "method@many": -1, "opponent@many": 1}
+    contrast = Paper(kind="contrast", arms={"weights": weights}, tasks=[], sensitivity=PAIR)
+    for task, gain in (("few", 4), ("many", 8)):
+        contrast.arm("method", [70] * 8, task=task).arm("opponent", [70] * 8, task=task)
+        contrast.arm("good", [60 + gain] * 8, task=task).arm("poor", [60] * 8, task=task)
+    row = contrast.claim()
+    np.testing.assert_allclose(row.sensitivity.d, [6] * 8)  # averaged over the tasks
+    assert row.verdict == "NO MATERIAL DIFFERENCE"
+    arms = {"method": ["method", "opponent"], "name": "gap"}
+    statistic = positive((3, 4, 3.5, 5, 4, 3, 4, 4), kind="statistic", arms=arms, metric=None)
+    row = statistic.claim(statistics={"gap": gap})
+    np.testing.assert_allclose(row.sensitivity.d, [3, 4, 3.5, 5, 4, 3, 4, 4])
+    assert row.verdict == "NO MATERIAL DIFFERENCE"
+
+
+def test_within_is_adjusted_over_the_claims_that_ask_for_it():
+    paper = case(CLOSE, role="secondary")
+    spec = dict(paper.spec)
+    far = {**spec, "id": "C2", "arms": {"method": "good", "opponent": "opponent"}}
+    margin = {**far, "id": "C3", "threshold": -1}
+    missing = {**far, "id": "C4", "arms": {"method": "none", "opponent": "opponent"}}
+    others = [ClaimSpec.model_validate(s) for s in (far, margin, missing)]
+    paper.arm("good", [69 + x for x in CLOSE])
+    first, second, third, _ = paper.judge(others=others).claims
+    assert first.p_holm_within == pytest.approx(3 * first.p_within)  # C1, C2, C4
+    assert second.p_holm_within == pytest.approx(2 * second.p_within)
+    assert third.p_holm_within is None  # of t = -1 it is not asked
+
+
+def test_a_result_keeps_the_rule_of_its_schema():
+    paper = positive((3, 4, 3.5, 5, 4, 3, 4, 4))
+    old, new = (paper.judge(schema=schema).claims[0] for schema in (1, 2))
+    assert (old.verdict, old.reason) == ("INCONCLUSIVE", "t")
+    assert new.verdict == "NO MATERIAL DIFFERENCE"
+    assert (old.p_within, old.p_holm_within, old.flip_within, old.sensitivity) == (None,) * 4
+    assert old.detectable == new.detectable and old.p_for == new.p_for
+    small = case((1, 0.75, 1.25, 1, 1), material=3)
+    words = [small.judge(schema=schema).claims[0].verdict for schema in (1, 2)]
+    assert words == ["SUPPORTED", "SUPPORTED, but smaller than 3"]

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import rules
 from benchmarks.rules import (
+    asks_within,
     attribute,
     claim_verdict,
     control_outcome,
@@ -16,6 +17,7 @@ from benchmarks.rules import (
     exact_verdict,
     holm,
     reported_verdict,
+    sensitivity_outcome,
     sign_flip,
     t_test,
     tidy,
@@ -25,13 +27,25 @@ CASE1 = (1.2, 0.8, 1.5, 1.0, 0.9)
 SAME_SIDE = "the side of the mean"
 
 
-def verdict(d, t=0.0, others=(), item=SAME_SIDE, kind="difference", failures=False):
-    """Verdict and reason of one claim whose role also holds claims with these p (for)."""
-    shown = evidence(d, t)
+def verdict(
+    d, t=0.0, others=(), item=SAME_SIDE, kind="difference", failures=False, sensitivity="none"
+):
+    """Verdict and reason of one claim, material 1, whose role also holds claims with these p."""
+    shown = evidence(d, t, 1.0 if asks_within(kind, t) else None)
     adjusted = [holm([getattr(shown, f"p_{side}"), *others])[0] for side in ("for", "against")]
     if item == SAME_SIDE:
         item = [t + 0.01, t + 9] if shown.effect > t else [t - 9, t - 0.01]
-    return claim_verdict(shown, t, (adjusted[0], adjusted[1]), item, kind=kind, failures=failures)
+    return claim_verdict(
+        shown,
+        t,
+        (adjusted[0], adjusted[1]),
+        item,
+        kind=kind,
+        failures=failures,
+        material=1.0,
+        p_holm_within=1.0 if shown.p_within is None else shown.p_within,
+        sensitivity=sensitivity,
+    )
 
 
 def test_case_1_supported_with_its_interval():
@@ -105,6 +119,87 @@ def test_case_9_not_worse_by_more_than_two():
     assert verdict(d, t=0) == ("CONTRADICTED", "")
 
 
+NARROW = (0.1, -0.2, 0.05, 0.15, -0.1, 0.1, 0, -0.05)  # case 16
+
+
+@pytest.mark.parametrize(
+    ("d", "more", "expected"),
+    [
+        # case 16
+        (NARROW, {"sensitivity": "SHOWN"}, ("NO MATERIAL DIFFERENCE", "")),
+        (NARROW, {"sensitivity": "NOT SHOWN"}, ("INSENSITIVE", "sensitivity")),
+        (NARROW, {"sensitivity": "none"}, ("NO MATERIAL DIFFERENCE", "")),
+        # case 17
+        (NARROW, {"item": [-1.2, 0.9]}, ("INCONCLUSIVE", "items")),
+        ([10 * x for x in NARROW], {}, ("INCONCLUSIVE", "t")),
+        (
+            (0.5, 0.4, 0.6, 0.5, 0.45, 0.55, 0.5, 0.52),
+            {"item": [0.2, 0.8]},
+            ("SUPPORTED, but smaller than 1", ""),
+        ),
+        (
+            (-0.5, -0.4, -0.6, -0.5, -0.45, -0.55, -0.5, -0.52),
+            {"item": [-0.8, -0.2], "sensitivity": "NOT SHOWN"},
+            ("CONTRADICTED, but smaller than 1", ""),
+        ),
+        # case 18: what is decided needs no positive control; *within* is not asked at t != 0
+        (
+            [-x for x in CASE1],
+            {"item": [-9, -0.1], "sensitivity": "NOT SHOWN"},
+            ("CONTRADICTED", ""),
+        ),
+        ((-0.5, -0.8, -0.2, -1.0, -0.4), {"t": -2, "item": [-1, -0.1]}, ("SUPPORTED", "")),
+        # equal differences inside, at the margin, and too few of them
+        ([0.0] * 8, {}, ("NO MATERIAL DIFFERENCE", "")),
+        ([0.0] * 5, {}, ("INCONCLUSIVE", "t")),
+        ([0.0] * 4, {"sensitivity": "NOT SHOWN"}, ("INCONCLUSIVE", "seeds")),
+        (NARROW, {"kind": "spread"}, ("INCONCLUSIVE", "seeds")),
+        (NARROW, {"item": None}, ("INCONCLUSIVE", "items")),
+        (NARROW, {"item": [-0.6, 1.0]}, ("INCONCLUSIVE", "items")),  # touching m is not inside
+        (NARROW, {"failures": True, "sensitivity": "NOT SHOWN"}, ("INCONCLUSIVE", "failures")),
+        # an experiment that could have found nothing says so, however wide its interval
+        ([10 * x for x in NARROW], {"sensitivity": "NOT SHOWN"}, ("INSENSITIVE", "sensitivity")),
+    ],
+)
+def test_cases_16_to_18_within_and_sensitivity(d, more, expected):
+    assert verdict(d, **{"item": [-0.6, 0.6], **more}) == expected
+
+
+def test_within_is_the_worse_of_two_one_sided_tests():
+    shown = evidence(NARROW, 0.0, 1.0)
+    assert shown.p_within == max(t_test(np.array(NARROW), -1)[0], t_test(np.array(NARROW), 1)[1])
+    assert shown.flip_within == [1 / 256, 1 / 256]
+    at_m = evidence([1.0] * 8, 0.0, 1.0)
+    assert (at_m.p_within, evidence([0.9] * 8, 0.0, 1.0).p_within) == (1.0, 1 / 256)
+    assert evidence(NARROW, 0.0).p_within is None
+    kinds = ("difference", "contrast", "statistic", "spread", "exact")
+    assert [asks_within(kind, 0.0) for kind in kinds] == [True, True, True, False, False]
+    assert not asks_within("difference", -1.0)
+
+
+def test_holm_over_within_alone():
+    shown = evidence(NARROW, 0.0, 1.0)
+    p = (shown.p_for, shown.p_against)
+    more = {"material": 1.0, "p_holm_within": 0.026}
+    assert claim_verdict(shown, 0.0, p, [-0.6, 0.6], **more) == ("INCONCLUSIVE", "Holm")
+
+
+@pytest.mark.parametrize(
+    ("d", "item", "expected"),
+    [
+        ((3, 4, 3.5, 5, 4, 3, 4, 4), (2.5, 5), ("SHOWN", "")),
+        ((0.2, -1, 1, 0, 0.5, -0.5, 1, 0), (0.01, 1), ("NOT SHOWN", "t")),
+        ((0.5, 0.4, 0.6, 0.5, 0.45, 0.55, 0.5, 0.5), (0.2, 2), ("NOT SHOWN", "smaller than 1")),
+        ((-3, -4, -3.5, -5, -4), (-5, -2), ("NOT SHOWN", "the other way")),
+        ((3, 4, 3.5, 5), (2.5, 5), ("NOT SHOWN", "seeds")),
+        ((3, 4, 3.5, 5, 4), (-0.1, 8), ("NOT SHOWN", "items")),
+    ],
+)
+def test_sensitivity_is_shown_by_a_difference_that_would_matter(d, item, expected):
+    outcome, reason = sensitivity_outcome(evidence(d), item, 1.0)
+    assert outcome == expected[0] and expected[1] in reason
+
+
 def control(d, material=1.0, item=SAME_SIDE):
     shown = evidence(d)
     half = 0.01
@@ -127,6 +222,10 @@ def test_case_11_attribution_open():
     assert attribute("SUPPORTED", ["NOT BEATEN", "OPEN"]) == "SUPPORTED, NOT ATTRIBUTED"
     assert attribute("SUPPORTED", ["BEATEN"]) == attribute("SUPPORTED", []) == "SUPPORTED"
     assert attribute("CONTRADICTED", ["OPEN"]) == "CONTRADICTED"
+    smaller = attribute("SUPPORTED, but smaller than 0.5", ["OPEN"])
+    assert smaller == "SUPPORTED, ATTRIBUTION OPEN, but smaller than 0.5"
+    words = f"{smaller} for this model (scaled down)"
+    assert rules.plain(words) == "SUPPORTED, ATTRIBUTION OPEN"
 
 
 def test_case_12_failures():
@@ -221,6 +320,7 @@ def test_numbers_on_the_way():
     detected = [t_test(rng.normal(effect, 1, 5))[0] <= 0.025 for _ in range(3000)]
     assert np.mean(detected) == pytest.approx(0.8, abs=0.03)
     assert rules.detectable(5, 1.0, t=-2) == pytest.approx(effect - 2)
+    assert rules.detectable(5, 0.25, claims=2) == pytest.approx(0.51, abs=0.005)  # Holm's first
 
 
 def test_exact_is_a_comparison():

@@ -80,6 +80,48 @@ def test_a_claim_that_holds_says_which_control_leaves_it_open():
     assert said("SUPPORTED") == ""
 
 
+SHOWN_NOT = {
+    **{"arms": {"method": "a", "opponent": "b"}, "d": [0.2] * 5, "effect": 0.2},
+    **{"ci95": [-1.0, 1.4], "outcome": "NOT SHOWN", "reason": "t"},
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"verdict": "NO MATERIAL DIFFERENCE (scaled down)"},
+            "these runs exclude a difference of 1 point either way",
+        ),
+        (
+            {"verdict": "NO MATERIAL DIFFERENCE", "unit": "raw", "metric": "f1", "material": 0.05},
+            "these runs exclude a difference of 0.05 f1 either way",
+        ),
+        (
+            {"verdict": "INSENSITIVE", "reason": "sensitivity", "sensitivity": SHOWN_NOT},
+            "the experiment could not have found it: its positive control a - b NOT SHOWN, +0.20 "
+            "(-1.00 to +1.40) (first failed: t)",
+        ),
+        (
+            {"verdict": "INCONCLUSIVE", "reason": "t", "n": 10, "detectable": 3.0},
+            "the t-test over seeds does not reach 0.025 on either side; about 90 seeds would find "
+            "a difference of 1 point",
+        ),
+        (
+            {"verdict": "INCONCLUSIVE", "reason": "t", "n": 10, "detectable": 0.4},
+            "the t-test over seeds does not reach 0.025 on either side",
+        ),
+        (
+            {"verdict": "SUPPORTED, but smaller than 1 (scaled down)"},
+            "these runs also exclude a difference of 1 point or more",
+        ),
+        ({"verdict": "SUPPORTED"}, ""),
+    ],
+)
+def test_a_verdict_in_words(fields, words):
+    assert why(Claim.model_validate({"id": "c", **fields})) == words
+
+
 def test_a_claim_names_the_seeds_of_its_own_tasks():
     numbers = {"t": 3, "u": 5}
     runs = [
