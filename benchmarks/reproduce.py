@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from benchmarks import PAPERS, assemble, cluster, recorded
+from benchmarks import PAPERS, assemble, cells, cluster, recorded
 from benchmarks.assemble import short
 from benchmarks.plan import (
     ROOT,
@@ -33,11 +33,10 @@ from benchmarks.plan import (
     describe,
     estimate,
     grid,
-    how_to_fetch,
-    missing_inputs,
+    inputs_lacking,
+    load_claims,
     plan,
     say,
-    seconds_of,
     time_left,
 )
 from benchmarks.pool import Key, Outcome, Pool
@@ -46,6 +45,7 @@ from benchmarks.words import duration
 from shared import protocol
 from shared.protocol import BadInput, Node, Protocol
 
+LAYOUTS = "(README, 'Data and models', has every layout)"
 DONE, FAILED, REFUSED, NOT_SUPPORTED, STOPPED = 0, 1, 2, 3, 75
 MEANING = {
     DONE: "done",
@@ -99,7 +99,7 @@ def standing_runs(plan: Plan) -> dict[Key, Outcome]:
     return standing
 
 
-def train(plan: Plan, limit: float | None) -> dict[Key, Outcome]:
+def train(plan: Plan) -> dict[Key, Outcome]:
     """Make every run that does not stand yet. Returns the outcome of each run of the plan."""
     paper, scale = plan.paper, plan.scale
     outcomes = standing_runs(plan)
@@ -118,7 +118,7 @@ def train(plan: Plan, limit: float | None) -> dict[Key, Outcome]:
         "jobs": plan.jobs,
         "config": lambda node: paper.config(scale, node),
         "ended": Progress(paper, scale, len(left)),
-        "deadline": begun + limit if limit else None,
+        "deadline": begun + plan.limit if plan.limit else None,
     }
     if plan.slurm:
         executor: Pool | cluster.Cluster = cluster.Cluster(**common, options=plan.slurm)
@@ -138,27 +138,87 @@ def train(plan: Plan, limit: float | None) -> dict[Key, Outcome]:
 # --- one paper ------------------------------------------------------------------------------------
 
 
-def show(paper: Protocol, results: Results) -> None:
-    """The verdicts on the terminal, beside the recorded ones."""
-    old = recorded.recorded(paper.directory, results.scale)
+def show(plan: Plan, results: Results) -> None:
+    """The verdicts on the terminal, beside the recorded ones; those of a subset say which."""
+    old = recorded.recorded(plan.paper.directory, results.scale)
     before = {claim.id: claim.verdict for claim in old.claims} if old else {}
     say("")
-    if results.preview:
+    subset = f" [preview: {plan.asked}]" if results.preview else ""
+    if subset:
         say(f"PREVIEW ({results.preview}): never recorded")
-    width = max((len(claim.id) for claim in results.claims), default=0)
-    for claim in results.claims:
+    judged = [c for c in results.claims if not subset or c.d]
+    width = max((len(claim.id) for claim in judged), default=0)
+    for claim in judged:
         verdict, was = claim.verdict or "shown", before.get(claim.id)
-        beside = "" if not was else "; as recorded" if was == verdict else f"; RECORDED: {was}"
+        same = "" if subset else "; as recorded"
+        beside = "" if not was else same if was == verdict else f"; RECORDED: {was}"
         effect = "no effect" if claim.effect is None else f"{claim.effect:+.2f}"
         ends = recorded.finite(claim.ci95)
         if claim.effect is not None and ends:
             effect += f" ({ends[0]:+.2f} to {ends[1]:+.2f})"
-        say(f"  {claim.id:<{width}}  {verdict}{beside}")
+        say(f"  {claim.id:<{width}}  {verdict}{on_fewer(plan, claim)}{subset}{beside}")
         say(f"  {'':<{width}}  {claim.role}; {effect}; {claim.statement}")
+    if others := len(results.claims) - len(judged):
+        say(f"  {others} claim(s) need runs that were not asked for: NOT RUN")
+    show_published(plan, results, subset)
     for gate in results.gates:
         if not gate.passed:
             say(f"  gate {gate.id} FAILED: {gate.detail}")
     say(f"  gates: {gates_text(results)}")
+
+
+def on_fewer(plan: Plan, claim: recorded.Claim) -> str:
+    """' on rte alone' where a claim was judged on fewer tasks than it declares at this scale."""
+    (spec,) = (spec for spec in load_claims(plan.paper).claims if spec.id == claim.id)
+    at_scale = set(plan.paper.tasks(plan.scale))
+    declared = at_scale & set(spec.listed_tasks()) if spec.listed_tasks() else at_scale
+    return f" on {', '.join(claim.tasks)} alone" if declared - set(claim.tasks) else ""
+
+
+def show_published(plan: Plan, results: Results, subset: str) -> None:
+    """Published numbers beside ours: of a subset those that it answers, else a tally."""
+    asked = {cell.entry.id: cell for cell in plan.cells}
+    rows = [row for row in results.reported if row.measured is not None or row.id in asked]
+    if not subset:
+        if rows:
+            tally = counts(Counter(row.verdict for row in rows))
+            say(f"  published numbers beside ours: {tally} (`make list-{plan.paper.paper}`)")
+        return
+    for row in rows if not asked else [row for row in rows if row.id in asked]:
+        ours = "no run" if row.measured is None else f"{row.measured:.4g} (n = {len(row.scores)})"
+        gap = "" if row.gap is None else f"; gap {row.gap:+.2f}"
+        if ends := recorded.finite(row.ci95):
+            gap += f" ({ends[0]:+.2f} to {ends[1]:+.2f})"
+        limit = "" if row.tolerance is None else f"; tolerance {row.tolerance:g}"
+        say(f"  {row.id}  {row.verdict}{subset}")
+        say(f"    {row.method}, {row.metric}: published {row.reported}; ours {ours}{gap}{limit}")
+        for deviation in row.deviations:
+            say(f"    differs: {deviation}")
+
+
+def show_given(plan: Plan, options: argparse.Namespace, results: Results) -> None:
+    """The number that a reader supplied, beside our scores; it is not written anywhere."""
+    value = options.published
+    if plan.cells:
+        (row,) = (row for row in results.reported if row.id == plan.cells[0].entry.id)
+        scores, what = recorded.finite(row.scores), f"{row.metric}, {plan.cells[0].runs}"
+    else:
+        arm, task = options.only, options.task
+        runs = [run for run in results.runs if (run.arm, run.task) == (arm, task)]
+        names = {name for run in runs for name in run.metrics}
+        metric = options.metric or next((n for n in ("score", "accuracy") if n in names), "")
+        if runs and metric not in names:
+            raise (
+                protocol.unknown(metric, names, "METRIC")
+                if metric
+                else BadInput(f"METRIC= is missing; {arm} on {task} has {', '.join(sorted(names))}")
+            )
+        scores = recorded.finite([run.metrics.get(metric) for run in runs])
+        if abs(value) > 1 and all(abs(score) <= 1 for score in scores):  # points
+            scores = [100 * score for score in scores]
+        what = f"{metric}, {arm} on {task}"
+    say(f"  YOUR NUMBER {value:g} ({what}; supplied, not published, never recorded)")
+    say(f"    {cells.judge_given(value, scores)} [{plan.asked}]")
 
 
 def gates_text(results: Results) -> str:
@@ -172,13 +232,12 @@ def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, Results | R
         cluster.require()
     if plan.left:
         countdown(plan, options.scale)
-        if lacking := missing_inputs(paper, scale):
-            layouts = "(README, 'Data and models', has every layout)"
-            say(f"NOT RUN: missing for scale {scale} {layouts}:")
-            for line in how_to_fetch(lacking):
+        if lacking := inputs_lacking(plan):
+            say(f"NOT RUN: missing for these runs {LAYOUTS}:")
+            for line in lacking:
                 say(line)
             return REFUSED, None
-    outcomes = train(plan, seconds_of(options.limit))
+    outcomes = train(plan)
     bad = {k: o for k, o in outcomes.items() if o.status not in {"finished", "diverged"}}
     for (arm, task, seed), outcome in list(bad.items())[:5]:
         alone = f"python -m {name}.train --scale {scale} --arm {arm} --task {task} --seed {seed}"
@@ -187,7 +246,8 @@ def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, Results | R
     statuses = {outcome.status for outcome in bad.values()}
     if "stopped" in statuses:
         limit = f" LIMIT={options.limit}" if options.limit else ""
-        again = f"make reproduce-{name} SCALE={scale}{limit}"
+        subset = f" {plan.asked}" if plan.asked else ""
+        again = f"make reproduce-{name} SCALE={scale}{subset}{limit}"
         say(f"stopped; what is finished is kept. Continue with: {again}")
         return STOPPED, None
     if scale == "rehearsal":
@@ -197,7 +257,9 @@ def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, Results | R
         status = REFUSED if "missing" in statuses else FAILED if failed else DONE
         return status, assemble.rehearse(paper, plan.nodes, not failed)
     results, path = assemble.assemble(paper, scale, plan.nodes, outcomes, plan.preview)
-    show(paper, results)
+    show(plan, results)
+    if options.published is not None:
+        show_given(plan, options, results)
     say(f"results: {short(path)}")
     write_report(name)
     if statuses & {"missing", "refused"}:
@@ -207,6 +269,13 @@ def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, Results | R
     primary = [claim for claim in results.claims if claim.role == "primary"]
     supported = all(verdict_of(claim) == "SUPPORTED" for claim in primary)
     return (NOT_SUPPORTED if options.strict and not supported else DONE), results
+
+
+def show_lacking(plan: Plan) -> None:
+    lacking = inputs_lacking(plan)
+    say(f"  inputs: {f'missing {LAYOUTS}:' if lacking else 'all are in reach'}")
+    for line in lacking:
+        say(f"  {line}")
 
 
 def verdict_of(claim: recorded.Claim) -> str:
@@ -263,9 +332,10 @@ def reproduce_all(names: Sequence[str], options: argparse.Namespace) -> dict[str
         with refusals():
             if isinstance(one, BadInput):
                 raise one
-            describe(one, options.limit, place if several else "")
+            describe(one, place if several else "")
             if options.dry:
                 grid(one)
+                show_lacking(one)
                 statuses[name] = DONE
             else:
                 statuses[name], results[name] = reproduce(one, options)
@@ -344,6 +414,13 @@ def at_least(least: int) -> Callable[[str], int]:
     return whole_number
 
 
+def number_given(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number, e.g. 81.2") from None
+
+
 def arguments() -> Arguments:
     parser = Arguments(
         prog="python -m benchmarks.reproduce",
@@ -356,12 +433,20 @@ def arguments() -> Arguments:
     jobs = "runs side by side; default: one per core, or as the protocol says per GPU"
     arms = "core: the arms of the claims; all: the other baselines too"
     time_ = "slurm: time limit of a job, e.g. 90m; a run continues in the next (default 4h)"
+    published = "a number of your own, judged by a prediction interval (--cell, or --task --only)"
     gpus = "slurm: GPUs of a job; default: 1 at gpu and paper, else 0"
     add("paper", nargs="*", help=papers)
     add("--scale", help=scale)
     add("--seeds", type=number(1), help="fewer seeds (a preview)")
     add("--jobs", type=number(1), help=jobs)
     add("--only", help="these arms alone, separated by commas (a preview)")
+    add("--task", help="these tasks alone, separated by commas (a preview)")
+    add("--cell", help="what these published numbers need and no more: ids of `make list-X`")
+    add(
+        "--budget", help="the published numbers that fit into so many hours, e.g. 8h; stops in time"
+    )
+    add("--published", type=number_given, help=published)
+    add("--metric", help="what --published is a value of (with --task and --only)")
     add("--arms", choices=["core", "all"], help=arms)
     add("--limit", help="checkpoint and stop after this time, e.g. 9m")
     add("--executor", choices=["local", "slurm"], default="local", help="where runs are trained")
