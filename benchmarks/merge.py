@@ -23,10 +23,12 @@ TAKEN, HERE, CLASH, REFUSED = "taken over", "here already", "clash", "refused"
 
 def runs_in(folder: Path) -> dict[tuple[str, str], list[Path]]:
     """(paper, scale) -> the directories of finished runs below a folder of runs."""
+    folder = folder / "runs" if (folder / "runs").is_dir() else folder
     runs: dict[tuple[str, str], list[Path]] = {}
-    for record in sorted(folder.glob("*/*/*/seed*/*/record.json")):
+    for record in sorted(folder.glob("*/*/*/seed*/[!.]*/record.json")):
         paper, scale = record.relative_to(folder).parts[:2]
-        runs.setdefault((paper, scale), []).append(record.parent)
+        if scale in protocol.SCALES:
+            runs.setdefault((paper, scale), []).append(record.parent)
     if not runs:
         layout = "<paper>/<scale>/<task>/seed<k>/<arm>/record.json"
         raise BadInput(f"FROM={folder}: no finished run; it should hold {layout}")
@@ -103,7 +105,7 @@ def take_over(
 
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    folders = [Path(word) for word in ",".join(words).split(",") if word]
+    folders = [Path(word).expanduser() for word in ",".join(words).split(",") if word]
     total: Counter[str] = Counter()
     try:
         if not folders:
@@ -113,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
                 say(f"{name} at scale {scale}, from {folder}")
                 paper = Protocol(ROOT / name)
                 paper.scale(scale)
-                same_rules(paper, folder / name / scale)
+                same_rules(paper, places[0].parents[2])
                 counted = merge(paper, scale, places)
                 total += counted
                 say(f"  {', '.join(f'{n} {what}' for what, n in counted.items())}")
