@@ -49,7 +49,7 @@ def same_rules(paper: Protocol, folder: Path) -> None:
 def merge(paper: Protocol, scale: str, places: list[Path]) -> Counter[str]:
     """Take over what fits; runs that others use come first."""
     code = protocol.code_hashes(paper.directory / "train.py")
-    nodes: dict[protocol.Key, tuple[Node, Path]] = {}
+    nodes: dict[protocol.Key, tuple[Node, list[Path]]] = {}
     counted: Counter[str] = Counter()
     for place in places:
         task, seed, arm = place.parts[-3:]
@@ -59,18 +59,19 @@ def merge(paper: Protocol, scale: str, places: list[Path]) -> Counter[str]:
             say(f"  {place}: {REFUSED}: {error}")
             counted[REFUSED] += 1
         else:
-            nodes[node.key] = node, place
+            nodes.setdefault(node.key, (node, []))[1].append(place)
 
     def take(key: protocol.Key) -> None:
         if key not in nodes:
             return
-        node, place = nodes.pop(key)
+        node, copies = nodes.pop(key)
         for used in node.uses:
             take(used)
-        outcome, why = take_over(place, paper, scale, node, code)
-        counted[outcome] += 1
-        if why:
-            say(f"  {place}: {outcome}: {why}")
+        for place in copies:
+            outcome, why = take_over(place, paper, scale, node, code)
+            counted[outcome] += 1
+            if why:
+                say(f"  {place}: {outcome}: {why}")
 
     for key in list(nodes):
         take(key)
@@ -93,7 +94,7 @@ def take_over(
     copy = target.with_name(f".{target.name}.merging")
     shutil.rmtree(copy, ignore_errors=True)
     try:
-        shutil.copytree(place, copy)
+        shutil.copytree(place, copy, ignore=shutil.ignore_patterns(".*"))
         # the copy is what is checked: that it arrived whole, and that this checkout would make it
         if reason := protocol.stale(copy, paper.config(scale, node), code):
             return REFUSED, reason
@@ -110,15 +111,19 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not folders:
             raise BadInput("FROM= is missing: make merge FROM=runs-of-another-machine[,another]")
+        places: dict[tuple[str, str], list[Path]] = {}
         for folder in folders:
-            for (name, scale), places in runs_in(folder).items():
-                say(f"{name} at scale {scale}, from {folder}")
-                paper = Protocol(ROOT / name)
-                paper.scale(scale)
-                same_rules(paper, places[0].parents[2])
-                counted = merge(paper, scale, places)
-                total += counted
-                say(f"  {', '.join(f'{n} {what}' for what, n in counted.items())}")
+            for key, runs in runs_in(folder).items():
+                places.setdefault(key, []).extend(runs)
+        for (name, scale), runs in places.items():
+            say(f"{name} at scale {scale}")
+            paper = Protocol(ROOT / name)
+            paper.scale(scale)
+            for folder in {run.parents[2] for run in runs}:
+                same_rules(paper, folder)
+            counted = merge(paper, scale, runs)
+            total += counted
+            say(f"  {', '.join(f'{n} {what}' for what, n in counted.items())}")
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
