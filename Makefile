@@ -68,8 +68,9 @@ list-%: setup  ## published numbers of X: what each needs, hours, verdict so far
 merge: setup  ## add finished runs of other machines: FROM=their/runs[,more], same code and protocol
 	@$(RUN) -m benchmarks.merge "$(FROM)"
 
+rehearsal: override SCALE := rehearsal
 rehearsal: setup  ## the papers' full protocols on tiny random models, a few steps each
-	@$(RUN) -m benchmarks.reproduce --scale rehearsal $(if $(JOBS),--jobs $(JOBS))
+	@$(RUN) -m benchmarks.reproduce $(FLAGS)
 
 record-%: setup  ## (maintainers) keep the result of reproduce-X in X/results and write the README tables
 	@$(RUN) -m benchmarks.reproduce $(subst -,_,$*) --record $(if $(SCALE),--scale $(SCALE))

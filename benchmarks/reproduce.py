@@ -3,6 +3,7 @@
     python -m benchmarks.reproduce autolora                 scale chosen from what this machine has
     python -m benchmarks.reproduce autolora --scale gpu     a named scale
     python -m benchmarks.reproduce autolora --dry           the plan alone
+    python -m benchmarks.reproduce autolora --cell ID       what one published number needs
     python -m benchmarks.reproduce                          all papers: one estimate, one summary
     python -m benchmarks.reproduce autolora --record        (maintainers) into autolora/results/
 
@@ -46,6 +47,7 @@ from shared import protocol
 from shared.protocol import BadInput, Node, Protocol
 
 LAYOUTS = "(README, 'Data and models', has every layout)"
+ONE_PAPER = ("cell", "budget", "published")  # options that several papers cannot share
 DONE, FAILED, REFUSED, NOT_SUPPORTED, STOPPED = 0, 1, 2, 3, 75
 MEANING = {
     DONE: "done",
@@ -231,7 +233,7 @@ def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, Results | R
     if plan.slurm:
         cluster.require()
     if plan.left:
-        countdown(plan, options.scale)
+        countdown(plan, options.scale or options.cell or options.budget)
         if lacking := inputs_lacking(plan):
             say(f"NOT RUN: missing for these runs {LAYOUTS}:")
             for line in lacking:
@@ -401,6 +403,9 @@ class Arguments(argparse.ArgumentParser):
     """Refuses in one line; `--help` has the usage."""
 
     def error(self, message: str) -> NoReturn:
+        if word := re.match(r"unrecognized arguments: --([\w-]+)", message):
+            options = {name[2:] for name in self._option_string_actions if name[:2] == "--"}
+            message = str(protocol.unknown(word[1], options, "options"))
         print(f"error: {message}; see python -m benchmarks.reproduce --help", file=sys.stderr)
         sys.exit(2)
 
@@ -426,6 +431,7 @@ def arguments() -> Arguments:
         prog="python -m benchmarks.reproduce",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --seed would be taken for --seeds
     )
     add, number, on = parser.add_argument, at_least, "store_true"
     papers = f"one of {', '.join(PAPERS)}; default: all that are built"
@@ -466,6 +472,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.path.insert(0, str(ROOT))
     built = [name for name in PAPERS if (ROOT / name / "train.py").exists()]
     names = [name.replace("-", "_") for name in options.paper] or built
+    if len(names) > 1 and (single := next(filter(options.__dict__.get, ONE_PAPER), None)):
+        return arguments().error(f"{single.upper()} is about one paper: name it")
     statuses = dict.fromkeys(names, REFUSED)
     if options.record:
         for name in names:
