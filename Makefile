@@ -8,13 +8,20 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 ENV    ?= venv
 RUN    := $(if $(filter none,$(ENV)),$(PYTHON),.venv/bin/python)
 
-# Everything a user may set goes to the judge as an option.
-FLAGS = $(if $(SCALE),--scale $(SCALE)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) \
-	$(if $(ONLY),--only $(ONLY)) $(if $(ARMS),--arms $(ARMS)) $(if $(LIMIT),--limit $(LIMIT)) \
-	$(if $(DRY),--dry) $(if $(STRICT),--strict) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(TIME),--time $(TIME)) \
-	$(if $(GPUS),--gpus $(GPUS)) $(if $(PARTITION),--partition $(PARTITION)) $(if $(ACCOUNT),--account $(ACCOUNT))
+# Everything a user may set goes to the judge as an option: SCALE=cpu as --scale cpu.
+VALUES := SCALE SEEDS JOBS ONLY ARMS TASK CELL BUDGET PUBLISHED METRIC LIMIT EXECUTOR TIME GPUS PARTITION ACCOUNT
+lower = $(shell printf '%s' $(1) | tr A-Z a-z)
+FLAGS = $(foreach name,$(VALUES),$(if $($(name)),--$(call lower,$(name)) "$($(name))")) $(if $(DRY),--dry) $(if $(STRICT),--strict)
 
-.PHONY: help setup test test-slow test-gpu lint check reproduce rehearsal report bench cluster-check clean
+# A word on the command line that no target reads is refused: a misspelt setting would run everything.
+SETTINGS := $(VALUES) DRY STRICT RERUN PORTABLE FROM FIND PYTHON ENV V KEEP $(if $(filter check,$(MAKECMDGOALS)),SEED)
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+UNKNOWN := $(filter-out $(SETTINGS) MAKE% -% REPRO_% HF_% CUDA_% OMP_% PIP_% SBATCH_%,$(GIVEN))
+ifneq ($(UNKNOWN),)
+$(error $(firstword $(UNKNOWN)) is no setting; $(shell $(PYTHON) scripts/nearest.py $(firstword $(UNKNOWN)) $(SETTINGS)))
+endif
+
+.PHONY: help setup test test-slow test-gpu lint check reproduce rehearsal merge report bench cluster-check clean
 .DEFAULT_GOAL := help
 
 help:  ## print this help
@@ -24,7 +31,8 @@ help:  ## print this help
 	@echo; echo "Targets:"
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1\t\2/' | expand -t 24
 	@echo; echo "Papers: $(PAPERS)"
-	@echo "Settings: SCALE=cpu|gpu|paper|rehearsal SEEDS=n JOBS=n ONLY=arm ARMS=core|all LIMIT=9m DRY=1 STRICT=1 PORTABLE=1 ENV=none PYTHON=..."
+	@echo "Settings: SCALE=cpu|gpu|paper|rehearsal SEEDS=n JOBS=n ONLY=arm TASK=task ARMS=core|all LIMIT=9m DRY=1 STRICT=1 PORTABLE=1 ENV=none PYTHON=..."
+	@echo "Published numbers: CELL=id (make list-X has the ids) BUDGET=8h PUBLISHED=81.2 METRIC=accuracy"
 	@echo "On a cluster: EXECUTOR=slurm TIME=4h GPUS=1 PARTITION=... ACCOUNT=..."
 
 setup:  ## make .venv from requirements.txt (again if that file changed); nothing with ENV=none
@@ -54,8 +62,15 @@ reproduce: setup  ## all papers, at the scale this machine allows
 reproduce-%: setup  ## one paper: train what is missing, judge its claims, write the report
 	@$(RUN) -m benchmarks.reproduce $(subst -,_,$*) $(FLAGS)
 
+list-%: setup  ## published numbers of X: what each needs, hours, verdict so far (FIND=text)
+	@$(RUN) -m benchmarks.list $(subst -,_,$*) $(if $(SCALE),--scale $(SCALE)) $(if $(FIND),--find "$(FIND)")
+
+merge: setup  ## add finished runs of other machines: FROM=their/runs[,more], same code and protocol
+	@$(RUN) -m benchmarks.merge "$(FROM)"
+
+rehearsal: override SCALE := rehearsal
 rehearsal: setup  ## the papers' full protocols on tiny random models, a few steps each
-	@$(RUN) -m benchmarks.reproduce --scale rehearsal $(if $(JOBS),--jobs $(JOBS))
+	@$(RUN) -m benchmarks.reproduce $(FLAGS)
 
 record-%: setup  ## (maintainers) keep the result of reproduce-X in X/results and write the README tables
 	@$(RUN) -m benchmarks.reproduce $(subst -,_,$*) --record $(if $(SCALE),--scale $(SCALE))

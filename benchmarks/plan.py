@@ -7,13 +7,15 @@ import os
 import re
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks import claims, cluster, plan_n, recorded, reported
+from benchmarks import cells, claims, cluster, plan_n, recorded, reported, rules
+from benchmarks.cells import Cell
 from benchmarks.claims import Claims
 from benchmarks.pool import Key
 from benchmarks.predictions import MOST_BYTES, prediction_files
@@ -33,6 +35,11 @@ def say(text: str) -> None:
 
 def load_claims(paper: Protocol) -> Claims:
     """claims.yaml, which fits the protocol's arms and tasks and the published numbers."""
+    return claims_and_published(paper)[0]
+
+
+def claims_and_published(paper: Protocol) -> tuple[Claims, reported.ReportedFile]:
+    """claims.yaml and reported.yaml, which fit each other and the protocol."""
     path, where = paper.directory / "claims.yaml", f"{paper.paper}/claims.yaml"
     if not path.exists():
         raise BadInput(f"{where} is missing")
@@ -42,18 +49,17 @@ def load_claims(paper: Protocol) -> Claims:
     plan_n.check_plans(declared, paper)
     published = reported.load(paper.directory / "reported.yaml")
     reported.check_targets(declared.targets, published, where)
-    return declared
+    return declared, published
 
 
 # --- which scale ----------------------------------------------------------------------------------
 
 
-def missing_inputs(paper: Protocol, scale: str) -> list[tuple[str, str]]:
-    """("model" or "data", name) of what is neither in a folder nor at a hub that answers."""
+def missing_inputs(paper: Protocol, scale: str, nodes: Sequence[Node]) -> list[tuple[str, str]]:
+    """("model" or "data", name) of what these runs need and no folder, cache or hub has."""
     from shared import sources
 
-    needs = paper.scale(scale).needs
-    inputs = [("model", name) for name in needs.models] + [("data", name) for name in needs.data]
+    inputs = paper.inputs(scale, nodes)
     return [(kind, name) for kind, name in inputs if not sources.available(kind, name)]
 
 
@@ -68,8 +74,12 @@ def how_to_fetch(lacking: Sequence[tuple[str, str]]) -> list[str]:
     return [line for fetch, names in pairs for line in (f"  {', '.join(names)}", f"    {fetch}")]
 
 
-def choose_scale(paper: Protocol, asked: str | None, executor: str = "local") -> tuple[str, str]:
-    """The scale to run and why. What this machine has says nothing about a cluster's nodes."""
+def choose_scale(
+    paper: Protocol, asked: str | None, executor: str, nodes: Callable[[str], list[Node]]
+) -> tuple[str, str]:
+    """The scale to run and why; `nodes(scale)`: the runs that are asked for.
+
+    What this machine has says nothing about a cluster's nodes."""
     if executor == "slurm" and not asked:
         raise BadInput(
             "EXECUTOR=slurm needs SCALE=cpu, gpu, paper or rehearsal: the nodes are not this one"
@@ -86,24 +96,30 @@ def choose_scale(paper: Protocol, asked: str | None, executor: str = "local") ->
         return asked, "asked for"
     if not cuda_devices():
         return "cpu", "no CUDA device"
-    has = paper.document.scales
-    lacking = missing_inputs(paper, "paper") if "paper" in has else [("scale", "paper")]
+
+    def lacks(scale: str) -> list[tuple[str, str]]:
+        try:
+            return missing_inputs(paper, scale, nodes(scale))
+        except BadInput:  # it has no such scale, task or arm
+            return [("scale", scale)]
+
+    lacking = lacks("paper")
     if not lacking:
         return "paper", "a CUDA device, and every model and data set of the paper is in reach"
     names = ", ".join(map(" ".join, lacking))
-    if "gpu" in has and not missing_inputs(paper, "gpu"):
+    if not lacks("gpu"):
         return "gpu", f"a CUDA device; for scale paper these are missing: {names}"
     return "cpu", f"a CUDA device, but the data of larger scales are missing: {names}"
 
 
-def seconds_of(text: str | None, name: str = "LIMIT") -> float | None:
-    """'90', '90s', '9m' or '1.5h' in seconds."""
+def seconds_of(text: str | None, name: str = "LIMIT", unit: str = "s") -> float | None:
+    """'90', '90s', '9m' or '1.5h' in seconds; a number alone counts in `unit`."""
     if not text:
         return None
     parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if not parts or not float(parts[1]):
         raise BadInput(f"{name}={text}: expected a number above 0 with s, m or h, e.g. 9m")
-    return float(parts[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[parts[2]]
+    return float(parts[1]) * {"s": 1, "m": 60, "h": 3600}[parts[2] or unit]
 
 
 def slurm_options(options: argparse.Namespace, scale: str) -> cluster.Options:
@@ -122,58 +138,204 @@ class Plan:
     paper: Protocol
     scale: str
     why: str
-    nodes: list[Node]
-    left: list[Node]  # those of `nodes` that have no record that stands
-    preview: str | None  # why the result is not one to record
+    asked: str  # the settings that choose a subset, as they were given; "" for the whole scale
+    cells: Sequence[Cell]  # published numbers that were asked for
     gpus: list[str]
     jobs: int
     slurm: cluster.Options | None
-    measured: dict[Key, float]  # seconds of a run
-    seconds: float | None = None  # expected wall time of `left`; None: nobody measured it
+    share: float | None  # seconds of a run that nobody measured: the protocol's hours, divided
+    nodes: list[Node] = field(default_factory=list)
+    left: list[Node] = field(default_factory=list)  # those that have no record that stands
+    measured: dict[Key, float] = field(default_factory=dict)  # seconds of a run
+    limit: float | None = None  # seconds after which every run is asked to checkpoint and stop
+    notes: tuple[str, ...] = ()  # lines on what BUDGET chose
 
     @property
     def body(self) -> Scale:
         return self.paper.scale(self.scale)
 
+    @property
+    def preview(self) -> str | None:
+        """Why the result is not one to record."""
+        return f"{self.asked} given" if self.asked else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Expected wall time of `left`; None: nobody measured or stated it."""
+        return self.wall(self.left)
+
+    def wall(self, nodes: Sequence[Node]) -> float | None:
+        """Wall seconds of these runs: as measured, the others at the protocol's mean per run."""
+        each = [self.measured[node.key] for node in nodes if node.key in self.measured]
+        took = max([sum(each) / self.jobs, *each], default=0.0)
+        others = len(nodes) - len(each)
+        if others and self.share is None:
+            return None
+        return took + others * (self.share or 0.0)
+
+    @property
+    def origin(self) -> str:
+        """Where the expected time comes from."""
+        measured = sum(node.key in self.measured for node in self.left)
+        if measured == len(self.left):
+            return "measured"
+        if self.share is None:
+            return f"{measured} of {len(self.left)} runs measured" if measured else NOT_MEASURED
+        derived = f"{self.share / 3600:.2g} h a run, from what the protocol states for the scale"
+        return f"{measured} of {len(self.left)} runs measured, the others {derived}"
+
+
+def words(text: str | None, name: str, what: str) -> list[str]:
+    """'a,b' as a list; given without a word it is refused."""
+    listed = list(filter(None, (text or "").split(",")))
+    if text and not listed:
+        raise BadInput(f"{name}={text} names no {what}; give {what}s separated by commas")
+    return listed
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which runs a call asks for, by their settings."""
+
+    arms: str = "core"
+    only: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+    seeds: int | None = None
+    cells: Sequence[Cell] = ()
+
+    def nodes(self, paper: Protocol, scale: str) -> list[Node]:
+        pairs = [pair for cell in self.cells for pair in cell.pairs] if self.cells else None
+        return paper.nodes(scale, self.arms, self.only, self.seeds, self.tasks, pairs)
+
+    def covers(self, cell: Cell) -> bool:
+        """Whether ONLY and TASK, where they are given, name all that a published number needs."""
+        arms, tasks = set(self.only or cell.arms), set(self.tasks or cell.target.tasks)
+        return arms >= set(cell.arms) and tasks >= set(cell.target.tasks)
+
+
+def settings(options: argparse.Namespace, has_core: bool) -> str:
+    """The settings of a call that choose a subset or add to it, as make takes them."""
+    names = ("CELL", "TASK", "ONLY", "SEEDS", "BUDGET", "PUBLISHED", "METRIC")
+    chosen = {name: getattr(options, name.lower()) for name in names}
+    chosen["ARMS"] = options.arms if options.arms == "all" and has_core else None
+    return " ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
+
 
 def plan(name: str, options: argparse.Namespace) -> Plan:
     """The plan of one paper; what cannot be run as asked is refused here."""
     paper = Protocol(ROOT / name)
-    scale, why = choose_scale(paper, options.scale, options.executor)
+    declared, published = claims_and_published(paper)  # a mistake is refused now, not afterwards
+    limit, budget = seconds_of(options.limit), seconds_of(options.budget, "BUDGET", "h")
+    request = Request(
+        options.arms or "core",
+        words(options.only, "ONLY", "arm"),
+        words(options.task, "TASK", "task"),
+        options.seeds,
+        cells.chosen(words(options.cell, "CELL", "number"), published, declared.targets),
+    )
+    if request.cells and (request.only or request.tasks):
+        raise BadInput("CELL names its arms and tasks itself: leave ONLY and TASK out")
+    scale, why = options.scale, None
+    if not scale and (request.cells or budget):
+        scale = cells.scale_of(request.cells)
+        why = "where published numbers are compared; SCALE=... names another"
+    scale, reason = choose_scale(paper, scale, options.executor, partial(request.nodes, paper))
+    for cell in request.cells:
+        if scale not in cell.target.scales:
+            usable = ", ".join(cell.target.scales)
+            raise BadInput(f"CELL={cell.entry.id} is compared at scale {usable}, not {scale}")
     slurm = slurm_options(options, scale) if options.executor == "slurm" else None
-    load_claims(paper)  # a mistake in it is refused now, not after the runs
-    seconds_of(options.limit)
-    only = [arm for arm in (options.only or "").split(",") if arm]
-    if options.only and not only:
-        raise BadInput(
-            f"ONLY={options.only} names no arm; give arms separated by commas, or leave ONLY out"
-        )
-    body = paper.scale(scale)
-    nodes = paper.nodes(scale, options.arms or "core", only, options.seeds)
-    given = {"SEEDS": options.seeds, "ONLY": only}
-    given["ARMS=all"] = options.arms == "all" and body.core is not None
-    overridden = [name for name, value in given.items() if value]
-    gpus = cuda_devices() if scale != "rehearsal" else []
+    body, gpus = paper.scale(scale), cuda_devices() if scale != "rehearsal" else []
+    made = with_nodes(
+        Plan(
+            paper=paper,
+            scale=scale,
+            why=why or reason,
+            asked=settings(options, body.core is not None),
+            cells=request.cells,
+            gpus=gpus,
+            jobs=options.jobs or (256 if slurm else body.jobs * len(gpus) if gpus else cores()),
+            slurm=slurm,
+            share=share(paper, scale),
+            limit=min(filter(None, [limit, budget]), default=None),
+        ),
+        request,
+    )
+    check_given(made, request, options)
+    if budget is None:
+        return made
+    listed = request.cells or cells.answered(published, declared.targets, scale)
+    return affordable(made, request, [cell for cell in listed if request.covers(cell)], budget)
+
+
+def with_nodes(plan: Plan, request: Request) -> Plan:
+    """The plan with the runs of a request, those that do not stand, and what they took before."""
+    paper, scale = plan.paper, plan.scale
+    nodes = request.nodes(paper, scale)
     code = protocol.code_hashes(paper.directory / "train.py")
     left = [
         node
         for node in nodes
         if protocol.stale(paper.run_directory(scale, node.key), paper.config(scale, node), code)
     ]
-    by_default = 256 if slurm else body.jobs * len(gpus) if gpus else cores()
-    made = Plan(
-        paper=paper,
-        scale=scale,
-        why=why,
-        nodes=nodes,
-        left=left,
-        preview=f"{' and '.join(overridden)} given" if overridden else None,
-        gpus=gpus,
-        jobs=options.jobs or by_default,
-        slurm=slurm,
-        measured=measured(paper, scale, nodes),
+    took = measured(paper, scale, nodes)
+    return replace(plan, nodes=nodes, left=left, measured=took, cells=request.cells)
+
+
+def affordable(plan: Plan, request: Request, listed: Sequence[Cell], budget: float) -> Plan:
+    """The plan of those published numbers among `listed` that fit into `budget` seconds."""
+    listed = [cell for cell in listed if cell.entry.value is not None]
+    if not listed:
+        raise BadInput(
+            f"{plan.paper.paper}: no arm answers a published number here at scale {plan.scale}, "
+            "so that BUDGET has nothing to choose from; give LIMIT= to stop after a time"
+        )
+    request = replace(request, only=(), tasks=(), cells=listed)
+    whole = with_nodes(plan, request)
+    if whole.seconds is None:
+        raise BadInput(f"BUDGET needs the hours of a run, and {plan.paper.paper} states none")
+    waiting = {node.key for node in whole.left}
+    picked, spent, others = cells.within_budget(
+        listed,
+        budget,
+        lambda pairs: plan.paper.nodes(plan.scale, seeds=request.seeds, pairs=pairs),
+        lambda node: whole.wall([node]) or 0.0 if node.key in waiting else 0.0,
     )
-    return replace(made, seconds=expected(made))
+    notes = [
+        f"{len(picked)} of {len(listed)} published numbers fit into {duration(budget)}, those that "
+        f"can get a verdict first, then the cheapest; {duration(spent)} expected:"
+    ]
+    if not picked:
+        cell, cost = others[0]
+        least = f"the cheapest, {cell.entry.id}, needs {duration(cost)}"
+        raise BadInput(f"BUDGET is too small for any published number: {least}")
+    by_runs: dict[str, list[str]] = {}
+    for cell in picked:
+        by_runs.setdefault(cell.runs, []).append(cell.entry.id)
+    for runs, names in by_runs.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        notes.append(f"  {runs}: {', '.join(names[:3])}{more}")
+    if others:
+        cell, cost = others[0]
+        notes.append(f"  next: {cell.entry.id}, {duration(cost)} more")
+    return replace(with_nodes(whole, replace(request, cells=picked)), notes=tuple(notes))
+
+
+def check_given(plan: Plan, request: Request, options: argparse.Namespace) -> None:
+    """PUBLISHED stands beside the scores of one arm on one task, or of one CELL."""
+    if options.published is None:
+        if options.metric:
+            raise BadInput("METRIC says what PUBLISHED is a value of: give PUBLISHED as well")
+        return
+    one_each = len(request.only) == len(request.tasks) == 1
+    if len(request.cells) != 1 and not one_each:
+        raise BadInput(
+            "PUBLISHED needs CELL=<id>, or TASK= and ONLY= that name one task and one arm"
+        )
+    if one_each and plan.paper.arm(request.only[0]).stage:
+        raise BadInput(f"ONLY={request.only[0]} is a stage: it has no score")
+    if options.metric and request.cells:
+        raise BadInput("CELL has a metric of its own: leave METRIC out")
 
 
 def cores() -> int:
@@ -198,15 +360,12 @@ def measured(paper: Protocol, scale: str, nodes: Sequence[Node]) -> dict[Key, fl
     return {key: seconds.get(key, fmean(of_arm[key[:2]])) for key in keys}
 
 
-def expected(plan: Plan) -> float | None:
-    """Wall seconds of what is left: as measured, else its share of what the whole scale takes."""
-    if all(node.key in plan.measured for node in plan.left):
-        each = [plan.measured[node.key] for node in plan.left]
-        return max([sum(each) / plan.jobs, *each], default=0.0)
-    rehearsal = recorded.rehearsal(plan.paper.directory) if plan.scale == "rehearsal" else None
-    hours = plan.body.hours
+def share(paper: Protocol, scale: str) -> float | None:
+    """Seconds of a run when those of the whole scale, as stated or rehearsed, are divided."""
+    rehearsal = recorded.rehearsal(paper.directory) if scale == "rehearsal" else None
+    hours = paper.scale(scale).hours
     whole = rehearsal.seconds if rehearsal else None if hours is None else hours * 3600
-    return None if whole is None else whole * len(plan.left) / len(plan.nodes)
+    return None if whole is None else whole / len(paper.nodes(scale))
 
 
 def disk(plan: Plan) -> tuple[float, str]:
@@ -244,24 +403,79 @@ def different(nodes: Collection[Node], field: str) -> int:
     return len({getattr(node, field) for node in nodes})
 
 
-def describe(plan: Plan, limit: str | None, place: str = "") -> None:
+def describe(plan: Plan, place: str = "") -> None:
     """Print what is about to happen. `place`: "paper 3 of 7" and the time left over the whole."""
     name, nodes, body = plan.paper.paper, plan.nodes, plan.body
     arms = list(dict.fromkeys(node.arm for node in nodes))
     say(f"{place}{name} at scale {plan.scale} ({plan.why})")
+    for line in plan.notes:
+        say(f"  {line}")
     say(
         f"  {len(nodes)} runs: {len(arms)} arms x {different(nodes, 'task')} task(s) x up to "
         f"{different(nodes, 'seed')} seeds; {len(nodes) - len(plan.left)} finished before; "
         f"{plan.jobs} worker(s)"
     )
     say(f"  arms: {', '.join(arms)}")
+    stops = f"; stops after {duration(plan.limit)}" if plan.limit else ""
+    most = "at most " if plan.asked else ""
+    origin = f" ({plan.origin})" if plan.seconds is not None and plan.origin != "measured" else ""
     say(
-        f"  expected: {duration(plan.seconds, NOT_MEASURED)}; download {body.download_gb:g} GB; "
-        f"disk {body.disk_gb:g} GB" + (f"; stops after {limit}" if limit else "")
+        f"  expected: {duration(plan.seconds, NOT_MEASURED)}{origin}; download "
+        f"{most}{body.download_gb:g} GB; disk {most}{body.disk_gb:g} GB{stops}"
     )
+    if plan.scale != "rehearsal" and (plan.asked or plan.limit):
+        for line in seeds_and_effects(plan):
+            say(f"  {line}")
     smaller = SMALLER.get(plan.scale)
-    if smaller in plan.paper.document.scales:
+    if smaller in plan.paper.document.scales and not plan.asked:
         say(f"  next smaller scale: make reproduce-{name} SCALE={smaller}")
+
+
+def affordable_seeds(plan: Plan) -> list[int]:
+    """The seeds whose runs all end before the limit: runs are made in the order of the plan."""
+    left, ahead, ends = {node.key for node in plan.left}, list[Node](), dict[int, float]()
+    for node in plan.nodes:
+        ahead += [node] if node.key in left else []
+        ends[node.seed] = plan.wall(ahead) or 0.0
+    return [seed for seed, end in ends.items() if plan.limit is None or end <= plan.limit]
+
+
+def seeds_and_effects(plan: Plan) -> list[str]:
+    """Lines: how many seeds end in time, and the smallest effect that so many can show."""
+    seeds, n = different(plan.nodes, "seed"), len(affordable_seeds(plan))
+    if plan.limit and plan.seconds is None:
+        return [f"seeds: {seeds} asked for; how many end in time is {NOT_MEASURED}"]
+    lines = [f"seeds: {n} of {seeds} end in time" if plan.limit else f"seeds: {seeds}"]
+    before = cells.latest(plan.paper, plan.scale)
+    for claim in claims_of(plan):
+        d = next((c.d for r in before for c in r.claims if c.id == claim.id and len(c.d) > 1), [])
+        sd = cells.sd_over_seeds(d)
+        effect = None if sd is None else rules.detectable(n, sd, float(claim.threshold))
+        text = "unknown: no sd was measured" if effect is None else f"{effect:.2f} (sd {sd:.2f})"
+        lines.append(f"claim {claim.id}: smallest effect found in 80 % with n = {n}: {text}")
+    for cell in plan.cells[:5]:
+        rows = [row for r in before for row in r.reported if row.id == cell.entry.id]
+        sd = next(filter(None, (cells.sd_over_seeds(row.scores) for row in rows)), None)
+        half = cells.half_width(sd, n)
+        text = "unknown: no sd was measured" if half is None else f"+- {half:.2f} (sd {sd:.2f})"
+        lines.append(f"{cell.entry.id}: published {cell.entry.value}; interval of our mean {text}")
+    return lines
+
+
+def claims_of(plan: Plan) -> list[claims.ClaimSpec]:
+    """Primary claims whose arms are all in the plan."""
+    planned = {node.arm for node in plan.nodes}
+    planned |= {f"{node.arm}@{node.task}" for node in plan.nodes}
+    declared = load_claims(plan.paper).claims
+    at_scale = [c for c in declared if plan.scale in c.scales and c.role == "primary"]
+    return [claim for claim in at_scale if set(claim.arms.named()) <= planned]
+
+
+def inputs_lacking(plan: Plan) -> list[str]:
+    """Lines on the inputs of unfinished runs that are not here, with the commands that fetch them;
+    empty if none is missing."""
+    lacking = missing_inputs(plan.paper, plan.scale, plan.left)
+    return how_to_fetch(lacking)
 
 
 def grid(plan: Plan) -> None:
@@ -282,7 +496,8 @@ def grid(plan: Plan) -> None:
     if len(seconds) == len(nodes):
         line += f", {total / plan.jobs:.2f} h with {plan.jobs} worker(s)"
     elif hours:
-        line += f"; the protocol's own figure for the whole scale: {hours:g} h"
+        line += f"; the protocol's figure for the whole scale: {hours:g} h"
+        line += f", {duration(plan.seconds)} of it for this plan" if plan.asked else ""
     say(line)
     gigabytes, origin = disk(plan)
     say(f"  disk: {gigabytes:.3g} GB {origin}")

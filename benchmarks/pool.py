@@ -161,8 +161,7 @@ class Pool:
     def _hand_out(
         self, context: Any, waiting: dict[Key, Node], done: set[Key], attempts: dict[Key, int]
     ) -> None:
-        # stages first: others wait for them
-        ready = sorted(self._startable(waiting, done), key=lambda n: not n.stage)
+        ready = self._startable(waiting, done)  # in the order of the plan: a seed after another
         most = 0 if self.stop.is_set() else min(self.jobs, len(waiting))
         while len(self.workers) < most:
             self.workers.append(self._start(context, len(self.workers)))

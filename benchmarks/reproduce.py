@@ -3,6 +3,7 @@
     python -m benchmarks.reproduce autolora                 scale chosen from what this machine has
     python -m benchmarks.reproduce autolora --scale gpu     a named scale
     python -m benchmarks.reproduce autolora --dry           the plan alone
+    python -m benchmarks.reproduce autolora --cell ID       what one published number needs
     python -m benchmarks.reproduce                          all papers: one estimate, one summary
     python -m benchmarks.reproduce autolora --record        (maintainers) into autolora/results/
 
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks import PAPERS, assemble, cluster, locks, recorded
+from benchmarks import PAPERS, assemble, cells, cluster, locks, recorded
 from benchmarks.assemble import short
 from benchmarks.plan import (
     ROOT,
@@ -34,11 +35,10 @@ from benchmarks.plan import (
     describe,
     estimate,
     grid,
-    how_to_fetch,
-    missing_inputs,
+    inputs_lacking,
+    load_claims,
     plan,
     say,
-    seconds_of,
     time_left,
 )
 from benchmarks.pool import Key, Outcome, Pool
@@ -47,6 +47,8 @@ from benchmarks.words import duration, machines, stated
 from shared import protocol
 from shared.protocol import BadInput, Node, Protocol
 
+LAYOUTS = "(README, 'Data and models', has every layout)"
+ONE_PAPER = ("cell", "budget", "published")  # options that several papers cannot share
 DONE, FAILED, REFUSED, NOT_SUPPORTED, STOPPED = 0, 1, 2, 3, 75
 MEANING = {
     DONE: "done",
@@ -100,7 +102,7 @@ def standing_runs(plan: Plan) -> dict[Key, Outcome]:
     return standing
 
 
-def train(plan: Plan, limit: float | None) -> dict[Key, Outcome]:
+def train(plan: Plan) -> dict[Key, Outcome]:
     """Make every run that does not stand yet. Returns the outcome of each run of the plan."""
     paper, scale = plan.paper, plan.scale
     outcomes = standing_runs(plan)
@@ -119,7 +121,7 @@ def train(plan: Plan, limit: float | None) -> dict[Key, Outcome]:
         "jobs": plan.jobs,
         "config": lambda node: paper.config(scale, node),
         "ended": Progress(paper, scale, len(left)),
-        "deadline": begun + limit if limit else None,
+        "deadline": begun + plan.limit if plan.limit else None,
     }
     if plan.slurm:
         executor: Pool | cluster.Cluster = cluster.Cluster(**common, options=plan.slurm)
@@ -139,29 +141,89 @@ def train(plan: Plan, limit: float | None) -> dict[Key, Outcome]:
 # --- one paper ------------------------------------------------------------------------------------
 
 
-def show(paper: Protocol, results: Results) -> None:
-    """The verdicts on the terminal, beside the recorded ones."""
-    old = recorded.recorded(paper.directory, results.scale)
+def show(plan: Plan, results: Results) -> None:
+    """The verdicts on the terminal, beside the recorded ones; those of a subset say which."""
+    old = recorded.recorded(plan.paper.directory, results.scale)
     before = {claim.id: claim.verdict for claim in old.claims} if old else {}
     say("")
-    if results.preview:
+    subset = f" [preview: {plan.asked}]" if results.preview else ""
+    if subset:
         say(f"PREVIEW ({results.preview}): never recorded")
-    width = max((len(claim.id) for claim in results.claims), default=0)
-    for claim in results.claims:
+    judged = [c for c in results.claims if not subset or c.d]
+    width = max((len(claim.id) for claim in judged), default=0)
+    for claim in judged:
         verdict, was = claim.verdict or "shown", before.get(claim.id)
-        beside = "" if not was else "; as recorded" if was == verdict else f"; RECORDED: {was}"
+        same = "" if subset else "; as recorded"
+        beside = "" if not was else same if was == verdict else f"; RECORDED: {was}"
         effect = "no effect" if claim.effect is None else f"{claim.effect:+.2f}"
         ends = recorded.finite(claim.ci95)
         if claim.effect is not None and ends:
             effect += f" ({ends[0]:+.2f} to {ends[1]:+.2f})"
-        say(f"  {claim.id:<{width}}  {verdict}{beside}")
+        say(f"  {claim.id:<{width}}  {verdict}{on_fewer(plan, claim)}{subset}{beside}")
         say(f"  {'':<{width}}  {claim.role}; {effect}; {claim.statement}")
+    if others := len(results.claims) - len(judged):
+        say(f"  {others} claim(s) need runs that were not asked for: NOT RUN")
+    show_published(plan, results, subset)
     for gate in results.gates:
         if not gate.passed:
             say(f"  gate {gate.id} FAILED: {gate.detail}")
     say(f"  gates: {gates_text(results)}")
     if mixed := machines(results):
         say(f"  {mixed}")
+
+
+def on_fewer(plan: Plan, claim: recorded.Claim) -> str:
+    """' on rte alone' where a claim was judged on fewer tasks than it declares at this scale."""
+    (spec,) = (spec for spec in load_claims(plan.paper).claims if spec.id == claim.id)
+    at_scale = set(plan.paper.tasks(plan.scale))
+    declared = at_scale & set(spec.listed_tasks()) if spec.listed_tasks() else at_scale
+    return f" on {', '.join(claim.tasks)} alone" if declared - set(claim.tasks) else ""
+
+
+def show_published(plan: Plan, results: Results, subset: str) -> None:
+    """Published numbers beside ours: of a subset those that it answers, else a tally."""
+    asked = {cell.entry.id: cell for cell in plan.cells}
+    rows = [row for row in results.reported if row.measured is not None or row.id in asked]
+    if not subset:
+        if rows:
+            tally = counts(Counter(row.verdict for row in rows))
+            say(f"  published numbers beside ours: {tally} (`make list-{plan.paper.paper}`)")
+        return
+    for row in rows if not asked else [row for row in rows if row.id in asked]:
+        ours = "no run" if row.measured is None else f"{row.measured:.4g} (n = {len(row.scores)})"
+        gap = "" if row.gap is None else f"; gap {row.gap:+.2f}"
+        if ends := recorded.finite(row.ci95):
+            gap += f" ({ends[0]:+.2f} to {ends[1]:+.2f})"
+        limit = "" if row.tolerance is None else f"; tolerance {row.tolerance:g}"
+        say(f"  {row.id}  {row.verdict}{subset}")
+        say(f"    {row.method}, {row.metric}: published {row.reported}; ours {ours}{gap}{limit}")
+        for deviation in row.deviations:
+            say(f"    differs: {deviation}")
+
+
+def show_given(plan: Plan, options: argparse.Namespace, results: Results) -> None:
+    """The number that a reader supplied, beside our scores; it is not written anywhere."""
+    value = options.published
+    if plan.cells:
+        (row,) = (row for row in results.reported if row.id == plan.cells[0].entry.id)
+        scores, what = recorded.finite(row.scores), f"{row.metric}, {plan.cells[0].runs}"
+    else:
+        arm, task = options.only, options.task
+        runs = [run for run in results.runs if (run.arm, run.task) == (arm, task)]
+        names = {name for run in runs for name in run.metrics}
+        metric = options.metric or next((n for n in ("score", "accuracy") if n in names), "")
+        if runs and metric not in names:
+            raise (
+                protocol.unknown(metric, names, "METRIC")
+                if metric
+                else BadInput(f"METRIC= is missing; {arm} on {task} has {', '.join(sorted(names))}")
+            )
+        scores = recorded.finite([run.metrics.get(metric) for run in runs])
+        if abs(value) > 1 and all(abs(score) <= 1 for score in scores):  # points
+            scores = [100 * score for score in scores]
+        what = f"{metric}, {arm} on {task}"
+    say(f"  YOUR NUMBER {value:g} ({what}; supplied, not published, never recorded)")
+    say(f"    {cells.judge_given(value, scores)} [{plan.asked}]")
 
 
 def gates_text(results: Results) -> str:
@@ -174,14 +236,13 @@ def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, Results | R
     if plan.slurm:
         cluster.require()
     if plan.left:
-        countdown(plan, options.scale)
-        if lacking := missing_inputs(paper, scale):
-            layouts = "(README, 'Data and models', has every layout)"
-            say(f"NOT RUN: missing for scale {scale} {layouts}:")
-            for line in how_to_fetch(lacking):
+        countdown(plan, options.scale or options.cell or options.budget)
+        if lacking := inputs_lacking(plan):
+            say(f"NOT RUN: missing for these runs {LAYOUTS}:")
+            for line in lacking:
                 say(line)
             return REFUSED, None
-    outcomes = train(plan, seconds_of(options.limit))
+    outcomes = train(plan)
     bad = {k: o for k, o in outcomes.items() if o.status not in {"finished", "diverged"}}
     for (arm, task, seed), outcome in list(bad.items())[:5]:
         alone = f"python -m {name}.train --scale {scale} --arm {arm} --task {task} --seed {seed}"
@@ -190,7 +251,8 @@ def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, Results | R
     statuses = {outcome.status for outcome in bad.values()}
     if "stopped" in statuses:
         limit = f" LIMIT={options.limit}" if options.limit else ""
-        again = f"make reproduce-{name} SCALE={scale}{limit}"
+        subset = f" {plan.asked}" if plan.asked else ""
+        again = f"make reproduce-{name} SCALE={scale}{subset}{limit}"
         say(f"stopped; what is finished is kept. Continue with: {again}")
         return STOPPED, None
     if scale == "rehearsal":
@@ -200,7 +262,9 @@ def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, Results | R
         status = REFUSED if "missing" in statuses else FAILED if failed else DONE
         return status, assemble.rehearse(paper, plan.nodes, not failed)
     results, path = assemble.assemble(paper, scale, plan.nodes, outcomes, plan.preview)
-    show(paper, results)
+    show(plan, results)
+    if options.published is not None:
+        show_given(plan, options, results)
     say(f"results: {short(path)}")
     write_report(name)
     if statuses & {"missing", "refused"}:
@@ -210,6 +274,13 @@ def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, Results | R
     primary = [claim for claim in results.claims if claim.role == "primary"]
     supported = all(verdict_of(claim) == "SUPPORTED" for claim in primary)
     return (NOT_SUPPORTED if options.strict and not supported else DONE), results
+
+
+def show_lacking(plan: Plan) -> None:
+    lacking = inputs_lacking(plan)
+    say(f"  inputs: {f'missing {LAYOUTS}:' if lacking else 'all are in reach'}")
+    for line in lacking:
+        say(f"  {line}")
 
 
 def verdict_of(claim: recorded.Claim) -> str:
@@ -280,9 +351,10 @@ def reproduce_all(names: Sequence[str], options: argparse.Namespace) -> dict[str
         with refusals():
             if isinstance(one, BadInput):
                 raise one
-            describe(one, options.limit, place if several else "")
+            describe(one, place if several else "")
             if options.dry:
                 grid(one)
+                show_lacking(one)
                 statuses[name] = DONE
             else:
                 folder = protocol.runs_root(ROOT) / name / one.scale
@@ -350,6 +422,9 @@ class Arguments(argparse.ArgumentParser):
     """Refuses in one line; `--help` has the usage."""
 
     def error(self, message: str) -> NoReturn:
+        if word := re.match(r"unrecognized arguments: --([\w-]+)", message):
+            options = {name[2:] for name in self._option_string_actions if name[:2] == "--"}
+            message = str(protocol.unknown(word[1], options, "options"))
         print(f"error: {message}; see python -m benchmarks.reproduce --help", file=sys.stderr)
         sys.exit(2)
 
@@ -363,11 +438,19 @@ def at_least(least: int) -> Callable[[str], int]:
     return whole_number
 
 
+def number_given(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number, e.g. 81.2") from None
+
+
 def arguments() -> Arguments:
     parser = Arguments(
         prog="python -m benchmarks.reproduce",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --seed would be taken for --seeds
     )
     add, number, on = parser.add_argument, at_least, "store_true"
     papers = f"one of {', '.join(PAPERS)}; default: all that are built"
@@ -375,12 +458,20 @@ def arguments() -> Arguments:
     jobs = "runs side by side; default: one per core, or as the protocol says per GPU"
     arms = "core: the arms of the claims; all: the other baselines too"
     time_ = "slurm: time limit of a job, e.g. 90m; a run continues in the next (default 4h)"
+    published = "a number of your own, judged by a prediction interval (--cell, or --task --only)"
     gpus = "slurm: GPUs of a job; default: 1 at gpu and paper, else 0"
     add("paper", nargs="*", help=papers)
     add("--scale", help=scale)
     add("--seeds", type=number(1), help="fewer seeds (a preview)")
     add("--jobs", type=number(1), help=jobs)
     add("--only", help="these arms alone, separated by commas (a preview)")
+    add("--task", help="these tasks alone, separated by commas (a preview)")
+    add("--cell", help="what these published numbers need and no more: ids of `make list-X`")
+    add(
+        "--budget", help="the published numbers that fit into so many hours, e.g. 8h; stops in time"
+    )
+    add("--published", type=number_given, help=published)
+    add("--metric", help="what --published is a value of (with --task and --only)")
     add("--arms", choices=["core", "all"], help=arms)
     add("--limit", help="checkpoint and stop after this time, e.g. 9m")
     add("--executor", choices=["local", "slurm"], default="local", help="where runs are trained")
@@ -400,6 +491,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.path.insert(0, str(ROOT))
     built = [name for name in PAPERS if (ROOT / name / "train.py").exists()]
     names = [name.replace("-", "_") for name in options.paper] or built
+    if len(names) > 1 and (single := next(filter(options.__dict__.get, ONE_PAPER), None)):
+        return arguments().error(f"{single.upper()} is about one paper: name it")
     statuses = dict.fromkeys(names, REFUSED)
     if options.record:
         for name in names:

@@ -52,6 +52,7 @@ BLOCK = 100  # verdict seeds of revision r begin at 100 (r + 1); seeds below 100
 PLACE = {"out", "uses", "device"}
 
 Key = tuple[str, str, int]  # arm, task, seed
+Pair = tuple[str, str]  # arm, task
 Import = tuple[int, str, tuple[str, ...]]  # level, module, names
 
 
@@ -273,10 +274,18 @@ class At(WithSettings):
 
 
 class Needs(Document):
-    """What a scale needs that is not bundled: names for `sources.available`."""
+    """What the runs of a scale need that is not bundled: names for `sources.available`.
 
-    models: list[str] = []
-    data: list[str] = []
+    A run needs an input whose name (`glue/RTE`: also `rte`), or one of the words given after it,
+    is its task or a value of its settings; an input that no run of the scale names, all need."""
+
+    models: dict[str, list[str]] = {}
+    data: dict[str, list[str]] = {}
+
+    @field_validator("models", "data", mode="before")
+    @classmethod
+    def _names_alone(cls, names: Any) -> Any:
+        return {name: [] for name in names} if isinstance(names, list) else names
 
 
 class Scale(Document):
@@ -425,12 +434,14 @@ class Protocol:
 
     def revision(self) -> int:
         """How often claims or protocol were changed after scores had been seen."""
+        return self._revision
+
+    @functools.cached_property
+    def _revision(self) -> int:
         claims = self.directory / "claims.yaml"
         if not claims.exists():
             return 0
-        return len(
-            (yaml.safe_load(claims.read_text(encoding="utf-8")) or {}).get("revisions") or []
-        )
+        return len((load_yaml(claims, claims.name) or {}).get("revisions") or [])
 
     def seeds(self, scale: str, task: str | None = None) -> list[int]:
         """Verdict seeds: n integers from 100 (r + 1) on; a rehearsal takes development seeds."""
@@ -470,8 +481,7 @@ class Protocol:
         """One run with its resolved settings and the keys of the runs it uses."""
         body = self.arm(arm)
         check_name("task", task)
-        if scale != "tiny" and task not in self.tasks(scale):
-            raise unknown(task, self.tasks(scale), f"{self.paper}: task at scale {scale}")
+        self.check_task(scale, task)
         if not self.at_scale(arm, scale):
             only = ", ".join(body.scales or [])
             raise BadInput(f"{self.paper}: arm '{arm}' is not run at scale {scale} (only {only})")
@@ -492,38 +502,93 @@ class Protocol:
         names = core if arms == "core" and core is not None else list(self.document.arms)
         return [a for a in names if self.at_scale(a, scale) and not self.arm(a).stage]
 
+    def pairs(
+        self, scale: str, arms: str = "core", only: Sequence[str] = (), tasks: Sequence[str] = ()
+    ) -> list[Pair]:
+        """(arm, task) of the runs with a score: a scale's core, or these arms, or these tasks."""
+        for name in only:
+            if not self.at_scale(name, scale):
+                self.node(scale, name, self.tasks(scale)[0], 0)  # raises the right message
+        for task in tasks:
+            self.check_task(scale, task)
+        whole = bool(only) or arms != "core"
+        bodies = self.scale(scale).tasks
+        chosen = tasks or [name for name, body in bodies.items() if whole or body.core]
+        names = only or self.selected(scale, arms)
+        on = {name: self.arm_tasks(name, scale) for name in names}
+        pairs = [(name, task) for task in chosen for name in names if task in on[name]]
+        if not pairs and (only or tasks):
+            remedy = f"has tasks {', '.join(self.tasks(scale))}"
+            listed = f"{', '.join(names)} on {', '.join(chosen)}"
+            raise BadInput(f"{self.paper}: no run of {listed} at scale {scale}, which {remedy}")
+        return pairs
+
+    def check_task(self, scale: str, task: str) -> None:
+        """Refuse a task that the scale does not have; name a scale that has it, or the nearest."""
+        if scale == "tiny" or task in self.tasks(scale):
+            return
+        where = f"{self.paper}: task at scale {scale}"
+        if others := [name for name in self.document.scales if task in self.tasks(name)]:
+            tasks = ", ".join(self.tasks(scale))
+            raise BadInput(f"{where}: not '{task}' but {tasks}; SCALE={others[0]} has '{task}'")
+        raise unknown(task, self.tasks(scale), where)
+
     def nodes(
         self,
         scale: str,
         arms: str = "core",
-        only: list[str] | None = None,
+        only: Sequence[str] = (),
         seeds: int | None = None,
+        tasks: Sequence[str] = (),
+        pairs: Sequence[Pair] | None = None,
     ) -> list[Node]:
-        """All runs of a scale, stages before their users, seed by seed."""
-        names = only or self.selected(scale, arms)
-        for name in only or []:
-            if not self.at_scale(name, scale):
-                self.node(scale, name, self.tasks(scale)[0], 0)  # raises the right message
+        """The runs of these pairs, by default of the scale, and all that they use.
+
+        Seed by seed, and in a seed task by task, stages first: what is compared ends together.
+        """
+        pairs = self.pairs(scale, arms, only, tasks) if pairs is None else pairs
+        of_task = {task: self.seeds(scale, task)[:seeds] for _, task in pairs}
         nodes: dict[Key, Node] = {}
-
-        def add(key: Key) -> None:
-            if key not in nodes:
-                node = self.node(scale, *key)
-                for used in node.uses:
-                    add(used)
-                nodes[key] = node
-
-        whole = bool(only) or arms != "core"
-        of_task = {
-            name: self.seeds(scale, name)[:seeds] if whole or task.core else []
-            for name, task in self.scale(scale).tasks.items()
-        }
         for seed in sorted({seed for chosen in of_task.values() for seed in chosen}):
-            for name in names:
-                for task in self.arm_tasks(name, scale):
-                    if seed in of_task[task]:
-                        add((name, task, seed))
+            for task in (task for task, chosen in of_task.items() if seed in chosen):
+                group: dict[Key, Node] = {}
+                for arm in (arm for arm, of in pairs if of == task):
+                    self._add((arm, task, seed), scale, nodes, group)
+                nodes |= sorted(group.items(), key=lambda item: not item[1].stage)
         return list(nodes.values())
+
+    def _add(self, key: Key, scale: str, nodes: dict[Key, Node], group: dict[Key, Node]) -> None:
+        """Put a run into `group` after those that it uses, unless `nodes` has it."""
+        if key not in nodes and key not in group:
+            node = self.node(scale, *key)
+            for used in node.uses:
+                self._add(used, scale, nodes, group)
+            group[key] = node
+
+    def inputs(self, scale: str, nodes: Iterable[Node]) -> list[tuple[str, str]]:
+        """("model" or "data", name) of what these runs need and is not bundled, see `Needs`."""
+        needs = self.scale(scale).needs
+        listed = [("model", *item) for item in needs.models.items()]
+        listed += [("data", *item) for item in needs.data.items()]
+        if not listed:
+            return []
+        asked, anywhere = self._words(nodes), self._words(self.nodes(scale, "all"))
+
+        def needed(name: str, words: list[str]) -> bool:
+            names = {_plain(word) for word in (name, name.rpartition("/")[2], *words)}
+            return bool(names & asked) or not names & anywhere
+
+        return [(kind, name) for kind, name, words in listed if needed(name, words)]
+
+    def _words(self, nodes: Iterable[Node]) -> set[str]:
+        """Tasks and values of settings of these runs; one run for all tasks is of no task."""
+        words: set[str] = set()
+        for node in nodes:
+            words |= {_plain(node.task)} if "task" not in self.arm(node.arm).over else set()
+            for value in node.settings.values():
+                several = value if isinstance(value, list | tuple) else [value]
+                words |= {_plain(word) for word in several if isinstance(word, str)}
+        return words
 
     def config(self, scale: str, node: Node) -> dict[str, Any]:
         """Every field of Config for a node, as JSON values."""
@@ -535,6 +600,10 @@ class Protocol:
     def run_directory(self, scale: str, key: Key) -> Path:
         arm, task, seed = key
         return runs_root(self.root) / self.paper / scale / task / f"seed{seed}" / arm
+
+
+def _plain(word: str) -> str:
+    return re.sub(r"[-_]", "", word).casefold()
 
 
 def _without(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def test_commands_of_a_page(page):
         words = [w for w in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=\S*", w)]
         if words[0] == "make":
             for word in words[1:]:
-                name = re.sub(r"^(reproduce|record)-.*", r"\1-%", word)
+                name = re.sub(r"^(reproduce|record|list)-.*", r"\1-%", word)
                 assert name in targets(), f"{page.name}: no target {word}"
                 paper = word.partition("-")[2].replace("-", "_")
                 if name.endswith("-%"):
