@@ -264,7 +264,8 @@ class Finding:
 
     @property
     def label(self) -> str:
-        return f"OFF BY {short(self.by)}" if self.outcome == "OFF BY" else self.outcome
+        by = f"{self.by:.2f}" if self.by >= 0.01 else f"{self.by:.1g}"
+        return f"OFF BY {by}" if self.outcome == "OFF BY" else self.outcome
 
 
 class Numbers:
@@ -325,16 +326,17 @@ def mean(relation: Relation, numbers: Numbers) -> Finding:
     of, parts = numbers.term(relation.of or ""), numbers.term(relation.parts or [])
     expected = Interval(relation.times * parts.low, relation.times * parts.high)
     count = f"{short(relation.times)} times " if relation.times != 1 else ""
-    words = f"{numbers.words(relation.of or '')} printed; {count}the mean of "
-    words += f"{len(relation.parts or [])} gives {expected.words}"
+    words = f"{numbers.words(relation.of or '')} printed ({of.words}); {count}the mean of "
+    words += f"{len(relation.parts or [])} cells gives {expected.words}"
     return compared(relation, of, expected, words)
 
 
 def difference(relation: Relation, numbers: Numbers) -> Finding:
     of = numbers.term(relation.of or "")
     expected = numbers.term(relation.minuend or "", relation.subtrahend)
-    words = numbers.words(relation.minuend or "", relation.subtrahend)
-    return compared(relation, of, expected, f"{numbers.words(relation.of or '')} printed; {words}")
+    words = f"{numbers.words(relation.of or '')} printed ({of.words}); "
+    words += numbers.words(relation.minuend or "", relation.subtrahend)
+    return compared(relation, of, expected, words)
 
 
 def between(relation: Relation, numbers: Numbers) -> Finding:
