@@ -14,7 +14,7 @@ FLAGS = $(if $(SCALE),--scale $(SCALE)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(J
 	$(if $(DRY),--dry) $(if $(STRICT),--strict) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(TIME),--time $(TIME)) \
 	$(if $(GPUS),--gpus $(GPUS)) $(if $(PARTITION),--partition $(PARTITION)) $(if $(ACCOUNT),--account $(ACCOUNT))
 
-.PHONY: help setup test test-slow test-gpu lint check reproduce rehearsal report bench cluster-check clean
+.PHONY: help setup test test-slow test-gpu lint check audit reproduce rehearsal report bench cluster-check clean
 .DEFAULT_GOAL := help
 
 help:  ## print this help
@@ -47,6 +47,12 @@ lint: setup  ## ruff and mypy
 
 check: setup  ## derive every recorded number again from committed predictions (RERUN=1: train one run of each paper again)
 	@$(RUN) -m benchmarks.check $(if $(RERUN),--rerun)
+
+audit: setup  ## do the published numbers agree with each other? needs no run (audit-X: one paper)
+	@$(RUN) -m benchmarks.audit
+
+audit-%: setup
+	@$(RUN) -m benchmarks.audit $*
 
 reproduce: setup  ## all papers, at the scale this machine allows
 	@$(RUN) -m benchmarks.reproduce $(FLAGS)

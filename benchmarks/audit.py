@@ -15,194 +15,24 @@ import argparse
 import importlib
 import math
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
-
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from typing import NamedTuple
 
 from benchmarks import PAPERS, ROOT, reported
-from benchmarks.claims import Declared, Number, one_of
-from benchmarks.reported import Published, Text
-from shared.protocol import BadInput, load_yaml, read_as, unknown
+from benchmarks.claims import one_of
+from benchmarks.relations import NotAudited, Relation, Term, load
+from benchmarks.reported import Published
+from benchmarks.words import cell, table
+from shared.protocol import BadInput
 from shared.sources import MissingInput
 
 OUTCOMES = ("HOLDS", "OFF BY", "IMPOSSIBLE", "NOT CHECKED")
 EPSILON = 1e-9
-Kind = Literal["mean", "difference", "same", "between", "granularity", "count", "artifact"]
-NEEDED = {
-    "mean": {"of", "parts"},
-    "difference": {"of", "minuend", "subtrahend"},
-    "same": {"groups"},
-    "between": {"first", "second", "at_most", "note"},
-    "granularity": {"entries", "items"},
-    "count": {"of", "total"},
-    "artifact": {"entries", "repository", "derivation"},
-}
-OPTIONAL = {
-    "mean": {"times"},
-    "between": {"first_minus", "second_minus"},
-    "granularity": {"runs", "whole"},
-    "count": {"rows"},
-    "artifact": {"at_most"},
-}
-ALWAYS = {"id", "kind", "source", "note", "each", "headline", "missing"}
-# words of an entry that is computed from others, and so needs a relation of its own
-COMPUTED = re.compile(r"(?<![a-z])(average|averages|mean|minus|difference|gain|sum|number of)(?![a-z])")  # fmt: skip
-
-# An id of reported.yaml, or the mean of ids, or a mean of means (tasks with two metrics).
-Term = str | list[str | list[str]]
-
-
-# --- the file -------------------------------------------------------------------------------------
-
-
-class Relation(Declared):
-    """Something that published numbers must satisfy; which keys are there depends on its kind.
-
-    `each` writes the relation once per word: `{}` in an id stands for the word.
-    """
-
-    id: Text
-    kind: Kind
-    source: Text
-    note: Text | None = None
-    each: list[str] = [""]
-    headline: bool = False  # shown on the first page of the report
-    missing: Text | None = None  # what is not on file, so that nothing can be checked
-    of: str | None = None  # the entry that the others must give
-    parts: Term | None = None
-    times: Number = 1  # the entry is so many times the mean of its parts (a sum)
-    minuend: Term | None = None
-    subtrahend: Term | None = None
-    groups: list[list[str]] | None = None  # each a list of entries that are one quantity
-    first: Term | None = None
-    second: Term | None = None
-    first_minus: Term | None = None
-    second_minus: Term | None = None
-    at_most: Annotated[Number, Field(ge=0)] | None = None
-    entries: list[str] | None = None  # ids or patterns
-    items: Annotated[int, Field(ge=1)] | None = None
-    runs: Annotated[int, Field(ge=1)] | None = None  # averaged; none: not stated
-    whole: Literal[1, 100] = 100  # of fractions, of percentages
-    total: Annotated[int, Field(ge=1)] | None = None
-    rows: list[list[str]] | None = None  # ours first, then those it is compared with
-    repository: Annotated[str, Field(pattern=r"^https://")] | None = None
-    derivation: str | None = None  # a function of the paper's artifacts.py
-
-    @field_validator("each")
-    @classmethod
-    def _some(cls, value: list[str]) -> list[str]:
-        if not value:
-            raise ValueError("is empty; leave `each` out or name a word")
-        return value
-
-    @model_validator(mode="after")
-    def _parts_fit(self, info: ValidationInfo) -> Relation:
-        allowed = ALWAYS | NEEDED[self.kind] | OPTIONAL.get(self.kind, set())
-        for name in sorted(self.model_fields_set - allowed):
-            raise unknown(name, allowed, f"kind {self.kind}")
-        lacking = {name for name in NEEDED[self.kind] if getattr(self, name) is None}
-        if lacking and not (self.missing and self.of):
-            raise ValueError(f"kind {self.kind} lacks {', '.join(sorted(lacking))}")
-        if "{}" not in self.id and len(self.each) > 1:
-            raise ValueError("has `each` but no {} in its id; write one")
-        return self
-
-    def answered(self) -> list[str]:
-        """Ids and patterns of the computed entries that this relation checks."""
-        return [*([self.of] if self.of else []), *flat(self.groups or []), *(self.entries or [])]
-
-    def named(self) -> list[str]:
-        terms = (self.parts, self.minuend, self.subtrahend, self.first, self.second)
-        terms += (self.first_minus, self.second_minus)
-        below = [name for term in terms if term for name in flat(term)]
-        return [*self.answered(), *below, *flat(self.rows or [])]
-
-    def once(self, word: str) -> Relation:
-        """The relation for one word of `each`."""
-        if not word:
-            return self
-        return self.model_validate({
-            name: filled(getattr(self, name), word)
-            for name in self.model_fields_set - {"each"}
-        })  # fmt: skip
-
-
-class NotAudited(Declared):
-    reported: Text  # an id, or a pattern of ids
-    reason: Text
-
-
-class AuditFile(Declared):
-    paper: str
-    relations: list[Relation] = []
-    not_audited: list[NotAudited] = []
-
-    def every(self) -> list[Relation]:
-        """All relations, those with `each` once per word."""
-        return [relation.once(word) for relation in self.relations for word in relation.each]
-
-
-def flat(term: str | Sequence[str | list[str]]) -> list[str]:
-    """The ids in a term."""
-    if isinstance(term, str):
-        return [term]
-    return [name for part in term for name in ([part] if isinstance(part, str) else part)]
-
-
-def filled(value: object, word: str) -> object:
-    """`value` with `word` for every {} in its texts."""
-    if isinstance(value, str):
-        return value.replace("{}", word)
-    return [filled(part, word) for part in value] if isinstance(value, list) else value
-
-
-def load(path: Path, published: reported.ReportedFile) -> AuditFile:
-    """audit.yaml; BadInput for a word, an id or an entry that it does not answer."""
-    name = f"{path.parent.name}/{path.name}"
-    audit = read_as(AuditFile, load_yaml(path, name) or {}, name)
-    ids = [entry.id for entry in published.entries]
-    known = set(ids)
-    answered, named = set(), set()
-
-    def matching(pattern: str, place: str) -> set[str]:
-        hits = {pattern} & known or {entry for entry in ids if fnmatchcase(entry, pattern)}
-        if not hits:
-            one_of(pattern, ids, place)
-        return hits
-
-    for relation in audit.every():
-        place = f"{name}: relations.{relation.id}"
-        for pattern in relation.named():
-            named |= matching(pattern, place)
-        for pattern in relation.answered():
-            if relation.kind != "granularity":
-                answered |= matching(pattern, place)
-    for line in audit.not_audited:
-        hits = matching(line.reported, f"{name}: not_audited")
-        named, answered = named | hits, answered | hits
-    for entry in published.entries:
-        if entry.id not in named:
-            raise BadInput(f"{name}: no relation names {entry.id!r}; {REMEDY}")
-        if is_computed(entry) and entry.id not in answered:
-            raise BadInput(f"{name}: {entry.id!r} is computed from others, unchecked; {REMEDY}")
-    return audit
-
-
-REMEDY = "add a relation, or a line of not_audited with the reason"
-
-
-def is_computed(entry: Published) -> bool:
-    """Whether its words say that it is a mean, a difference or a count of other numbers."""
-    places = [entry.setting.get(key) for key in ("task", "dataset", "split", "benchmark")]
-    words = " ".join(map(str, [entry.metric, entry.method, entry.table, *places])).lower()
-    return entry.table == "abstract" or bool(COMPUTED.search(words))
 
 
 # --- arithmetic with printed numbers --------------------------------------------------------------
@@ -282,13 +112,14 @@ class Numbers:
         return mean_of([self.term(part if isinstance(part, str) else [*part]) for part in term])
 
     def words(self, term: Term, minus: Term | None = None) -> str:
-        """'84.8', 'mean of 9 (84.76 to 84.86)', '84.8 - 78.5 = 6.2 to 6.4'."""
+        """'84.8', '84.81 (mean of 9)', '84.8 - 78.5 = 6.3 (6.2 to 6.4)'."""
+        interval = self.term(term, minus)
         if minus is not None:
-            value = self.term(term, minus).words
-            return f"{self.words(term)} - {self.words(minus)} = {value}"
+            sides = f"{self.words(term)} - {self.words(minus)}"
+            return f"{sides} = {interval.middle:.2f} ({interval.words})"
         if isinstance(term, str):
             return self.by_id[term].printed
-        return f"mean of {len(term)} cells ({self.term(term).words})"
+        return f"{interval.middle:.2f} (mean of {len(term)})"
 
     def matching(self, patterns: Sequence[str]) -> list[Published]:
         hits = [e for p in patterns for n, e in self.by_id.items() if n == p or fnmatchcase(n, p)]
@@ -298,7 +129,9 @@ class Numbers:
 # --- the relations --------------------------------------------------------------------------------
 
 
-def check(relation: Relation, numbers: Numbers, paper_dir: Path) -> list[Finding]:
+def check(
+    relation: Relation, numbers: Numbers, paper_dir: Path, data: Path | None
+) -> list[Finding]:
     """One finding, or one per entry or group where the relation has several."""
     try:
         if relation.missing:
@@ -310,7 +143,7 @@ def check(relation: Relation, numbers: Numbers, paper_dir: Path) -> list[Finding
             entries = numbers.matching(relation.entries or [])
             return [granularity(relation, entry) for entry in entries]
         if relation.kind == "artifact":
-            return artifact(relation, numbers, paper_dir)
+            return artifact(relation, numbers, paper_dir, data)
         return [CHECKS[relation.kind](relation, numbers)]
     except Unchecked as missing:
         return [Finding(relation, "NOT CHECKED", str(missing))]
@@ -327,7 +160,7 @@ def mean(relation: Relation, numbers: Numbers) -> Finding:
     expected = Interval(relation.times * parts.low, relation.times * parts.high)
     count = f"{short(relation.times)} times " if relation.times != 1 else ""
     words = f"{numbers.words(relation.of or '')} printed ({of.words}); {count}the mean of "
-    words += f"{len(relation.parts or [])} cells gives {expected.words}"
+    words += f"{len(relation.parts or [])} gives {expected.words}"
     return compared(relation, of, expected, words)
 
 
@@ -408,11 +241,13 @@ def count(relation: Relation, numbers: Numbers) -> Finding:
 CHECKS = {"mean": mean, "difference": difference, "between": between, "count": count}
 
 
-def artifact(relation: Relation, numbers: Numbers, paper_dir: Path) -> list[Finding]:
+def artifact(
+    relation: Relation, numbers: Numbers, paper_dir: Path, data: Path | None
+) -> list[Finding]:
     """Each entry beside the value that the paper's own code derives from the official files."""
     entries = numbers.matching(relation.entries or [])
     try:
-        derived = derive(relation, entries, paper_dir)
+        derived = derive(relation, entries, paper_dir, data)
     except MissingInput as missing:
         return [Finding(relation, "NOT CHECKED", str(missing)) for _ in entries]
     findings = []
@@ -426,13 +261,14 @@ def artifact(relation: Relation, numbers: Numbers, paper_dir: Path) -> list[Find
     return findings
 
 
-def derive(relation: Relation, entries: Sequence[Published], paper_dir: Path) -> dict[str, float]:
+def derive(
+    relation: Relation, entries: Sequence[Published], paper_dir: Path, data: Path | None
+) -> dict[str, float]:
     """id -> value by the function `derivation` of the paper's artifacts.py, which reads the clone
     of the official repository. MissingInput, with the command, where there is none."""
     name = (relation.repository or "").rsplit("/", 1)[-1]
-    root = os.environ.get("REPRO_DATA", "")
-    folder = Path(root).expanduser() / "official" / name
-    if not root or not folder.is_dir():
+    folder = data / "official" / name if data else None
+    if folder is None or not folder.is_dir():
         command = f"git clone {relation.repository} $REPRO_DATA/official/{name}"
         raise MissingInput(f"the official files are not here; {command}")
     module = importlib.import_module(f"{paper_dir.name}.artifacts")
@@ -469,33 +305,70 @@ class Audit:
 
     @property
     def headlines(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.relation.headline]
+        """For the first page of the report: the contradictions first."""
+        shown = [finding for finding in self.findings if finding.relation.headline]
+        return sorted(shown, key=lambda finding: finding.outcome == "HOLDS")
+
+    @property
+    def lines(self) -> list[tuple[Finding, int]]:
+        """What does not hold, findings in the same words as one with their number."""
+        return grouped(self.odd)
 
 
-def audit_paper(paper_dir: Path) -> Audit:
+def audit_paper(paper_dir: Path, data: Path | None = None) -> Audit:
+    """`data`: the folder of REPRO_DATA; None: what no file of this repository gives is left
+    NOT CHECKED, so that the same files always give the same findings."""
     published = reported.load(paper_dir / "reported.yaml")
     file = load(paper_dir / "audit.yaml", published)
     numbers = Numbers(published.entries)
-    findings = [one for relation in file.every() for one in check(relation, numbers, paper_dir)]
+    findings = [
+        one for relation in file.every() for one in check(relation, numbers, paper_dir, data)
+    ]
     return Audit(paper_dir.name, findings, file.not_audited)
+
+
+def data_folder() -> Path | None:
+    root = os.environ.get("REPRO_DATA", "")
+    return Path(root).expanduser() if root else None
 
 
 def grouped(findings: Sequence[Finding]) -> list[tuple[Finding, int]]:
     """Findings of one relation in the same words are one, with their number."""
-    counted = Counter((one.relation.id, one.words) for one in findings)
-    first = {(one.relation.id, one.words): one for one in reversed(findings)}
+    distinct = list({id(one): one for one in findings}.values())
+    counted = Counter((one.relation.id, one.words) for one in distinct)
+    first = {(one.relation.id, one.words): one for one in reversed(distinct)}
     return [(first[key], n) for key, n in counted.items()]
+
+
+def said(finding: Finding, n: int = 1) -> str:
+    """What and how many, the numbers, and the relation's note."""
+    many = f" ({n} entries)" if n > 1 else ""
+    note = f" [{finding.relation.note}]" if finding.relation.note else ""
+    return f"{finding.relation.id}{many}: {finding.words}{note}"
 
 
 def printed(audit: Audit) -> str:
     tally = ", ".join(f"{n} {outcome}" for outcome, n in audit.tally.items())
-    lines = [f"{audit.paper}: {tally}"]
-    if audit.empty:
-        lines[0] += f" ({audit.empty} of those that hold could not fail)"
-    for finding, n in grouped(audit.odd):
-        many = f" ({n} entries)" if n > 1 else ""
-        lines.append(f"  {finding.label}  {finding.relation.id}{many}: {finding.words}")
-    return "\n".join(lines)
+    empty = f" ({audit.empty} of those that hold could not fail)" if audit.empty else ""
+    lines = [f"  {one.label}  {said(one, n)}" for one, n in audit.lines]
+    return "\n".join([f"{audit.paper}: {tally}{empty}", *lines])
+
+
+def audit_tables(root: Path) -> str:
+    """Block `audit` of docs/findings.md: the tally, then every contradiction and headline."""
+    audits = [audit_paper(root / paper) for paper in PAPERS]
+    rows = [
+        [audit.paper, *map(str, audit.tally.values()), str(audit.empty), str(len(audit.findings))]
+        for audit in audits
+    ]
+    counts = table(["paper", *OUTCOMES, "hold whatever is printed", "in all"], rows)
+    odd = [
+        [audit.paper, f"**{one.label}**", cell(said(one, n))]
+        for audit in audits
+        for one, n in grouped([*audit.odd, *audit.headlines])
+        if one.outcome != "NOT CHECKED"
+    ]
+    return f"{counts}\n\n{table(['paper', 'outcome', 'the numbers'], odd)}"
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
@@ -505,13 +378,12 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paper", nargs="*", help="default: all")
-    names = [
-        name.replace("-", "_").strip("/") for name in parser.parse_args(arguments).paper
-    ] or list(PAPERS)
+    asked = parser.parse_args(arguments).paper
+    names = [name.replace("-", "_").strip("/") for name in asked] or list(PAPERS)
     try:
         for name in names:
             one_of(name, PAPERS, "paper")
-            print(printed(audit_paper(root / name)))
+            print(printed(audit_paper(root / name, data_folder())))
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

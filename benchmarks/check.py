@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import readme, recorded, reported, verdicts
+from benchmarks import audit, readme, recorded, reported, verdicts
 from benchmarks.blocks import outdated, update_readme
 from benchmarks.claims import Claims, load_claims
 from benchmarks.predictions import Predictions, unpack_predictions
@@ -261,6 +261,16 @@ def check_tables(readme_path: Path, tables: Mapping[str, str]) -> list[str]:
     return [f"README.md: the generated table {n!r} is not what the results say" for n in names]
 
 
+def check_audit(root: Path) -> list[str]:
+    """The audit of the published numbers, derived again, beside its block of docs/findings.md."""
+    page = root / "docs" / "findings.md"
+    try:
+        stale = outdated(page, {"audit": audit.audit_tables(root)}) if page.exists() else []
+    except BadInput as error:
+        return [f"the audit cannot be derived again: {error}"]
+    return ["docs/findings.md: the audit is not what reported.yaml and audit.yaml say"] * len(stale)
+
+
 def check_paper(paper_dir: Path) -> tuple[list[str], list[str], list[str]]:
     """(recorded scales, problems, notices) of one paper."""
     scales = [scale for scale in SCALES if result_path(paper_dir, scale).exists()]
@@ -354,7 +364,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     if options.stamp and all(passed):
         update_readme(root / "README.md", readme.project_tables(root))
     elif (root / "README.md").exists():
-        stale = check_tables(root / "README.md", readme.project_tables(root))
+        stale = check_tables(root / "README.md", readme.project_tables(root)) + check_audit(root)
         print(*stale, sep="\n", end="\n" if stale else "")
         passed.append(not stale)
     return int(not all(passed))

@@ -101,22 +101,15 @@ def load(path: Path) -> ReportedFile:
         loader.dispose()
     name = f"{path.parent.name}/{path.name}"
     if isinstance(document, dict) and isinstance(document.get("entries"), list):
-        texts = printed_values(root)
-        for entry, text in zip(document["entries"], texts):
-            if isinstance(entry, dict) and text:
-                entry.setdefault("decimals", decimals_of(text))
+        for entry, node in zip(document["entries"], below(root, "entries").value):
+            if isinstance(entry, dict) and (value := below(node, "value")):
+                entry.setdefault("decimals", decimals_of(str(value.value)))
     return read_as(ReportedFile, document or {}, name)
 
 
-def printed_values(root: yaml.MappingNode) -> list[str | None]:
-    """The text of each entry's value: as a number, 84.90 would lose its zero."""
-    entries = next(node for key, node in root.value if key.value == "entries")
-    texts: list[str | None] = []
-    for entry in entries.value:
-        pairs = entry.value if isinstance(entry, yaml.MappingNode) else []
-        values = [node.value for key, node in pairs if key.value == "value"]
-        texts.append(values[-1] if values and isinstance(values[-1], str) else None)
-    return texts
+def below(node: Any, name: str) -> Any:
+    """The node of a key of a mapping: its text still has the zero of 84.90."""
+    return next((value for key, value in node.value if key.value == name), None)
 
 
 def decimals_of(text: str) -> int | None:
