@@ -19,8 +19,8 @@ import numpy as np
 from shared.sources import MissingInput
 from ts_watermark.evaluate import auroc, best_f1, threshold_at
 
-NEWEST = "1dbc7b4"  # May 2025
-HISTORY = "1ef6d56"  # March 2024, with the outputs that were removed later
+NEWEST = "1dbc7b46031f"  # May 2025
+HISTORY = "1ef6d567f61b"  # March 2024, with the outputs that were removed later
 VOCABULARY, TOKENS = 50272, 200  # of OPT; in a stored sequence
 
 

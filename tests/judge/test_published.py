@@ -125,3 +125,11 @@ def test_the_runner_refuses_a_target_that_names_no_published_number(root, tmp_pa
 def test_every_target_of_the_papers_names_a_published_number(root, paper):
     targets = load_claims(root / paper / "claims.yaml").targets
     check_targets(targets, load(root / paper / "reported.yaml"), f"{paper}/claims.yaml")
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_number_of_a_paper_is_answered(root, paper):
+    """By an arm, or by the reason why none does."""
+    targets = load_claims(root / paper / "claims.yaml").targets
+    entries = load(root / paper / "reported.yaml").entries
+    assert [e.id for e in entries if e.own and target_of(e.id, targets) is None] == []
