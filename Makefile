@@ -21,7 +21,7 @@ ifneq ($(UNKNOWN),)
 $(error $(firstword $(UNKNOWN)) is no setting; $(shell $(PYTHON) scripts/nearest.py $(firstword $(UNKNOWN)) $(SETTINGS)))
 endif
 
-.PHONY: help setup test test-slow test-gpu lint check reproduce rehearsal merge report bench cluster-check clean
+.PHONY: help setup test test-slow test-gpu lint check audit reproduce rehearsal merge report bench cluster-check clean
 .DEFAULT_GOAL := help
 
 help:  ## print this help
@@ -55,6 +55,12 @@ lint: setup  ## ruff and mypy
 
 check: setup  ## derive every recorded number again from committed predictions (RERUN=n|all SEED=x: train runs again)
 	@$(RUN) -m benchmarks.check $(if $(RERUN),--rerun $(RERUN)) $(if $(SEED),--seed $(SEED))
+
+audit: setup  ## do the published numbers agree with each other? needs no run (audit-X: one paper)
+	@$(RUN) -m benchmarks.audit
+
+audit-%: setup
+	@$(RUN) -m benchmarks.audit $*
 
 reproduce: setup  ## all papers, at the scale this machine allows
 	@$(RUN) -m benchmarks.reproduce $(FLAGS)

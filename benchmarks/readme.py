@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks import PAPERS, findings, plan_n, recorded, tables
 from benchmarks.arms import uses_of
+from benchmarks.audit import audit_tables
 from benchmarks.blocks import outdated, update_readme
 from benchmarks.methods import tables as speed
 from benchmarks.words import cell, day, full_verdict, stated, table
@@ -86,7 +87,8 @@ def pages(root: Path, papers: Sequence[str] = PAPERS) -> list[tuple[Path, dict[s
         listed.append((path, project_tables(root)))
     if (path := root / "docs" / "findings.md").exists():
         answers, replicas = findings.findings_table(root), findings.replicas_table(root)
-        listed.append((path, {"findings": answers, "replicas": replicas}))
+        blocks = {"findings": answers, "replicas": replicas, "audit": audit_tables(root)}
+        listed.append((path, blocks))
     return listed
 
 

@@ -38,6 +38,7 @@ from benchmarks import (
     words,
 )
 from benchmarks.arms import Cost, costs, parameter_count, uses_of
+from benchmarks.audit import Audit, audit_paper, data_folder
 from benchmarks.findings import Answer, answers, replica
 from benchmarks.methods import tables as speed_tables
 from benchmarks.papers import Paper as PaperFile
@@ -87,6 +88,12 @@ def load(name: str, root: Path, runs: Path) -> Paper:
     return Paper(name, root, runs, results)
 
 
+def audit_of(directory: Path) -> Audit | None:
+    """The audit of its published numbers; None where the paper has no audit.yaml."""
+    there = (directory / "audit.yaml").exists()
+    return audit_paper(directory, data_folder()) if there else None
+
+
 def page_name(paper: Paper, result: Result | None) -> str:
     if result is None or result is paper.lead:
         return f"{paper.name}.html"
@@ -109,6 +116,7 @@ def page(paper: Paper, result: Result | None) -> dict[str, Any]:
         "result": result,
         "results": paper.results,
         "reported": views.reported_view(data, paper.directory, declared),
+        "audit": audit_of(paper.directory),
         "commands": views.commands(paper.name, result),
         "implemented": tables.implemented(paper.directory),
         "checked": tables.checked(paper.directory, scale),
@@ -154,6 +162,7 @@ class Row:
     checked: str
     reported: list[tuple[str, int]]
     not_found: int
+    audit: Audit | None
     answers: list[Answer]
     costs: dict[str, Cost]
     workers_busy: float | None
@@ -180,6 +189,7 @@ def overview(paper: Paper, out: Path) -> Row:
         checked=tables.checked(directory, result.scale if result else None),
         reported=reported.tally,
         not_found=len(reported.not_found),
+        audit=audit_of(directory),
         answers=answers(paper.name, claims),
         costs=costs(data, uses_of(directory)) if data else {},
         workers_busy=workers_busy(paper, result),
@@ -263,6 +273,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
                 "workers_busy": row.workers_busy,
                 "claims": claims,
                 "reported": dict(row.reported),
+                "audit": row.audit.tally if row.audit else {},
             }
         )
     return {"schema": 1, "papers": papers}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from decimal import Decimal, InvalidOperation
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +33,9 @@ class Published(Declared):
     value: Number | None
     std: Number | None = None
     higher_is_better: bool | None = None
+    # decimals as printed, of the text in the file (84.90: 2); `exact`: a count, not rounded
+    decimals: Annotated[int, Field(ge=0)] | None = None
+    exact: bool = False
     confidence: Literal["read", "derived"]
     origin: Literal["paper", "official_repository", "baseline_paper", "third_party", "context"]
     setting: dict[str, Any] = Field(default={})
@@ -47,6 +51,15 @@ class Published(Declared):
     @property
     def own(self) -> bool:
         return self.origin in OWN_RESULT
+
+    @property
+    def half(self) -> float:
+        """Half of the last printed decimal: `value` stands for everything within it."""
+        return 0.0 if self.exact else 0.5 * 10.0 ** -(self.decimals or 0)
+
+    @property
+    def printed(self) -> str:
+        return "no value" if self.value is None else f"{self.value:.{self.decimals or 0}f}"
 
     @property
     def sd_over(self) -> str | None:
@@ -77,12 +90,35 @@ def load(path: Path) -> ReportedFile:
             f"{path} does not exist: every paper lists its published numbers, "
             "or that none was found"
         )
-    try:  # by libyaml where it is there: the largest of these files takes seconds without it
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    # by libyaml where it is there: the largest of these files takes seconds without it
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(path.read_text(encoding="utf-8-sig"))
+    try:
+        root = loader.get_single_node()
+        document = loader.construct_document(root) if root else {}
     except yaml.YAMLError as error:
         raise BadInput(f"{path} is not valid YAML: {error}") from error
-    return read_as(ReportedFile, document or {}, f"{path.parent.name}/{path.name}")
+    finally:
+        loader.dispose()
+    name = f"{path.parent.name}/{path.name}"
+    if isinstance(document, dict) and isinstance(document.get("entries"), list):
+        for entry, node in zip(document["entries"], below(root, "entries").value):
+            if isinstance(entry, dict) and (value := below(node, "value")):
+                entry.setdefault("decimals", decimals_of(str(value.value)))
+    return read_as(ReportedFile, document or {}, name)
+
+
+def below(node: Any, name: str) -> Any:
+    """The node of a key of a mapping: its text still has the zero of 84.90."""
+    return next((value for key, value in node.value if key.value == name), None)
+
+
+def decimals_of(text: str) -> int | None:
+    """Decimals of a printed number; None for what is none."""
+    try:
+        exponent = Decimal(text).as_tuple().exponent
+    except InvalidOperation:
+        return None
+    return max(0, -exponent) if isinstance(exponent, int) else None
 
 
 def check_targets(targets: Sequence[Target], published: ReportedFile, where: str) -> None:
@@ -98,9 +134,9 @@ def check_targets(targets: Sequence[Target], published: ReportedFile, where: str
 
 def target_of(entry_id: str, targets: Sequence[Target]) -> Target | None:
     """The target that names a reported number's id, else the first whose pattern matches it."""
-    named = [target for target in targets if target.reported == entry_id]
-    matching = [target for target in targets if fnmatchcase(entry_id, target.reported)]
-    return next(iter(named + matching), None)
+    named = (target for target in targets if target.reported == entry_id)
+    matching = (target for target in targets if fnmatchcase(entry_id, target.reported))
+    return next(named, None) or next(matching, None)
 
 
 def judge_reported(

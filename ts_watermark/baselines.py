@@ -48,7 +48,7 @@ def constant_like(watermark: Watermark, gamma: float, delta: float) -> Watermark
 def weighted_sum(
     loss_D: Tensor, loss_S: Tensor, parameters: Sequence[nn.Parameter]
 ) -> tuple[Tensor, float]:
-    """In place of MGDA, one backward pass of 4e-4 L_D + L_S (Figure 9): gradient, no lambda."""
+    """In place of MGDA, one backward pass of 4e-4 L_D + L_S (Figure 10): gradient, no lambda."""
     gradients = torch.autograd.grad(WEIGHTED_SUM_FACTOR * loss_D + loss_S, parameters)
     return torch.cat([g.reshape(-1) for g in gradients]), float("nan")
 

@@ -95,7 +95,7 @@ class Prompts:
 class Training:
     """The two networks and their training (docs/papers/ts_watermark.md, sections 3.3 to 3.7)."""
 
-    # moo: MGDA; weighted_sum: 4e-4 on -zhat (the paper's Figure 9)
+    # moo: MGDA; weighted_sum: 4e-4 on -zhat (the paper's Figure 10)
     objective: Literal["moo", "weighted_sum"] = "moo"
     # initial gamma and delta of each pair of networks, the strength knob; official: 0.25_1.75
     inits: tuple[str, ...] = ("0.25_1.75",)

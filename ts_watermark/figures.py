@@ -62,7 +62,7 @@ PAPER = {
         {"ts": "copy_paste_3.ts", "kgw": "copy_paste_3.kgw"},
     ),
     "figure-7": Figure("c4", ("tpr0", "tpr1"), {"kgw_0.1": "kgw", "kgw": "kgw", "kgw_0.5": "kgw"}),
-    "figure-9": Figure("c4", ("tpr0", "tpr1"), {"ts": "ts", "weighted_sum": "weighted_sum"}),
+    "figure-10": Figure("c4", ("tpr0", "tpr1"), {"ts": "ts", "weighted_sum": "weighted_sum"}),
 }
 GAMMA = {"kgw": "0.25_", "kgw_0.1": "0.1_", "kgw_0.5": "0.5_"}
 
