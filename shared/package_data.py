@@ -290,7 +290,7 @@ def fetch_cifar10() -> Path:
 
 
 def _divided(examples: list[dict]) -> dict[str, list[dict]]:
-    """`train` (800 of each class) and `test` (200), in the order of a hash of the image."""
+    """`train` (four in five of each class) and `test`, in the order of a hash of the image."""
     by_label: dict[int, list[tuple[str, bytes]]] = {}
     for example in examples:
         label = list(example["target_scores"].values()).index(1)
@@ -299,7 +299,7 @@ def _divided(examples: list[dict]) -> dict[str, list[dict]]:
     parts: dict[str, list[tuple[str, bytes, int]]] = {"test": [], "train": []}
     for label, images in by_label.items():
         for rank, (sha, image) in enumerate(sorted(images)):
-            parts["test" if rank < 200 else "train"].append((sha, image, label))
+            parts["test" if rank < len(images) // 5 else "train"].append((sha, image, label))
     return {
         part: [{"img": {"bytes": i, "path": None}, "label": label} for _, i, label in sorted(rows)]
         for part, rows in parts.items()

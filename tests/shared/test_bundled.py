@@ -70,7 +70,7 @@ def test_labels_cannot_be_read_off_dotted_names():
 
 
 def test_too_many_texts_per_class_are_refused_with_the_limit():
-    with pytest.raises(ValueError, match=r"per_class=5000: numpy\.lib has \d+ training texts"):
+    with pytest.raises(ValueError, match=r"per_class=5000: numpy\.lib has \d+ training items"):
         bundled.documentation(stream(0), per_class=5000)
 
 
