@@ -62,7 +62,7 @@ def test_layouts_give_the_same_images(name, layout, tmp_path):
             torch.equal(parts[part].labels, made.labels) and parts[part].labels.dtype == torch.int64
         )
     assert len(torch.cat([parts["train"].ids, parts["test"].ids]).unique()) == 220
-    assert len(log) == (6 if name == "cifar10" and layout != "parquet" else 2)
+    assert len(log) == (7 if name == "cifar10" and layout != "parquet" else 3)  # and decoded
     with sources.recording() as second:
         cifar.load(name)
     assert second == log  # also where the images come from memory
