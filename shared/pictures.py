@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shared import protocol, sources, tables
+from shared import sources, tables
 from shared.protocol import BadInput
 from shared.sources import Hub, MissingInput
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
-HASHED_WHOLE = 4 * 10**9  # bytes of a part; of larger ones names and sizes are hashed
 SMALL = 1024  # bytes: no photograph is smaller, but a pointer is
 
 
@@ -117,7 +116,7 @@ def _folders(name: str, root: Path) -> tuple[Pictures, Pictures, int]:
 
 
 def _folder(name: str, where: Path, classes: list[str]) -> Pictures:
-    """`<where>/<class>/<image>`. Small parts are hashed whole, ImageNet by names and sizes."""
+    """`<where>/<class>/<image>`; an empty class and what cannot be an image are refused."""
     entries = {path.name: path for path in tables.visible(where) if path.is_dir()}
     if foreign := sorted(set(entries) - set(classes)):
         remedy = "Remedy: move them away"
@@ -139,22 +138,12 @@ def _folder(name: str, where: Path, classes: list[str]) -> Pictures:
     if others:
         kinds = ", ".join(sorted(others))
         tables.say_once(f"note: {others.total()} files of {where} are no images ({kinds}): skipped")
-    sizes = [_size(path) for path in files]
-    whole = sum(sizes) <= HASHED_WHOLE
-    entry = [sources.file_sha256(path) for path in files] if whole else sizes
-    listing = [f"{path.relative_to(where)} {what}" for path, what in zip(files, entry)]
-    how = "names and contents" if whole else "names and sizes"
-    noted = f"{name}/{where.name} ({how})"
-    sources.note(noted, protocol.sha256_json(listing), f"REPRO_DATA/{name}/{where.name}")
+    for path in files:
+        # what is no file, empty or a pointer is refused now, not in mid-run
+        if not path.is_file() or path.stat().st_size < SMALL:
+            tables.intact(path)
+    sources.note(f"{name}/{where.name}", where)
     return Pictures(str(where), files, np.array(labels, dtype=np.int64))
-
-
-def _size(path: Path) -> int:
-    """Bytes of an image file; what is no file, empty or a pointer is refused now, not mid-run."""
-    size = path.stat().st_size if path.is_file() else 0
-    if size < SMALL:
-        tables.intact(path)
-    return size
 
 
 def _table(name: str, source: Path | Hub, part: str) -> Pictures:

@@ -169,13 +169,15 @@ def recording() -> Iterator[ReadLog]:
 
 
 def note(name: str, path_or_sha: Path | str, origin: str = "") -> str:
-    """Write down that the data called `name` were read: a file (hashed) or a sha256 -> the sha256.
+    """Write down that the data called `name` were read: a file (hashed), a folder (`tree_sha256`)
+    or a sha256 -> the sha256.
 
     origin: `bundled`, `hub:...`; a file's default is its place below REPRO_DATA, REPRO_MODELS or
     the hub's cache, so that a record names no folder of this machine.
     """
     if isinstance(path_or_sha, Path):
-        sha, origin = file_sha256(path_or_sha), origin or _place(path_or_sha)
+        sha = tree_sha256(path_or_sha) if path_or_sha.is_dir() else file_sha256(path_or_sha)
+        origin = origin or _place(path_or_sha)
     else:
         sha = path_or_sha
     for log in _recordings:
@@ -189,6 +191,23 @@ def _place(path: Path) -> str:
         if root and path.is_relative_to(root):
             return f"{name}/{path.relative_to(root).as_posix()}"
     return path.name
+
+
+def tree_sha256(folder: Path) -> str:
+    """sha256 of names and contents of the files in the folders of `folder`, hidden ones left out.
+
+    Of more than 4 GB (ImageNet) names and sizes stand for the content: to hash 140 GB would take
+    longer than many a run.
+    """
+    names = [p.relative_to(folder) for p in folder.glob("*/*") if p.is_file()]
+    names = [p for p in names if not any(x.startswith((".", "__MACOSX")) for x in p.parts)]
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    whole = sum(sizes.values()) <= 4 * 10**9
+    listing = [
+        f"{name.as_posix()} {file_sha256(folder / name) if whole else size}"
+        for name, size in sorted(sizes.items())
+    ]
+    return hashlib.sha256("\n".join(listing).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -228,13 +247,11 @@ def load_hub(hub: Hub, folder: str, part: str) -> Dataset:
         data = datasets.load_dataset(hub.id, hub.config, split=part)
     except Exception as error:  # no connection, no such repository, gated terms: it is missing
         raise MissingInput(_with_answer(_data_remedy(folder, hub), error)) from error
-    # the files that it is read from; data in memory have none
-    name, origin = f"{hub.id}/{hub.config or ''}/{part}", f"hub:{hub.id}"
-    files = [Path(file["filename"]) for file in data.cache_files]
-    for path in files:
-        note(f"{name}/{path.name}", file_sha256(path), origin)
-    if not files:
-        note(name, data._fingerprint, origin)
+    name = f"{hub.id}/{hub.config or ''}/{part}"
+    note(name, getattr(data, "_fingerprint", ""), f"hub:{hub.id}")
+    for file in getattr(data, "cache_files", []):
+        path = Path(file["filename"])
+        note(f"{name}/{path.name}", path)
     return data
 
 

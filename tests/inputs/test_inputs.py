@@ -325,7 +325,7 @@ def test_a_bad_row_is_refused_with_its_place(name, file, text, said, data):
 
 @pytest.mark.parametrize("line, said", [
     (",nan,1,1", "row 2: .*nan, expected 0 to 100"), (",101,1,1", "row 2: .*101"),
-    (",,1,1", "row 2: could not convert"), ("", "row 2: 1 columns"), (None, "124 cells, expected 125"),
+    (",,1,1", "row 2: could not convert"), ("", "row 2: 1 columns"), (None, "124 cells, expected"),
 ])  # fmt: skip
 def test_the_table_of_cells_is_whole(line, said, data):
     header, first, *rest = loaders.cell_table().split("\n")
@@ -424,10 +424,10 @@ def test_lines_between_documents_are_no_sentences(line, data):
     ("dasgm", "cifar python", "nasbench", "darts", "data_batch_2: not a batch of cifar10"),
     *(pytest.param(*rest, marks=pytest.mark.slow) for rest in (
         ("tapweight", "tap", "imdb", "ft", "train.jsonl row 1: not JSON"),
-        ("weight_mixup", "glue parquet", "rte_300", "ft", "train-00000-of-00001.parquet: cut"),
+        ("weight_mixup", "glue parquet", "rte_300", "plain", "train-00000-of-00001.parquet: cut"),
         ("mlo_mae", "cifar parquet", "cifar10", "mae", "train.parquet: cut short"),
-        ("ts_watermark", "english", "english", "kgw", "english.jsonl.gz row 2: cannot be read"),
-        ("ppo_nlu", "english", "rte", "sft", "english.jsonl.gz row 2: cannot be read"),
+        ("ts_watermark", "english", "english", "kgw", "english.jsonl.gz row 5: cannot be read"),
+        ("ppo_nlu", "english", "rte", "sft", "english.jsonl.gz row 5: cannot be read"),
     )),
 ])  # fmt: skip
 def test_a_run_that_meets_a_bad_file_ends_with_status_2(paper, name, task, arm, said, data):
