@@ -200,7 +200,7 @@ def tree_sha256(folder: Path) -> str:
     longer than many a run.
     """
     names = [p.relative_to(folder) for p in folder.glob("*/*") if p.is_file()]
-    names = [p for p in names if not any(x.startswith((".", "__MACOSX")) for x in p.parts)]
+    names = [p for p in names if not any(x.startswith((".", "__", "@")) for x in p.parts)]
     sizes = {name: (folder / name).stat().st_size for name in names}
     whole = sum(sizes.values()) <= 4 * 10**9
     listing = [

@@ -73,7 +73,7 @@ def _ends(path: Path) -> tuple[bytes, bytes]:
 
 def hidden(path: Path) -> bool:
     """What systems and tools leave in folders: `.DS_Store`, `._x`, `.ipynb_checkpoints`, ..."""
-    return path.name.startswith(".") or path.name == "__MACOSX"
+    return path.name.startswith(".") or path.name in ("__MACOSX", "@eaDir", "lost+found")
 
 
 def visible(folder: Path) -> list[Path]:

@@ -109,6 +109,14 @@ def test_a_file_cut_short_is_refused(loader, share, data):
     refused(loader, "" if "imagenet" in loader.name else path.name)
 
 
+@of("text", "gzip", "json", "parquet", "arrow", "pickle", "binary")
+def test_a_file_that_is_not_there_is_missing(loader, data):
+    loader.write(data)
+    (data / loader.file).unlink()
+    with pytest.raises(MissingInput, match=r"remedy|fetch|see the layouts"):
+        loader.read()
+
+
 @EVERY
 def test_a_folder_in_place_of_a_file_is_refused(loader, data):
     loader.write(data)
@@ -359,6 +367,37 @@ def test_a_bad_row_of_a_table_is_refused(name, columns, said, data):
     for loader in (own.get(name.split("/")[0], "imagenet of mlo_mae"), "imagenet of dasgm"):
         with pytest.raises(BadInput, match=said):
             LOADERS[loader if column == "image" else own[name.split("/")[0]]].read()
+
+
+@pytest.mark.parametrize("score", ["nan", "inf", "-1", "5.01", "", "four"])
+def test_a_score_outside_its_range_is_refused(score, data):
+    put(data, "glue/STS-B/dev.tsv", f"sentence1\tsentence2\tscore\na\tb\t3\na\tb\t{score}\n")
+    with pytest.raises(BadInput, match=f"dev.tsv row 3: score '{score}' .*Remedy"):
+        glue.load("stsb", ("validation",))
+    put(data, "molecules/SAMPL.csv", f"smiles,expt\nCCO,3\nCCC,{score or 'x'}\n")
+    if score in ("-1", "5.01"):
+        return
+    with pytest.raises(BadInput, match=r"SAMPL.csv row 3, column 'expt': label .*Remedy"):
+        loaders.read_molecules("freesolv")
+
+
+@pytest.mark.parametrize("task, row, said", [
+    ("record", {"passage": {"text": "a", "entities": []}, "qas": [{"query": "q"}]}, "candidates"),
+    ("record", {"passage": {"text": "a", "entities": [{"start": 5, "end": 6}]},
+                "qas": [{"query": "q"}]}, "candidates"),
+    ("record", {"passage": "a", "qas": [{"query": "q"}]}, "where record should have it"),
+    ("multirc", {"passage": {"text": "a", "questions": ["q"]}}, "where multirc should have it"),
+    ("multirc", {"paragraph": "a", "question": "b", "answer": "c", "label": 1}, "column 'idx'"),
+    ("wsc", {"text": "a", "target": {"span1_text": "a"}, "label": True}, "no column 'span2_text'"),
+    ("wsc", {"text": "a", "target": 5, "label": True}, "where wsc should have it"),
+    ("copa", {**dict.fromkeys(("premise", "question", "choice1", "choice2"), "a"), "label": 2},
+     "label '2' is not one of"),
+])  # fmt: skip
+def test_a_bad_row_of_super_glue_is_refused(task, row, said, data):
+    put(data, f"{glue.spec(task).folder}/train.jsonl", objects(row))
+    with pytest.raises(BadInput, match=rf"train.jsonl row 1: .*{said}") as error:
+        glue.load(task, ("train",))
+    assert "Remedy" in str(error.value)
 
 
 def test_long_fields_and_quotes_are_read(data):
