@@ -280,6 +280,10 @@ CSV = "smiles,BBBP\n"
 BIO = "bionlp2004/dataset/train.json"
 
 
+def tagged(tokens: object, tags: object) -> str:
+    return objects({"tokens": tokens, "tags": tags})
+
+
 @pytest.mark.parametrize("name, file, text, said", [
     ("glue tsv", "glue/RTE/dev.tsv", HEADER + "0\ta\tb\t-1\n", "row 2: label '-1' .*test part"),
     ("glue tsv", "glue/RTE/dev.tsv", HEADER + "0\ta\tb\tmaybe\n", "row 2: label 'maybe'"),
@@ -299,11 +303,11 @@ BIO = "bionlp2004/dataset/train.json"
     ("iob", "bioner/NCBI-disease-IOB/test.tsv", "a\tO\n\nb\tI-X\n", "row 3: tag 'I-X'"),
     ("iob", "bioner/NCBI-disease-IOB/train.tsv", "a\tB-\n", "row 1: expected 'token TAB"),
     ("iob", "bioner/NCBI-disease-IOB/train.tsv", "a\tO\nb O\n", "row 2: expected 'token TAB"),
-    ("bionlp", BIO, '{"tokens": ["a", "b"], "tags": [0]}', "row 1: tokens .* of one length"),
-    ("bionlp", BIO, '{"tokens": ["a"], "tags": [-1]}', "row 1: tag -1, expected 0 to 10"),
-    ("bionlp", BIO, '{"tokens": ["a"], "tags": [11]}', "row 1: tag 11, expected 0 to 10"),
-    ("bionlp", BIO, '{"tokens": [null], "tags": [0]}', "row 1: tokens"),
-    ("bionlp", BIO, '{"tokens": "a", "tags": "0"}', "row 1: tokens"),
+    ("bionlp", BIO, tagged(["a", "b"], [0]), "row 1: tokens .* of one length"),
+    ("bionlp", BIO, tagged(["a"], [-1]), "row 1: tag -1, expected 0 to 10"),
+    ("bionlp", BIO, tagged(["a"], [11]), "row 1: tag 11, expected 0 to 10"),
+    ("bionlp", BIO, tagged([None], [0]), "row 1: tokens"),
+    ("bionlp", BIO, tagged("a", "0"), "row 1: tokens"),
     ("e2e", "nlg/e2e/train.txt", "a||b\nname : Aromi\n", "row 2: expected 'meaning"),
     ("e2e", "nlg/e2e/train.txt", "name : Aromi|| \n", "row 1: expected 'meaning"),
     ("webnlg", "nlg/webnlg/train.json", '{"entries": [{"1": {}}]}', "entry 1: not triples"),
