@@ -88,7 +88,7 @@ def digits_rows(path: Path = DIGITS_TABLE) -> dict[tuple[str, int], np.ndarray]:
             bits = np.unpackbits(packed)[:DIGITS_TEST].astype(bool)
             if abs(bits.mean() - float(row["accuracy"])) > 1e-6:
                 training = f"{path}: {row['cell']} seed {row['seed']}"
-                raise ValueError(f"{training}: accuracy and bits disagree; make the table again")
+                raise runs.BadInput(f"{training}: accuracy and bits disagree; make the table again")
             rows[row["cell"], int(row["seed"])] = bits
     return rows
 

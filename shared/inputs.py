@@ -236,14 +236,15 @@ HASHED_WHOLE = 4 * 10**9  # bytes: to hash 140 GB of images would take longer th
 
 
 def tree_sha256(folder: Path) -> str:
-    """sha256 of the files in the folders of `folder`, names and contents; of more than 4 GB names
-    and sizes. Names with a leading dot do not count."""
-    files = (p for p in folder.glob("*/*") if not p.name.startswith(".") and p.is_file())
-    sizes = {path: path.stat().st_size for path in sorted(files)}
+    """sha256 of names and contents of the files in the folders of `folder`, hidden ones left out;
+    of more than 4 GB names and sizes stand for the content."""
+    names = [path.relative_to(folder) for path in folder.glob("*/*") if path.is_file()]
+    names = [p for p in names if not any(x.startswith((".", "__", "@")) for x in p.parts)]
+    sizes = {name: (folder / name).stat().st_size for name in names}
     whole = sum(sizes.values()) <= HASHED_WHOLE
     listing = (
-        f"{path.parent.name}/{path.name} {file_sha256(path) if whole else size}"
-        for path, size in sizes.items()
+        f"{name.as_posix()} {file_sha256(folder / name) if whole else size}"
+        for name, size in sorted(sizes.items())
     )
     return hashlib.sha256("\n".join(listing).encode()).hexdigest()
 

@@ -116,7 +116,7 @@ def _folders(name: str, root: Path) -> tuple[Pictures, Pictures, int]:
 
 
 def _folder(name: str, where: Path, classes: list[str]) -> Pictures:
-    """`<where>/<class>/<image>`."""
+    """`<where>/<class>/<image>`; an empty class and what cannot be an image are refused."""
     entries = {path.name: path for path in tables.visible(where) if path.is_dir()}
     if foreign := sorted(set(entries) - set(classes)):
         remedy = "Remedy: move them away"
@@ -139,15 +139,11 @@ def _folder(name: str, where: Path, classes: list[str]) -> Pictures:
         kinds = ", ".join(sorted(others))
         tables.say_once(f"note: {others.total()} files of {where} are no images ({kinds}): skipped")
     for path in files:
-        _check_size(path)
+        # what is no file, empty or a pointer is refused now, not in mid-run
+        if not path.is_file() or path.stat().st_size < SMALL:
+            tables.intact(path)
     sources.note(f"{name}/{where.name}", where)
     return Pictures(str(where), files, np.array(labels, dtype=np.int64))
-
-
-def _check_size(path: Path) -> None:
-    """What is no file, empty or a pointer is refused now, not in the middle of a run."""
-    if not path.is_file() or path.stat().st_size < SMALL:
-        tables.intact(path)
 
 
 def _table(name: str, source: Path | Hub, part: str) -> Pictures:

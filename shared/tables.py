@@ -73,7 +73,7 @@ def _ends(path: Path) -> tuple[bytes, bytes]:
 
 def hidden(path: Path) -> bool:
     """What systems and tools leave in folders: `.DS_Store`, `._x`, `.ipynb_checkpoints`, ..."""
-    return path.name.startswith(".") or path.name == "__MACOSX"
+    return path.name.startswith(".") or path.name in ("__MACOSX", "@eaDir", "lost+found")
 
 
 def visible(folder: Path) -> list[Path]:
@@ -103,7 +103,7 @@ def shards(folder: Path, part: str) -> list[Path]:
     entries += [x for entry in entries if entry.is_dir() for x in visible(entry)]
     tables = [entry for entry in entries if entry.suffix in (".parquet", ".arrow")]
     member = r"[-._]\d+-of-\d+(-[0-9a-f]{8,})?"  # the hub once added a hash
-    own, inside = re.compile(rf"{part}({member})?"), re.compile(rf"\d+|.+{member}")
+    own, inside = re.compile(rf"{part}({member})?"), re.compile(rf"\d+|dataset|.+{member}")
     named = [path for path in tables if own.fullmatch(path.stem)]
     nested = [path for path in tables if path.parent.name == part and inside.fullmatch(path.stem)]
     return complete(named or nested)

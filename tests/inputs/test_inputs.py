@@ -109,6 +109,14 @@ def test_a_file_cut_short_is_refused(loader, share, data):
     refused(loader, "" if "imagenet" in loader.name else path.name)
 
 
+@of("text", "gzip", "json", "parquet", "arrow", "pickle", "binary")
+def test_a_file_that_is_not_there_is_missing(loader, data):
+    loader.write(data)
+    (data / loader.file).unlink()
+    with pytest.raises(MissingInput, match=r"remedy|fetch|see the layouts"):
+        loader.read()
+
+
 @EVERY
 def test_a_folder_in_place_of_a_file_is_refused(loader, data):
     loader.write(data)
@@ -272,6 +280,10 @@ CSV = "smiles,BBBP\n"
 BIO = "bionlp2004/dataset/train.json"
 
 
+def tagged(tokens: object, tags: object) -> str:
+    return objects({"tokens": tokens, "tags": tags})
+
+
 @pytest.mark.parametrize("name, file, text, said", [
     ("glue tsv", "glue/RTE/dev.tsv", HEADER + "0\ta\tb\t-1\n", "row 2: label '-1' .*test part"),
     ("glue tsv", "glue/RTE/dev.tsv", HEADER + "0\ta\tb\tmaybe\n", "row 2: label 'maybe'"),
@@ -291,11 +303,11 @@ BIO = "bionlp2004/dataset/train.json"
     ("iob", "bioner/NCBI-disease-IOB/test.tsv", "a\tO\n\nb\tI-X\n", "row 3: tag 'I-X'"),
     ("iob", "bioner/NCBI-disease-IOB/train.tsv", "a\tB-\n", "row 1: expected 'token TAB"),
     ("iob", "bioner/NCBI-disease-IOB/train.tsv", "a\tO\nb O\n", "row 2: expected 'token TAB"),
-    ("bionlp", BIO, '{"tokens": ["a", "b"], "tags": [0]}', "row 1: tokens .* of one length"),
-    ("bionlp", BIO, '{"tokens": ["a"], "tags": [-1]}', "row 1: tag -1, expected 0 to 10"),
-    ("bionlp", BIO, '{"tokens": ["a"], "tags": [11]}', "row 1: tag 11, expected 0 to 10"),
-    ("bionlp", BIO, '{"tokens": [null], "tags": [0]}', "row 1: tokens"),
-    ("bionlp", BIO, '{"tokens": "a", "tags": "0"}', "row 1: tokens"),
+    ("bionlp", BIO, tagged(["a", "b"], [0]), "row 1: tokens .* of one length"),
+    ("bionlp", BIO, tagged(["a"], [-1]), "row 1: tag -1, expected 0 to 10"),
+    ("bionlp", BIO, tagged(["a"], [11]), "row 1: tag 11, expected 0 to 10"),
+    ("bionlp", BIO, tagged([None], [0]), "row 1: tokens"),
+    ("bionlp", BIO, tagged("a", "0"), "row 1: tokens"),
     ("e2e", "nlg/e2e/train.txt", "a||b\nname : Aromi\n", "row 2: expected 'meaning"),
     ("e2e", "nlg/e2e/train.txt", "name : Aromi|| \n", "row 1: expected 'meaning"),
     ("webnlg", "nlg/webnlg/train.json", '{"entries": [{"1": {}}]}', "entry 1: not triples"),
@@ -325,7 +337,7 @@ def test_a_bad_row_is_refused_with_its_place(name, file, text, said, data):
 
 @pytest.mark.parametrize("line, said", [
     (",nan,1,1", "row 2: .*nan, expected 0 to 100"), (",101,1,1", "row 2: .*101"),
-    (",,1,1", "row 2: could not convert"), ("", "row 2: 1 columns"), (None, "124 cells, expected 125"),
+    (",,1,1", "row 2: could not convert"), ("", "row 2: 1 columns"), (None, "124 cells, expected"),
 ])  # fmt: skip
 def test_the_table_of_cells_is_whole(line, said, data):
     header, first, *rest = loaders.cell_table().split("\n")
@@ -359,6 +371,37 @@ def test_a_bad_row_of_a_table_is_refused(name, columns, said, data):
     for loader in (own.get(name.split("/")[0], "imagenet of mlo_mae"), "imagenet of dasgm"):
         with pytest.raises(BadInput, match=said):
             LOADERS[loader if column == "image" else own[name.split("/")[0]]].read()
+
+
+@pytest.mark.parametrize("score", ["nan", "inf", "-1", "5.01", "", "four"])
+def test_a_score_outside_its_range_is_refused(score, data):
+    put(data, "glue/STS-B/dev.tsv", f"sentence1\tsentence2\tscore\na\tb\t3\na\tb\t{score}\n")
+    with pytest.raises(BadInput, match=f"dev.tsv row 3: score '{score}' .*Remedy"):
+        glue.load("stsb", ("validation",))
+    put(data, "molecules/SAMPL.csv", f"smiles,expt\nCCO,3\nCCC,{score or 'x'}\n")
+    if score in ("-1", "5.01"):
+        return
+    with pytest.raises(BadInput, match=r"SAMPL.csv row 3, column 'expt': label .*Remedy"):
+        loaders.read_molecules("freesolv")
+
+
+@pytest.mark.parametrize("task, row, said", [
+    ("record", {"passage": {"text": "a", "entities": []}, "qas": [{"query": "q"}]}, "candidates"),
+    ("record", {"passage": {"text": "a", "entities": [{"start": 5, "end": 6}]},
+                "qas": [{"query": "q"}]}, "candidates"),
+    ("record", {"passage": "a", "qas": [{"query": "q"}]}, "where record should have it"),
+    ("multirc", {"passage": {"text": "a", "questions": ["q"]}}, "where multirc should have it"),
+    ("multirc", {"paragraph": "a", "question": "b", "answer": "c", "label": 1}, "column 'idx'"),
+    ("wsc", {"text": "a", "target": {"span1_text": "a"}, "label": True}, "no column 'span2_text'"),
+    ("wsc", {"text": "a", "target": 5, "label": True}, "where wsc should have it"),
+    ("copa", {**dict.fromkeys(("premise", "question", "choice1", "choice2"), "a"), "label": 2},
+     "label '2' is not one of"),
+])  # fmt: skip
+def test_a_bad_row_of_super_glue_is_refused(task, row, said, data):
+    put(data, f"{glue.spec(task).folder}/train.jsonl", objects(row))
+    with pytest.raises(BadInput, match=rf"train.jsonl row 1: .*{said}") as error:
+        glue.load(task, ("train",))
+    assert "Remedy" in str(error.value)
 
 
 def test_long_fields_and_quotes_are_read(data):
@@ -424,10 +467,10 @@ def test_lines_between_documents_are_no_sentences(line, data):
     ("dasgm", "cifar python", "nasbench", "darts", "data_batch_2: not a batch of cifar10"),
     *(pytest.param(*rest, marks=pytest.mark.slow) for rest in (
         ("tapweight", "tap", "imdb", "ft", "train.jsonl row 1: not JSON"),
-        ("weight_mixup", "glue parquet", "rte_300", "ft", "train-00000-of-00001.parquet: cut"),
+        ("weight_mixup", "glue parquet", "rte_300", "plain", "train-00000-of-00001.parquet: cut"),
         ("mlo_mae", "cifar parquet", "cifar10", "mae", "train.parquet: cut short"),
-        ("ts_watermark", "english", "english", "kgw", "english.jsonl.gz row 2: cannot be read"),
-        ("ppo_nlu", "english", "rte", "sft", "english.jsonl.gz row 2: cannot be read"),
+        ("ts_watermark", "english", "english", "kgw", "english.jsonl.gz row 5: cannot be read"),
+        ("ppo_nlu", "english", "rte", "sft", "english.jsonl.gz row 5: cannot be read"),
     )),
 ])  # fmt: skip
 def test_a_run_that_meets_a_bad_file_ends_with_status_2(paper, name, task, arm, said, data):

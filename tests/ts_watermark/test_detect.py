@@ -1,5 +1,6 @@
 """Detection: windows, the command, the coloured page."""
 
+import json
 import re
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def test_detect_command_and_html(tmp_path, word_codec):
     page = (tmp_path / "o.html").read_text()
     assert page.count('class="t ') >= 28 and "<script" not in page
     ids, nowhere = tmp_path / "ids.json", tmp_path / "no" / "o.html"
-    ids.write_text('{"ids": [1]}', encoding="utf-8")
+    ids.write_text(json.dumps({"ids": [1]}), encoding="utf-8")
     for content, words, said in (
         (b"", [], "empty"),
         (b"caf\xe9", [], r"text.txt row 1: byte 0xe9 .* not UTF-8"),
