@@ -78,6 +78,7 @@ def seeds_and_effects(plan: Plan) -> list[str]:
     if plan.limit and plan.seconds is None:
         return [f"seeds: {seeds} asked for; how many end in time is {NOT_MEASURED}"]
     lines = [f"seeds: {n} of {seeds} end in time" if plan.limit else f"seeds: {seeds}"]
+    lines[0] += "; a claim needs 5, a published number 3" if n < 5 else ""
     before = cells.latest(plan.paper, plan.scale)
     for claim in claims_of(plan):
         d = next((c.d for r in before for c in r.claims if c.id == claim.id and len(c.d) > 1), [])
@@ -95,11 +96,12 @@ def seeds_and_effects(plan: Plan) -> list[str]:
 
 
 def claims_of(plan: Plan) -> list[claims.ClaimSpec]:
-    """Primary claims whose arms are all in the plan."""
+    """Primary claims with a test whose arms are all in the plan."""
     planned = {node.arm for node in plan.nodes}
     planned |= {f"{node.arm}@{node.task}" for node in plan.nodes}
     declared = load_claims(plan.paper).claims
     at_scale = [c for c in declared if plan.scale in c.scales and c.role == "primary"]
+    at_scale = [claim for claim in at_scale if claim.kind != "exact"]
     return [claim for claim in at_scale if set(claim.arms.named()) <= planned]
 
 
