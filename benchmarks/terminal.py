@@ -65,10 +65,11 @@ def describe(plan: Plan, place: str = "") -> None:
 
 def affordable_seeds(plan: Plan) -> list[int]:
     """The seeds whose runs all end before the limit: runs are made in the order of the plan."""
-    left, ahead, ends = {node.key for node in plan.left}, list[Node](), dict[int, float]()
-    for node in plan.nodes:
-        ahead += [node] if node.key in left else []
-        ends[node.seed] = plan.wall(ahead) or 0.0
+    left = {node.key for node in plan.left}
+    ends = {
+        seed: plan.wall([n for n in plan.nodes if n.seed <= seed and n.key in left]) or 0.0
+        for seed in sorted({node.seed for node in plan.nodes})
+    }
     return [seed for seed, end in ends.items() if plan.limit is None or end <= plan.limit]
 
 
@@ -197,8 +198,12 @@ def show_lacking(plan: Plan) -> None:
 def on_fewer(plan: Plan, claim: recorded.Claim) -> str:
     """' on rte alone' where a claim was judged on fewer tasks than it declares at this scale."""
     (spec,) = (spec for spec in load_claims(plan.paper).claims if spec.id == claim.id)
-    at_scale = set(plan.paper.tasks(plan.scale))
-    declared = at_scale & set(spec.listed_tasks()) if spec.listed_tasks() else at_scale
+    tasks = spec.tasks
+    by_scale = {} if isinstance(tasks, list) else {str(name): of for name, of in tasks.items()}
+    listed = tasks if isinstance(tasks, list) else by_scale.get(plan.scale, [])
+    fixed = [task for _, _, task in (text.partition("@") for text in spec.arms.named()) if task]
+    core = [name for name, body in plan.body.tasks.items() if body.core]
+    declared = set(listed or fixed or core) & set(plan.paper.tasks(plan.scale))
     return f" on {', '.join(claim.tasks)} alone" if declared - set(claim.tasks) else ""
 
 
