@@ -5,6 +5,7 @@ A *cell* is an entry of reported.yaml that an arm of ours answers (`targets` of 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,18 +89,20 @@ def within_budget(
     Those that can get a verdict come first, then the cheapest. A run that a chosen cell has, or
     that stands (`seconds` is 0), costs the next cell nothing."""
     left, picked, spent = list(cells), list[Cell](), 0.0
-    runs = {cell.entry.id: nodes(cell.pairs) for cell in cells}
+    runs = {pairs: nodes(pairs) for pairs in {tuple(cell.pairs) for cell in cells}}
     paid: set[protocol.Key] = set()
 
     def price(cell: Cell) -> float:
-        return sum(seconds(node) for node in runs[cell.entry.id] if node.key not in paid)
+        return sum(seconds(node) for node in runs[tuple(cell.pairs)] if node.key not in paid)
 
     while fitting := [cell for cell in left if spent + price(cell) <= budget]:
         best = min(fitting, key=lambda cell: (not cell.judged, price(cell)))
-        left.remove(best)
-        picked.append(best)
         spent += price(best)
-        paid |= {node.key for node in runs[best.entry.id]}
+        paid |= {node.key for node in runs[tuple(best.pairs)]}
+        # many numbers come from the same runs
+        free = [cell for cell in left if cell.judged == best.judged and not price(cell)]
+        picked += free
+        left = [cell for cell in left if cell not in free]
     return picked, spent, sorted(((cell, price(cell)) for cell in left), key=lambda pair: pair[1])
 
 
@@ -109,9 +112,12 @@ def within_budget(
 def latest(paper: Protocol, scale: str) -> list[Results]:
     """Results of a scale: of the last call here, of the last whole one here, as recorded."""
     folder = protocol.runs_root(paper.root) / paper.paper / scale
-    files = [folder / f"{kind}.json" for kind in ("preview", "results")]
-    read = [recorded.read(path) for path in files if path.exists()]
-    return [*read, *filter(None, [recorded.recorded(paper.directory, scale)])]
+    results: list[Results] = []
+    for path in (folder / "preview.json", folder / "results.json"):
+        if path.exists():
+            with contextlib.suppress(BadInput):  # a damaged one below runs/ stops no run
+                results.append(recorded.read(path))
+    return [*results, *filter(None, [recorded.recorded(paper.directory, scale)])]
 
 
 def sd_over_seeds(values: Sequence[float | None]) -> float | None:

@@ -109,7 +109,10 @@ def lines(paper: Protocol, scale: str, find: str) -> list[str]:
         text.append(f"  {entry.id}  {value}")
         if whole is None or entry.id not in by_id:
             target = reported.target_of(entry.id, declared.targets)
-            text.append(f"    no arm answers it: {target.reason if target else 'no target'}")
+            if target and target.arm:
+                text.append(f"    {target.arm}, compared at scale {', '.join(target.scales)}")
+            else:
+                text.append(f"    no arm answers it: {target.reason if target else 'no target'}")
             continue
         cell, row = by_id[entry.id], rows[entry.id]
         if tuple(cell.pairs) not in needs:

@@ -26,28 +26,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks import PAPERS, assemble, cells, cluster, locks, recorded
+from benchmarks import PAPERS, assemble, cluster, locks, recorded
 from benchmarks.assemble import short
-from benchmarks.plan import (
-    ROOT,
-    Plan,
+from benchmarks.plan import ROOT, Plan, plan, say
+from benchmarks.pool import Key, Outcome, Pool
+from benchmarks.recorded import Rehearsal, Results
+from benchmarks.terminal import (
     countdown,
+    counts,
     describe,
     estimate,
     grid,
     inputs_lacking,
-    load_claims,
-    plan,
-    say,
+    on_fewer,
+    show_given,
+    show_lacking,
+    show_published,
     time_left,
 )
-from benchmarks.pool import Key, Outcome, Pool
-from benchmarks.recorded import Rehearsal, Results
 from benchmarks.words import duration, machines, stated
 from shared import protocol
 from shared.protocol import BadInput, Node, Protocol
 
-LAYOUTS = "(README, 'Data and models', has every layout)"
 ONE_PAPER = ("cell", "budget", "published")  # options that several papers cannot share
 DONE, FAILED, REFUSED, NOT_SUPPORTED, STOPPED = 0, 1, 2, 3, 75
 MEANING = {
@@ -172,60 +172,6 @@ def show(plan: Plan, results: Results) -> None:
         say(f"  {mixed}")
 
 
-def on_fewer(plan: Plan, claim: recorded.Claim) -> str:
-    """' on rte alone' where a claim was judged on fewer tasks than it declares at this scale."""
-    (spec,) = (spec for spec in load_claims(plan.paper).claims if spec.id == claim.id)
-    at_scale = set(plan.paper.tasks(plan.scale))
-    declared = at_scale & set(spec.listed_tasks()) if spec.listed_tasks() else at_scale
-    return f" on {', '.join(claim.tasks)} alone" if declared - set(claim.tasks) else ""
-
-
-def show_published(plan: Plan, results: Results, subset: str) -> None:
-    """Published numbers beside ours: of a subset those that it answers, else a tally."""
-    asked = {cell.entry.id: cell for cell in plan.cells}
-    rows = [row for row in results.reported if row.measured is not None or row.id in asked]
-    if not subset:
-        if rows:
-            tally = counts(Counter(row.verdict for row in rows))
-            say(f"  published numbers beside ours: {tally} (`make list-{plan.paper.paper}`)")
-        return
-    for row in rows if not asked else [row for row in rows if row.id in asked]:
-        ours = "no run" if row.measured is None else f"{row.measured:.4g} (n = {len(row.scores)})"
-        gap = "" if row.gap is None else f"; gap {row.gap:+.2f}"
-        if ends := recorded.finite(row.ci95):
-            gap += f" ({ends[0]:+.2f} to {ends[1]:+.2f})"
-        limit = "" if row.tolerance is None else f"; tolerance {row.tolerance:g}"
-        say(f"  {row.id}  {row.verdict}{subset}")
-        say(f"    {row.method}, {row.metric}: published {row.reported}; ours {ours}{gap}{limit}")
-        for deviation in row.deviations:
-            say(f"    differs: {deviation}")
-
-
-def show_given(plan: Plan, options: argparse.Namespace, results: Results) -> None:
-    """The number that a reader supplied, beside our scores; it is not written anywhere."""
-    value = options.published
-    if plan.cells:
-        (row,) = (row for row in results.reported if row.id == plan.cells[0].entry.id)
-        scores, what = recorded.finite(row.scores), f"{row.metric}, {plan.cells[0].runs}"
-    else:
-        arm, task = options.only, options.task
-        runs = [run for run in results.runs if (run.arm, run.task) == (arm, task)]
-        names = {name for run in runs for name in run.metrics}
-        metric = options.metric or next((n for n in ("score", "accuracy") if n in names), "")
-        if runs and metric not in names:
-            raise (
-                protocol.unknown(metric, names, "METRIC")
-                if metric
-                else BadInput(f"METRIC= is missing; {arm} on {task} has {', '.join(sorted(names))}")
-            )
-        scores = recorded.finite([run.metrics.get(metric) for run in runs])
-        if abs(value) > 1 and all(abs(score) <= 1 for score in scores):  # points
-            scores = [100 * score for score in scores]
-        what = f"{metric}, {arm} on {task}"
-    say(f"  YOUR NUMBER {value:g} ({what}; supplied, not published, never recorded)")
-    say(f"    {cells.judge_given(value, scores)} [{plan.asked}]")
-
-
 def gates_text(results: Results) -> str:
     return f"{sum(gate.passed for gate in results.gates)} of {len(results.gates)} hold"
 
@@ -237,10 +183,9 @@ def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, Results | R
         cluster.require()
     if plan.left:
         countdown(plan, options.scale or options.cell or options.budget)
-        if lacking := inputs_lacking(plan):
-            say(f"NOT RUN: missing for these runs {LAYOUTS}:")
-            for line in lacking:
-                say(line)
+        if inputs_lacking(plan):
+            say(f"NOT RUN: inputs are missing for scale {scale}")
+            show_lacking(plan)
             return REFUSED, None
     outcomes = train(plan)
     bad = {k: o for k, o in outcomes.items() if o.status not in {"finished", "diverged"}}
@@ -274,13 +219,6 @@ def reproduce(plan: Plan, options: argparse.Namespace) -> tuple[int, Results | R
     primary = [claim for claim in results.claims if claim.role == "primary"]
     supported = all(verdict_of(claim) == "SUPPORTED" for claim in primary)
     return (NOT_SUPPORTED if options.strict and not supported else DONE), results
-
-
-def show_lacking(plan: Plan) -> None:
-    lacking = inputs_lacking(plan)
-    say(f"  inputs: {f'missing {LAYOUTS}:' if lacking else 'all are in reach'}")
-    for line in lacking:
-        say(f"  {line}")
 
 
 def verdict_of(claim: recorded.Claim) -> str:
@@ -409,10 +347,6 @@ def summary(
     report = recorded.report_root(ROOT) / "index.html"
     if verdicts and report.exists():
         say(f"report: {short(report)}")
-
-
-def counts(counted: Counter[str]) -> str:
-    return ", ".join(f"{n} {words}" for words, n in counted.most_common())
 
 
 # --- the command line -----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from commands import reproduce
 
-from benchmarks import PAPERS, cells, plan
+from benchmarks import PAPERS, cells, plan, terminal
 from benchmarks import list as listing
 from benchmarks import reproduce as command
 from benchmarks.recorded import read
@@ -131,9 +131,9 @@ def test_hours_follow_the_subset_and_say_where_they_come_from(published):
     assert half.seconds == pytest.approx(60 + 15 * 450)
     assert replace(part, measured=took, jobs=1).origin == "measured"
     limited = replace(whole, limit=6 * 450)  # the stage and three arms, then two of three
-    assert plan.affordable_seeds(limited) == [100]
-    assert "seeds: 1 of 5 end in time" in plan.seeds_and_effects(limited)[0]
-    assert "unknown: no sd was measured" in plan.seeds_and_effects(limited)[1]
+    assert terminal.affordable_seeds(limited) == [100]
+    assert "seeds: 1 of 5 end in time" in terminal.seeds_and_effects(limited)[0]
+    assert "unknown: no sd was measured" in terminal.seeds_and_effects(limited)[1]
 
 
 REFUSED = [
@@ -206,7 +206,7 @@ def test_a_subset_is_named_in_every_verdict(published, finished, capsys):
     for metric, text in (([], "NOT CONSISTENT: ours"), (["--metric", "acuracy"], "'accuracy'")):
         options = command.arguments().parse_args([*words, *metric])
         with pytest.raises(BadInput, match=text) if metric else contextlib.nullcontext():
-            command.show_given(plan.plan("toy", options), options, results)
+            terminal.show_given(plan.plan("toy", options), options, results)
     said = capsys.readouterr().out
     assert "YOUR NUMBER 250 (accuracy, good on line; supplied" in said and "(n = 5)" in said
     # the same records, listed
