@@ -117,7 +117,7 @@ def _tried(name: str | Path, cls: Any, folder: Path, **options: Any) -> Any:
     except Exception as error:
         what = f"transformers {transformers.__version__} cannot load it as {cls.__name__}"
         detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise BadInput(f"model {name}: {what} ({detail}); fetch it again") from error
+        raise BadInput(f"model {name}: {what} ({detail}); take one that it can") from error
 
 
 def _model(name: str | Path, folder: Path, cls: Any, fresh: str, options: dict[str, Any]) -> Any:
@@ -138,12 +138,12 @@ def _model(name: str | Path, folder: Path, cls: Any, fresh: str, options: dict[s
     what = f"model {name} ({type(model).__name__})"
     if missing := sorted(filter(matters, info["missing_keys"])):
         raise BadInput(
-            f"{what} lacks {len(missing)} weights, the first is {missing[0]}; fetch it again"
+            f"{what} lacks {len(missing)} weights, the first is {missing[0]}; take a whole one"
         )
     for weight, stored, built in sorted(info["mismatched_keys"]):
         if matters(weight):
             shapes = f"{tuple(stored)} in the file, {tuple(built)} by config.json"
-            raise BadInput(f"{what}: {weight} is {shapes}; fetch both again")
+            raise BadInput(f"{what}: {weight} is {shapes}; take both from one model")
     parts = {child for child, _ in model.base_model.named_children()}
     start = f"{model.base_model_prefix}."
     for weight in sorted(info["unexpected_keys"]):  # heads of the pretraining may be left over
