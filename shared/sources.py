@@ -337,7 +337,7 @@ def find_model(name: str, parts: Collection[str] = ("weights", "tokenizer")) -> 
         raise MissingInput(_model_remedy(name))
     import huggingface_hub
 
-    patterns = [f"*{suffix}" for suffix in door.READ]
+    patterns = [f"*{suffix}" for suffix in door.SUFFIXES]
     patterns += ["*.safetensors"] if "weights" in parts else []
     try:
         fetched = huggingface_hub.snapshot_download(

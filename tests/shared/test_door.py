@@ -116,6 +116,7 @@ def test_hidden_files_and_other_formats_do_not_matter(rooted):
     folder = rooted("path")
     for name in ("._model.safetensors", ".DS_Store", "pytorch_model.bin", "x.gguf", "README.md"):
         model_folders.puts(name, "x")(Path(folder))
+    model_folders.puts("notes.txt", "")(Path(folder))
     with sources.recording() as log:
         sources.find_model(folder)
     assert len(log) == 3
