@@ -66,6 +66,7 @@ def _pretrained(name: str, kind: Kind, outputs: int, attention: str) -> tuple[nn
         model, tokenizer = pretrained.load(
             name, transformers.AutoModelForCausalLM, DECODER, **loading
         )
+        pretrained.need(tokenizer, "eos_token")
         split_fused(model)
         return model, tokenizer, ""
     is_tagging = kind == "tagging"

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import PickleError
 from typing import Any
 
 import numpy as np
@@ -243,8 +242,9 @@ def load(directory: str | Path) -> Derived:
         network = build(json.loads((Path(directory) / "genotype.json").read_text("utf-8")))
         if weights.exists():
             network.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
-    except (OSError, EOFError, LookupError, TypeError, ValueError, RuntimeError, PickleError) as e:
-        raise BadInput(f"{directory} is no whole export ({e!r}); write it again: --export") from e
+    except Exception as error:  # whatever json, torch.load and load_state_dict trip over
+        what = f"{directory} is no whole export ({' '.join(repr(error).split())[:300]})"
+        raise BadInput(f"{what}; write it again with --export") from error
     return network
 
 

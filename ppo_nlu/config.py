@@ -7,6 +7,7 @@ ppo_nlu/README.md."""
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,8 +39,8 @@ class Examples:
 class Network:
     """The language model and what of it trains."""
 
-    # digits, minilm, decoder (trained in the run), tiny-llama, -qwen2, -mpt or -bert, or a hub id
-    # (D2)
+    # digits, minilm, decoder (trained in the run), tiny-llama, -qwen2, -mpt or -bert, a folder, or
+    # a hub id (D2)
     model: str = "digits"
     # of the decoder trained in the run: width of its blocks
     width: int = 32
@@ -64,8 +65,8 @@ class Network:
 
     @property
     def from_hub(self) -> bool:
-        """Whether `model` is a hub id: trained elsewhere, so no stage makes a policy from data."""
-        return "/" in self.model
+        """Whether `model` was trained elsewhere: then no stage makes a policy from data."""
+        return not re.fullmatch("digits|minilm|decoder|tiny-.*", self.model)
 
 
 @dataclass(frozen=True)

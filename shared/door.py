@@ -21,15 +21,14 @@ from shared import protocol  # the module: it may be half imported when this one
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 OTHERS = {".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".ot": "rust-bert"}
-READ = (".json", ".txt", ".model", ".jinja")  # configuration and tokenizer, beside the weights
+SUFFIXES = (".json", ".txt", ".model", ".jinja")  # of configuration and tokenizer
+READ = re.compile(  # what transformers reads beside the weights
+    r"((generation_)?config|special_tokens_map|added_tokens|chat_template|tokenizer.*|.*vocab.*|"
+    r"merges)\.(json|txt|jinja)|.*\.model"
+)
 LFS = b"version https://git-lfs"
 LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
-# bits of one element
-DTYPES = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
-DTYPES |= {
-    f"{kind}{bits}": bits for kind in "IUF" for bits in (8, 16, 32, 64) if (kind, bits) != ("F", 8)
-}
-DTYPES |= {"BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
+_DTYPE = re.compile(r"BOOL|[IU](8|16|32|64)|B?F16|F32|F64|C64|F8_\w+|F6_\w+|F4")
 
 CONVERT = "load it where you trust it, and write it again with save_pretrained (safetensors)"
 AGAIN = "fetch it again"
@@ -62,7 +61,7 @@ def model_files(folder: Path, parts: Collection[str] = ("weights", "tokenizer"))
         weights = _weights(folder, files)
     if "tokenizer" in parts:
         _check_vocabulary(folder, files)
-    small = [path for name, path in files.items() if name.endswith(READ) and name != INDEX]
+    small = [path for name, path in files.items() if READ.fullmatch(name)]
     for path in small:
         size_of(path)
     return [*small, *weights]
@@ -147,7 +146,8 @@ def _weights(folder: Path, files: dict[str, Path]) -> list[Path]:
     for name in files:
         if kind := _foreign(Path(name).suffix.lower()):
             refuse(folder, f"is not usable: {name} is {kind[0]}", kind[1])
-    refuse(folder, f"is not usable: it has no weights ({WHOLE})", AGAIN)
+    remedy = f"{AGAIN}; where the hub has pickles alone: {CONVERT}"
+    refuse(folder, f"is not usable: it has no weights ({WHOLE})", remedy)
 
 
 def _shards(index: Path, files: dict[str, Path]) -> list[Path]:
@@ -155,10 +155,9 @@ def _shards(index: Path, files: dict[str, Path]) -> list[Path]:
     if not isinstance(placed, dict) or not placed:
         refuse(index, "has no weight_map: it does not say which shard holds which weight", AGAIN)
     names = sorted({str(name) for name in placed.values()})
-    outside = [name for name in names if Path(name).name != name or not name.endswith("tensors")]
-    if outside:
-        what = f"points to {outside[0]!r}, which is no safetensors file beside it"
-        refuse(index, what, AGAIN)
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            refuse(index, f"points to {name!r}, which is no safetensors file beside it", AGAIN)
     missing = sorted({*missing_parts(names), *(name for name in names if name not in files)})
     if missing:
         refuse(index, f"names shards that are not there: {', '.join(missing)}", AGAIN)
@@ -196,7 +195,7 @@ def tensors(path: Path) -> dict[str, tuple[int, ...]]:
         header.pop("__metadata__", None)
         shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
         places = sorted((*map(int, header[name]["data_offsets"]), name) for name in shapes)
-        bits = {name: DTYPES[entry["dtype"]] for name, entry in header.items()}
+        bits = {name: _bits(entry["dtype"]) for name, entry in header.items()}
         end = 0
         for first, last, name in places:
             if first != end or 8 * (last - first) != math.prod(shapes[name]) * bits[name]:
@@ -213,6 +212,13 @@ def tensors(path: Path) -> dict[str, tuple[int, ...]]:
             path, f"is cut: its header describes {8 + length + end:,} bytes, it has {size:,}", AGAIN
         )
     return shapes
+
+
+def _bits(dtype: str) -> int:
+    """Of one element (`BF16`: 16)."""
+    if not _DTYPE.fullmatch(dtype):
+        raise ValueError(f"dtype {dtype!r}")
+    return int("".join(filter(str.isdigit, dtype.split("_")[0])) or 8)
 
 
 # --- configuration and tokenizer -----------------------------------------------------------------

@@ -24,6 +24,7 @@ BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 RELATIVE = {"deberta", "deberta-v2", "t5", "mt5", "mpt", "xlnet"}
 # Constants that older checkpoints store.
 _CONSTANTS = re.compile(r"(position_ids|attn\.bias|masked_bias|inv_freq)$")
+RIGHT = "take the tokenizer that the model was trained with"
 SAMPLED = 400  # texts that the guard looks at
 MOST_UNKNOWN, FEWEST = 0.2, 20  # share of the pieces of texts, if they are so many
 
@@ -61,9 +62,7 @@ def load(
     rows = config.get_text_config().vocab_size
     tokenizer = _tokenizer(name, folder, rows, words or {})
     if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            remedy = "set pad_token in its tokenizer_config.json"
-            raise BadInput(f"{name}: the tokenizer has no padding token; {remedy}")
+        need(tokenizer, "eos_token")
         tokenizer.pad_token = tokenizer.eos_token  # masks come from lengths
     return _model(name, folder, cls, fresh, options), tokenizer
 
@@ -117,7 +116,7 @@ def _tried(name: str | Path, cls: Any, folder: Path, **options: Any) -> Any:
     except Exception as error:
         what = f"transformers {transformers.__version__} cannot load it as {cls.__name__}"
         detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise BadInput(f"model {name}: {what} ({detail}); fetch it again") from error
+        raise BadInput(f"model {name}: {what} ({detail}); take one that it can") from error
 
 
 def _model(name: str | Path, folder: Path, cls: Any, fresh: str, options: dict[str, Any]) -> Any:
@@ -138,12 +137,12 @@ def _model(name: str | Path, folder: Path, cls: Any, fresh: str, options: dict[s
     what = f"model {name} ({type(model).__name__})"
     if missing := sorted(filter(matters, info["missing_keys"])):
         raise BadInput(
-            f"{what} lacks {len(missing)} weights, the first is {missing[0]}; fetch it again"
+            f"{what} lacks {len(missing)} weights, the first is {missing[0]}; take a whole one"
         )
     for weight, stored, built in sorted(info["mismatched_keys"]):
         if matters(weight):
             shapes = f"{tuple(stored)} in the file, {tuple(built)} by config.json"
-            raise BadInput(f"{what}: {weight} is {shapes}; fetch both again")
+            raise BadInput(f"{what}: {weight} is {shapes}; take both from one model")
     parts = {child for child, _ in model.base_model.named_children()}
     start = f"{model.base_model_prefix}."
     for weight in sorted(info["unexpected_keys"]):  # heads of the pretraining may be left over
@@ -173,14 +172,25 @@ def _tokenizer(name: str | Path, folder: Path, rows: int, options: dict[str, Any
 
     tokenizer = _tried(name, AutoTokenizer, folder, **options)
     ids = tokenizer.get_vocab().values()
-    remedy = "take the tokenizer that the model was trained with"
     if rows and max(ids, default=0) >= rows:
         what = f"ids up to {max(ids)}, the embedding {rows} rows"
-        raise BadInput(f"model {name}: the tokenizer has {what}; {remedy}")
+        raise BadInput(f"model {name}: the tokenizer has {what}; {RIGHT}")
     if len(ids) < rows / 2:  # embeddings are padded, by a third at most (ByT5)
         what = f"{len(ids)} pieces, the embedding {rows} rows"
-        raise BadInput(f"model {name}: the tokenizer has only {what}; {remedy}")
+        raise BadInput(f"model {name}: the tokenizer has only {what}; {RIGHT}")
     return tokenizer
+
+
+def need(tokenizer: Any, *tokens: str) -> None:
+    """BadInput if the tokenizer lacks one of these special tokens (`eos_token`)."""
+    for token in tokens:
+        if getattr(tokenizer, token) is None:
+            remedy = "set it in its tokenizer_config.json"
+            raise BadInput(f"{_named(tokenizer)} has no {token}; {remedy}")
+
+
+def _named(tokenizer: Any) -> str:
+    return f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__}"
 
 
 def check_texts(tokenizer: Any, texts: Sequence[str | Sequence[str]]) -> None:
@@ -192,17 +202,19 @@ def check_texts(tokenizer: Any, texts: Sequence[str | Sequence[str]]) -> None:
     if not plain:
         return
     ids = tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"]
-    name = f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__}"
-    remedy = "take the tokenizer that the model was trained with"
     total, unknown = sum(map(len, ids)), tokenizer.unk_token_id
     strange = 0 if unknown is None else sum(row.count(unknown) for row in ids)
     few = total < FEWEST  # pieces: a share of them says little
     if strange and (strange == total if few else strange > MOST_UNKNOWN * total):
         share = f"{strange / total:.0%} of the pieces of these texts"
-        raise BadInput(f"{name} does not know {share} (limit {MOST_UNKNOWN:.0%}); {remedy}")
+        raise BadInput(
+            f"{_named(tokenizer)} does not know {share} (limit {MOST_UNKNOWN:.0%}); {RIGHT}"
+        )
     different = len(set(map(_letters, plain)) - {""})
     if (different and not total) or (different > 1 and len(set(map(tuple, ids))) == 1):
-        raise BadInput(f"{name} makes the same ids of {different} different texts; {remedy}")
+        raise BadInput(
+            f"{_named(tokenizer)} makes the same ids of {different} different texts; {RIGHT}"
+        )
 
 
 def _letters(text: str) -> str:

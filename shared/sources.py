@@ -253,7 +253,8 @@ def find_model(name: str, parts: Collection[str] = ("weights", "tokenizer")) -> 
     Raises MissingInput if it is not to be had, BadInput if it cannot be used."""
     path = os.path.expanduser(name)
     if os.path.lexists(path):
-        return _admitted(name, Path(path), parts), "path"
+        place = "/".join(Path(path).absolute().parts[-2:])  # the record names no folder above it
+        return _admitted(place, Path(path), parts), "path"
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise MissingInput(f"model '{name}': there is no such folder, and it is no hub id\n{_GIVE}")
     if folder := local_model(name):
@@ -266,7 +267,7 @@ def find_model(name: str, parts: Collection[str] = ("weights", "tokenizer")) -> 
         raise MissingInput(_model_remedy(name))
     import huggingface_hub
 
-    patterns = [f"*{suffix}" for suffix in door.READ]
+    patterns = [f"*{suffix}" for suffix in door.SUFFIXES]
     patterns += ["*.safetensors"] if "weights" in parts else []
     try:
         fetched = huggingface_hub.snapshot_download(
@@ -295,7 +296,7 @@ def note_model(
 ) -> None:
     """Check a model's files and write each of them down. BadInput: see `door.model_files`."""
     for path in door.model_files(folder, parts):
-        note(f"{name.rstrip('/')}/{path.name}", path, origin)
+        note(f"{name}/{path.name}", path, origin)
 
 
 def _model_remedy(name: str) -> str:

@@ -37,7 +37,7 @@ class Job:
 class Language:
     """Encoder and texts of the language tasks, and how their objectives look at them."""
 
-    # minilm (bundled) or a hub id; paper: roberta-base and deberta-v3-large (section 6)
+    # minilm (bundled), a folder or a hub id; paper: roberta-base and deberta-v3-large (section 6)
     model: str = "minilm"
     # train only the last n blocks, on cached states of the frozen ones below; 0: everything,
     # embeddings included (paper)

@@ -96,6 +96,7 @@ def load_model(name: str) -> tuple[Any, Any]:
         from transformers import AutoModel
 
         model, tokenizer = pretrained.load(name, AutoModel, ENCODER, "pooler", dtype=torch.float32)
+        pretrained.need(tokenizer, "mask_token")
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # the raw first-token state is used: its parameters had no gradient
     return model, tokenizer

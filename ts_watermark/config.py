@@ -25,16 +25,18 @@ class Job:
 class Models:
     """The frozen models around the generators."""
 
-    # language model: small (trained here, stage base) or a hub id; tiny:<name>: a rehearsal's
-    # stand-in; paper: facebook/opt-1.3b
+    # language model: small (trained here, stage base), a folder, or a hub id; tiny:<name>: a
+    # rehearsal's stand-in; paper: facebook/opt-1.3b
     model: str = "small"
-    # sentence encoder: minilm (bundled) or a hub id; paper: princeton-nlp/sup-simcse-roberta-base
+    # sentence encoder: minilm (bundled), a folder, or a hub id; paper:
+    # princeton-nlp/sup-simcse-roberta-base
     encoder: str = "minilm"
-    # language model that measures perplexity: self, a hub id, or empty for none; paper: OPT-2.7B
+    # language model that measures perplexity: self, a folder, a hub id, or empty for none;
+    # paper: OPT-2.7B
     judge: str = "self"
     # language model and encoder share token ids: OPT and RoBERTa do, LLaMA does not
     shared_ids: bool = True
-    # hub id whose token ids choose the lists, if not the model's own: OPT's for LLaMA
+    # model whose token ids choose the lists, if not the model's own: OPT's for LLaMA
     # (docs/papers/ts_watermark.md, section 3.9)
     steering: str = ""
     # of the frozen language model; official: fp16 autocast

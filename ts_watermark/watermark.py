@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from shared import door
 from shared.protocol import BadInput
 from ts_watermark.hashing import KEY, PERMUTATIONS, ROUNDINGS, GreenLists, list_sizes
 from ts_watermark.method import Generators
@@ -108,6 +109,8 @@ class Watermark:
         if kind != "ts_watermark" or changed:
             what = f"{', '.join(changed) or SETTINGS} changed after it was saved (sha256)"
             raise BadInput(f"{folder}: {what}; take a fresh copy")
+        if not {"gamma", "delta"} <= door.tensors(folder / TENSORS).keys():
+            raise BadInput(f"{folder / TENSORS} holds no gamma and delta; take a fresh copy")
         tensors = load((folder / TENSORS).read_bytes())
         start = "networks."
         networks = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}

@@ -42,7 +42,7 @@ class Examples:
     data: Data = "digits"
     # training examples drawn by the seed, unstratified (documentation: n / 10 per class); 0: all
     n: int = 0
-    # minilm (bundled), or a model of the hub or of REPRO_MODELS; ignored for digits
+    # minilm (bundled), a folder, or a hub id; ignored for digits
     model: str = "minilm"
     # attention kernel of transformers; estimator exact and the self check need eager
     attention: Literal["sdpa", "eager"] = "sdpa"

@@ -76,6 +76,16 @@ def refusal(inputs, tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"space": "other"}', b"\xe9"])
+def test_an_export_of_a_cell_that_is_damaged(text, tmp_path):
+    from dasgm import networks
+
+    content = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / "genotype.json").write_bytes(content)
+    with pytest.raises(runs.BadInput, match="is no whole export"):
+        networks.load(tmp_path)
+
+
 def spoiled(inputs: Path, kind: str, folder: Path, name: str) -> str:
     """A copy of a tiny model without the file `name`."""
     (shutil.copytree(inputs / kind, folder) / name).unlink()

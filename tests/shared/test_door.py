@@ -61,11 +61,12 @@ def test_every_file_of_a_whole_model_is_hashed(root, breaks, rooted):
         folder, how = sources.find_model(name)
     assert how == root
     files = {entry.name: entry for entry in os.scandir(folder)}
-    assert {key.removeprefix(f"{name}/") for key in log} == set(files)
+    place = "/".join(Path(name).parts[-2:])
+    assert set(log) == {f"{place}/{file}" for file in files}
     for file, entry in files.items():
         with open(entry.path, "rb") as content:
             sha = hashlib.sha256(content.read()).hexdigest()
-        assert log[f"{name}/{file}"]["sha256"] == sha
+        assert log[f"{place}/{file}"]["sha256"] == sha
 
 
 def test_a_whole_copy_in_the_cache_is_taken_before_a_broken_newer_one(rooted, tmp_path):
@@ -115,6 +116,7 @@ def test_hidden_files_and_other_formats_do_not_matter(rooted):
     folder = rooted("path")
     for name in ("._model.safetensors", ".DS_Store", "pytorch_model.bin", "x.gguf", "README.md"):
         model_folders.puts(name, "x")(Path(folder))
+    model_folders.puts("notes.txt", "")(Path(folder))
     with sources.recording() as log:
         sources.find_model(folder)
     assert len(log) == 3

@@ -205,6 +205,12 @@ def test_states_of_our_own_runs(tmp_path):
 # --- the guard where texts are encoded
 
 
+def test_special_tokens_that_are_needed():
+    pretrained.need(words(), "pad_token", "eos_token")
+    with pytest.raises(BadInput, match=r"has no mask_token; set it in its tokenizer_config.json"):
+        pretrained.need(words(), "pad_token", "mask_token")
+
+
 class Alike:
     """A tokenizer that makes the same of all texts, as transformers' empty one does."""
 
