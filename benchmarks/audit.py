@@ -305,9 +305,8 @@ class Audit:
 
     @property
     def headlines(self) -> list[Finding]:
-        """For the first page of the report: the contradictions first."""
-        shown = [finding for finding in self.findings if finding.relation.headline]
-        return sorted(shown, key=lambda finding: finding.outcome == "HOLDS")
+        """For the first page of the report, in the file's order."""
+        return [finding for finding in self.findings if finding.relation.headline]
 
     @property
     def lines(self) -> list[tuple[Finding, int]]:
@@ -355,7 +354,7 @@ def printed(audit: Audit) -> str:
 
 
 def audit_tables(root: Path) -> str:
-    """Block `audit` of docs/findings.md: the tally, then every contradiction and headline."""
+    """Block `audit` of docs/findings.md: the tally, then every headline and contradiction."""
     audits = [audit_paper(root / paper) for paper in PAPERS]
     rows = [
         [audit.paper, *map(str, audit.tally.values()), str(audit.empty), str(len(audit.findings))]
@@ -365,7 +364,7 @@ def audit_tables(root: Path) -> str:
     odd = [
         [audit.paper, f"**{one.label}**", cell(said(one, n))]
         for audit in audits
-        for one, n in grouped([*audit.odd, *audit.headlines])
+        for one, n in grouped([*audit.headlines, *audit.odd])
         if one.outcome != "NOT CHECKED"
     ]
     return f"{counts}\n\n{table(['paper', 'outcome', 'the numbers'], odd)}"

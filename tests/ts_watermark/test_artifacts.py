@@ -65,7 +65,7 @@ def test_the_notebook_shows_three_numbers():
 def test_a_folder_without_that_history_is_named(tmp_path):
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     source = {"opt.ts.0.1_1.0.z": "official repository outputs: eval/a.json"}
-    with pytest.raises(MissingInput, match="lacks the commit 1dbc7b4\w+; clone it again, whole"):
+    with pytest.raises(MissingInput, match=r"lacks the commit 1dbc7b4\w+; clone it again, whole"):
         artifacts.outputs(tmp_path, source)
 
 
