@@ -73,6 +73,7 @@ class ReportedFile(Declared):
     arxiv: str
     note: str
     entries: list[Published]
+    printed_settings: dict[str, str] = Field(default={})  # of training, as the paper says them
     not_found: list[str]
 
     @model_validator(mode="after")
