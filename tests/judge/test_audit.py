@@ -103,6 +103,12 @@ def test_a_count_is_exact_and_a_bound_is_open(tmp_path):
     assert audit_paper(place).findings[0].label == "OFF BY 1.00"
 
 
+def test_one_missing_value_leaves_the_others(tmp_path):
+    place = folder(tmp_path, [*CELLS[:3], entry("m", "null")], {**SHARE, "entries": ["*"]})
+    labels = [finding.label for finding in audit_paper(place).findings]
+    assert labels.count("NOT CHECKED") == 1 and len(labels) == 4
+
+
 def test_ties_within_rounding_count_either_way(tmp_path):
     lines = [entry("a", "1.0"), entry("b", "1.0"), entry("c", "0.5"), entry("k", "1")]
     rows = {"kind": "count", "of": "k", "total": 2, "rows": [["a", "b"], ["a", "c"]]}
@@ -230,6 +236,8 @@ def test_check_derives_the_audit_again(tmp_path, monkeypatch):
     assert check_audit(tmp_path) == []
     folder(tmp_path, [*CELLS[:3], entry("m", "80.9")], MEAN)
     assert "the audit is not what" in check_audit(tmp_path)[0]
+    assert audit.main(["a_paper", "--write"], tmp_path) == 0 and check_audit(tmp_path) == []
+    assert "**OFF BY 0.47**" in page.read_text()
     folder(tmp_path, CELLS, {**MEAN, "of": "mm"})
     assert "cannot be derived again" in check_audit(tmp_path)[0]
 
