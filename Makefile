@@ -59,10 +59,10 @@ lint: setup  ## ruff and mypy
 check: setup  ## derive every recorded number again from committed predictions (RERUN=n|all SEED=x: train runs again)
 	@$(RUN) -m benchmarks.check $(if $(RERUN),--rerun $(RERUN)) $(if $(SEED),--seed $(SEED))
 
-audit: setup  ## do the published numbers agree with each other? needs no run (audit-X: one paper)
+audit: setup  ## do the published numbers agree with each other? needs no run
 	@$(RUN) -m benchmarks.audit
 
-audit-%: setup
+audit-%: setup  ## the same for one paper
 	@$(RUN) -m benchmarks.audit $*
 
 reproduce: setup  ## all papers, at the scale this machine allows

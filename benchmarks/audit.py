@@ -2,6 +2,7 @@
 
     python -m benchmarks.audit                 all papers
     python -m benchmarks.audit ppo_nlu         one
+    python -m benchmarks.audit --write         (maintainers) and write it into docs/findings.md
 
 A printed value v with d decimals stands for [v - h, v + h], h = 0.5 x 10^-d, and these intervals
 are carried through. Outcomes: HOLDS (the intervals meet), OFF BY x, IMPOSSIBLE (no count of items
@@ -17,13 +18,14 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import PAPERS, ROOT, reported
+from benchmarks.blocks import update_readme
 from benchmarks.claims import one_of
 from benchmarks.relations import NotAudited, Relation, Term, load
 from benchmarks.reported import Published
@@ -133,20 +135,27 @@ def check(
     relation: Relation, numbers: Numbers, paper_dir: Path, data: Path | None
 ) -> list[Finding]:
     """One finding, or one per entry or group where the relation has several."""
+    if relation.missing:
+        value = numbers.by_id[relation.of].printed if relation.of else ""
+        words = f"{value} printed; not on file: {relation.missing}"
+        return [Finding(relation, "NOT CHECKED", words)]
+    if relation.kind == "artifact":
+        return artifact(relation, numbers, paper_dir, data)
+    if relation.kind == "same":
+        groups = relation.groups or []
+        return [guarded(same, relation, numbers, group) for group in groups]
+    if relation.kind == "granularity":
+        entries = numbers.matching(relation.entries or [])
+        return [guarded(granularity, relation, entry) for entry in entries]
+    return [guarded(CHECKS[relation.kind], relation, numbers)]
+
+
+def guarded(rule: Callable[..., Finding], relation: Relation, *rest: object) -> Finding:
+    """What the rule finds; NOT CHECKED where a number that it needs is not on file."""
     try:
-        if relation.missing:
-            printed = numbers.by_id[relation.of].printed if relation.of else ""
-            raise Unchecked(f"{printed} printed; not on file: {relation.missing}")
-        if relation.kind == "same":
-            return [same(relation, group, numbers) for group in relation.groups or []]
-        if relation.kind == "granularity":
-            entries = numbers.matching(relation.entries or [])
-            return [granularity(relation, entry) for entry in entries]
-        if relation.kind == "artifact":
-            return artifact(relation, numbers, paper_dir, data)
-        return [CHECKS[relation.kind](relation, numbers)]
+        return rule(relation, *rest)
     except Unchecked as missing:
-        return [Finding(relation, "NOT CHECKED", str(missing))]
+        return Finding(relation, "NOT CHECKED", str(missing))
 
 
 def compared(relation: Relation, left: Interval, right: Interval, words: str) -> Finding:
@@ -184,7 +193,7 @@ def between(relation: Relation, numbers: Numbers) -> Finding:
     return compared(relation, first, second, words)
 
 
-def same(relation: Relation, group: Sequence[str], numbers: Numbers) -> Finding:
+def same(relation: Relation, numbers: Numbers, group: Sequence[str]) -> Finding:
     """The two that are farthest apart decide."""
     pairs = [(a, b) for i, a in enumerate(group) for b in group[i + 1 :]]
     apart = [numbers.term(a).gap(numbers.term(b)) for a, b in pairs]
@@ -245,7 +254,7 @@ def artifact(
     relation: Relation, numbers: Numbers, paper_dir: Path, data: Path | None
 ) -> list[Finding]:
     """Each entry beside the value that the paper's own code derives from the official files."""
-    entries = numbers.matching(relation.entries or [])
+    entries = [e for e in numbers.matching(relation.entries or []) if e.value is not None]
     try:
         derived = derive(relation, entries, paper_dir, data)
     except MissingInput as missing:
@@ -257,7 +266,7 @@ def artifact(
             findings.append(Finding(relation, "NOT CHECKED", f"{words}no official file gives it"))
         else:
             words, point = f"{words}{value:.6g} derived", Interval(value, value)
-            findings.append(compared(relation, interval_of(entry), point, words))
+            findings.append(compared(relation, numbers.term(entry.id), point, words))
     return findings
 
 
@@ -305,9 +314,8 @@ class Audit:
 
     @property
     def headlines(self) -> list[Finding]:
-        """For the first page of the report: the contradictions first."""
-        shown = [finding for finding in self.findings if finding.relation.headline]
-        return sorted(shown, key=lambda finding: finding.outcome == "HOLDS")
+        """For the first page of the report, in the file's order."""
+        return [finding for finding in self.findings if finding.relation.headline]
 
     @property
     def lines(self) -> list[tuple[Finding, int]]:
@@ -355,7 +363,7 @@ def printed(audit: Audit) -> str:
 
 
 def audit_tables(root: Path) -> str:
-    """Block `audit` of docs/findings.md: the tally, then every contradiction and headline."""
+    """Block `audit` of docs/findings.md: the tally, then every headline and contradiction."""
     audits = [audit_paper(root / paper) for paper in PAPERS]
     rows = [
         [audit.paper, *map(str, audit.tally.values()), str(audit.empty), str(len(audit.findings))]
@@ -365,7 +373,7 @@ def audit_tables(root: Path) -> str:
     odd = [
         [audit.paper, f"**{one.label}**", cell(said(one, n))]
         for audit in audits
-        for one, n in grouped([*audit.odd, *audit.headlines])
+        for one, n in grouped([*audit.headlines, *audit.odd])
         if one.outcome != "NOT CHECKED"
     ]
     return f"{counts}\n\n{table(['paper', 'outcome', 'the numbers'], odd)}"
@@ -378,12 +386,15 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paper", nargs="*", help="default: all")
-    asked = parser.parse_args(arguments).paper
-    names = [name.replace("-", "_").strip("/") for name in asked] or list(PAPERS)
+    parser.add_argument("--write", action="store_true", help="write docs/findings.md")
+    options = parser.parse_args(arguments)
+    names = [name.replace("-", "_").strip("/") for name in options.paper] or list(PAPERS)
     try:
         for name in names:
             one_of(name, PAPERS, "paper")
             print(printed(audit_paper(root / name, data_folder())))
+        if options.write:
+            update_readme(root / "docs" / "findings.md", {"audit": audit_tables(root)})
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -117,6 +117,7 @@ def page(paper: Paper, result: Result | None) -> dict[str, Any]:
         "results": paper.results,
         "reported": views.reported_view(data, paper.directory, declared),
         "audit": audit_of(paper.directory),
+        "on_file": tables.published_numbers(paper.directory),
         "commands": views.commands(paper.name, result),
         "implemented": tables.implemented(paper.directory),
         "checked": tables.checked(paper.directory, scale),

@@ -73,6 +73,7 @@ class ReportedFile(Declared):
     arxiv: str
     note: str
     entries: list[Published]
+    printed_settings: dict[str, str] = Field(default={})  # of training, as the paper says them
     not_found: list[str]
 
     @model_validator(mode="after")
@@ -123,8 +124,10 @@ def decimals_of(text: str) -> int | None:
 
 def check_targets(targets: Sequence[Target], published: ReportedFile, where: str) -> None:
     """Refuses a target whose id or pattern names no published number."""
-    ids = [entry.id for entry in published.entries]
+    ids = {entry.id for entry in published.entries}
     for target in targets:
+        if target.reported in ids:
+            continue
         if not any(fnmatchcase(name, target.reported) for name in ids):
             one_of(target.reported, ids, f"{where}: target")
 

@@ -10,6 +10,7 @@ import yaml
 
 from benchmarks import PAPERS, audit
 from benchmarks.audit import Numbers, audit_paper, audit_tables, check, printed, short
+from benchmarks.check import check_audit
 from benchmarks.relations import Relation
 from benchmarks.reported import Published, load
 from shared.protocol import BadInput
@@ -102,6 +103,12 @@ def test_a_count_is_exact_and_a_bound_is_open(tmp_path):
     assert audit_paper(place).findings[0].label == "OFF BY 1.00"
 
 
+def test_one_missing_value_leaves_the_others(tmp_path):
+    place = folder(tmp_path, [*CELLS[:3], entry("m", "null")], {**SHARE, "entries": ["*"]})
+    labels = [finding.label for finding in audit_paper(place).findings]
+    assert labels.count("NOT CHECKED") == 1 and len(labels) == 4
+
+
 def test_ties_within_rounding_count_either_way(tmp_path):
     lines = [entry("a", "1.0"), entry("b", "1.0"), entry("c", "0.5"), entry("k", "1")]
     rows = {"kind": "count", "of": "k", "total": 2, "rows": [["a", "b"], ["a", "c"]]}
@@ -180,7 +187,7 @@ def test_the_known_contradictions_are_found(audits):
         "gain of PPO over SFT, test against validation": ("OFF BY 1.06", "= 2.16 "),
         "gain of PPO over SFT on SST-2, test against validation": ("OFF BY 16.83", "= 22.60 "),
         "GLUE test without SST-2, PPO over SFT, by us": ("HOLDS", "4.3 printed"),
-        "SST-2 of sft, test against validation": ("OFF BY 18.59", "73.8 and 96.44: 22.64 apart"),
+        "SST-2 of SFT, test against validation": ("OFF BY 18.59", "73.8 and 96.44: 22.64 apart"),
         "SST-2 of ppo, test against validation": ("HOLDS", "96.4 and 96.10"),
         "SuperGLUE, PPO over few-shot, from averages": ("OFF BY 4.95", "78.3 - 54.9 = 23.40 "),
         "SuperGLUE, PPO over few-shot, from cells": ("OFF BY 8.48", "= 19.87 "),
@@ -217,6 +224,22 @@ def test_output_and_exit_status(root, capsys, monkeypatch):
 
 def test_the_committed_page_says_the_same(root):
     assert audit_tables(root) in (root / "docs" / "findings.md").read_text(encoding="utf-8")
+
+
+def test_check_derives_the_audit_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(audit, "PAPERS", ("a_paper",))
+    folder(tmp_path, CELLS, MEAN)
+    page = tmp_path / "docs" / "findings.md"
+    page.parent.mkdir()
+    block = f"<!-- generated: audit -->\n{audit_tables(tmp_path)}\n<!-- end generated -->\n"
+    page.write_text(block)
+    assert check_audit(tmp_path) == []
+    folder(tmp_path, [*CELLS[:3], entry("m", "80.9")], MEAN)
+    assert "the audit is not what" in check_audit(tmp_path)[0]
+    assert audit.main(["a_paper", "--write"], tmp_path) == 0 and check_audit(tmp_path) == []
+    assert "**OFF BY 0.47**" in page.read_text()
+    folder(tmp_path, CELLS, {**MEAN, "of": "mm"})
+    assert "cannot be derived again" in check_audit(tmp_path)[0]
 
 
 @pytest.mark.parametrize(
