@@ -403,9 +403,8 @@ class Protocol:
         claims = self.directory / "claims.yaml"
         if not claims.exists():
             return 0
-        return len(
-            (yaml.safe_load(claims.read_text(encoding="utf-8")) or {}).get("revisions") or []
-        )
+        state = claims.stat()
+        return _revisions(claims, state.st_size, state.st_mtime_ns)
 
     def seeds(self, scale: str, task: str | None = None) -> list[int]:
         """Verdict seeds: n integers from 100 (r + 1) on; a rehearsal takes development seeds."""
@@ -509,6 +508,12 @@ class Protocol:
     def run_directory(self, scale: str, key: Key) -> Path:
         arm, task, seed = key
         return runs_root(self.root) / self.paper / scale / task / f"seed{seed}" / arm
+
+
+@functools.lru_cache
+def _revisions(claims: Path, size: int, modified: int) -> int:
+    document = yaml.safe_load(claims.read_text(encoding="utf-8")) or {}
+    return len(document.get("revisions") or [])
 
 
 def _without(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
