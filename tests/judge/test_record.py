@@ -67,7 +67,7 @@ def test_a_truncated_result_is_named_everywhere(toy, finished):
     here, committed = (toy / p for p in ("runs/toy/cpu/results.json", "toy/results/cpu.json"))
     text = here.read_text()
     for path, half, commands in (
-        (here, text[: len(text) // 2], ("report", "reproduce toy --record")),
+        (here, text[: len(text) // 2], ("report",)),
         (committed, text[: len(text) // 2], ("check", "report", "reproduce toy --dry")),
         (committed, text.replace('"schema": ', '"schema": 9'), ("check", "report")),
     ):
