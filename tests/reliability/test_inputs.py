@@ -41,6 +41,30 @@ def rte(data: Path) -> None:
         (folder / f"{part}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
+def rte_and_model(data: Path) -> None:
+    """A decoder of 60,000 numbers whose tokens are bytes, in `data`/made/small."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    rte(data)
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<pad>", "</s>"], initial_alphabet=alphabet
+    )
+    words.train_from_iterator([WORDS], trainer)
+    tokens = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
+    tokens.save_pretrained(data / "made" / "small")
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = LlamaConfig(
+        vocab_size=len(tokens), num_attention_heads=2, num_key_value_heads=2, pad_token_id=0,
+        bos_token_id=1, eos_token_id=1, max_position_embeddings=4096, **size,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(data / "made" / "small")
+
+
 def photographs(data: Path) -> None:
     cifar.write_sample(data, "cifar10", 300, runs.stream(0))
 
@@ -93,25 +117,25 @@ TABLE, IMAGES = "glue/RTE/train.tsv", "cifar10/train-00000-of-00001.parquet"
 CASES = {
     "autolora": Case(rte, "--scale gpu --arm uniform_2 --task rte --max-length 32 --steps 2 "
                      "--batch 4", TABLE, EVERY | IN_A_ROW),
-    "tapweight": Case(rte, "--scale gpu --arm ft --task rte --max-length 32 --finetune-steps 2 "
-                      "--finetune-batch 4 --base-steps 1", TABLE, EVERY | IN_A_ROW),
+    "tapweight": Case(rte, "--scale gpu --arm base --task rte --max-length 32 --base-steps 2 "
+                      "--base-batch 4", TABLE, EVERY | IN_A_ROW),
     "weight_mixup": Case(rte, "--scale gpu --arm plain --task rte_300 --n 16 --epochs 1 --batch 8 "
                          "--max-length 32", TABLE, EVERY | IN_A_ROW),
-    "ppo_nlu": Case(rte, "--scale gpu --arm sft --task rte --width 16 --layers 1 --steps 2 "
-                    "--examples 32 --batch 8", TABLE, EVERY | IN_A_ROW),
+    "ppo_nlu": Case(rte_and_model, "--scale paper --arm qwen_zero_shot --task rte --model made/small "
+                    "--test-limit 4", TABLE, EVERY | IN_A_ROW),
     "ts_watermark": Case(texts, "--tiny --corpus english", "text/english.jsonl.gz",
                          EVERY | NO_TEXT),
     "mlo_mae": Case(photographs, "--tiny --data cifar10 --patch 8 --steps 20 --finetune-epochs 1",
                     IMAGES, EVERY | CUT),
-    "dasgm": Case(photographs, "--tiny --data cifar10 --gan residual --gan-width 4 --gan-steps 2 "
-                  "--gan-batch 4 --reference-steps 2 --epochs 1 --retrain-epochs 1",
-                  IMAGES, EVERY | CUT),
+    "dasgm": Case(photographs, "--tiny --arm darts --data cifar10 --gan residual --epochs 1 "
+                  "--retrain-epochs 1", IMAGES, EVERY | CUT),
 }  # fmt: skip
 
 
 def train(paper: str, words: str, data: Path, out: Path) -> tuple[int, str]:
     env = {
-        **{**os.environ, "REPRO_DATA": str(data), "REPRO_RUNS": str(out), "HF_HUB_OFFLINE": "1"},
+        **{**os.environ, "REPRO_DATA": str(data), "REPRO_MODELS": str(data)},
+        **{"REPRO_RUNS": str(out), "HF_HUB_OFFLINE": "1"},
         **{"REPRO_CACHE": str(out / "cache"), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
     }
     command = [sys.executable, "-m", f"{paper}.train", *words.split(), "--device", "cpu"]
