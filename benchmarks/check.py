@@ -279,7 +279,9 @@ def check_records(
     problems = []
     for name, derived in of_result.items():
         problems += differences(document.get(name), derived, name)
-    problems += differences(document["seconds"], {**document["seconds"], **records.spent(kept)}, "")
+    problems += differences(
+        document["seconds"], {**document["seconds"], **records.spent(kept)}, "seconds"
+    )
     hashes = {key: protocol.record_sha256(record) for key, record in kept.items()}
     for node in ended:
         name, made = run_name(node.key), kept[node.key]["fingerprint"]

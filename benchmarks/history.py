@@ -7,6 +7,7 @@ the commit that it names. Who rewrites the history as well is not found (docs/ve
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import subprocess
@@ -67,29 +68,50 @@ def written_once(path: Path, document: Document) -> list[str]:
     return []
 
 
-def earlier(path: Path, result: recorded.Results) -> list[str]:
-    """Older results that a newer one replaced and that it does not list as they were."""
+def older_results(path: Path, result: recorded.Results) -> list[recorded.Results]:
+    """Committed versions that are older than `result`, the newest first."""
     older = []
     for document in versions(path):
-        try:
+        with contextlib.suppress(BadInput):  # of a schema that is no longer read
             old = recorded.as_results(document, path)
-        except BadInput:
-            continue  # of a schema that is no longer read
-        if (old.created or "") < (result.created or ""):
-            older.append(old)
+            older += [old] if (old.created or "") < (result.created or "") else []
+    return sorted(older, key=lambda old: old.created or "", reverse=True)
+
+
+def earlier(path: Path, result: recorded.Results) -> list[str]:
+    """Older results that the file does not list as they were; claims moved on the same seeds."""
     listed = {(entry.commit, entry.created): entry for entry in result.earlier}
     newer, problems = result, []
-    for old in sorted(older, key=lambda old: old.created or "", reverse=True):
-        replaced = (old.revision, old.predictions_sha256) != (
-            newer.revision,
-            newer.predictions_sha256,
-        )
+    for old in older_results(path, result):
+        place = f"the result of {old.created}, commit {str(old.commit)[:10]},"
         entry = listed.get((old.commit, old.created))
-        if replaced and (entry is None or entry.verdicts != recorded.superseded(old).verdicts):
+        same = all(getattr(old, k) == getattr(newer, k) for k in ("revision", "predictions_sha256"))
+        if not same and (entry is None or entry.verdicts != recorded.superseded(old).verdicts):
             what = "is not listed" if entry is None else "is listed with other verdicts"
-            problems.append(f"earlier: the result of {old.created}, commit {old.commit}, {what}")
+            problems.append(f"earlier: {place} {what}")
+        if (old.revision, old.seeds) == (result.revision, result.seeds):
+            problems += [f"{line} in {place} on the same seeds" for line in moved(old, result)]
         newer = old
     return problems
+
+
+# Not the direction, of which old results have the default.
+JUDGED_BY = ("kind", "role", "arms", "metric", "unit", "threshold", "material")
+
+
+def moved(old: recorded.Results, new: recorded.Results) -> list[str]:
+    """Claims that were judged in another way before; such a change takes new seeds."""
+    now, lines = {claim.id: claim for claim in new.claims}, []
+    for claim in old.claims:
+        if claim.id not in now:
+            lines.append(f"claim {claim.id} is gone: it stands")
+            continue
+        pairs = {k: (getattr(claim, k), getattr(now[claim.id], k)) for k in JUDGED_BY}
+        arms = [sorted(c.arm for c in one.controls) for one in (claim, now[claim.id])]
+        if claim.verdict and "NOT RUN" not in claim.verdict:
+            pairs["controls"] = (arms[0], arms[1])
+        lines += [f"claim {claim.id} had {k} {a}" for k, (a, b) in pairs.items() if a != b]
+    return lines
 
 
 # --- the commit of a result -----------------------------------------------------------------------

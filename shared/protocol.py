@@ -441,7 +441,8 @@ class Protocol:
         claims = self.directory / "claims.yaml"
         if not claims.exists():
             return 0
-        return len((load_yaml(claims, claims.name) or {}).get("revisions") or [])
+        state = claims.stat()
+        return _revisions(claims, state.st_size, state.st_mtime_ns)
 
     def seeds(self, scale: str, task: str | None = None) -> list[int]:
         """Verdict seeds: n integers from 100 (r + 1) on; a rehearsal takes development seeds."""
@@ -604,6 +605,11 @@ class Protocol:
 
 def _plain(word: str) -> str:
     return re.sub(r"[-_]", "", word).casefold()
+
+
+@functools.lru_cache
+def _revisions(claims: Path, size: int, modified: int) -> int:
+    return len((load_yaml(claims, claims.name) or {}).get("revisions") or [])
 
 
 def _without(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:

@@ -60,6 +60,26 @@ def test_record_and_check(toy, finished):
     assert done.returncode == 0 and "STALE" in done.stdout
 
 
+def test_a_truncated_result_is_named_everywhere(toy, finished):
+    """Exit status 2 and the file, never a traceback: plan, report, check; runs/ and results/."""
+    shutil.copytree(finished[0] / "runs", toy / "runs")
+    (toy / "toy" / "results").mkdir()
+    here, committed = (toy / p for p in ("runs/toy/cpu/results.json", "toy/results/cpu.json"))
+    text = here.read_text()
+    for path, half, commands in (
+        (here, text[: len(text) // 2], ("report",)),
+        (committed, text[: len(text) // 2], ("check", "report", "reproduce toy --dry")),
+        (committed, text.replace('"schema": ', '"schema": 9'), ("check", "report")),
+    ):
+        here.write_text(text)
+        path.write_text(half)
+        for command in commands:
+            words = [sys.executable, "-m", *f"benchmarks.{command}".split()]
+            done = subprocess.run(words, cwd=toy, capture_output=True, text=True)
+            said = done.stdout + done.stderr
+            assert done.returncode == 2 and path.name in said and "Traceback" not in said, said
+
+
 def test_verdicts_that_another_machine_recorded_stay_listed(toy):
     paper = protocol.Protocol(toy / "toy")
     old = {

@@ -51,6 +51,10 @@ def test_what_is_no_result_is_named(tmp_path):
             recorded.read(path)
 
     refused("{", "is not valid JSON")
+    refused("[]", "is not a results file; restore it with git")
+    refused(
+        '{"schema": 99}', f"schema 99, and this version .* reads up to {recorded.SCHEMA}; update"
+    )
     refused("{}", "'paper' is missing")
     wrong = {"paper": "p", "scale": "cpu", "runs": [{"arm": "a", "task": "t", "seed": "x"}]}
     refused(json.dumps(wrong), r"runs\.0\.seed is 'x'; write a whole number")
