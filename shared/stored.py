@@ -199,7 +199,9 @@ def refuse_foreign(directory: Path) -> None:
         foreign = foreign_in(directory)
         what = f"{directory} holds what no run wrote there: {', '.join(foreign[:3])}"
     else:
-        foreign = [name for name in files_in(directory) if name != ".lock"]
+        # no walk through what may be / or HOME
+        entries = os.listdir(directory) if directory.is_dir() else []
+        foreign = [name for name in entries if name != ".lock"]
     if foreign:
         raise BadInput(f"{what}; move them away, or give another --out")
 
