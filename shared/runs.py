@@ -22,11 +22,9 @@ import copy
 import dataclasses
 import fcntl
 import hashlib
-import io
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import sys
@@ -40,29 +38,39 @@ import numpy as np
 import torch
 
 import shared
-from shared import inputs, machine, portable, processes, protocol
+from shared import inputs, machine, processes, protocol
 from shared.inputs import cache_root as cache_root
 from shared.machine import commit as commit
 from shared.machine import device as device
 from shared.protocol import PLACE, BadInput, RunConfig
+from shared.stored import (
+    WRITTEN,
+    begun_in,
+    changed_at,
+    delete_run,
+    files_in,
+    foreign_in,
+    pack,
+    plain,
+    refuse_foreign,
+    same_run,
+    save_arrays,
+    state_sha256,
+    unpack,
+    write_bytes,
+    write_json,
+)
+from shared.stored import Damaged as Damaged
+from shared.stored import cached as cached
+from shared.stored import load_arrays as load_arrays
 
 CHECKPOINT_SECONDS = 60.0  # how much work an unannounced kill may cost; never moves a score
-# what this module writes into a run's folder; what a paper adds is listed in files.json
-WRITTEN = re.compile(
-    r"\.lock|(config|record|files)\.json|metrics\.jsonl|log\.txt|(splits|predictions)\.npz|"
-    r"checkpoint/(step|end)-\d+\.pt|(checkpoint/)?\.[\w.-]+\.\d+\.tmp"
-)
-
 C = TypeVar("C", bound=RunConfig)
 Rows = TypeVar("Rows", np.ndarray, torch.Tensor)
 
 
 class Stopped(Exception):
     """The run was asked to stop; its checkpoint is written and the same command continues it."""
-
-
-class Damaged(BadInput):
-    """A file of ours whose bytes are not those that were written."""
 
 
 class Diverged(Exception):
@@ -169,122 +177,6 @@ def _stop_on_signals() -> None:
     _stop_asked = lambda: bool(asked)  # noqa: E731
 
 
-# --- files ------------------------------------------------------------------------------------
-
-
-def write_bytes(path: Path, payload: bytes) -> None:
-    """Write by one rename: a kill or a full disk leaves the old file as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        what = f"could not write {len(payload):,} bytes to {path} ({error.strerror})"
-        remedy = "what was there is untouched: free disk space and give the same command again"
-        raise OSError(error.errno, f"{what}; {remedy}") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=1, default=_plain) + "\n").encode())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor | np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def pack(value: Any) -> bytes:
-    """Tensors, arrays, numbers, text, lists and dicts as bytes, the sha256 of the rest in front."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    body = buffer.getvalue()
-    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
-
-
-def unpack(payload: bytes, name: str) -> Any:
-    """The value that `pack` packed; BadInput if a bit moved. Never runs code from the file."""
-    head, body = payload[:64], payload[65:]
-    if payload[64:65] != b"\n" or hashlib.sha256(body).hexdigest().encode() != head:
-        damage = "the sha256 does not match its content (truncated or damaged)"
-        raise Damaged(f"{name}: {damage}; delete it and repeat")
-    return torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
-
-
-def save_arrays(path: Path, arrays: dict[str, Any]) -> str:
-    """Write an npz with the same bytes for the same content; returns its sha256."""
-    buffer = io.BytesIO()
-    plain: dict[str, Any] = {k: np.asarray(v) for k, v in sorted(arrays.items())}
-    np.savez_compressed(buffer, **plain)
-    write_bytes(path, buffer.getvalue())
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
-
-
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as archive:
-        return {k: archive[k] for k in archive.files}
-
-
-def cached(key: tuple[Any, ...], make: Callable[[], Any], noted: bool = True) -> Any:
-    """`make()`, or what it returned before under this key: a label and all the values it depends on
-    (weights and other tensors by `state_sha256`).
-
-    The code of `make` and of all that its file imports, packages and data that it reads are looked
-    at here. What it read, and the sha256 of what is stored, stand in the record of each run that
-    uses it, but for callers (`noted=False`) that note the value's content themselves.
-    Made once even if several processes ask; a damaged entry is made again; safe to delete."""
-    code = protocol.imported_code(Path(make.__code__.co_filename))
-    here = {"packages": machine.packages(), "portable": portable()}
-    digest = protocol.sha256_json([repr(key), code, here])[:32]
-    path = inputs.cache_root() / "values" / f"{digest}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        entry = _cache_entry(path)
-        if entry is None:
-            with processes.single(), inputs.recording() as read:  # the others wait, and read it
-                value = make()
-            packed = pack(value)
-            write_bytes(path, json.dumps(read.parts()).encode() + b"\n" + packed)
-        else:
-            read, packed, value = entry
-            inputs.replay(read)
-    if noted:
-        named = f"{key[0]} {protocol.sha256_json(repr(key))[:8]}"
-        inputs.note_cache(named, packed[:64].decode())
-    return value
-
-
-def _cache_entry(path: Path) -> tuple[inputs.ReadLog, bytes, Any] | None:
-    """What a value was made of, its packed form, itself; None where it has to be made."""
-    with contextlib.suppress(OSError, ValueError, TypeError, Damaged):
-        head, packed = path.read_bytes().split(b"\n", 1)
-        read = inputs.ReadLog(**json.loads(head))
-        value = unpack(packed, str(path))
-        if inputs.changed(read) is None:
-            return read, packed, value
-    return None
-
-
-def state_sha256(tensors: Iterable[torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 # --- what a phase changes ---------------------------------------------------------------------
 
 
@@ -362,7 +254,7 @@ class Run:
         default = protocol.runs_root(self.root).joinpath(self.paper, *place)
         self.directory = Path(config.out) if config.out else default
         self.name = f"{self.paper} {config.scale} {config.arm} {config.task} {config.seed}"
-        self.fields = json.loads(json.dumps(dataclasses.asdict(config), default=_plain))
+        self.fields = json.loads(json.dumps(dataclasses.asdict(config), default=plain))
         self.code = protocol.imported_code(self.train_py)
         self.machine = machine.fingerprint(config.device)
         self.finished = False
@@ -396,13 +288,13 @@ class Run:
         device(self.config)  # refused here, where nothing of an older run has been touched
         begun = {"config": self.fields, "code": self.code, "uses": self._used_hashes()}
         begun["machine"] = self.machine
-        before = _begun(self.directory)
-        interrupted = reason == "no record" and _same_run(before, begun)
+        before = begun_in(self.directory)
+        interrupted = reason == "no record" and same_run(before, begun)
         again = bool(before) and not interrupted
         if again:
             self._make_room()
-        foreign = _foreign(self.directory)
-        self._foreign = {name: _changed_at(self.directory / name) for name in foreign}
+        foreign = foreign_in(self.directory)
+        self._foreign = {name: changed_at(self.directory / name) for name in foreign}
         write_json(self.directory / "config.json", begun)
         if again:
             changed = "settings, code or packages changed since it was interrupted"
@@ -414,7 +306,7 @@ class Run:
         """Put an older run aside, until this one is recorded; one that is aside already stays."""
         refuse_foreign(self.directory)
         if self._older.exists():
-            _delete(self.directory, but=("older",))
+            delete_run(self.directory, but=("older",))
             return
         self._older.mkdir()
         for item in self.directory.iterdir():
@@ -425,15 +317,15 @@ class Run:
     def put_back(self) -> None:
         """The older run takes its place again: this one was refused before it had begun."""
         if self._set_aside:
-            _delete(self.directory, but=("older",))
+            delete_run(self.directory, but=("older",))
             for item in self._older.iterdir():
                 item.rename(self.directory / item.name)
             self._older.rmdir()
 
     def list_files(self) -> None:
         """Note what this run and its paper wrote: all that was not there when it began."""
-        users = {x for x, when in self._foreign.items() if _changed_at(self.directory / x) == when}
-        names = [name for name in _files(self.directory) if name[:6] != "older/"]
+        users = {x for x, when in self._foreign.items() if changed_at(self.directory / x) == when}
+        names = [name for name in files_in(self.directory) if name[:6] != "older/"]
         if written := [x for x in names if x not in users and not WRITTEN.fullmatch(x)]:
             write_json(self.directory / "files.json", written)
 
@@ -454,7 +346,7 @@ class Run:
     def log(self, **values: Any) -> None:
         """One line of metrics.jsonl; every key is explained in the method's README."""
         with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps(values, default=_plain) + "\n")
+            log.write(json.dumps(values, default=plain) + "\n")
 
     def gate(self, id: str, passed: bool, detail: str = "") -> None:
         """Record a mechanical check that claims.yaml lists (docs/verdicts.md, section 7)."""
@@ -642,9 +534,7 @@ class Run:
         fingerprint = {"config": sha256, "code": self.code, **self.read.parts(), "uses": used}
         fingerprint["machine"] = self.machine
         on_disk = protocol.code_hashes(self.train_py)
-        if edited := sorted(
-            k for k in {*on_disk, *self.code} if on_disk.get(k) != self.code.get(k)
-        ):
+        if edited := sorted({name for name, _ in on_disk.items() ^ self.code.items()}):
             said = "was edited meanwhile; the record holds the hash of what ran"
             self.say(f"{self.name}: {', '.join(edited)} {said}")
         write_json(self.directory / "record.json", {
@@ -657,91 +547,19 @@ class Run:
             "peak_memory_mb": round(machine.peak_memory_mb(config.device), 1),
         })  # fmt: skip
         if self._older.exists():
-            _delete(self._older)
+            delete_run(self._older)
         if not os.environ.get("KEEP"):
             shutil.rmtree(self.directory / "checkpoint", ignore_errors=True)
 
 
-# --- whose folder it is -----------------------------------------------------------------------
-
-
-def _begun(directory: Path) -> dict[str, Any]:
-    """config.json of a run; {} where there is none, or one that is somebody else's."""
-    with contextlib.suppress(OSError, ValueError):
-        begun = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        keys = {"config", "code", "uses"}
-        if isinstance(begun, dict) and keys <= begun.keys() <= {*keys, "machine"}:
-            return begun
-    return {}
-
-
-def _same_run(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether two config.json begin the same run, wherever its folder and those it uses are."""
-
-    def decisive(begun: dict[str, Any]) -> dict[str, Any]:
-        return {**begun, "config": {k: v for k, v in begun["config"].items() if k not in PLACE}}
-
-    return bool(before) and decisive(before) == decisive(now)
-
-
-def _files(directory: Path) -> list[str]:
-    """All files below a folder, links among them, by name; links are not followed."""
-    names = []
-    for place, folders, files in os.walk(directory):
-        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        names += [Path(place, name).relative_to(directory).as_posix() for name in links + files]
-    return sorted(names)
-
-
-def _changed_at(path: Path) -> int:
-    return path.lstat().st_mtime_ns if os.path.lexists(path) else 0
-
-
-def _foreign(directory: Path) -> list[str]:
-    """Files in a run's folder that no run wrote there."""
-    listed: set[str] = set()
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        listed = set(json.loads((directory / "files.json").read_text(encoding="utf-8")))
-    names = [x for x in _files(directory) if not WRITTEN.fullmatch(x) and x not in listed]
-    if _begun(older := directory / "older"):
-        names = [x for x in names if x[:6] != "older/"] + [f"older/{x}" for x in _foreign(older)]
-    return names
-
-
-def refuse_foreign(directory: Path) -> None:
-    """BadInput if a folder holds a file that no run of ours wrote there."""
-    what = f"{directory} holds files that are no run of this project"
-    if _begun(directory) or _begun(directory / "older"):
-        foreign = _foreign(directory)
-        what = f"{directory} holds what no run wrote there: {', '.join(foreign[:3])}"
-    else:
-        foreign = [name for name in _files(directory) if name != ".lock"]
-    if foreign:
-        raise BadInput(f"{what}; move them away, or give another --out")
-
-
-def _delete(directory: Path, but: tuple[str, ...] = ()) -> None:
-    """Delete the files of a run, config.json last: without it the rest would look foreign."""
-    refuse_foreign(directory)
-    names = [name for name in _files(directory) if Path(name).parts[0] not in (".lock", *but)]
-    for name in sorted(names, key=lambda name: name == "config.json"):
-        (directory / name).unlink()
-    for place, _, _ in os.walk(directory, topdown=False):
-        with contextlib.suppress(OSError):  # not empty
-            os.rmdir(place)
-
-
 def _other_data(before: inputs.ReadLog, now: inputs.ReadLog) -> str:
     """The first input that two parts of one run would read differently, or ""."""
-    pairs = [
-        (name, entry["sha256"], now[name]["sha256"])
-        for name, entry in before.items()
-        if name in now
-    ]
-    pairs += [
-        (name, sha, now.caches[name]) for name, sha in before.caches.items() if name in now.caches
-    ]
-    return next((name for name, old, new in pairs if old != new), "")
+
+    def hashes(read: inputs.ReadLog) -> dict[str, str]:
+        return {name: entry["sha256"] for name, entry in read.items()} | read.caches
+
+    both = hashes(now)
+    return next((name for name, sha in hashes(before).items() if both.get(name, sha) != sha), "")
 
 
 @contextlib.contextmanager
@@ -750,7 +568,7 @@ def start(config: RunConfig, file: str) -> Iterator[Run]:
     with contextlib.ExitStack() as stack:
         run = Run(stack.enter_context(processes.joined(config)), file)
         try:
-            if not _begun(run.directory):
+            if not begun_in(run.directory):
                 refuse_foreign(run.directory)
             run.directory.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(open(run.directory / ".lock", "w", encoding="utf-8"))
@@ -884,7 +702,7 @@ def _with_used(
         changes = ", ".join(filter(None, [changes, f"uses {' '.join(foreign.values())}"]))
     out, standard = config.out, paper.run_directory(scale, node.key)
     if overrides and not out:
-        digest = protocol.sha256_json(json.loads(json.dumps(overrides, default=_plain)))[:8]
+        digest = protocol.sha256_json(json.loads(json.dumps(overrides, default=plain)))[:8]
         out = str(standard.with_name(f"{node.arm}+{digest}"))
         print(f"{node.arm} with {changes}: in {out}; the protocol's own is {standard}", flush=True)
     return dataclasses.replace(config, out=out, uses=uses)

@@ -20,7 +20,7 @@ from shared import runs
 SAVER = """
 import sys, time
 from pathlib import Path
-from shared import runs
+from shared import runs, stored
 
 class Slow:
     "A file that takes its time, so that a kill meets the middle of a write."
@@ -35,7 +35,7 @@ class Slow:
 
 old, new = Path(sys.argv[1]), Path(sys.argv[2])
 payload = old.read_bytes()
-runs.open = lambda *words: Slow(open(*words))
+stored.open = lambda *words: Slow(open(*words))
 print("writing", flush=True)
 while True:
     runs.write_bytes(new, payload)

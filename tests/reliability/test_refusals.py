@@ -78,9 +78,8 @@ def test_a_bad_command_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(sources, "note", too_soon)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(signal, "signal", lambda *words: None)
-    monkeypatch.setattr(
-        runs, "_train_used", lambda *words: None
-    )  # stages are another command's business
+    # stages are another command's business
+    monkeypatch.setattr(runs, "_with_used", lambda paper, scale, node, config, run: config)
     monkeypatch.setattr(runs.Run, "open", lambda self: None)
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setattr(sys, "argv", ["train", *words, "--out", str(tmp_path)])
