@@ -107,8 +107,8 @@ class Comparison:
         tasks: list[str | None] = [*fixed] or [None]
         terms: list[Term] = []
         for sign, text in ((1.0, pair.method), (-1.0, pair.opponent)):
-            arm, own = split_arm(text)
-            places = [own] if own else tasks
+            arm, named = split_arm(text)
+            places = [named] if named else tasks
             terms += [(sign / len(places), arm, task) for task in places]
         return terms
 
@@ -175,8 +175,8 @@ class Comparison:
         scale = self.sign * self.factor
         if self.kind == "statistic":
             if terms is self.terms:
-                own = [self._statistic(cell, s, items=self.items) for s in self.seeds]
-                return scale * np.array(own)
+                values = [self._statistic(cell, s, items=self.items) for s in self.seeds]
+                return scale * np.array(values)
             columns = [  # each arm in the place of the first
                 np.array([self._statistic(cell, s, arm, items=self.items) for s in self.seeds])
                 for _, arm, _ in terms

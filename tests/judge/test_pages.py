@@ -76,7 +76,7 @@ def test_every_verdict_word_is_shown_as_a_word(pages):
         "NO MATERIAL DIFFERENCE (scaled down)",
         "these runs exclude a difference of 1 point either way",
         "INSENSITIVE (scaled down)",
-        "could not have found it: its positive control uniform_8 - uniform_2 NOT SHOWN",
+        "could not have found it: its positive control uniform_8 − uniform_2 NOT SHOWN",
         "Within ±1.00",
         "NOT BEATEN",
         "OPEN",
