@@ -102,12 +102,15 @@ class Comparison:
             self.scores.check(key)
 
     def positive_terms(self, pair: Pair) -> list[Term]:
-        """A - B in the place of the claim's arms, on its tasks."""
+        """A - B in the place of the claim's arms, on its tasks; one of 'arm@task' on that."""
         fixed = sorted({task for _, _, task in self.terms if task})
         tasks: list[str | None] = [*fixed] or [None]
-        share = 1 / len(tasks)
-        arms = ((share, pair.method), (-share, pair.opponent))
-        return [(weight, arm, task) for weight, arm in arms for task in tasks]
+        terms: list[Term] = []
+        for sign, text in ((1.0, pair.method), (-1.0, pair.opponent)):
+            arm, named = split_arm(text)
+            places = [named] if named else tasks
+            terms += [(sign / len(places), arm, task) for task in places]
+        return terms
 
     def control_terms(self, control: str) -> list[Term]:
         """method - control: the claim's effect minus that with the control for the method."""
@@ -172,8 +175,8 @@ class Comparison:
         scale = self.sign * self.factor
         if self.kind == "statistic":
             if terms is self.terms:
-                own = [self._statistic(cell, s, items=self.items) for s in self.seeds]
-                return scale * np.array(own)
+                values = [self._statistic(cell, s, items=self.items) for s in self.seeds]
+                return scale * np.array(values)
             columns = [  # each arm in the place of the first
                 np.array([self._statistic(cell, s, arm, items=self.items) for s in self.seeds])
                 for _, arm, _ in terms
@@ -273,7 +276,7 @@ class Comparison:
             return None if pair is None else Sensitivity(outcome="none", reason=pair)
         row, terms = Sensitivity(arms=Arms(**pair.model_dump())), self.positive_terms(pair)
         try:
-            d, item_ci95, _ = self._d_and_items(terms, pair.opponent)
+            d, item_ci95, _ = self._d_and_items(terms, split_arm(pair.opponent)[0])
         except Missing as missing:
             row.outcome, row.reason = "NOT RUN", str(missing)
             return row

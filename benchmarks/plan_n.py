@@ -87,8 +87,10 @@ def _check_positive(claim: ClaimSpec, paper: Protocol, scale: str, where: str) -
             f"{where}: claim {claim.id}: sensitivity is missing; write {{method: A, opponent: B}}, "
             "two arms known beforehand to differ, or 'none: why'"
         )
-    for arm in claim.positive:
-        lacks = set(tasks_of(paper, claim, scale)) - set(paper.arm_tasks(arm, scale))
+    for text in claim.positive:
+        arm, _, task = text.partition("@")
+        places = {task} if task else set(tasks_of(paper, claim, scale))
+        lacks = places - set(paper.arm_tasks(arm, scale))
         if lacks or arm not in paper.selected(scale):
             place = f"on {', '.join(sorted(lacks))} " if lacks else ""
             raise BadInput(

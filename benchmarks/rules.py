@@ -81,7 +81,7 @@ def sign_blocks(n: int) -> Iterator[np.ndarray]:
 
     Those of as many signs as a claim has seeds are kept: each claim asks for them several times.
     """
-    return iter(_kept_blocks(n)) if n <= 64 else _drawn_blocks(n)
+    return iter(_cached_blocks(n)) if n <= 64 else _drawn_blocks(n)
 
 
 def _drawn_blocks(n: int) -> Iterator[np.ndarray]:
@@ -92,7 +92,7 @@ def _drawn_blocks(n: int) -> Iterator[np.ndarray]:
 
 
 @functools.lru_cache(maxsize=1)
-def _kept_blocks(n: int) -> list[np.ndarray]:
+def _cached_blocks(n: int) -> list[np.ndarray]:
     return [signs.astype(np.float64) for signs in _drawn_blocks(n)]
 
 

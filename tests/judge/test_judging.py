@@ -288,6 +288,15 @@ def test_sensitivity_of_a_contrast_and_of_a_statistic():
     assert row.verdict == "NO MATERIAL DIFFERENCE"
 
 
+def test_sensitivity_of_one_arm_on_two_tasks():
+    """Three times the labels against one: the task says how many."""
+    labels = {"method": "opponent@many", "opponent": "opponent@task"}
+    paper = case(CLOSE, sensitivity=labels).arm("opponent", [75] * 8, task="many")
+    row = paper.claim()
+    np.testing.assert_allclose(row.sensitivity.d, [5] * 8)
+    assert row.verdict == "NO MATERIAL DIFFERENCE"
+
+
 def test_within_is_adjusted_over_the_claims_that_ask_for_it():
     paper = case(CLOSE, role="secondary")
     spec = dict(paper.spec)

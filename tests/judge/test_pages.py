@@ -60,8 +60,8 @@ def test_ids_are_unique_and_every_picture_says_what_it_shows(pages):
         for picture in page.pictures:
             assert picture.get("role") == "img" and len(picture.get("aria-label", "")) > 20, name
     assert (
-        len(pages["autolora.html"].pictures) == 12
-    )  # eight claims, two tasks, one curve, the method's own
+        len(pages["autolora.html"].pictures) == 14
+    )  # ten claims, two tasks, one curve, the method's own
 
 
 def test_every_verdict_word_is_shown_as_a_word(pages):
@@ -73,6 +73,11 @@ def test_every_verdict_word_is_shown_as_a_word(pages):
         "INCONCLUSIVE (scaled down)",
         "NOT RUN (scaled down)",
         "SUPPORTED for this model (scaled down)",
+        "NO MATERIAL DIFFERENCE (scaled down)",
+        "these runs exclude a difference of 1 point either way",
+        "INSENSITIVE (scaled down)",
+        "could not have found it: its positive control uniform_8 − uniform_2 NOT SHOWN",
+        "Within ±1.00",
         "NOT BEATEN",
         "OPEN",
         "recorded: SUPPORTED (scaled down) (DIFFERS)",

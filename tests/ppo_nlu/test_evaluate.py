@@ -53,3 +53,15 @@ def test_benchmark_metrics_by_hand():
         np.array([0.0, 2.5, 5.0]), np.array([-3.0, 2.5, 9.0]), *none
     ) == pytest.approx(1)
     assert evaluate.matthews(y, np.full(4, U), *none) == 0
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "matthews"])
+def test_item_values_are_those_whose_mean_is_the_score(metric):
+    rng = np.random.default_rng(0)
+    answers = rng.choice([0, 1, evaluate.UNREADABLE], size=(40, 3))
+    predictions = answers_of(rng.integers(0, 2, 40), answers[:, 0], answers, metric)
+    values, scores = evaluate.item_values(predictions), evaluate.score(predictions)
+    assert {name: v.mean() for name, v in values.items()} == pytest.approx(
+        {name: scores[name] for name in values}
+    )
+    assert ("score_sampled" in values) == (metric == "accuracy")

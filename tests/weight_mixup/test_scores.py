@@ -26,3 +26,16 @@ def test_a_degenerate_run_is_counted_and_scores_no_correlation():
     assert values["score"] == 0.0 and values["degenerate"] == 1.0
     values = score([0.0, 1.0, 2.0, 3.0], [1.0, 1.0, 1.0, 1.0], "spearman")
     assert values["score"] == 0.0 and values["degenerate"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "names"),
+    [("accuracy", {"score", "accuracy"}), ("f1", {"accuracy"}), ("spearman", set())],
+)
+def test_item_values_are_those_whose_mean_is_the_score(metric, names):
+    rng = np.random.default_rng(0)
+    arrays = {"label": rng.integers(0, 2, 40), "prediction": rng.integers(0, 2, 40)}
+    predictions = {**arrays, "_metric": np.array(metric)}
+    values, scores = evaluate.item_values(predictions), evaluate.score(predictions)
+    assert set(values) == names
+    assert all(values[name].mean() == pytest.approx(scores[name]) for name in names)
