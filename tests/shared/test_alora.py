@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shared import alora, bundled
+from shared import alora
 from shared.alora import PromptCache
 
 peft = pytest.importorskip("peft")
@@ -179,36 +179,3 @@ def test_what_cannot_be_cached_is_refused(prompts):
     plain = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
     with pytest.raises(ValueError, match="alora_invocation_tokens"):
         PromptCache(peft.get_peft_model(transformers.LlamaForCausalLM(config), plain), prompts)
-
-
-@pytest.mark.slow
-def test_smollm2_within_a_hundredth_of_a_logit(monkeypatch):
-    monkeypatch.delenv("REPRO_CACHE")
-    pytest.importorskip("gguf")
-    folder = bundled.smollm2()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    opening = tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False)
-    config = peft.LoraConfig(
-        target_modules=["q_proj", "v_proj"],
-        layers_to_transform=list(range(18, 30)),
-        task_type="CAUSAL_LM",
-        alora_invocation_tokens=opening,
-    )
-    lm = peft.get_peft_model(base, config).eval()
-    for name, parameter in lm.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
-    texts = ["Is water wet?", "Name three primes below ten, and say why they are.", "Hello!"]
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
-        )
-        for text in texts
-    ]
-    answers = [tokenizer.encode(text) for text in ("Yes, it is.", "2, 3, 5", "Hi")]
-    with torch.no_grad():
-        logits = PromptCache(lm, prompts).logits([0, 1, 2], answers)
-        for row, cached in enumerate(logits):
-            whole = uncached(lm, prompts[row], answers[row])
-            assert (cached[: len(whole)] - whole).abs().max() < 1e-2
