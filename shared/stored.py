@@ -109,7 +109,7 @@ def cached(key: tuple[Any, ...], make: Callable[[], Any], noted: bool = True) ->
     digest = protocol.sha256_json([repr(key), code, here])[:32]
     path = inputs.cache_root() / "values" / f"{digest}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:
+    with open(path.with_suffix(".lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         entry = _cache_entry(path)
         if entry is None:
