@@ -196,6 +196,8 @@ prepare_metadata_for_build_wheel = __legacy__.prepare_metadata_for_build_wheel
 
 def _download(package: str, requirements: str, folder: Path) -> Path:
     """A package, by pip, with the version and hash of the requirement file."""
+    if not (ROOT / requirements).exists():  # an installed copy has no requirement files
+        raise MissingInput(f"{package} is not fetched without {requirements}\n{_remedy(package)}")
     print(f"fetching {package}", flush=True)
     lines = (ROOT / requirements).read_text("utf-8").splitlines()
     chosen, backend = folder / "chosen.txt", folder / "no-build" / "setuptools"
