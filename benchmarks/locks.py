@@ -24,24 +24,30 @@ NAME = ".lock"
 
 
 @contextlib.contextmanager
-def alone(folder: Path, what: str, patience: float = 0.0) -> Iterator[None]:
+def alone(folder: Path, what: str, patience: float = 0.0, signed: bool = True) -> Iterator[None]:
     """`what` is done in `folder` by this process alone; BadInput, naming who does it, after
-    `patience` seconds."""
+    `patience` seconds. Without `signed` the folder itself is locked, and no file is left in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / NAME, "a+", encoding="utf-8") as file:
+    path, how = (folder / NAME, os.O_RDWR | os.O_CREAT) if signed else (folder, os.O_RDONLY)
+    file = os.open(path, how, 0o644)
+    try:
         begun = time.monotonic()
-        while not _taken(file.fileno(), fcntl.LOCK_EX):
+        while not _taken(file, fcntl.LOCK_EX):
             if time.monotonic() - begun >= patience:
+                who = owner(path) if signed else f"another process is in {folder}"
                 raise BadInput(
-                    f"{what} is under way: {owner(folder / NAME)}; nothing was touched here. Wait "
-                    "for it, or stop it there"
+                    f"{what} is under way: {who}; nothing was touched here. Wait for it, or stop it"
                 )
             time.sleep(0.1)
-        file.truncate(0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-        file.flush()
+        if signed:
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            os.ftruncate(file, 0)
+            os.write(
+                file, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode()
+            )
         yield
+    finally:
+        os.close(file)
 
 
 def _taken(file: int, kind: int) -> bool:

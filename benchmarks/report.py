@@ -373,7 +373,7 @@ def render(
     checkout; the folder of the report is written by one process at a time, page by page.
     """
     out = out or recorded.report_root(root)
-    with locks.alone(out, "a report", patience=120):
+    with locks.alone(out, "a report", patience=120, signed=False):
         return write_pages(root, papers, runs or runs_root(root), out)
 
 

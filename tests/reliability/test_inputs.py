@@ -113,7 +113,7 @@ class Case:
     damages: dict[str, Damage]
 
 
-TABLE, IMAGES = "glue/RTE/train.tsv", "cifar10/train-00000-of-00001.parquet"
+TABLE, IMAGES = "glue/RTE/train.tsv", "cifar10/train.parquet"
 CASES = {
     "autolora": Case(rte, "--scale gpu --arm uniform_2 --task rte --max-length 32 --steps 2 "
                      "--batch 4", TABLE, EVERY | IN_A_ROW),
@@ -121,8 +121,8 @@ CASES = {
                       "--base-batch 4", TABLE, EVERY | IN_A_ROW),
     "weight_mixup": Case(rte, "--scale gpu --arm plain --task rte_300 --n 16 --epochs 1 --batch 8 "
                          "--max-length 32", TABLE, EVERY | IN_A_ROW),
-    "ppo_nlu": Case(rte_and_model, "--scale paper --arm qwen_zero_shot --task rte --model made/small "
-                    "--test-limit 4", TABLE, EVERY | IN_A_ROW),
+    "ppo_nlu": Case(rte_and_model, "--scale paper --arm qwen_zero_shot --task rte --test-limit 4 "
+                    "--model made/small", TABLE, EVERY | IN_A_ROW),
     "ts_watermark": Case(texts, "--tiny --corpus english", "text/english.jsonl.gz",
                          EVERY | NO_TEXT),
     "mlo_mae": Case(photographs, "--tiny --data cifar10 --patch 8 --steps 20 --finetune-epochs 1",
