@@ -6,6 +6,7 @@ stamps the result and commits: what is left to find is what no such edit can mak
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -156,10 +157,9 @@ class Forged:
 
 
 def arms_of(one: Forged) -> tuple[str, str]:
-    """Two arms that were scored on the same task and seed."""
-    task, seed = next((key[1], key[2]) for key in sorted(one.predictions))
-    first, second, *_ = [arm for arm, t, s in sorted(one.predictions) if (t, s) == (task, seed)]
-    return first, second
+    """Two arms that were scored alike on the same task and seed."""
+    shape = {key: (*key[1:], *sorted(x)) for key, x in sorted(one.predictions.items())}
+    return next((a[0], b[0]) for a, b in itertools.combinations(shape, 2) if shape[a] == shape[b])
 
 
 def outcomes(one: Forged) -> None:
