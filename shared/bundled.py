@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shared import corpus, package_data, rated, sources, tables
+from shared.inputs import look
 from shared.protocol import BadInput
 from shared.smollm2 import smollm2 as smollm2
 from shared.sources import MissingInput, Split
@@ -160,11 +161,9 @@ def documentation_texts() -> list[str]:
 
 def english() -> list[str]:
     """Text for language models: `REPRO_DATA/text/english.jsonl.gz`, else the documentation."""
-    try:
-        path = sources.find_data("text/english.jsonl.gz")
-    except MissingInput:
+    path = look("REPRO_DATA", "text/english.jsonl.gz")
+    if path is None:
         return documentation_texts()
-    assert isinstance(path, Path)  # no hub has it
     rows = tables.json_lines(tables.checked(path, "text/english.jsonl.gz"))
     texts = [tables.text_in(row, "text", at) for at, row in rows]
     if not texts:

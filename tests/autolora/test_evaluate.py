@@ -57,12 +57,14 @@ def test_statistics_are_what_they_say():
     assert evaluate.rank_agreement({"a": spread, "b": uniform}) == 0
 
 
-def test_16_no_score_of_the_paper_is_on_file_and_none_can_be_passed():
+def test_16_of_the_paper_an_average_and_counts_are_on_file_but_no_score_of_a_task():
+    """Its tables are images in the copy that was read; what its text says of them is on file."""
     reported = yaml.safe_load((ROOT / "autolora" / "reported.yaml").read_text())
     ours = [e for e in reported["entries"] if e["method"].startswith("AutoLoRA")]
     sizes = {"learned_rank", "sum_of_ranks", "mean_rank", "adapter_parameters"}
-    assert ours and {e["metric"] for e in ours} <= sizes
-    assert all(e["origin"] != "paper" for e in reported["entries"])
+    printed = {e["metric"] for e in reported["entries"] if e["origin"] == "paper"}
+    assert {e["metric"] for e in ours} == sizes & {e["metric"] for e in ours} | printed
+    assert all("average" in metric or "number of" in metric for metric in printed)
     assert any("GLUE" in text for text in reported["not_found"])
 
 

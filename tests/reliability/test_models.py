@@ -60,7 +60,7 @@ def refusal(inputs, tmp_path, monkeypatch, capsys):
     """refusal(paper, words) -> what the command says as it ends with status 2."""
     monkeypatch.setenv("REPRO_DATA", str(inputs / "data"))
     monkeypatch.setattr(signal, "signal", lambda *words: None)
-    monkeypatch.setattr(runs, "_train_used", lambda *words: None)
+    monkeypatch.setattr(runs, "_with_used", lambda paper, scale, node, config, run: config)
 
     def run(paper: str, words: str, *more: str) -> str:
         train = importlib.import_module(f"{paper}.train")

@@ -193,7 +193,7 @@ def test_cifar10s_test_images_become_a_folder_that_the_loader_reads(packages, mo
     monkeypatch.setenv("REPRO_CACHE", str(packages.parent / "cache"))
     with sources.recording() as log:
         parts = cifar.load("cifar10")
-    assert set(log) == {"cifar10/train.parquet", "cifar10/test.parquet"}
+    assert set(log) > {"cifar10/train.parquet", "cifar10/test.parquet"}
     for part, count in (("train", 8), ("test", 2)):
         assert parts[part].labels.bincount().tolist() == [count] * 10
     images = [image.numpy().tobytes() for part in parts.values() for image in part.images]

@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_runs import command, module
-from toy import record
+from toy import command, module, record
 
 from shared import inputs, machine, protocol, runs
 from shared.runs import BadInput
