@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 TRAIN = '''
@@ -204,3 +207,24 @@ def write(root: Path) -> Path:
 
 def record(directory: Path) -> dict:
     return json.loads((directory / "record.json").read_text())
+
+
+def command(root, *words, **environ):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environ}
+    return subprocess.run(
+        [sys.executable, "-m", "toy.train", *words],
+        cwd=root,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+
+
+def module(root, monkeypatch):
+    """The toy's train module, imported from `root` in this process."""
+    for name in [n for n in sys.modules if n == "toy" or n.startswith("toy.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(root))
+    import toy.train
+
+    return toy.train

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from toy import record
+from toy import command, module, record
 
 from shared import runs
 from shared.runs import BadInput
@@ -22,27 +22,6 @@ def by_hand(monkeypatch):
     """As on a terminal, whatever a test before this one in the same process made of the module."""
     monkeypatch.setattr(runs, "_worker", False)
     monkeypatch.setattr(runs, "_stop_asked", lambda: False)
-
-
-def command(root, *words, **environ):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environ}
-    return subprocess.run(
-        [sys.executable, "-m", "toy.train", *words],
-        cwd=root,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-
-
-def module(root, monkeypatch):
-    """The toy's train module, imported from `root` in this process."""
-    for name in [n for n in sys.modules if n == "toy" or n.startswith("toy.")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(str(root))
-    import toy.train
-
-    return toy.train
 
 
 # --- a run ------------------------------------------------------------------------------------
