@@ -241,7 +241,8 @@ def gates(run: Run, levels: Levels, problem: Problem, facts: dict[str, float]) -
         return
     run.gate("restored", facts["restored"] == 1.0, "every parameter, after a hypergradient")
     if c.hypergrad != "official":
-        first, last = facts["cosine_first"], facts["cosine_last"]
+        first = facts["cosine_first"]
+        last = facts.get("cosine_last", first)  # a single cycle is both
         detail = f"{first:.6f} in the first cycle, {last:.6f} in the last"
         run.gate("hypergradient", min(first, last) > 0.999, f"cosine with double backward {detail}")
 

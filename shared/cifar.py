@@ -120,6 +120,7 @@ def _files(name: str, part: str, folder: Path) -> list[Path]:
     for root in (folder, *(folder / archive for archive in _ARCHIVES[name])):
         for suffix in ("", ".bin"):
             paths = [root / f"{stem}{suffix}" for stem in _STEMS[name, part]]
+            sources.first(paths[:1])
             missing = [path.name for path in paths if not path.is_file()]
             if missing and len(missing) < len(paths):
                 remedy = "remedy:  unpack the archive again"

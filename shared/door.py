@@ -67,6 +67,11 @@ def model_files(folder: Path, parts: Collection[str] = ("weights", "tokenizer"))
     return [*small, *weights]
 
 
+def is_read(name: str) -> bool:
+    """Whether a file of this name in a model's folder can decide what the model computes."""
+    return name.endswith(".safetensors") or READ.fullmatch(name) is not None
+
+
 def is_whole(folder: Path, parts: Collection[str]) -> bool:
     try:
         return bool(model_files(folder, parts))

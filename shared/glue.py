@@ -141,8 +141,8 @@ def _files(task: str, part: str, folder: Path) -> list[Path]:
     """The file or the shards of a part; MRPC as Microsoft publishes it needs GLUE's list, too."""
     stem, suite = _stem(task, part), spec(task).folder
     originals = [folder / f"{stem}{suffix}" for suffix in (".tsv", ".jsonl")]
-    if files := [path for path in originals if path.exists()][:1]:
-        return files
+    if original := sources.first(originals):
+        return [original]
     if files := tables.shards(folder, _hub_part(task, part)):
         return files
     paraphrases = folder / _PARAPHRASES["test" if part == "test" else "train"]

@@ -14,7 +14,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,13 @@ def below(root: Path | None, name: str) -> Path | None:
 
 def newest_snapshot(folder: Path) -> Path | None:
     """The snapshot of a model or data set in the hub's cache that is read: the newest whole one."""
+    from shared import door  # which needs this file
+
     snapshots = [x for x in (folder / "snapshots").glob("*") if x.is_dir()]
     if folder.name.startswith("models--"):
-        snapshots = [
-            x for x in snapshots if (x / "config.json").exists() and [*x.glob("*.safetensors")]
-        ]
+        kinds = (("weights", "tokenizer"), ("weights",), ("tokenizer",))
+        whole = ([x for x in snapshots if door.is_whole(x, parts)] for parts in kinds)
+        snapshots = next(filter(None, whole), [])
     return max(snapshots, key=lambda x: x.stat().st_mtime, default=None)
 
 
@@ -79,19 +81,19 @@ def _datasets_cache() -> Path:
 
 
 def _roots(given: Mapping[str, Any]) -> dict[str, Path]:
-    """Names of places and their folders now, in the order in which a file is looked up in them.
+    """Names of places and their folders now; of folders inside each other the innermost is first.
 
     given: fields of a configuration; each that names a file or folder is a place of its own."""
-    folders: dict[str, Path | None] = {"REPRO_CACHE": cache_root()}
+    folders: dict[str, Path] = {}
     for variable in ("REPRO_DATA", "REPRO_MODELS"):
         with contextlib.suppress(MissingInput):
-            folders[variable] = root(variable)
-    folders |= {"cache": hub_cache(), "datasets": _datasets_cache()}
+            folders |= {variable: folder} if (folder := root(variable)) else {}
+    folders |= {"cache": hub_cache(), "datasets": _datasets_cache(), "REPRO_CACHE": cache_root()}
+    folders = dict(sorted(folders.items(), key=lambda item: -len(item[1].parts)))
     for key, value in given.items():
         if isinstance(value, str) and value and key not in {"out", "device"}:
             folders[f"config.{key}"] = Path(value).expanduser().absolute()
-    folders["repository"] = ROOT
-    return {name: folder for name, folder in folders.items() if folder}
+    return {**folders, "repository": ROOT}
 
 
 def _place(path: Path, given: Mapping[str, Any] | None = None) -> str:
@@ -202,8 +204,25 @@ def look(variable: str, name: str) -> Path | None:
     path = below(folder, name)
     place = _place(folder / name) if folder else f"{variable}/{name}"
     for log in _recordings:
-        log.asked[place] = _place(path) if path else ""
+        log.asked[place] = _there(path, _given) if path else ""
     return path
+
+
+def first(paths: Iterable[Path]) -> Path | None:
+    """The first that exists; that those before it do not is noted: one of them would be read."""
+    for path in paths:
+        if path.exists():
+            return path
+        for log in _recordings:
+            log.asked[_place(path)] = ""
+    return None
+
+
+def _there(path: Path, given: Mapping[str, Any]) -> str:
+    """The place of a file or folder; how many tables a folder holds says which layout is read."""
+    kinds = (".parquet", ".arrow")
+    tables = [x for depth in ("*", "*/*") for x in path.glob(depth) if x.suffix in kinds]
+    return _place(path, given) + (f" with {len(tables)} tables" if tables else "")
 
 
 def replay(read: ReadLog) -> None:
@@ -220,8 +239,16 @@ def note_cache(name: str, sha256: str) -> None:
 
 
 def _beside(path: Path, place: str) -> int:
-    """How many files belong to the same part: shards and other formats, here or one folder up."""
-    if not place.startswith(("REPRO_DATA/", "REPRO_MODELS/", "cache/")):
+    """How many files belong to the same part: shards and other formats, here or one folder up; of a
+    model all that are read."""
+    from shared import door  # which needs this file
+
+    kind = place.partition("/")[0]
+    if not kind.startswith(("REPRO_DATA", "REPRO_MODELS", "cache", "package", "config.")):
+        return 1
+    if door.is_read(path.name):
+        return sum(map(door.is_read, os.listdir(path.parent)))
+    if kind == "package" or kind.startswith("config."):
         return 1
 
     def part(name: str) -> str:
@@ -287,8 +314,10 @@ def changed(read: ReadLog, given: Mapping[str, Any] | None = None) -> str | None
             return f"data changed: {name} ({entry.get('beside', 1)} -> {n} files of this part)"
     for place, before in read.asked.items():
         path = _locate(place, folders)
-        if path is not None and path.exists() and _place(path, given) != before:
-            return f"data changed: {_place(path, given)} is there now and would be read"
+        if path is not None and path.exists() and (now := _there(path, given)) != before:
+            name, _, tables = now.partition(" with ")
+            more = f", with {tables}" if tables else ""
+            return f"data changed: {name} is there now and would be read{more}"
     return None
 
 

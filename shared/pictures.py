@@ -103,7 +103,7 @@ def _from_16_bits(pixels: np.ndarray, at: str) -> Image:
 
 
 def _folders(name: str, root: Path) -> tuple[Pictures, Pictures, int]:
-    test = next((root / part for part in ("val", "test") if (root / part).is_dir()), None)
+    test = sources.first(root / part for part in ("val", "test"))
     if not (root / "train").is_dir() or test is None:
         raise MissingInput(
             f"{name}: {root} needs train/ and val/ (or test/), with a folder for each class, or "

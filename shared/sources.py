@@ -24,6 +24,7 @@ from shared import door
 from shared.inputs import MissingInput as MissingInput
 from shared.inputs import below as _below
 from shared.inputs import file_sha256 as file_sha256
+from shared.inputs import first as first
 from shared.inputs import hub_cache as _hub_cache
 from shared.inputs import look, note
 from shared.inputs import plain as _plain
@@ -252,6 +253,7 @@ def find_model(name: str, parts: Collection[str] = ("weights", "tokenizer")) -> 
     checked (`door.model_files`; parts: those of it that are needed) and hashed into the record.
     Raises MissingInput if it is not to be had, BadInput if it cannot be used."""
     path = os.path.expanduser(name)
+    first([Path(path)])
     if os.path.lexists(path):
         place = "/".join(Path(path).absolute().parts[-2:])  # the record names no folder above it
         return _admitted(place, Path(path), parts), "path"

@@ -163,8 +163,8 @@ def _hub_name(part: str) -> str:
 
 def _tap_files(directory: Path, part: str) -> list[Path]:
     """Our layout, one JSON object a line, or the hub's parquet files."""
-    path = directory / f"{part}.jsonl"
-    files = [path] if path.exists() else tables.shards(directory, _hub_name(part))
+    path = sources.first([directory / f"{part}.jsonl"])
+    files = [path] if path else tables.shards(directory, _hub_name(part))
     if not files:
         expected = f"{part}.jsonl (a line: text, label) and no {_hub_name(part)}*.parquet"
         raise sources.MissingInput(f"{directory} has no {expected}\n  remedy:  fetch it again")

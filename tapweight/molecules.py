@@ -116,9 +116,8 @@ def read(name: str, chemistry: Chemistry, say: Callable[[str], None] = print) ->
     spec = SETS[name]
     folder = sources.find_data("molecules")
     assert isinstance(folder, Path)
-    path = folder / spec.file
-    path = path if path.exists() else folder / f"{spec.file}.gz"
-    if not path.exists():
+    path = sources.first([folder / spec.file, folder / f"{spec.file}.gz"])
+    if not path:
         layout = f"the folder 'molecules' holds {spec.file} (see the layouts)"
         raise sources.MissingInput(f"{folder / spec.file} is missing; {layout}")
     rows = list(tables.comma_separated(tables.checked(path, f"molecules/{path.name}")))

@@ -160,15 +160,17 @@ def cut(
         if not passages.ids:
             pretrained.check_texts(codec.tokenizer, waiting)
         for text, row in zip(waiting, codec.encode_all(waiting)):
+            if len(passages) == limit:
+                break
+            names.add(name_of(text))
             fits = len(row) >= min_prompt + tokens and (not max_total or len(row) <= max_total)
-            if fits and len(passages) < limit:
+            if fits:
                 passages.ids.append(name_of(text))
                 passages.prompts.append(row[:-tokens][-max_prompt:])
                 passages.human.append(row[-tokens:])
         waiting.clear()
 
     for text in texts:
-        names.add(name_of(text))
         waiting.append(text)
         if len(waiting) == TOKENIZED_AT_ONCE:
             take()

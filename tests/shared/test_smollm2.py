@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import model_folders
 import pytest
 import torch
 
@@ -80,12 +81,13 @@ def test_a_copied_cache_is_hashed_and_used(fake):
 
 
 def test_a_folder_of_the_user_wins(fake, tmp_path, monkeypatch):
-    folder = tmp_path / "models" / smollm2.SMOLLM2
-    write_folder(folder, b"other")
+    folder = model_folders.write(tmp_path / "models" / smollm2.SMOLLM2)
+    model_folders.shard(folder)
     monkeypatch.setenv("REPRO_MODELS", str(tmp_path / "models"))
     with sources.recording() as log:
         assert bundled.smollm2() == folder
-    assert fake == [] and log[f"{smollm2.SMOLLM2}/model.safetensors"]["path"] == "folder"
+    shards = [name for name in log if name.endswith(".safetensors")]
+    assert fake == [] and len(shards) == 3 and log[shards[0]]["path"] == "folder"
 
 
 # --- the model itself -----------------------------------------------------------------------------

@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import model_folders
 import pytest
 from toy import command, module, record
 
-from shared import inputs, machine, protocol, runs
+from shared import inputs, machine, protocol, runs, sources
 from shared.runs import BadInput
 
 
@@ -74,6 +75,8 @@ CASES = [  # changes of the configuration, what happens, why the run is made aga
     ({"data": "Row_s"}, lambda toy, m: write(toy / "data" / "Row_s" / DATA), "Row_s is there now"),
     ({"data": "Row_s"}, lambda toy, m: write(toy / "data" / "more" / DATA), None),
     (WEIGHTS, lambda toy, m: m.delenv("REPRO_MODELS"), None),
+    ({}, lambda toy, m: write(toy / "data" / "rows" / "sub" / "test.parquet"), "with 2 tables"),
+    ({"data": ""}, lambda toy, m: write(toy / "data" / "rows" / "x.arrow"), None),
 ]
 
 
@@ -113,6 +116,78 @@ def test_a_missing_input_costs_nothing_that_was_finished(
     write(toy / "data" / "rows" / DATA)
     train.run(config(train, toy))
     assert "finished before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, reason", [
+    ("special_tokens_map.json", "3 -> 4 files"),
+    ("model-00001-of-00001.safetensors", "3 -> 4 files"),
+    ("chat_template.jinja", "3 -> 4 files"),
+    ("README.md", None),
+    ("training_args.json", None),
+    (".cache.json", None),
+])  # fmt: skip
+@pytest.mark.parametrize("place", ["models", "data", "by path"])
+def test_a_file_added_to_a_model_is_noticed(tmp_path, monkeypatch, place, name, reason):
+    folder = model_folders.write(tmp_path / place / "a" / "b")
+    model = "a/b" if place == "models" else str(folder)
+    for variable in ("MODELS", "DATA") if place != "by path" else ():
+        monkeypatch.setenv(f"REPRO_{variable}", str(tmp_path / place))
+    with inputs.recording({"model": model}) as read:
+        sources.find_model(model)
+    assert inputs.changed(read, {"model": model}) is None
+    write(folder / name)
+    now = inputs.changed(read, {"model": model})
+    assert (reason is None and now is None) or reason in str(now)
+
+
+def snapshot(cache: Path, name: str, age: int) -> Path:
+    folder = model_folders.write(cache / "models--a--b" / "snapshots" / name)
+    os.utime(folder, (1e9 - age, 1e9 - age))
+    return folder
+
+
+@pytest.mark.parametrize("lacking, reason", [
+    ([], None),
+    (["tokenizer.json"], None),  # an unfinished download is not read
+    (["model.safetensors"], None),
+    (["config.json"], None),
+])  # fmt: skip
+def test_a_newer_snapshot_counts_if_it_would_be_read(tmp_path, monkeypatch, lacking, reason):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot(tmp_path, "old", 10)
+    with inputs.recording({}) as read:
+        assert sources.find_model("a/b")[0].endswith("old")
+    new = snapshot(tmp_path, "new", 5)
+    if lacking:
+        write(new / "generation_config.json", "other")
+    for name in lacking:
+        (new / name).unlink()
+    os.utime(new, (1e9 - 5, 1e9 - 5))
+    assert inputs.changed(read, {}) == reason
+    assert Path(sources.find_model("a/b")[0]).name == ("old" if lacking else "new")
+
+
+@pytest.mark.parametrize("inner", ["REPRO_DATA", "REPRO_MODELS", "HF_HUB_CACHE"])
+def test_of_folders_inside_each_other_the_innermost_is_meant(tmp_path, monkeypatch, inner):
+    monkeypatch.setenv("REPRO_CACHE", str(tmp_path))
+    monkeypatch.setenv(inner, str(tmp_path / "inner"))
+    write(path := tmp_path / "inner" / "x" / "train.tsv")
+    with inputs.recording({}) as read:
+        inputs.note("x/train.tsv", path)
+    path.unlink()
+    assert str(inputs.changed(read, {})).startswith("data missing: x/train.tsv")
+
+
+def test_a_layout_that_comes_first_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_DATA", str(tmp_path))
+    files = [tmp_path / "x" / name for name in ("dev.tsv", "val.jsonl", "z.csv")]
+    write(files[1])
+    with inputs.recording({}) as read:
+        assert inputs.first(files) == files[1]
+    write(files[2])
+    assert inputs.changed(read, {}) is None
+    write(files[0])
+    assert "REPRO_DATA/x/dev.tsv is there now" in str(inputs.changed(read, {}))
 
 
 def test_a_folder_of_images_is_hashed_by_names_and_sizes(tmp_path, monkeypatch):
