@@ -16,7 +16,7 @@ from shared import glue, runs
 CELL = "lora-readme-rte-lora"
 ENTRY = """  - {id: invented-gain, table: T, method: AutoLoRA - LoRA, metric: accuracy, value: 1.5,
      higher_is_better: true, confidence: read, origin: paper, source: invented}
-not_found:"""
+printed_settings:"""
 TARGET = """
   - {reported: invented-gain, arm: autolora, opponent: uniform_8, task: rte, metric: accuracy,
      tolerance: 3.0, reason: invented}
@@ -49,7 +49,9 @@ def checkout(root, tmp_path_factory) -> Path:
         text = text.replace(old, new)
     protocol.write_text(text, encoding="utf-8")
     reported, claims = path / "autolora" / "reported.yaml", path / "autolora" / "claims.yaml"
-    reported.write_text(reported.read_text("utf-8").replace("not_found:", ENTRY), encoding="utf-8")
+    reported.write_text(
+        reported.read_text("utf-8").replace("printed_settings:", ENTRY), encoding="utf-8"
+    )
     claims.write_text(claims.read_text("utf-8").rstrip() + TARGET, encoding="utf-8")
     glue.write_sample(path / "data", "rte", 24, runs.stream(0, "one number"))
     texts = [file.read_text("utf-8") for file in (path / "data").rglob("*") if file.is_file()]
