@@ -11,7 +11,7 @@ RUN    := $(if $(filter none,$(ENV)),$(PYTHON),.venv/bin/python)
 # Everything a user may set goes to the judge as an option: SCALE=cpu as --scale cpu.
 VALUES := SCALE SEEDS JOBS ONLY ARMS TASK CELL BUDGET PUBLISHED METRIC LIMIT EXECUTOR TIME GPUS PARTITION ACCOUNT
 lower = $(shell printf '%s' $(1) | tr A-Z a-z)
-FLAGS = $(foreach name,$(VALUES),$(if $($(name)),--$(call lower,$(name)) "$($(name))")) $(if $(DRY),--dry) $(if $(STRICT),--strict)
+FLAGS = $(foreach name,$(VALUES),$(if $($(name)),--$(call lower,$(name))="$($(name))")) $(if $(DRY),--dry) $(if $(STRICT),--strict)
 
 # A word on the command line that no target reads is refused: a misspelt setting would run everything.
 SETTINGS := $(VALUES) DRY STRICT RERUN PORTABLE FROM FIND PYTHON ENV V KEEP $(if $(filter check,$(MAKECMDGOALS)),SEED)
@@ -57,7 +57,7 @@ lint: setup  ## ruff and mypy
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy
 
 check: setup  ## derive every recorded number again from committed predictions (RERUN=n|all SEED=x: train runs again)
-	@$(RUN) -m benchmarks.check $(if $(RERUN),--rerun $(RERUN)) $(if $(SEED),--seed $(SEED))
+	@$(RUN) -m benchmarks.check $(if $(RERUN),--rerun="$(RERUN)") $(if $(SEED),--seed="$(SEED)")
 
 audit: setup  ## do the published numbers agree with each other? needs no run
 	@$(RUN) -m benchmarks.audit
@@ -72,7 +72,7 @@ reproduce-%: setup  ## one paper: train what is missing, judge its claims, write
 	@$(RUN) -m benchmarks.reproduce $(subst -,_,$*) $(FLAGS)
 
 list-%: setup  ## published numbers of X: what each needs, hours, verdict so far (FIND=text)
-	@$(RUN) -m benchmarks.list $(subst -,_,$*) $(if $(SCALE),--scale $(SCALE)) $(if $(FIND),--find "$(FIND)")
+	@$(RUN) -m benchmarks.list $(subst -,_,$*) $(if $(SCALE),--scale="$(SCALE)") $(if $(FIND),--find="$(FIND)")
 
 merge: setup  ## add finished runs of other machines: FROM=their/runs[,more], same code and protocol
 	@$(RUN) -m benchmarks.merge "$(FROM)"

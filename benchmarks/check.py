@@ -378,7 +378,7 @@ def report_paper(paper_dir: Path, options: argparse.Namespace) -> int:
     name = paper_dir.name
     scales, problems, notices = check_paper(paper_dir)
     if options.rerun is not None and scales and not problems:
-        problems = rerun(paper_dir, scales[-1], options.rerun, options.seed)
+        problems = rerun(paper_dir, scales[-1], options.rerun, options.seed or "0")
     for line in notices:
         print(f"{name} {line}")
     for line in problems[:PRINTED]:
@@ -438,9 +438,11 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     add("paper", nargs="*", help="default: all with a recorded result")
     more = "train so many recorded runs of each paper again (a number or all)"
     add("--rerun", nargs="?", const=1, type=parse, help=more)
-    add("--seed", default="0", help="decides which runs are drawn: any number of yours")
+    add("--seed", default="", help="decides which runs are drawn: any number of yours")
     add("--stamp", action="store_true", help="note that the results passed")
     options = parser.parse_args(arguments)
+    if options.seed and options.rerun is None:
+        parser.error("SEED draws the runs of RERUN=n: give RERUN as well")
     papers = [name.replace("-", "_").strip("/") for name in options.paper]
     for name in papers:
         if not (root / name / "protocol.yaml").exists():

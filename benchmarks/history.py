@@ -57,33 +57,37 @@ def versions(path: Path) -> list[Document]:
 
 
 def written_once(path: Path, document: Document) -> list[str]:
-    """Differences from a version that says it was made at the same time from the same commit."""
-    keys = ("commit", "created")
+    """Differences from a version that says it was made at the same time.
+
+    Only the commit may differ: one result can be recorded twice."""
     for old in versions(path) if document.get("created") else []:
-        same = all(old.get(key) == document.get(key) for key in keys)
-        if same and old != document:
+        same = old.get("created") == document["created"]
+        if same and {**old, "commit": None} != {**document, "commit": None}:
             place = f"{path.name} in git"
             moved = differences(tidy(document), old, place)
             return moved or [f"{place}: not the same numbers"]
     return []
 
 
-def older_results(path: Path, result: recorded.Results) -> list[recorded.Results]:
-    """Committed versions that are older than `result`, the newest first."""
-    older = []
+def others(path: Path, result: recorded.Results) -> list[recorded.Results]:
+    """Committed versions of another time than `result`, the newest first."""
+    listed = []
     for document in versions(path):
         with contextlib.suppress(BadInput):  # of a schema that is no longer read
             old = recorded.as_results(document, path)
-            older += [old] if (old.created or "") < (result.created or "") else []
-    return sorted(older, key=lambda old: old.created or "", reverse=True)
+            listed += [old] if old.created != result.created else []
+    return sorted(listed, key=lambda old: old.created or "", reverse=True)
 
 
 def earlier(path: Path, result: recorded.Results) -> list[str]:
     """Older results that the file does not list as they were; claims moved on the same seeds."""
     listed = {(entry.commit, entry.created): entry for entry in result.earlier}
     newer, problems = result, []
-    for old in older_results(path, result):
+    for old in others(path, result):
         place = f"the result of {old.created}, commit {str(old.commit)[:10]},"
+        if (old.created or "") > (result.created or ""):
+            problems.append(f"{place} is newer, and this one took its place")
+            continue
         entry = listed.get((old.commit, old.created))
         same = all(getattr(old, k) == getattr(newer, k) for k in ("revision", "predictions_sha256"))
         if not same and (entry is None or entry.verdicts != recorded.superseded(old).verdicts):
@@ -91,25 +95,47 @@ def earlier(path: Path, result: recorded.Results) -> list[str]:
             problems.append(f"earlier: {place} {what}")
         if (old.revision, old.seeds) == (result.revision, result.seeds):
             problems += [f"{line} in {place} on the same seeds" for line in moved(old, result)]
+            problems += [f"{place} {line}" for line in repeated(old, result)]
         newer = old
     return problems
 
 
-# Not the direction, of which old results have the default.
-JUDGED_BY = ("kind", "role", "arms", "metric", "unit", "threshold", "material")
+MADE_BY = ("code_sha256", "protocol_sha256", "data", "environment")
+
+
+def repeated(old: recorded.Results, new: recorded.Results) -> list[str]:
+    """The same code, settings, data and seeds on the same machine give the same predictions."""
+    same = old.code_sha256 and all(getattr(old, k) == getattr(new, k) for k in MADE_BY)
+    if not same or new.scale != "cpu" or old.predictions_sha256 == new.predictions_sha256:
+        return []
+    return ["had other predictions from the same code, data, seeds and machine"]
+
+
+# The direction too, but of schema 1: some of those have the default.
+JUDGED_BY = ("kind", "role", "arms", "tasks", "metric", "unit", "threshold", "material")
 
 
 def moved(old: recorded.Results, new: recorded.Results) -> list[str]:
     """Claims that were judged in another way before; such a change takes new seeds."""
     now, lines = {claim.id: claim for claim in new.claims}, []
+    scored = ("predictions_sha256", "judge_sha256")
+    same = new.judge_sha256 and all(getattr(old, k) == getattr(new, k) for k in scored)
+    names = [*JUDGED_BY, *(["direction"] if old.version >= 2 else [])]
     for claim in old.claims:
         if claim.id not in now:
             lines.append(f"claim {claim.id} is gone: it stands")
             continue
-        pairs = {k: (getattr(claim, k), getattr(now[claim.id], k)) for k in JUDGED_BY}
-        arms = [sorted(c.arm for c in one.controls) for one in (claim, now[claim.id])]
+        fresh = now[claim.id]
+        pairs = {k: (getattr(claim, k), getattr(fresh, k)) for k in names}
         if claim.verdict and "NOT RUN" not in claim.verdict:
+            arms = [sorted(c.arm for c in one.controls) for one in (claim, fresh)]
             pairs["controls"] = (arms[0], arms[1])
+            items = [one.item_ci95 is not None for one in (claim, fresh)]
+            pairs["an item interval:"] = (items[0], items[1])
+        if same:  # chance, units and weights of tasks
+            pairs["d"] = (claim.d, fresh.d)
+        if claim.sensitivity and fresh.sensitivity:
+            pairs["sensitivity"] = (claim.sensitivity.arms, fresh.sensitivity.arms)
         lines += [f"claim {claim.id} had {k} {a}" for k, (a, b) in pairs.items() if a != b]
     return lines
 

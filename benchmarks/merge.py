@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from benchmarks import recorded
+from benchmarks import locks, recorded
 from benchmarks.plan import ROOT, say
 from shared import protocol
 from shared.protocol import BadInput, Node, Protocol
@@ -121,7 +121,9 @@ def main(argv: list[str] | None = None) -> int:
             paper.scale(scale)
             for folder in {run.parents[2] for run in runs}:
                 same_rules(paper, folder)
-            counted = merge(paper, scale, runs)
+            folder = protocol.runs_root(ROOT) / name / scale
+            with locks.alone(folder, f"{name} at scale {scale}"):
+                counted = merge(paper, scale, runs)
             total += counted
             say(f"  {', '.join(f'{n} {what}' for what, n in counted.items())}")
     except BadInput as error:

@@ -373,10 +373,9 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def number_given(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number, e.g. 81.2") from None
+    if not re.fullmatch(r"[+-]?\d+(\.\d+)?", text):  # not nan, inf or 1_0
+        raise argparse.ArgumentTypeError(f"{text}: expected a number, e.g. 81.2")
+    return float(text)
 
 
 def arguments() -> Arguments:

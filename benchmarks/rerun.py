@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -111,7 +113,7 @@ def distance(name: str, again: Arrays, before: Arrays) -> str:
 
 
 def parse(text: str) -> int:
-    """RERUN=1, 5 or all as a number, 0 for all; ValueError for anything else."""
-    if text != "all" and int(text) < 1:
-        raise ValueError(text)
+    """RERUN=1, 5 or all as a number, 0 for all."""
+    if text != "all" and not re.fullmatch("[1-9][0-9]*", text):
+        raise argparse.ArgumentTypeError(f"RERUN={text}: expected a number of runs, or all")
     return 0 if text == "all" else int(text)

@@ -198,8 +198,9 @@ class RunConfig:
 def config_class(config_py: Path) -> type[RunConfig]:
     """`Config` of a paper, from its `config.py`, which imports no method."""
     if not config_py.exists():
-        paper = config_py.parent.name
-        raise BadInput(f"{config_py} does not exist: '{paper}' is no paper of this repository")
+        folder = config_py.parent
+        papers = [path.parent.name for path in folder.parent.glob("*/config.py")]
+        raise unknown(folder.name, papers, f"{folder} is no paper of this repository")
     name = f"_config_of_{config_py.parent.name}"
     spec = importlib.util.spec_from_file_location(name, config_py)
     assert spec is not None and spec.loader is not None

@@ -6,6 +6,7 @@ stamps the result and commits: what is left to find is what no such edit can mak
 
 from __future__ import annotations
 
+import copy
 import itertools
 import shutil
 import subprocess
@@ -39,42 +40,32 @@ class Forged:
         self.packed = self.path.with_suffix(".predictions.npz")
         self.result = recorded.read(self.path)
         self.predictions: Predictions = unpack_predictions(self.packed)
-        self._git("init", "-q")
+        self.git("init", "-q")
         old = self.result.model_copy(deep=True)
         old.created, old.predictions_sha256, old.earlier = "2020-01-01T00:00:00Z", "older", []
         old.write(self.path)
         self.commit()
         self.result.earlier = [recorded.superseded(old)]
         self.kept = self._records()
-        self.result.records_sha256 = records.pack_records(
-            self.path.with_suffix(".records.jsonl.gz"), self.kept
-        )
-        for name, value in records.head(list(self.kept.values())).items():
-            setattr(self.result, name, value)
-        self.result.runs = [
-            records.entry(self.kept[run.key]).model_copy(update={"attempts": run.attempts})
-            for run in self.result.runs
-        ]
-        for name, value in records.spent(self.kept).items():
-            setattr(self.result.seconds, name, value)
-        self.result.commit = self._git("rev-parse", "HEAD").strip()
+        self.fill(self.kept)
+        self.result.commit = self.git("rev-parse", "HEAD").strip()
         self.judge(records.gates(self.kept))
         self.finish()
-        self.whole = self._git("rev-parse", "HEAD").strip()
+        self.whole = self.git("rev-parse", "HEAD").strip()
 
     def restore(self) -> None:
         """As it was recorded."""
-        self._git("reset", "-q", "--hard", self.whole)
+        self.git("reset", "-q", "--hard", self.whole)
         self.result, self.predictions = recorded.read(self.path), unpack_predictions(self.packed)
 
-    def _git(self, *words: str) -> str:
+    def git(self, *words: str) -> str:
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
         command = ["git", *identity, *words]
         done = subprocess.run(command, cwd=self.root, check=True, capture_output=True, text=True)
         return done.stdout
 
     def commit(self) -> None:
-        self._git("add", "-A"), self._git("commit", "-q", "--allow-empty", "-m", "x")
+        self.git("add", "-A"), self.git("commit", "-q", "--allow-empty", "-m", "x")
 
     def _records(self) -> dict[RunKey, dict[str, Any]]:
         """Records as the runs may have written them, out of what the committed result says."""
@@ -102,6 +93,20 @@ class Forged:
             record["cpu_seconds"] = 1.0
             kept[node.key] = record
         return kept
+
+    def fill(self, kept: dict[RunKey, dict[str, Any]]) -> None:
+        """Pack these records; the head and the runs of the result say what they say."""
+        self.result.records_sha256 = records.pack_records(
+            self.path.with_suffix(".records.jsonl.gz"), kept
+        )
+        for name, value in records.head(list(kept.values())).items():
+            setattr(self.result, name, value)
+        self.result.runs = [
+            records.entry(kept[run.key]).model_copy(update={"attempts": run.attempts})
+            for run in self.result.runs
+        ]
+        for name, value in records.spent(kept).items():
+            setattr(self.result.seconds, name, value)
 
     def judge(self, gates: Any = ()) -> None:
         """Verdicts from the predictions and claims as they are now; gates as they are in words."""
@@ -250,11 +255,45 @@ def invented(one: Forged) -> None:
         run.metrics = {**run.metrics, "invented": 1.0}
 
 
+def at_a_new_commit(one: Forged) -> None:
+    """A threshold that is committed before it is said to have judged the same runs."""
+    threshold(one)
+    one.commit()
+    one.result.commit = one.git("rev-parse", "HEAD").strip()
+
+
+def dated_back(one: Forged) -> None:
+    """The same, and the result that is there came after this one."""
+    at_a_new_commit(one)
+    one.result.created = "2019-01-01T00:00:00Z"
+
+
+def made_again(one: Forged) -> None:
+    """Better answers, in the records too, as of a second recording; the first one is listed."""
+    one.result.earlier = [recorded.superseded(one.result), *one.result.earlier]
+    one.result.created = recorded.now()
+    outcomes(one)
+    one.rescore()
+    metrics = {run.key: run.metrics for run in one.result.runs}
+    kept = copy.deepcopy(one.kept)
+    for node in Protocol(one.folder).nodes("cpu"):
+        record = kept[node.key]
+        record["metrics"] = metrics[node.key]
+        if node.key in one.predictions:
+            record["predictions_sha256"] = check.saved_sha256(one.predictions[node.key])
+        uses = {key[0]: protocol.record_sha256(kept[key]) for key in node.uses}
+        record["fingerprint"]["uses"] = uses
+    one.fill(kept)
+
+
 FORGERIES = (
     *(outcomes, labels, swapped, threshold, controls, fewer_seeds, gate_details, no_earlier),
-    *(no_data, no_splits, no_seconds, invented),
+    *(no_data, no_splits, no_seconds, invented, at_a_new_commit, dated_back, made_again),
 )
-JUDGED_ANEW = (outcomes, labels, swapped, threshold, controls, fewer_seeds)
+JUDGED_ANEW = (
+    *(outcomes, labels, swapped, threshold, controls, fewer_seeds),
+    *(at_a_new_commit, dated_back, made_again),
+)
 
 
 def forge(one: Forged, forgery: Callable[[Forged], None]) -> None:

@@ -81,27 +81,54 @@ def test_claims_are_those_of_the_commit(folder):
 
 
 def newer(folder, **changes):
-    """Another result of the same runs, recorded later at the newest commit."""
+    """Another result of the runs that are committed, recorded later at the newest commit."""
+    git(folder.parent, "checkout", "-q", "HEAD", "--", ".")
     commit(folder.parent)
     result = load(folder) | {"commit": head(folder.parent), "created": "2022-02-02T00:00:00Z"}
     save(folder, result | changes)
 
 
 def test_an_older_result_that_was_replaced_is_listed(folder):
-    newer(folder, predictions_sha256="other")
+    newer(folder, predictions_sha256="other", code_sha256="other")
     assert ["earlier" in line and "is not listed" in line for line in told(folder)[0]] == [True]
     old = recorded.as_results(
         history.versions(folder / "results" / "cpu.json")[0], folder / "results" / "cpu.json"
     )
     listed = recorded.superseded(old).model_dump()
-    newer(folder, predictions_sha256="other", earlier=[listed])
+    other = {"predictions_sha256": "other", "code_sha256": "other"}
+    newer(folder, **other, earlier=[listed])
     assert told(folder)[0] == []
-    newer(folder, predictions_sha256="other", earlier=[listed | {"verdicts": {"C1": "SUPPORTED!"}}])
+    newer(folder, **other, earlier=[listed | {"verdicts": {"C1": "SUPPORTED!"}}])
     assert any("with other verdicts" in line for line in told(folder)[0])
+    newer(folder, predictions_sha256="other", earlier=[listed])
+    assert [line.partition(", commit")[0] for line in told(folder)[0]] == [
+        "the result of 2021-01-01T00:00:00Z"
+    ]
+    assert "other predictions from the same code" in told(folder)[0][0]
+
+
+def test_a_result_cannot_be_moved_in_time_or_to_another_commit(folder):
+    claims = load(folder)["claims"]
+    claims[0] = {**claims[0], "threshold": -9}
+    newer(folder, claims=claims, created="2021-01-01T00:00:00Z")
+    assert any("threshold" in line for line in told(folder)[0])
+    newer(folder, claims=claims, created="2019-01-01T00:00:00Z")
+    assert any("is newer, and this one took its place" in line for line in told(folder)[0])
+    newer(folder, created="2021-01-01T00:00:00Z")  # recorded twice
+    assert told(folder)[0] == []
 
 
 @pytest.mark.parametrize(
-    "key, value", [("threshold", -9), ("material", 5.0), ("role", "secondary")]
+    "key, value",
+    [
+        ("threshold", -9),
+        ("material", 5.0),
+        ("role", "secondary"),
+        ("tasks", ["another"]),
+        ("direction", "lower"),
+        ("d", [9.0]),
+        ("sensitivity", {"arms": {"method": "noisy", "opponent": "good"}}),
+    ],
 )
 def test_a_claim_that_moved_after_its_scores_takes_new_seeds(folder, key, value):
     claims = load(folder)["claims"]

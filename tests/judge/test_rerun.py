@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_how_far_arrays_agree_is_said():
 )
 def test_how_many_runs(text, number):
     if number is None:
-        with pytest.raises(ValueError):
+        with pytest.raises(argparse.ArgumentTypeError, match="RERUN="):
             rerun.parse(text)
     else:
         assert rerun.parse(text) == number
