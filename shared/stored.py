@@ -155,7 +155,7 @@ def begun_in(directory: Path) -> dict[str, Any]:
         begun = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         keys = {"config", "code", "uses"}
         if isinstance(begun, dict) and keys <= begun.keys() <= {*keys, "machine"}:
-            return begun
+            return begun if all(isinstance(begun[key], dict) for key in keys) else {}
     return {}
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from shared import bundled, processes, protocol, runs
-from shared.runs import Run
+from shared.runs import BadInput, Run
 from ts_watermark import baselines, data, evaluate, folders, language_model, measure, method, models
 from ts_watermark.config import Config
 from ts_watermark.data import Codec, Passages
@@ -48,17 +48,20 @@ def models_sha256(config: Config, run: Run) -> str:
 
 
 def prepare_base(config: Config, run: Run, device: torch.device) -> None:
-    """Cut prompts from the corpus; at `cpu` and `gpu` train the language model on what is left."""
-    texts, root = None, None
-    if config.corpus in ("c4", "sample"):
-        if config.corpus == "sample":
-            from ts_watermark import stand_ins
+    """Cut prompts from the corpus; a small language model is trained on what is left."""
+    root, texts = None, None
+    if config.corpus not in ("c4", "sample"):
+        texts = data.corpus(config.corpus)
+    if config.corpus == "sample" or config.model.startswith("tiny:"):
+        from ts_watermark import stand_ins
 
-            root = stand_ins.make(config, run.directory)
+        root = stand_ins.make(config, run.directory)
+    if config.model != "small":
         codec = data.load_codec(models.named(config.model, run.directory))
     else:
-        texts, tokenizer = data.corpus(config.corpus), bundled.minilm()[1]
-        size = config.vocab_size
+        if texts is None:
+            raise BadInput("a small language model learns from --corpus english or documentation")
+        tokenizer, size = bundled.minilm()[1], config.vocab_size
         codec = Codec(tokenizer, data.frequent_pieces(tokenizer, texts, size) if size else None)
         codec.save(run.directory / "tokenizer")
     cut = data.cut_all(config, codec, texts, root)
@@ -66,7 +69,7 @@ def prepare_base(config: Config, run: Run, device: torch.device) -> None:
     run.splits(**{name: part.ids for name, part in parts.items() if len(part)})
     data.save_passages(parts, run.directory)
     state: list[Tensor] = []
-    if texts is not None:
+    if config.model == "small":
         model = language_model.train(config, run, device, codec, cut.left, parts["validation"])
         model.save_pretrained(run.directory / "model")
         state = list(model.state_dict().values())

@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks import pool
 from dasgm import tables as cells
-from shared import bundled, glue, pictures, sources
+from shared import bundled, glue, inputs, pictures, sources
 from shared.protocol import BadInput
 from shared.sources import MissingInput
 
@@ -505,3 +505,27 @@ def test_the_judge_calls_such_a_run_refused(data, capsys):
         shutil.rmtree(data)
         data.mkdir()
     assert "Traceback" not in capsys.readouterr().out
+
+
+# --- another layout of the same data, added later -------------------------------------------------
+
+LAYOUTS = [
+    ("glue parquet", "glue tsv"), ("glue arrow", "glue tsv"), ("glue arrow", "glue parquet"),
+    ("glue tsv", "glue parquet"), ("cifar python", "cifar parquet"),
+    ("cifar binary", "cifar parquet"), ("cifar binary", "cifar python"),
+    ("folders of dasgm", "imagenet of dasgm"), ("tap parquet", "tap"), ("tap", "tap parquet"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("first, second", LAYOUTS)
+def test_a_layout_that_would_be_read_instead_is_noticed(first, second, data):
+    loader = LOADERS[first]
+    loader.write(data)
+    with inputs.recording({}) as before:
+        loader.read()
+    assert inputs.changed(before, {}) is None
+    other = data.parent / "other"
+    other.mkdir()
+    LOADERS[second].write(other)
+    shutil.copytree(other, data, dirs_exist_ok=True)
+    assert str(inputs.changed(before, {})).startswith("data changed: ")

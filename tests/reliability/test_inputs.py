@@ -176,6 +176,12 @@ def test_a_file_that_changed_after_a_run_is_noticed(paper, tmp_path, record_prop
     assert noticed, said[-3000:]
 
 
+def test_a_run_of_one_cycle_has_its_gates(tmp_path):
+    words = "--tiny --steps 1 --finetune-epochs 1"
+    status, said = train("mlo_mae", words, tmp_path, tmp_path / "runs")
+    assert status == 0 and "FAILED" not in said, said[-3000:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("paper", PAPERS)
 def test_a_broken_input_is_refused_by_name(paper, tmp_path, record_property):

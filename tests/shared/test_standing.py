@@ -370,6 +370,7 @@ def run_among_others(out: Path) -> None:
 FOREIGN = [model_folder, link_to_foreign, run_among_others,
            lambda out: write(out / "thesis.txt"),
            lambda out: write(out / "record.json", "{}"),
+           lambda out: write(out / "config.json", '{"config": 1, "code": {}, "uses": {}}'),
            lambda out: write(out / "config.json", "[]")]  # fmt: skip
 
 
