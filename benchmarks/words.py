@@ -235,7 +235,9 @@ def why(claim: Claim) -> str:
     if word == "INSENSITIVE" and claim.sensitivity:
         failed = claim.sensitivity.reason
         because = failed if failed.startswith("it ") else f"first failed: {failed}"
-        return f"{REASONS['sensitivity']}: its positive control {positive_control(claim)}; {because}"
+        return (
+            f"{REASONS['sensitivity']}: its positive control {positive_control(claim)}; {because}"
+        )
     said = [_of_controls(claim) if "ATTRI" in verdict else REASONS.get(reason, reason)]
     if SMALLER.search(verdict):
         said.append(f"these runs also exclude a difference of {margin(claim)} or more")

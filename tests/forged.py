@@ -163,7 +163,10 @@ class Forged:
 
 def arms_of(one: Forged) -> tuple[str, str]:
     """Two arms that were scored alike on the same task and seed."""
-    shape = {key: (*key[1:], *sorted(x)) for key, x in sorted(one.predictions.items())}
+    shape = {
+        key: (*key[1:], *sorted((name, array.shape) for name, array in x.items()))
+        for key, x in sorted(one.predictions.items())
+    }
     return next((a[0], b[0]) for a, b in itertools.combinations(shape, 2) if shape[a] == shape[b])
 
 
