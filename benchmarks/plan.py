@@ -304,8 +304,11 @@ def affordable(plan: Plan, request: Request, listed: Sequence[Cell], budget: flo
     ]
     if not picked:
         cell, cost = others[0]
-        least = f"the cheapest, {cell.entry.id}, needs {duration(cost)}"
-        raise BadInput(f"BUDGET is too small for any published number: {least}")
+        raise BadInput(
+            f"BUDGET is too small for any published number: the cheapest, {cell.entry.id}, needs "
+            f"{duration(cost)}; CELL={cell.entry.id} LIMIT={budget / 3600:g}h makes a part of "
+            "it, and the same command goes on"
+        )
     by_runs: dict[str, list[str]] = {}
     for cell in picked:
         by_runs.setdefault(cell.runs, []).append(cell.entry.id)

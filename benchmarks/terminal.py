@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from benchmarks import cells, claims, recorded, rules
+from benchmarks import cells, claims, plan_n, recorded, rules
 from benchmarks.plan import (
     NOT_MEASURED,
     SMALLER,
@@ -83,10 +83,13 @@ def seeds_and_effects(plan: Plan) -> list[str]:
     lines = [f"seeds: {n} of {seeds} end in time" if plan.limit else f"seeds: {seeds}"]
     lines[0] += "; a claim needs 5, a published number 3" if n < 5 else ""
     before = cells.latest(plan.paper, plan.scale)
+    plans = next((p for at, p in plan.paper.document.plan.items() if at == plan.scale), {})
     for claim in claims_of(plan):
         d = next((c.d for r in before for c in r.claims if c.id == claim.id and len(c.d) > 1), [])
-        sd = cells.sd_over_seeds(d)
-        effect = None if sd is None else rules.detectable(n, sd, float(claim.threshold))
+        pilot = plans.get(claim.id)
+        sd = cells.sd_over_seeds(d) or (pilot.sd if pilot else None)
+        family, t = len(tested(plan)), float(claim.threshold)
+        effect = None if sd is None else rules.detectable(n, sd, t, claims=family)
         text = "unknown: no sd was measured" if effect is None else f"{effect:.2f} (sd {sd:.2f})"
         lines.append(f"claim {claim.id}: smallest effect found in 80 % with n = {n}: {text}")
     for cell in plan.cells[:5]:
@@ -99,13 +102,15 @@ def seeds_and_effects(plan: Plan) -> list[str]:
 
 
 def claims_of(plan: Plan) -> list[claims.ClaimSpec]:
-    """Primary claims with a test whose arms are all in the plan."""
+    """Of the primary claims with a test those whose arms are all in the plan."""
     planned = {node.arm for node in plan.nodes}
     planned |= {f"{node.arm}@{node.task}" for node in plan.nodes}
-    declared = load_claims(plan.paper).claims
-    at_scale = [c for c in declared if plan.scale in c.scales and c.role == "primary"]
-    at_scale = [claim for claim in at_scale if claim.kind != "exact"]
-    return [claim for claim in at_scale if set(claim.arms.named()) <= planned]
+    return [claim for claim in tested(plan) if set(claim.arms.named()) <= planned]
+
+
+def tested(plan: Plan) -> list[claims.ClaimSpec]:
+    """All primary claims of the scale that have a test: those that Holm adjusts for."""
+    return plan_n.primary(load_claims(plan.paper), plan.scale)
 
 
 def inputs_lacking(plan: Plan) -> list[str]:

@@ -234,9 +234,9 @@ def why(claim: Claim) -> str:
         return f"these runs exclude a difference of {margin(claim)} either way"
     if word == "INSENSITIVE" and claim.sensitivity:
         failed = claim.sensitivity.reason
+        because = failed if failed.startswith("it ") else f"first failed: {failed}"
         return (
-            f"{REASONS['sensitivity']}: its positive control {positive_control(claim)} "
-            f"(first failed: {failed})"
+            f"{REASONS['sensitivity']}: its positive control {positive_control(claim)}; {because}"
         )
     said = [_of_controls(claim) if "ATTRI" in verdict else REASONS.get(reason, reason)]
     if SMALLER.search(verdict):

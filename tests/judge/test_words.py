@@ -100,7 +100,7 @@ SHOWN_NOT = {
         (
             {"verdict": "INSENSITIVE", "reason": "sensitivity", "sensitivity": SHOWN_NOT},
             "the experiment could not have found it: its positive control a - b NOT SHOWN, +0.20 "
-            "(-1.00 to +1.40) (first failed: t)",
+            "(-1.00 to +1.40); first failed: t",
         ),
         (
             {"verdict": "INCONCLUSIVE", "reason": "t", "n": 10, "detectable": 3.0},
