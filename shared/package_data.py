@@ -110,7 +110,7 @@ def missing(members: Iterable[Member] | None = None) -> list[Member]:
 def locked(folder: Path) -> Iterator[None]:
     """One process at a time inside the block; the others wait. Makes the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
+    with open(folder / ".lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
