@@ -14,13 +14,11 @@ in gradient evaluations, `_parameters` of the adapters, `_headline` the metric c
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from shared import glue
+from shared import glue, scores
 
 Predictions = dict[str, np.ndarray]
 
@@ -173,24 +171,5 @@ STATISTICS: dict[str, Callable[[dict[str, Predictions]], float]] = {
 }
 
 
-def read(directory: Path) -> Predictions:
-    path = Path(directory) / "predictions.npz"
-    if not path.exists():
-        remedy = "give the directory of a finished run that has a score"
-        raise FileNotFoundError(f"{path} does not exist: {remedy}")
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
-def main(arguments: list[str]) -> None:
-    if len(arguments) != 1:
-        sys.exit("usage: python -m autolora.evaluate DIRECTORY_OF_A_RUN")
-    try:
-        for name, value in score(read(Path(arguments[0]))).items():
-            print(f"{name} = {value:.4f}")
-    except FileNotFoundError as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    scores.show("autolora", score)

@@ -35,7 +35,7 @@ def keep_best(config: Config, run: Run) -> None:
     """The job `grid`: the best run's predictions are this run's. Costs what the grid cost."""
     directory, rank = best_of(config)
     used = [record(Path(d)) for d in config.uses.values()]
-    predictions = evaluate.read(directory)
+    predictions = runs.load_arrays(directory / "predictions.npz")
     predictions["_cost"] = np.array(sum(r["gradient_evaluations_with_uses"] for r in used))
     # every uniform rank 1..k once
     predictions["_cost_all_ranks"] = np.array(config.k * used[0]["gradient_evaluations"])

@@ -5,10 +5,9 @@ Three kinds of predictions: `correct` of `_trials` per test image (a cell of the
 NAS-Bench-201). `score` is pure and fast.
 """
 
-import sys
-from pathlib import Path
-
 import numpy as np
+
+from shared import scores
 
 STATISTICS: dict = {}  # no claim of this paper needs a statistic over several arms
 
@@ -44,17 +43,5 @@ def item_values(predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {}
 
 
-def main(directory: str) -> None:
-    path = Path(directory) / "predictions.npz"
-    if not path.exists():
-        remedy = "train the run first (python -m dasgm.train --help)"
-        sys.exit(f"error: no predictions.npz in {directory}; {remedy}")
-    with np.load(path, allow_pickle=False) as archive:
-        for name, value in score({k: archive[k] for k in archive.files}).items():
-            print(f"{name} = {value:.4f}")
-
-
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m dasgm.evaluate DIR")
-    main(sys.argv[1])
+    scores.show("dasgm", score)

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
+
+from shared import scores
 
 Arrays = dict[str, np.ndarray]
 
@@ -87,13 +86,8 @@ STATISTICS = {
 }
 
 
-def main(directory: str) -> None:
-    path = Path(directory) / "predictions.npz"
-    if not path.exists():
-        remedy = "train the run first (python -m mlo_mae.train --help)"
-        sys.exit(f"error: no predictions.npz in {directory}; {remedy}")
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {k: archive[k] for k in archive.files}
+def all_scores(arrays: dict[str, np.ndarray]) -> dict[str, float]:
+    """What a person sees: the scores, and statistics of the run alone."""
     metrics = score(arrays)
     if "_descent" in arrays:
         names = ("descent", "descent_masks_held")
@@ -104,11 +98,8 @@ def main(directory: str) -> None:
             for n, f in STATISTICS.items()
             if n.startswith("planted") and (n != "planted_alignment" or "a_digit" in arrays)
         }
-    for name, value in metrics.items():
-        print(f"{name} = {value:.4f}")
+    return metrics
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m mlo_mae.evaluate DIR")
-    main(sys.argv[1])
+    scores.show("mlo_mae", all_scores)

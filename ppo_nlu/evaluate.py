@@ -14,13 +14,11 @@ numbers, -1000 where unreadable:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
-from shared import glue
+from shared import glue, scores
 
 UNREADABLE = -1000.0
 
@@ -139,13 +137,5 @@ STATISTICS: dict[str, Callable[[dict[str, dict[str, np.ndarray]]], float]] = {
 }
 
 
-def main() -> None:
-    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "predictions.npz").exists():
-        sys.exit("usage: python -m ppo_nlu.evaluate DIR   (a finished run with predictions.npz)")
-    with np.load(Path(sys.argv[1]) / "predictions.npz", allow_pickle=False) as archive:
-        for name, value in score({k: archive[k] for k in archive.files}).items():
-            print(f"{name:20s} {value:.4f}")
-
-
 if __name__ == "__main__":
-    main()
+    scores.show("ppo_nlu", score)

@@ -132,7 +132,7 @@ def peak_memory_mb(device: str, reset: bool = False) -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     try:
         if reset:
-            Path("/proc/self/clear_refs").write_text("5", "utf-8")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         lines = Path("/proc/self/status").read_text("utf-8").splitlines()
         return int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) / 1024
     except (OSError, StopIteration):  # off Linux: since the process began

@@ -5,12 +5,9 @@ python -m tapweight.evaluate runs/tapweight/cpu/documentation/seed100/tapweight
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 
-from shared import glue
+from shared import glue, scores
 
 KINDS = ("accuracy", "matthews", "pearson", "auc", "rmse")  # the number in `_kind`
 ALIGNED = 1  # the planted objective of the digits task
@@ -88,14 +85,5 @@ METRICS = {
 STATISTICS: dict[str, object] = {}  # no claim needs more than the scores
 
 
-def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m tapweight.evaluate DIR")
-    with np.load(Path(sys.argv[1]) / "predictions.npz", allow_pickle=False) as archive:
-        predictions = {name: archive[name] for name in archive.files}
-    for name, value in score(predictions).items():
-        print(f"{name} = {value:.6f}")
-
-
 if __name__ == "__main__":
-    main()
+    scores.show("tapweight", score)

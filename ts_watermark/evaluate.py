@@ -10,12 +10,11 @@ opponent's value is interpolated, linearly in its mean z, at the mean z of the m
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
+from shared import scores
 from shared.protocol import BadInput
 
 DETERMINERS = {"a", "an", "the", "this", "that", "these", "those", "each", "every", "any", "some"}
@@ -241,11 +240,4 @@ STATISTICS: dict[str, Statistic] = {
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m ts_watermark.evaluate DIR   (directory of a finished run)")
-    file = Path(sys.argv[1]) / "predictions.npz"
-    if not file.is_file():
-        sys.exit(f"error: {file} is missing; finish the run first (python -m ts_watermark.train)")
-    with np.load(file) as stored:
-        for key, value in score(dict(stored)).items():
-            print(f"{key} = {value:.4f}")
+    scores.show("ts_watermark", score)

@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
-from shared import glue
+from shared import glue, scores
 
 STATISTICS: dict[str, Callable[..., float]] = {}  # no claim needs one over several arms
 
@@ -48,17 +46,5 @@ def item_values(predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict.fromkeys(names, right)
 
 
-def main(directory: str) -> None:
-    path = Path(directory) / "predictions.npz"
-    if not path.exists():
-        remedy = "train the run first (python -m weight_mixup.train --help)"
-        sys.exit(f"error: no predictions.npz in {directory}; {remedy}")
-    with np.load(path, allow_pickle=False) as archive:
-        for name, value in score({k: archive[k] for k in archive.files}).items():
-            print(f"{name} = {value:.4f}")
-
-
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m weight_mixup.evaluate DIR")
-    main(sys.argv[1])
+    scores.show("weight_mixup", score)

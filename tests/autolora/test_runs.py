@@ -34,7 +34,7 @@ def test_14_arms_of_a_seed_share_data_head_and_cost_is_counted(rehearse, record)
     assert record(learned)["gradient_evaluations_with_uses"] == 6 + 20 == metrics["cost"]
     names = {"accuracy", "accuracy_matched", "accuracy_mismatched", "parameters", "rank_total"}
     assert names <= set(metrics)
-    assert metrics == pytest.approx(evaluate.score(evaluate.read(learned)))
+    assert metrics == pytest.approx(evaluate.score(runs.load_arrays(learned / "predictions.npz")))
     assert (learned / "export" / "adapter_model.safetensors").exists()
 
 
@@ -47,7 +47,10 @@ def test_every_kind_of_arm_runs(arm, rehearse, record):
 @pytest.mark.parametrize("task", ["stsb", "bionlp2004", "e2e"])
 def test_every_kind_of_task_runs(task, rehearse, record):
     directory = rehearse("autolora", task)
-    assert len(evaluate.read(directory)["id"]) > 0 and "score" in record(directory)["metrics"]
+    assert (
+        len(runs.load_arrays(directory / "predictions.npz")["id"]) > 0
+        and "score" in record(directory)["metrics"]
+    )
 
 
 def test_the_best_epoch_stands_beside_the_last(rehearse, record):
@@ -67,7 +70,7 @@ def test_exported_adapter_loads_into_the_base_model(rehearse):
     loaded = PeftModel.from_pretrained(network.model, directory / "export").eval()
     encoded = setting.encode(task, task.test, network, config)
     inputs, _ = encoded.batch(np.arange(len(encoded)), torch.device("cpu"))
-    expected = evaluate.read(directory)["prediction"]
+    expected = runs.load_arrays(directory / "predictions.npz")["prediction"]
     assert (loaded(**inputs).logits.argmax(-1).numpy() == expected).all()
 
 
@@ -113,9 +116,9 @@ def test_a_stopped_planted_table_continues_bit_for_bit(tmp_path, root, record):
 
 def test_an_incomplete_batch_is_dropped_only_if_asked(rehearse):
     assert predictions.OFFICIAL_BATCH == 16  # of the 24 items of a rehearsal
-    assert len(evaluate.read(rehearse("uniform_4", "cola"))["id"]) == 24
+    assert len(runs.load_arrays(rehearse("uniform_4", "cola") / "predictions.npz")["id"]) == 24
     dropped = rehearse("uniform_4", "cola", "dropped", drop_last_eval=True)
-    assert len(evaluate.read(dropped)["id"]) == 16
+    assert len(runs.load_arrays(dropped / "predictions.npz")["id"]) == 16
 
 
 def test_15_upper_blocks_of_another_model_are_refused(rehearse):

@@ -6,6 +6,7 @@ Each method reads a small folder made here, through the command line of its READ
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from reliable import ROOT
 
 from benchmarks import PAPERS
-from shared import cifar, runs
+from shared import cifar, runs, scores
 
 LATIN = "caf\u00e9".encode("latin-1")
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
@@ -180,6 +181,19 @@ def test_a_run_of_one_cycle_has_its_gates(tmp_path):
     words = "--tiny --steps 1 --finetune-epochs 1"
     status, said = train("mlo_mae", words, tmp_path, tmp_path / "runs")
     assert status == 0 and "FAILED" not in said, said[-3000:]
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+@pytest.mark.parametrize("content", [None, b"", b"text"], ids=["missing", "empty", "text"])
+def test_predictions_that_are_none_are_refused(paper, content, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "predictions.npz"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(tmp_path)])
+    with pytest.raises(SystemExit) as left:
+        scores.show(paper, importlib.import_module(f"{paper}.evaluate").score)
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and str(path) in said and "remedy" in said
 
 
 @pytest.mark.slow
