@@ -158,6 +158,7 @@ class ReadLog(dict[str, dict[str, Any]]):
 
 _recordings: list[ReadLog] = []
 _given: Mapping[str, Any] = {}  # fields of the configuration of the run that reads
+_samples = False  # what is read was written for it: inside `pointed_at`
 
 
 @contextlib.contextmanager
@@ -177,6 +178,24 @@ def recording(given: Mapping[str, Any] | None = None) -> Iterator[ReadLog]:
         _recordings[:] = [other for other in _recordings if other is not log]
 
 
+@contextlib.contextmanager
+def pointed_at(**folders: str | Path) -> Iterator[None]:
+    """`with pointed_at(REPRO_DATA=folder)`: these variables name these folders in the block.
+
+    They hold samples that the reader wrote, and would write again: their content is noted, but no
+    place where it could be looked for later."""
+    global _samples
+    before, outside = {name: os.environ.get(name) for name in folders}, _samples
+    os.environ.update({name: str(folder) for name, folder in folders.items()})
+    _samples = True
+    try:
+        yield
+    finally:
+        _samples = outside
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def note(name: str, path_or_sha: Path | str, origin: str = "") -> str:
     """Write down that the data called `name` were read: a file (hashed), a folder (its listing
     hashed) or a sha256 -> the sha256.
@@ -187,8 +206,12 @@ def note(name: str, path_or_sha: Path | str, origin: str = "") -> str:
         path, place = path_or_sha, _place(path_or_sha)
         sha = tree_sha256(path) if path.is_dir() else file_sha256(path)
         entry: dict[str, Any] = {"sha256": sha, "path": origin or place}
-        entry |= {"place": place} if origin else {}
-        entry |= {"beside": n} if path.is_file() and (n := _beside(path, place)) > 1 else {}
+        if _samples:
+            entry["path"] = "sample"
+        elif origin:
+            entry["place"] = place
+        if path.is_file() and not _samples and (n := _beside(path, place)) > 1:
+            entry["beside"] = n
     else:
         sha, entry = path_or_sha, {"sha256": path_or_sha, "path": origin}
     for log in _recordings:
@@ -203,8 +226,7 @@ def look(variable: str, name: str) -> Path | None:
     folder = root(variable)
     path = below(folder, name)
     place = _place(folder / name) if folder else f"{variable}/{name}"
-    for log in _recordings:
-        log.asked[place] = _there(path, _given) if path else ""
+    _note_asked(place, _there(path, _given) if path else "")
     return path
 
 
@@ -213,9 +235,13 @@ def first(paths: Iterable[Path]) -> Path | None:
     for path in paths:
         if path.exists():
             return path
-        for log in _recordings:
-            log.asked[_place(path)] = ""
+        _note_asked(_place(path), "")
     return None
+
+
+def _note_asked(place: str, there: str) -> None:
+    for log in _recordings if not _samples else ():
+        log.asked[place] = there
 
 
 def _there(path: Path, given: Mapping[str, Any]) -> str:

@@ -8,12 +8,11 @@ yields, which ends up in the record of the run.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +27,7 @@ from shared.inputs import first as first
 from shared.inputs import hub_cache as _hub_cache
 from shared.inputs import look, note
 from shared.inputs import plain as _plain
+from shared.inputs import pointed_at as pointed_at
 from shared.inputs import recording as recording
 from shared.inputs import root as _root
 
@@ -229,18 +229,6 @@ def layout_of(folder: str) -> Layout | None:
         if _plain(folder + "/").startswith(_plain(layout.folder + "/")) or folder == layout.source:
             return layout
     return None
-
-
-@contextlib.contextmanager
-def pointed_at(**folders: str | Path) -> Iterator[None]:
-    """`with pointed_at(REPRO_DATA=folder)`: these variables name these folders in the block."""
-    before = {name: os.environ.get(name) for name in folders}
-    os.environ.update({name: str(folder) for name, folder in folders.items()})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 # --- models --------------------------------------------------------------------------------------

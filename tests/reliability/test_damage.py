@@ -105,11 +105,14 @@ def test_a_full_disk_keeps_the_old_checkpoint(method, continued, monkeypatch):
     node, out = continued
     path = checkpoints(out)[-1]
     before = path.read_bytes()
+    # config.json is written before it and has to fit
+    limit = max(len(before) // 2, (out / "config.json").stat().st_size + 100)
+    assert limit < len(before)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", "0")
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         with pytest.raises(
             OSError, match=r"could not write [\d,]+ bytes to .*step-.*free disk space"
         ):

@@ -178,7 +178,7 @@ def test_a_file_that_changed_after_a_run_is_noticed(paper, tmp_path, record_prop
 
 
 def test_a_run_of_one_cycle_has_its_gates(tmp_path):
-    words = "--tiny --steps 1 --finetune-epochs 1"
+    words = "--tiny --steps 2 --finetune-epochs 1"
     status, said = train("mlo_mae", words, tmp_path, tmp_path / "runs")
     assert status == 0 and "FAILED" not in said, said[-3000:]
 
