@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
+from typing import TypeVar
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from benchmarks.rules import (
 from benchmarks.scores import Missing, Scores, split_arm
 from shared.protocol import BadInput
 
+T = TypeVar("T")
 Term = tuple[float, str, str | None]  # weight, arm, task (None: the task of the cell)
 
 
@@ -250,14 +252,7 @@ class Comparison:
         except Missing:
             return Control(arm=control)
         shown = evidence(d)
-        outcome = control_outcome(
-            shown,
-            item_ci95,
-            self.material,
-            items=self.items,
-            kind=self.kind,
-            failures=self.too_many_failures(terms),
-        )
+        outcome = self._outcome(control_outcome, shown, item_ci95, terms)
         return Control(
             arm=control,
             d=d.tolist(),
@@ -282,15 +277,21 @@ class Comparison:
             return row
         shown = evidence(d)
         row.d, row.effect, row.ci95 = d.tolist(), shown.effect, shown.ci95
-        row.outcome, row.reason = sensitivity_outcome(
-            shown,
-            item_ci95,
-            self.material,
-            items=self.items,
-            kind=self.kind,
-            failures=self.too_many_failures(terms),
-        )
+        row.outcome, row.reason = self._outcome(sensitivity_outcome, shown, item_ci95, terms)
         return row
+
+    def _outcome(
+        self,
+        rule: Callable[..., T],
+        shown: Evidence,
+        item_ci95: list[float] | None,
+        terms: Sequence[Term],
+    ) -> T:
+        """What a rule without Holm's adjustment says of two other arms on the claim's terms."""
+        failures = self.too_many_failures(terms)
+        return rule(
+            shown, item_ci95, self.material, items=self.items, kind=self.kind, failures=failures
+        )
 
     def _d_and_items(
         self, terms: Sequence[Term], rival: str | None = None

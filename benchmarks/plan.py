@@ -218,6 +218,18 @@ def settings(options: argparse.Namespace, has_core: bool) -> str:
     return " ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
 
 
+def refuse_mixed_up(paper: Protocol, request: Request) -> None:
+    """BadInput where a task was given as an arm, or an arm as a task."""
+    arms = set(paper.document.arms)
+    tasks = {task for scale in paper.document.scales for task in paper.tasks(scale)}
+    for name in request.only:
+        if name in tasks - arms:
+            raise BadInput(f"ONLY={name}: {name} is a task, not an arm; did you mean TASK={name}?")
+    for name in request.tasks:
+        if name in arms - tasks:
+            raise BadInput(f"TASK={name}: {name} is an arm, not a task; did you mean ONLY={name}?")
+
+
 def plan(name: str, options: argparse.Namespace) -> Plan:
     """The plan of one paper; what cannot be run as asked is refused here."""
     paper = Protocol(ROOT / name)
@@ -230,6 +242,7 @@ def plan(name: str, options: argparse.Namespace) -> Plan:
         options.seeds,
         cells.chosen(words(options.cell, "CELL", "number"), published, declared.targets),
     )
+    refuse_mixed_up(paper, request)
     if request.cells and (request.only or request.tasks):
         raise BadInput("CELL names its arms and tasks itself: leave ONLY and TASK out")
     scale, why = options.scale, None

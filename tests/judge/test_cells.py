@@ -143,6 +143,8 @@ REFUSED = [
     (["--cell", "neer"], "did you mean 'near'"),
     (["--cell", "nobody"], "no arm answers this number (claims.yaml has no target for it)"),
     (["--cell", "near", "--task", "line"], "leave ONLY and TASK out"),
+    (["--only", "line"], "did you mean TASK=line"),
+    (["--task", "noisy"], "did you mean ONLY=noisy"),
     (["--cell", "near", "--scale", "paper"], "is compared at scale cpu, not paper"),
     (["--budget", "soon"], "BUDGET=soon: expected a number above 0"),
     (["--budget", "8h"], "no arm answers a published number here at scale paper"),
