@@ -69,7 +69,10 @@ def test_16_of_the_paper_an_average_and_counts_are_on_file_but_no_score_of_a_tas
 
 
 def test_what_the_readme_says_of_the_implicit_term_is_recorded():
-    """README: with and without it the retrained weights are the same to the bit, on every seed."""
+    """README counts the seeds whose retrained weights are the same to the bit without the term."""
     result = json.loads((ROOT / "autolora" / "results" / "cpu.json").read_text())
     state = {(r["arm"], r["seed"]): r["state_sha256"] for r in result["runs"]}
-    assert all(state["autolora", seed] == state["first_order", seed] for seed in result["seeds"])
+    seeds = result["seeds"]
+    equal = sum(state["autolora", seed] == state["first_order", seed] for seed in seeds)
+    readme = (ROOT / "autolora" / "README.md").read_text(encoding="utf-8")
+    assert f"on {equal} of {len(seeds)} seeds at `cpu` the retrained weights are the same" in readme
