@@ -288,9 +288,17 @@ def _beside(path: Path, place: str) -> int:
 HASHED_WHOLE = 4 * 10**9  # bytes: to hash 140 GB of images would take longer than many a run
 
 
+_large: dict[tuple[str, tuple[tuple[str, int], ...]], str] = {}
+
+
 def tree_sha256(folder: Path) -> str:
     """sha256 of names and contents of the files in the folders of `folder`, hidden ones left out;
-    of more than 4 GB names and sizes stand for the content."""
+    of more than 4 GB names and sizes stand for the content, and a process walks them once as long
+    as nothing is added to or taken from a class."""
+    times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_dir()}
+    key = str(folder), tuple(sorted(times.items()))
+    if key in _large:
+        return _large[key]
     names = [path.relative_to(folder) for path in folder.glob("*/*") if path.is_file()]
     names = [p for p in names if not any(x.startswith((".", "__", "@")) for x in p.parts)]
     sizes = {name: (folder / name).stat().st_size for name in names}
@@ -299,7 +307,10 @@ def tree_sha256(folder: Path) -> str:
         f"{name.as_posix()} {file_sha256(folder / name) if whole else size}"
         for name, size in sorted(sizes.items())
     )
-    return hashlib.sha256("\n".join(listing).encode()).hexdigest()
+    sha256 = hashlib.sha256("\n".join(listing).encode()).hexdigest()
+    if not whole:
+        _large[key] = sha256
+    return sha256
 
 
 def file_sha256(path: Path | str) -> str:

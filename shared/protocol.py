@@ -763,6 +763,25 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
+def _is_record(record: dict[str, Any]) -> bool:
+    """Whether the parts that `stale` compares have the types a run writes."""
+    fingerprint = record.get("fingerprint")
+    parts = [fingerprint, record.get("metrics"), record.get("config") or {}]
+    if not all(isinstance(part, dict) for part in parts) or not isinstance(fingerprint, dict):
+        return False
+    names = ("code", "machine", "data", "asked", "uses")
+    if not all(isinstance(fingerprint.get(name) or {}, dict) for name in names):
+        return False
+    entries = (fingerprint.get("data") or {}).values()
+    texts = [
+        e.get(k, "") if isinstance(e, dict) else e for e in entries for k in ("sha256", "place")
+    ]
+    texts += (fingerprint.get("asked") or {}).values()
+    return all(isinstance(text, str) for text in texts) and all(
+        isinstance(e, dict) for e in entries
+    )
+
+
 def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str | None:
     """Why the run in `directory` must be made (again); None if its record stands.
 
@@ -772,7 +791,9 @@ def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str 
         return "record.json cannot be read" if (directory / "record.json").exists() else "no record"
     if any(record.get(k) != config[k] for k in ("arm", "task", "seed")):
         return "record.json is that of another run"
-    fingerprint = record.get("fingerprint") or {}
+    if not _is_record(record):
+        return "record.json is not as a run writes it"
+    fingerprint = record["fingerprint"]
     if fingerprint.get("config") != config_sha256(config):
         old = record.get("config") or {}
         moved = [

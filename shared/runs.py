@@ -662,6 +662,8 @@ def _chosen_run(paper: protocol.Protocol, doc: str | None) -> tuple[str, protoco
         parser.add_argument(f"--{name}")
     chosen, words = parser.parse_known_args()
     tiny = paper.document.tiny if chosen.tiny else None
+    if chosen.tiny and chosen.scale:
+        raise BadInput(f"--tiny is a scale of its own: leave out --scale {chosen.scale}")
     if tiny:
         print((doc or "").strip().split("\n\n")[0])
         what = f"arm '{tiny.arm}' on task '{tiny.task}'"

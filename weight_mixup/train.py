@@ -1,7 +1,7 @@
 """Train one arm of attention-guided weight mixup on one task with one seed.
 
-What to expect. `--scale cpu`: documentation task with 100 texts, accuracy between 50 and 60 % (chance
-10 %; the table in README.md has each arm's mean); 10 s a run on one core.
+What to expect. `--scale cpu`: documentation task with 100 texts, accuracy between 50 and 60 %
+(chance 10 %; the table in README.md has each arm's mean); 10 s a run on one core.
 `--scale gpu`: MiniLM on 300 and 1,000 examples of GLUE tasks. `--scale paper`: BERT-large, whose
 mean over four small tasks is published as 80.42. Expected hours: README.md, `make help`.
 

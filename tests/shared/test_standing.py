@@ -435,11 +435,31 @@ def test_what_a_paper_adds_to_its_run_is_deleted_with_it(toy, train):
     assert not (toy / "out" / "shift.json").exists() and record(toy / "out")["arm"] == "noisy"
 
 
+MANGLED = [{"fingerprint": []}, {"fingerprint": None}, {"metrics": "high"}, {"config": 3},
+           {"fingerprint": {"code": ["x"]}}, {"fingerprint": {"data": {"glue": "x"}}},
+           {"fingerprint": {"data": {"glue": {"sha256": 1}}}}, {"fingerprint": {"asked": {"x": 1}}},
+           {"fingerprint": {"uses": "stage"}}, {"fingerprint": {"machine": 5}}]  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", MANGLED, ids=str)
+def test_a_record_edited_by_hand_is_made_again(toy, train, parts, capsys):
+    train.run(config(train, toy))
+    path = toy / "out" / "record.json"
+    whole = record(toy / "out")
+    for name, part in parts.items():
+        whole[name] = {**whole[name], **part} if isinstance(part, dict) and part else part
+    write(path, json.dumps(whole))
+    train.run(config(train, toy))
+    assert "record.json is not as a run writes it" in capsys.readouterr().out
+    assert record(toy / "out")["metrics"]
+
+
 # --- the command line -------------------------------------------------------------------------
 
 
 ESCAPES = [("--tiny", "--task", "../../../../escape"), ("--task", "/tmp/escape"), ("--arm", "../x"),
-           ("--scale", "../x"), ("--seed", "../1"), ("--tiny", "--task", "..")]  # fmt: skip
+           ("--scale", "../x"), ("--seed", "../1"), ("--tiny", "--task", ".."),
+           ("--tiny", "--scale", "cpu")]  # fmt: skip
 
 
 def test_names_are_names(toy, train, monkeypatch):
