@@ -89,7 +89,7 @@ def attempt(module: Any, settings: dict[str, Any]) -> tuple[str, str]:
         return "stopped", ""
     except sources.MissingInput as error:
         return "missing", str(error)
-    except runs.BadInput as error:
+    except (runs.BadInput, OSError) as error:  # of a file, named there
         return "refused", str(error)
     except Exception:
         print(traceback.format_exc(), flush=True)

@@ -316,11 +316,11 @@ def tree_sha256(folder: Path) -> str:
 def file_sha256(path: Path | str) -> str:
     """sha256 of a file's bytes; asked twice of an untouched file, it is read once."""
     s = os.stat(path)
-    return _file_sha256(str(path), s.st_size, s.st_mtime_ns, s.st_ino)
+    return _file_sha256(str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
 
 
 @functools.lru_cache(maxsize=2**17)
-def _file_sha256(path: str, size: int, changed: int, inode: int) -> str:
+def _file_sha256(path: str, *state: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

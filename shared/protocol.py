@@ -155,7 +155,14 @@ def _keys_at(kind: Any, place: Sequence[str | int]) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number (YAML 1.1 wants 1.0e-4)."""
+    """YAML in which 1e-4 is a number (YAML 1.1 wants 1.0e-4), and a key is there once."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            what = f"the key {twice[0]!r} is there twice"
+            raise yaml.constructor.ConstructorError(problem=what, problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _EXPONENT = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
@@ -167,9 +174,26 @@ def load_yaml(path: Path, name: str) -> Any:
     if not path.exists():
         raise BadInput(f"{name} is missing")
     try:
-        return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
-    except yaml.YAMLError as error:
+        document = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+        if _size(document, {}) > LARGEST_DOCUMENT:
+            raise ValueError("its aliases unfold to more than a person can read")
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{name} is not valid YAML: {error}") from error
+    return document
+
+
+LARGEST_DOCUMENT = 1_000_000  # entries
+
+
+def _size(value: Any, sizes: dict[int, int]) -> int:
+    """Entries of a document with its aliases unfolded; one that holds itself ends in an error."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = LARGEST_DOCUMENT  # while it is being counted: it holds itself
+        parts = value.values() if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_size(part, sizes) for part in parts)
+    return sizes[id(value)]
 
 
 # --- Config -----------------------------------------------------------------------------------

@@ -274,7 +274,13 @@ class Run:
     def open(self) -> None:
         """Look at what is there: a finished run, one to go on with, one to make again."""
         for arm, used in self.config.uses.items():
-            status = (protocol.read_record(Path(used)) or {}).get("status", "not finished")
+            record = protocol.read_record(Path(used)) or {}
+            status = record.get("status", "not finished")
+            if status == "finished" and (record.get("paper"), record.get("arm")) != (
+                self.paper,
+                arm,
+            ):
+                status = f"is arm {record.get('arm')} of {record.get('paper')}"
             if status != "finished":
                 remedy = f"train it first or give --uses.{arm} DIR"
                 raise BadInput(f"{self.name}: the run it uses, {arm}, {status} in {used}; {remedy}")
@@ -645,7 +651,7 @@ def command_line(
         paper.check(config)
         _stop_on_signals()
         run(_with_used(paper, scale, node, config, run))
-    except (BadInput, inputs.MissingInput) as error:
+    except (BadInput, inputs.MissingInput, OSError) as error:  # of a file, named there
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Diverged as error:
