@@ -78,7 +78,7 @@ def _serve(
 
 def attempt(module: Any, settings: dict[str, Any]) -> tuple[str, str]:
     """Train one run with `module.run`; (status, detail) as in Outcome."""
-    from shared import runs, sources  # torch comes with it: only where runs are trained
+    from shared import inputs, runs, sources  # torch comes with it: only where runs are trained
 
     try:
         module.run(module.Config(**settings))
@@ -89,8 +89,8 @@ def attempt(module: Any, settings: dict[str, Any]) -> tuple[str, str]:
         return "stopped", ""
     except sources.MissingInput as error:
         return "missing", str(error)
-    except (runs.BadInput, OSError) as error:  # of a file, named there
-        return "refused", str(error)
+    except (runs.BadInput, OSError) as error:
+        return "refused", inputs.in_words(error)
     except Exception:
         print(traceback.format_exc(), flush=True)
         return "crashed", traceback.format_exc()

@@ -767,7 +767,10 @@ def imported_code(train_py: Path) -> dict[str, str]:
     return hashes
 
 
-VOLATILE = {"created", "commit", "environment", "seconds", "cpu_seconds", "peak_memory_mb"}
+VOLATILE = {
+    *("created", "commit", "environment", "seconds", "cpu_seconds", "peak_memory_mb"),
+    "files",  # `state_sha256` says what a run trained; these may hold times
+}
 
 
 def record_sha256(record: dict[str, Any]) -> str:
@@ -782,28 +785,9 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     """The run's record, or None if there is none that can be read."""
     try:
         record = json.loads((directory / "record.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
-
-
-def _is_record(record: dict[str, Any]) -> bool:
-    """Whether the parts that `stale` compares have the types a run writes."""
-    fingerprint = record.get("fingerprint")
-    parts = [fingerprint, record.get("metrics"), record.get("config") or {}]
-    if not all(isinstance(part, dict) for part in parts) or not isinstance(fingerprint, dict):
-        return False
-    names = ("code", "machine", "data", "asked", "uses")
-    if not all(isinstance(fingerprint.get(name) or {}, dict) for name in names):
-        return False
-    entries = (fingerprint.get("data") or {}).values()
-    texts = [
-        e.get(k, "") if isinstance(e, dict) else e for e in entries for k in ("sha256", "place")
-    ]
-    texts += (fingerprint.get("asked") or {}).values()
-    return all(isinstance(text, str) for text in texts) and all(
-        isinstance(e, dict) for e in entries
-    )
 
 
 def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str | None:
@@ -813,19 +797,34 @@ def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str 
     record = read_record(directory)
     if record is None:
         return "record.json cannot be read" if (directory / "record.json").exists() else "no record"
-    if any(record.get(k) != config[k] for k in ("arm", "task", "seed")):
+    if any(record.get(k) != config[k] for k in ("scale", "arm", "task", "seed")):
         return "record.json is that of another run"
-    if not _is_record(record):
+    try:
+        return _stale(directory, record, config, code)
+    except BadInput:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, OSError):  # whatever it holds
         return "record.json is not as a run writes it"
-    fingerprint = record["fingerprint"]
+
+
+def _stale(
+    directory: Path, record: dict[str, Any], config: dict[str, Any], code: dict[str, str]
+) -> str | None:
+    fingerprint, old = record["fingerprint"], {**(record.get("config") or {})}
+    read = inputs.ReadLog(fingerprint.get("data") or {}, fingerprint.get("asked") or {})
+    texts = [*(entry["sha256"] for entry in read.values()), *read.asked.values()]
+    texts += [gate["id"] for gate in record["gates"]] + [*{**record["splits"]}]
+    numeric = all(isinstance(number, float | int) for number in {**record["metrics"]}.values())
+    "".join(texts)
+    if not numeric or record["status"] not in ("finished", "diverged"):
+        raise TypeError("no outcome")
     if fingerprint.get("config") != config_sha256(config):
-        old = record.get("config") or {}
         moved = [
             k for k in _without(config, PLACE) if sha256_json(old.get(k)) != sha256_json(config[k])
         ]
         changes = ", ".join(f"{k} {old.get(k)!r} -> {config[k]!r}" for k in moved)
         return f"settings changed: {changes or 'fields'}"
-    old_code = fingerprint.get("code") or {}
+    old_code = {**(fingerprint.get("code") or {})}
     if old_code != code:
         files = sorted(k for k in {*code, *old_code} if code.get(k) != old_code.get(k))
         return f"code changed: {', '.join(files)}"
@@ -834,7 +833,6 @@ def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str 
     now = machine.fingerprint(config["device"])
     if reason := machine.moved(fingerprint.get("machine") or {}, now):
         return reason
-    read = inputs.ReadLog(fingerprint.get("data") or {}, fingerprint.get("asked") or {})
     if reason := inputs.changed(read, config):
         return reason
     for arm, sha256 in (fingerprint.get("uses") or {}).items():
@@ -844,4 +842,28 @@ def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str 
     expected, predictions = record.get("predictions_sha256"), directory / "predictions.npz"
     if expected and not (predictions.exists() and sha256_file(predictions) == expected):
         return "predictions.npz does not match its record"
+    return altered(directory, record)
+
+
+def unusable(directory: Path, paper: str, arm: str) -> str | None:
+    """Why the run in `directory` cannot be what another one uses as `arm`; None if it can."""
+    record = read_record(directory) or {}
+    if record.get("status") != "finished":
+        return str(record.get("status", "not finished"))
+    if (record.get("paper"), record.get("arm")) != (paper, arm):
+        return f"is arm {record.get('arm')} of {record.get('paper')}"
+    try:
+        record_sha256(record), record["fingerprint"]["code"]
+        record["gradient_evaluations_with_uses"] + 0
+        return altered(directory, record)
+    except (LookupError, TypeError, AttributeError, OSError):
+        return "has a record that no run wrote"
+
+
+def altered(directory: Path, record: dict[str, Any]) -> str | None:
+    """The first file of a run, in words, that is not as it was when the record was written."""
+    for name, sha256 in {**(record.get("files") or {})}.items():
+        path = directory / name
+        if not path.is_file() or inputs.file_sha256(path) != sha256:
+            return f"{name} does not match its record"
     return None
