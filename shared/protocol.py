@@ -840,7 +840,7 @@ def _stale(
         if used is None or record_sha256(used) != sha256:
             return f"the run it uses changed: {arm}"
     expected, predictions = record.get("predictions_sha256"), directory / "predictions.npz"
-    if expected and not (predictions.exists() and sha256_file(predictions) == expected):
+    if expected and not (predictions.is_file() and sha256_file(predictions) == expected):
         return "predictions.npz does not match its record"
     return altered(directory, record)
 
