@@ -30,8 +30,6 @@ LFS = b"version https://git-lfs"
 LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 _DTYPE = re.compile(r"BOOL|[IU](8|16|32|64)|B?F16|F32|F64|C64|F8_\w+|F6_\w+|F4")
 _FLOAT = re.compile(r"B?F16|F32|F64")
-# Constants that older checkpoints store, some as whole numbers.
-CONSTANTS = re.compile(r"(position_ids|attn\.bias|masked_bias|inv_freq)$")
 
 CONVERT = "load it where you trust it, and write it again with save_pretrained (safetensors)"
 AGAIN = "fetch it again"
@@ -193,7 +191,7 @@ def _floats(path: Path) -> dict[str, Any]:
     """The header of a file of weights; transformers casts integers to floats without a word."""
     header = _header(path)
     for name, entry in header.items():
-        if not _FLOAT.fullmatch(entry["dtype"]) and not CONSTANTS.search(name):
+        if name.endswith("weight") and not _FLOAT.fullmatch(entry["dtype"]):
             remedy = "take the weights as F64, F32, F16 or BF16, before they were quantised"
             refuse(path, f"holds {name} as {entry['dtype']}, which are no weights", remedy)
     return header

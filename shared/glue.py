@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -245,7 +246,7 @@ def _split(task: str, rows: Rows, columns: tuple[str, ...], part: str, where: st
     s, (*text_columns, label_column) = spec(task), columns
     required = text_columns if part == "test" else columns
     texts, labels, groups, values = [], [], [], []
-    question_numbers: dict[tuple[object, object], int] = {}
+    question_numbers: dict[tuple[Any, Any], int] = {}
     for at, row in rows:
         if missing := [name for name in required if name not in row]:
             raise tables.no_column(at, missing[0], row)
@@ -268,7 +269,7 @@ def _split(task: str, rows: Rows, columns: tuple[str, ...], part: str, where: st
     )
 
 
-def _question(index: object, at: str) -> tuple[int, ...]:
+def _question(index: object, at: str) -> tuple[Any, Any]:
     """Numbers of passage and question from the column `idx`."""
     place = index if isinstance(index, dict) else {}
     passage = place.get("passage", place.get("paragraph"))

@@ -23,6 +23,8 @@ BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 # Relative positions: no text is too long.
 RELATIVE = {"deberta", "deberta-v2", "t5", "mt5", "mpt", "xlnet"}
 RIGHT = "take the tokenizer that the model was trained with"
+# Constants that older checkpoints store.
+_CONSTANTS = re.compile(r"(position_ids|attn\.bias|masked_bias|inv_freq)$")
 SAMPLED = 400  # texts that the guard looks at
 MOST_UNKNOWN, FEWEST = 0.2, 20  # share of the pieces of texts, if they are so many
 
@@ -151,7 +153,7 @@ def _model(name: str | Path, folder: Path, cls: Any, fresh: str, options: dict[s
     start = f"{model.base_model_prefix}."
     for weight in sorted(info["unexpected_keys"]):  # heads of the pretraining may be left over
         part = weight.removeprefix(start).split(".")[0]
-        if part in parts and matters(weight) and not door.CONSTANTS.search(weight):
+        if part in parts and matters(weight) and not _CONSTANTS.search(weight):
             raise BadInput(f"{what} has no place for {weight}: its config.json is another model's")
     for weight, value in model.named_parameters():
         if matters(weight) and not value.isfinite().all():

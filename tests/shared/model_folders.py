@@ -74,10 +74,10 @@ def sharded(then: Breaker) -> Breaker:
     return make
 
 
-def header(**changes: object) -> bytes:
-    """A file of one tensor, x, whose entry has these changes."""
+def header(name: str = "x", **changes: object) -> bytes:
+    """A file of one tensor whose entry has these changes."""
     entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes
-    start = json.dumps({"x": entry}).encode()
+    start = json.dumps({name: entry}).encode()
     return len(start).to_bytes(8, "little") + start + bytes(8)
 
 
@@ -154,7 +154,7 @@ BROKEN: dict[str, tuple[Breaker, str]] = {
     ),
     "settings are cut": (puts("generation_config.json", "{"), "generation_config.json is not JSON"),
     "tokens are a list": (puts("special_tokens_map.json", "[]"), "holds a list, not an object"),
-    "whole numbers": (puts(WHOLE, header(dtype="I32")), "holds x as I32, which are no weights"),
+    "whole numbers": (puts(WHOLE, header("weight", dtype="I32")), "holds weight as I32, which"),
     "a tensor twice": (puts(WHOLE, TWICE), "the key 'x' is there twice"),
     "pipe": (lambda f: (lacks(WHOLE)(f), os.mkfifo(f / WHOLE)), "model.safetensors is not a file"),
     "config loops": (loop, "config.json cannot be read"),
