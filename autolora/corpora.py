@@ -66,7 +66,10 @@ def read_iob(path: Path) -> list[Sentence]:
         sentence = sentence if sentence.words else Sentence([], [], at)
         sentence.words.append(fields[0])
         sentence.tags.append(fields[1])
-    return [*rows, sentence] if sentence.words else rows
+    rows += [sentence] if sentence.words else []
+    if not rows:
+        raise BadInput(f"{path}: no rows, it holds no sentence. Remedy: fetch the file again")
+    return rows
 
 
 def bionlp(folder: str, part: str) -> list[Sentence]:
@@ -157,6 +160,8 @@ def read_triples(path: Path) -> list[tuple[str, str]]:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"{at}: not triples with texts ({error})"
             raise BadInput(f"{what}. Remedy: fetch the file again") from error
+    if not rows:
+        raise BadInput(f"{path}: no rows, no entry has a good text. Remedy: fetch the file again")
     return rows
 
 

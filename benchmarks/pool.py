@@ -81,7 +81,7 @@ def _serve(
 
 def attempt(module: Any, settings: dict[str, Any]) -> tuple[str, str]:
     """Train one run with `module.run`; (status, detail) as in Outcome."""
-    from shared import machine, runs, sources  # torch comes with it: only where runs are trained
+    from shared import inputs, machine, runs  # torch comes with it: only where runs are trained
 
     try:
         module.run(module.Config(**settings))
@@ -91,10 +91,10 @@ def attempt(module: Any, settings: dict[str, Any]) -> tuple[str, str]:
         return "diverged", str(error)
     except runs.Stopped:
         return "stopped", ""
-    except sources.MissingInput as error:
+    except inputs.MissingInput as error:
         return "missing", str(error)
-    except runs.BadInput as error:
-        return "refused", str(error)
+    except (runs.BadInput, OSError) as error:
+        return "refused", inputs.in_words(error)
     except Exception:
         print(traceback.format_exc(), flush=True)
         return "crashed", traceback.format_exc()

@@ -147,7 +147,7 @@ def _tap_part(name: str, source: Path | sources.Hub, part: str) -> Split:
             raise tables.no_column(at, "label", row)
         label = str(row["label"])
         label = str(names.index(label.upper())) if label.upper() in names else label
-        if not label.isdecimal() or not 0 <= int(label) < classes:
+        if label not in map(str, range(classes)):
             limit = f"is not one of the {classes} classes"
             remedy = f"Remedy: {', '.join(names) or 'numbers'} from 0 to {classes - 1}"
             raise runs.BadInput(f"{at}: label {row['label']!r} {limit}. {remedy}")
