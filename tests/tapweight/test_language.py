@@ -80,7 +80,7 @@ def closures(config: Config):
     domain.encoder.train()
     unlabelled, labelled = (runs.Batches(torch.arange(n), 3, 0, "x") for n in domain.sizes[:2])
     task = train.task_loss(config, NoRun(), domain, domain.encoder, w, "train", labelled, 0)
-    return task, train.objectives(config, NoRun(), domain, unlabelled, 0)[0][0]
+    return task, train.objectives(config, NoRun(), domain, unlabelled, 0, False)[0][0]
 
 
 def test_official_accidents_are_chosen_by_settings(rehearsal_cache):
@@ -101,7 +101,7 @@ def test_official_accidents_are_chosen_by_settings(rehearsal_cache):
 def test_unlabelled_texts_hold_no_test_text(rehearsal_cache):
     with rehearsal.inputs("rehearsal"):
         for name in ("mnli", "rct", "agnews", "stsb"):
-            task = data.read(name, 0, 0, 8 / 9)
+            task = data.read(name, 0, 8 / 9)
             ids, texts = task.unlabelled
             assert not set(ids.tolist()) & set(task.test.ids.tolist())
             assert len(texts) == sum(len(data.sentences(t)) for t in task.labelled.texts)
@@ -126,7 +126,7 @@ def test_tap_rows_are_refused_with_their_number(tmp_path, monkeypatch):
     ):
         path.write_text(json.dumps(row) + "\n")
         with pytest.raises(ValueError, match=text):
-            data.read("agnews", 0, 0, 0.5)
+            data.read("agnews", 0, 0.5)
     path.unlink()
     with pytest.raises(MissingInput, match=r"train\.jsonl"):
-        data.read("agnews", 0, 0, 0.5)
+        data.read("agnews", 0, 0.5)
