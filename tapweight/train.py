@@ -148,7 +148,7 @@ def start_levels(
 def objectives(
     config: Config, run: Run, domain: Domain, unlabelled: Batches[Tensor], t: int, again: bool
 ) -> list[list[method.Losses]]:
-    """K pretraining losses: for each Level I step its micro-batches. again: for the weights, too."""
+    """The K losses: for each Level I step its micro-batches. again: for the weights, too."""
 
     def of(step: int, micro: int) -> method.Losses:
         """Masks and dropout are the same whenever the losses are evaluated."""
