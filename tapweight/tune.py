@@ -1,4 +1,4 @@
-"""Settings of the planted digits at scale cpu: twelve trials for each arm.
+"""Settings of the planted digits at scale cpu: nine trials for each arm.
 
     python -m tapweight.tune     about five minutes; prints the `tuning` list of protocol.yaml
 
@@ -21,12 +21,12 @@ from tapweight import train
 from tapweight.config import Config
 
 SEEDS = range(30, 36)
-RATES = {"finetune_lr": (3e-4, 1e-3, 3e-3, 1e-2), "lr_I": (1e-3, 3e-3, 1e-2)}
+RATES = {"finetune_lr": (1e-3, 3e-3, 1e-2), "lr_I": (1e-3, 3e-3, 1e-2)}
 GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
-    "ft": {"finetune_lr": tuple(1e-3 * x for x in (1, 2, 3, 4, 5, 7, 10, 15, 20, 25, 30, 50))},
+    "ft": {"finetune_lr": (1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 1.5e-2, 2e-2, 3e-2, 5e-2)},
     "cp-uniform": RATES,
     "oracle": RATES,
-    "tapweight": {"finetune_lr": RATES["finetune_lr"], "gamma": (1.0, 10.0, 100.0)},
+    "tapweight": {"finetune_lr": RATES["finetune_lr"], "gamma": (0.1, 1.0, 10.0)},
 }
 
 
