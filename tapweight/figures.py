@@ -213,7 +213,7 @@ def final_weights(results: dict[str, Any]) -> Picture | None:
     return "final-weights", caption, f"Dot plot. Means: {'; '.join(means)}.", figure
 
 
-SHOWN = {"tapweight": "o", "cp-uniform": "s", "oracle": "^", "permuted": "x"}  # arm -> marker
+SHOWN = {"tapweight": "o", "loose": "v", "cp-uniform": "s", "permuted": "x", "oracle": "^"}
 
 
 def weight_and_score(results: dict[str, Any]) -> Picture | None:
@@ -238,15 +238,19 @@ def weight_and_score(results: dict[str, Any]) -> Picture | None:
         axis.plot(weight + jitter, score, marker, **style)
         axis.axhline(score.mean(), color=colour, linewidth=0.8, linestyle=":")
         means.append(f"{arm} {score.mean():.1f} at weight {weight.mean():.2f}")
-    low = sum(weight < 0.25 for weight, _ in dots["tapweight"])
+    below = [
+        f"{sum(weight < 0.25 for weight, _ in dots[arm])} of {len(dots[arm])} seeds of {arm}"
+        for arm in ("tapweight", "loose")
+        if arm in dots
+    ]
     axis.set_xlabel("final weight of the useful objective")
     axis.set_ylabel("accuracy after finetuning, %")
     axis.legend(fontsize=7)
     figure.tight_layout()
     caption = (
         "Planted digits, one mark for a seed, dotted lines: means of the arms. Uniform weights "
-        f"stand at 0.25, the oracle at 1. In {low} of {len(dots['tapweight'])} seeds TapWeight "
-        "ends with less than the uniform share on the useful objective."
+        "stand at 0.25, the oracle at 1. Below the uniform share on the useful objective end "
+        f"{' and '.join(below)}."
     )
     alt = f"Scatter plot of accuracy against weight. Means: {'; '.join(means)}."
     return "weight-and-score", caption, alt, figure

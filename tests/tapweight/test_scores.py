@@ -55,7 +55,7 @@ def test_figures_with_and_without_runs(tmp_path):
         )
     ]  # fmt: skip
     ((name, caption, alt, _),) = figures.figures({"runs": rows}, {})
-    assert name == "weight-and-score" and "In 1 of 2 seeds" in caption
+    assert name == "weight-and-score" and "end 1 of 2 seeds of tapweight." in caption
     assert "tapweight 70.0 at weight 0.50" in alt and "permuted 40.0" in alt
     assert figures.figures({"runs": rows[:2]}, {}) == []
     assert figures.objective_names("cola", 3) == ["CL", "MLM", "SOP"]
