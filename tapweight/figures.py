@@ -234,7 +234,7 @@ def weight_and_score(results: dict[str, Any]) -> Picture | None:
             continue
         weight, score = np.array(dots[arm]).T
         jitter = np.linspace(-0.015, 0.015, len(weight)) if np.ptp(weight) == 0 else 0.0
-        style = {"color": colour, "markersize": 4, "alpha": 0.8, "label": arm}
+        style: dict[str, Any] = {"color": colour, "markersize": 4, "alpha": 0.8, "label": arm}
         axis.plot(weight + jitter, score, marker, **style)
         axis.axhline(score.mean(), color=colour, linewidth=0.8, linestyle=":")
         means.append(f"{arm} {score.mean():.1f} at weight {weight.mean():.2f}")

@@ -20,9 +20,10 @@ from shared import protocol, runs
 from tapweight import train
 from tapweight.config import Config
 
+Grid = dict[str, tuple[float, ...]]
 SEEDS = range(30, 36)
-RATES = {"finetune_lr": (1e-3, 3e-3, 1e-2), "lr_I": (1e-3, 3e-3, 1e-2)}
-GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
+RATES: Grid = {"finetune_lr": (1e-3, 3e-3, 1e-2), "lr_I": (1e-3, 3e-3, 1e-2)}
+GRIDS: dict[str, Grid] = {
     "ft": {"finetune_lr": (1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 1.5e-2, 2e-2, 3e-2, 5e-2)},
     "cp-uniform": RATES,
     "oracle": RATES,
