@@ -103,12 +103,11 @@ def learn_weights(config: Config, run: Run, domain: Domain) -> Pretrained:
         optimizers.set_rates(levels.optimizers, config.schedule, t, config.steps, config.warmup)
         for module in modules.values():
             module.train()
-        learn = t >= outcome.warm_up(config)
-        one = objectives(config, run, domain, unlabelled, t, learn)
+        one = objectives(config, run, domain, unlabelled, t, t >= outcome.warm_up(config))
         two = [task("train", labelled, t * config.steps_II + i) for i in range(config.steps_II)]
         three = task("validation", outer, t), one[-1] if config.whole_batch else one[-1][-1:]
         start_clock()
-        facts = cycle(levels, one, two, three, learn=learn)
+        facts = cycle(levels, one, two, three, learn=t >= outcome.warm_up(config))
         lam = method.weights(levels.alpha)
         run.finite(lam, "III", t)
         values = {name: value for name, value in vars(facts).items() if value is not None}
@@ -210,7 +209,8 @@ def autocast(config: Config, domain: Domain) -> method.Autocast:
 def finetune(config: Config, run: Run, domain: Domain) -> tuple[nn.Module, int]:
     """A fresh head on the encoder: for all arms of a seed the same head, batches and dropout."""
     part: Part = config.finetune_on
-    rows = torch.arange(sum(domain.sizes[1 : 2 if part == "train" else 3]))
+    parts = ("train",) if part == "train" else ("train", "validation")
+    rows = torch.arange(sum(len(domain.items[name]) for name in parts))
     batches = Batches(rows, config.finetune_batch, config.seed, "finetune")
     steps = config.finetune_steps or max(1, round(config.finetune_epochs * batches.per_epoch))
     head = domain.head(config.seed, "head", "finetune")
