@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autolora import grid, maps, method, ranks
+from autolora import grid, maps, method, official, ranks
 from autolora.config import Config
-from autolora.method import lora_layers, with_peft
+from autolora.maps import lora_layers
+from autolora.method import with_peft
+from autolora.models import Network
 from autolora.ranks import Ranks
 from autolora.setting import Setting
 from shared import bundled, runs
@@ -60,12 +62,20 @@ def adapted(
         config.lora_dropout,
         config.bias,
     )
-    built = method.ranks_read_back(wrapped)
+    built = maps.ranks_read_back(wrapped)
     detail = f"wanted {list(chosen.values())}, built {list(built.values())}"
     run.gate("ranks-read-back", built == chosen, detail)
     if search and rule in ("permuted", "equal", "random"):
         gate_control(run, rule, search["ranks"], chosen)
     return wrapped.to(setting.device).train(), chosen
+
+
+def selection(config: Config, network: Network) -> dict[str, Any]:
+    """What a search tells `method.attach` beside its first arguments: the defaults, or habits."""
+    start = official.start(config.weights, config.k, config.beta_init)
+    weigh = official.WEIGHTS[config.weights]
+    named = {"pattern": network.pattern, "dropout": config.search_dropout}
+    return {**named, "beta_init": start, "weigh": weigh}
 
 
 def gate_control(run: Run, rule: str, learned: Ranks, chosen: Ranks) -> None:

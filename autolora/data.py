@@ -95,8 +95,9 @@ def read(name: str, stream: torch.Generator, train_items: int = 0) -> Task:
 
 def _movie(stream: torch.Generator, train_items: int) -> Task:
     task = bundled.ratings("movie", stream, train_items or 300, binary=True)
-    parts = [Part(p.ids, p.texts, p.labels) for p in (task.train, task.test, task.validation)]
-    return Task("movie", "classification", "accuracy", task.labels, *parts)
+    splits = task.train, task.test, task.validation
+    train, test, validation = (Part(p.ids, p.texts, p.labels) for p in splits)
+    return Task("movie", "classification", "accuracy", task.labels, train, test, validation)
 
 
 def _glue(name: str) -> Task:
@@ -140,7 +141,7 @@ def _tagging(name: str) -> Task:
         first += len(rows)
         labels_of = [[number[tag] for tag in sentence.tags] for sentence in rows]
         parts.append(Part(ids, [sentence.words for sentence in rows], labels_of))
-    return Task(name, "tagging", "f1", tuple(tags), *parts)
+    return Task(name, "tagging", "f1", tuple(tags), parts[0], parts[1])
 
 
 def _generation(name: str) -> Task:

@@ -225,8 +225,9 @@ def share_by_travel(results: dict[str, Any]) -> Figure | None:
         share = gains.mean(1) / room.mean()
         # 95 %: of the mean of gain - share * room, which is 0 here, over the mean room
         spread = (gains - share[:, None] * room).std(1, ddof=1) / len(seeds) ** 0.5 / room.mean()
-        look = {"marker": "osD"[i], "linestyle": ("-", "--", ":")[i], "capsize": 3}
-        axis.errorbar(TRAVELS, share, 1.96 * spread, label=text, **look)
+        axis.errorbar(
+            TRAVELS, share, 1.96 * spread, label=text, fmt=("o-", "s--", "D:")[i], capsize=3
+        )
     for height, text in ((0.0, "uniform ranks"), (1.0, "true ranks")):
         axis.axhline(height, color=GREY, linewidth=0.8)
         axis.text(TRAVELS[0], height, text, color=GREY, va="bottom", fontsize="small")

@@ -4,8 +4,8 @@ BERT, RoBERTa, ELECTRA, ALBERT     query, value; ALBERT's blocks share one of ea
 DeBERTa                            query_proj, value_proj (version 2 and 3)
 DistilBERT                         q_lin, v_lin
 Llama, Qwen2, Mistral, ...         q_proj, v_proj
-GPT-2, ModernBERT                  one fused map for query, key and value (c_attn, Wqkv): it gets one
-                                   rank, unless `split_fused` has made three maps of it first
+GPT-2, ModernBERT                  one fused map for query, key and value (c_attn, Wqkv): it gets
+                                   one rank, unless `split_fused` has made three maps of it first
 anything else                      by `pattern`, a regular expression over module names
 """
 
@@ -42,8 +42,8 @@ def adapted_maps(model: nn.Module, pattern: str = "") -> dict[str, nn.Module]:
     if not found and not pattern:
         found = _matching(there, FUSED)
         if found:
-            last = next(iter(found)).rpartition(".")[2]
-            one = f"query, key and value of a block are one map ({last}), which gets one rank"
+            fused = next(iter(found)).rpartition(".")[2]
+            one = f"query, key and value of a block are one map ({fused}), which gets one rank"
             remedy = "maps.split_fused(model) first gives them ranks of their own"
             warnings.warn(f"{kind}: {one}; {remedy}", stacklevel=2)
     if not found:
@@ -137,7 +137,8 @@ def fuse_adapter(
             width = len(B)
             left = B.new_zeros(3 * width, len(A))
             left[i * width : (i + 1) * width] = B
-            lefts.append(left), rights.append(A)
+            lefts.append(left)
+            rights.append(A)
         state[f"base_model.model.{name}.lora_A.weight"] = torch.cat(rights)
         state[f"base_model.model.{name}.lora_B.weight"] = torch.cat(lefts, dim=1)
         ranks[name] = sum(map(len, rights))
@@ -147,3 +148,19 @@ def fuse_adapter(
     config.fan_in_fan_out = next(iter(splits.values())).conv
     return config, state
 
+
+# --- peft's layers --------------------------------------------------------------------------------
+
+
+def lora_layers(wrapped: nn.Module) -> dict[str, Any]:
+    """Full module name in the original model -> peft's LoRA (or AdaLoRA) layer."""
+    return {
+        name.removeprefix("base_model.model."): module
+        for name, module in wrapped.named_modules()
+        if hasattr(module, "lora_A") and hasattr(module, "scaling")
+    }
+
+
+def ranks_read_back(wrapped: nn.Module) -> dict[str, int]:
+    """The rank that each map really has: peft ignores a pattern key that matches nothing."""
+    return {n: len(layer.lora_A["default"].weight) for n, layer in lora_layers(wrapped).items()}

@@ -36,8 +36,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autolora import maps
 from autolora.maps import adapted_maps as adapted_maps
-from autolora.maps import size
 from shared.hypergrad import FiniteDifference, Hypergradient, Method, hypergrad
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ def simplex(beta: Tensor) -> Tensor:
 class SelectionLoRA(nn.Module):
     """Equation (1): a frozen linear map W plus s * B diag(softmax(beta)) A, with s = c / k.
 
-    base: nn.Linear, or a Conv1D as GPT-2 has it. A: (k, d_in), uniform in +-1/sqrt(d_in);  B:
-    (d_out, k), zero;  beta: (k,), constant, so that alpha = 1/k. weigh: the printed ablations
-    replace the softmax (`official.WEIGHTS`). Raises ValueError where k is no rank of the map."""
+    A: (k, d_in), uniform in +-1/sqrt(d_in);  B: (d_out, k), zero;  beta: (k,), constant, so that
+    alpha = 1/k. base: nn.Linear, or GPT-2's Conv1D. weigh: another in the paper's ablations.
+    Raises ValueError where k is no rank of the map."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class SelectionLoRA(nn.Module):
         weigh: Weigh = simplex,
     ):
         super().__init__()
-        d_out, d_in = size(base)
+        d_out, d_in = maps.size(base)
         if not 1 <= k <= min(d_out, d_in):
             limit = f"must lie in 1..{min(d_out, d_in)} ({d_out} x {d_in} map)"
             raise ValueError(f"search rank k = {k} {limit}")
@@ -247,9 +247,9 @@ def lora(
     bias: Literal["none", "all"] = "none",
 ) -> PeftModel:
     """The pretrained model with plain LoRA of rank r_l in map l: fresh A, B = 0, head trainable."""
-    config = lora_config(ranks, k, head, c, scale, lora_dropout=dropout, bias=bias)
-    wrapped = with_peft(model, config)
-    for name, layer in lora_layers(wrapped).items():
+    how: dict[str, Any] = {"lora_dropout": dropout, "bias": bias}
+    wrapped = with_peft(model, lora_config(ranks, k, head, c, scale, **how))
+    for name, layer in maps.lora_layers(wrapped).items():
         start_A(layer.lora_A["default"].weight, draw(name))
     return wrapped
 
@@ -262,11 +262,11 @@ def lora_config(
     scale: Scale = "per_rank",
     **more: Any,
 ) -> LoraConfig:
-    """peft's `LoraConfig` with rank r_l in map l. head: a module trained whole; more: its fields."""
+    """peft's `LoraConfig` with rank r_l in map l; head: module trained whole; more: its fields."""
     from peft import LoraConfig
 
-    heads = [head] if head else None
-    return LoraConfig(**patterns(ranks, k, c, scale), modules_to_save=heads, **more)
+    head_modules = [head] if head else None
+    return LoraConfig(**patterns(ranks, k, c, scale), modules_to_save=head_modules, **more)
 
 
 def patterns(
@@ -287,20 +287,5 @@ def with_peft(model: nn.Module, config: PeftConfig) -> PeftModel:
     with warnings.catch_warnings():
         # peft asks transformers for a property that is being renamed
         warnings.simplefilter("ignore", FutureWarning)
-        # it turns fan_in_fan_out on by itself where a map is a Conv1D
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # of Conv1D
         return get_peft_model(model, config)
-
-
-def lora_layers(wrapped: nn.Module) -> dict[str, Any]:
-    """Full module name in the original model -> peft's LoRA (or AdaLoRA) layer."""
-    return {
-        name.removeprefix("base_model.model."): module
-        for name, module in wrapped.named_modules()
-        if hasattr(module, "lora_A") and hasattr(module, "scaling")
-    }
-
-
-def ranks_read_back(wrapped: nn.Module) -> dict[str, int]:
-    """The rank that each map really has: peft ignores a pattern key that matches nothing."""
-    return {n: len(layer.lora_A["default"].weight) for n, layer in lora_layers(wrapped).items()}

@@ -1,6 +1,6 @@
 """Which network an arm adapts: a whole transformer, or MiniLM's upper blocks on cached states.
 
-Both keep the module names of the stock class of transformers, so that a trained adapter loads there.
+Both keep the module names of the stock class of transformers: a trained adapter loads there.
 """
 
 from __future__ import annotations

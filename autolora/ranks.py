@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from autolora import method, official
 from autolora.config import Config
-from autolora.maps import size
+from autolora.maps import lora_layers, size
 from autolora.method import TIE, SelectionLoRA, count
 from shared.runs import BadInput
 
@@ -81,7 +81,7 @@ def by_every_rule(layers: Mapping[str, SelectionLoRA]) -> dict[str, Ranks]:
 def of_probe(wrapped: nn.Module) -> Search:
     """Content of ranks.json after plain LoRA: the spectral rank of each trained update."""
     ranks = {}
-    for name, layer in method.lora_layers(wrapped).items():
+    for name, layer in lora_layers(wrapped).items():
         left, right = layer.lora_B["default"].weight, layer.lora_A["default"].weight
         ranks[name] = spectral_rank(left.detach().cpu(), right.detach().cpu())
     return {"ranks": ranks, "budget": sum(ranks.values())}
@@ -211,7 +211,9 @@ def choose(
     Raises BadInput for a rule that does not exist, that needs a search, or a planted truth."""
     if rule == "oracle":
         if not truth:
-            raise BadInput("ranks = 'oracle': only a planted task knows its ranks; use task planted")
+            raise BadInput(
+                "ranks = 'oracle': only a planted task knows its ranks; use task planted"
+            )
         return from_list(truth, list(maps))
     values = [int(word) for word in rule.split(",")] if rule.replace(",", "").isdigit() else []
     if len(values) == 1:

@@ -51,17 +51,8 @@ def search(config: Config, run: Run) -> None:
     """Alternate the two levels, then read the ranks off -> ranks.json, all that is used of it."""
     setting = prepare(config, run)
     model, head, ids = setting.network.model, setting.network.head, setting.train.ids
-    layers = method.attach(
-        model,
-        config.k,
-        head,
-        setting.draw,
-        config.c,
-        config.search_dropout,
-        official.start(config.weights, config.k, config.beta_init),
-        setting.network.pattern,
-        official.WEIGHTS[config.weights],
-    )
+    chosen = adapters.selection(config, setting.network)
+    layers = method.attach(model, config.k, head, setting.draw, config.c, **chosen)
     if config.search_encoder:
         official.free_encoder(model)
     frozen_before = frozen_sha256(model)
@@ -87,7 +78,9 @@ def search(config: Config, run: Run) -> None:
         if step % LOG_EVERY == 0 or step == total - 1:
             h = done.hypergradient
             sizes = {"direct": vectors.norm(h.direct), "implicit": vectors.norm(h.implicit)}
-            run.log(step=step, loss=float(done.loss), **sizes, **ranks.selection(layers, config.weights))
+            run.log(
+                step=step, loss=float(done.loss), **sizes, **ranks.selection(layers, config.weights)
+            )
 
     content = ranks.of_search(config, layers)
     runs.write_json(run.directory / "ranks.json", content)
@@ -170,9 +163,8 @@ def retrain(config: Config, run: Run) -> None:
     model, task, ids = setting.network.model, setting.task, setting.train.ids
     maps = method.adapted_maps(model, setting.network.pattern)
     is_stage = config.train_on == "inner"
-    batches = runs.Batches(
-        setting.inner if is_stage else np.arange(len(ids)), config.batch, config.seed, "batches"
-    )
+    rows_used = setting.inner if is_stage else np.arange(len(ids))
+    batches = runs.Batches(rows_used, config.batch, config.seed, "batches")
     total = config.steps or math.ceil(config.epochs * batches.per_epoch)
     warmup = max(1, round(config.warmup * total))
     wrapped, rank_of = adapters.adapted(config, run, setting, maps, total)
@@ -218,9 +210,7 @@ def retrain(config: Config, run: Run) -> None:
     if config.export:
         adapters.export(config, run, setting, wrapped)
     if tested:
-        tested |= about(config, rank_of, maps, total)
-        if task.true_ranks:
-            tested["_true_ranks"] = np.array(task.true_ranks)
+        tested |= about(config, task.true_ranks, rank_of, maps, total)
         if epochs:
             tested["best_epoch"] = np.stack([np.array(rows) for rows in epochs], axis=1)
         run.predictions(**tested)
@@ -239,12 +229,16 @@ def retrain(config: Config, run: Run) -> None:
 
 
 def about(
-    config: Config, rank_of: ranks.Ranks, maps: dict[str, nn.Module], total: int
+    config: Config,
+    truth: tuple[int, ...],
+    rank_of: ranks.Ranks,
+    maps: dict[str, nn.Module],
+    total: int,
 ) -> evaluate.Predictions:
     """What predictions.npz says of the run itself: its ranks, its size, its cost."""
     used = [protocol.read_record(Path(directory)) or {} for directory in config.uses.values()]
     cost = np.array(total + sum(record["gradient_evaluations_with_uses"] for record in used))
-    facts = {"_cost": cost}
+    facts = {"_cost": cost} | ({"_true_ranks": np.array(truth)} if truth else {})
     if rank_of:
         facts["_ranks"] = np.array([rank_of[name] for name in maps])
         facts["_rank_total"] = np.array(sum(rank_of.values()))

@@ -22,7 +22,7 @@ SEEDS = (0, 1, 2)
 GRIDS = {
     ("planted", "uniform_20"): (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
     ("planted", "adalora"): (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
-    ("movie", "uniform_4"): (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    ("movie", "uniform_4"): (3e-4, 1e-3, 3e-3, 1e-2),
 }
 
 

@@ -87,7 +87,7 @@ def test_ranks_of_a_stock_model_become_an_adapter_that_loads_on_it(stock, tmp_pa
     assert [warning in m for m in messages] == ([True] if warning else []), messages
     config = method.lora_config(ranks, 4, head)
     wrapped = method.with_peft(stock(), config)
-    assert method.ranks_read_back(wrapped) == ranks
+    assert maps.ranks_read_back(wrapped) == ranks
     train(wrapped)
     wrapped.eval()
     wrapped.save_pretrained(tmp_path)
@@ -132,7 +132,8 @@ def test_other_maps_by_pattern_and_what_cannot_be_adapted(tiny_bert):
     with pytest.raises(ValueError, match=r"is called query or value; it has .*q \(1\)"):
         method.attach(model, 2)
     assert all(p.requires_grad for p in model.parameters())  # refused before anything is frozen
-    assert list(method.attach(model, 2, pattern=r"\.(q|v)$"))[0].endswith("SelfAttention.q")
+    layers = method.attach(model, 2, pattern=r"\.(q|v)$")
+    assert next(iter(layers)).endswith("SelfAttention.q")
 
 
 def test_quantised_maps_and_grouped_fused_ones_are_refused(tiny_bert, tiny_gpt2):
