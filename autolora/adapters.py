@@ -119,7 +119,8 @@ def save(wrapped: Any, folder: Path, base: str | None = None) -> None:
     settings.inference_mode = True
     settings.base_model_name_or_path = base
     settings.save_pretrained(folder)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    # with bias=all two names are one tensor
+    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

@@ -82,7 +82,7 @@ def write_models(root: Path, texts: list[str]) -> None:
         eos_token_id=end,
     )
     runs.seed_global(0, "rehearsal models")
-    models = [(name, RobertaForMaskedLM(roberta), encoder) for name in ENCODERS]
+    models: list[Any] = [(name, RobertaForMaskedLM(roberta), encoder) for name in ENCODERS]
     for name, model, words in (*models, (DECODER, GPT2LMHeadModel(gpt2), decoder)):
         model.to(torch.float32).save_pretrained(root / name)
         words.save_pretrained(root / name)

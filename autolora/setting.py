@@ -49,6 +49,10 @@ def prepare(config: Config, run: Run) -> Setting:
     with inputs:
         pad_to = config.pad_to if searching else 0
         if config.task == "planted":
+            if config.export:
+                raise BadInput(
+                    "export = True: the planted network is no model to load; leave it out"
+                )
             task, network = planted.problem(config.seed)
         else:
             task = data.read(config.task, runs.stream(config.seed, "items"), config.train_items)
