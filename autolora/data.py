@@ -18,7 +18,7 @@ from autolora import corpora
 from shared import bundled, glue, runs
 from shared.runs import BadInput
 
-TASKS = ("planted", "movie", *glue.GLUE, *corpora.TAGGING, *corpora.GENERATION)
+TASKS = ("planted", "planted_rules", "movie", *glue.GLUE, *corpora.TAGGING, *corpora.GENERATION)
 LARGE = "_large"  # ending of a task of GLUE whose network is RoBERTa-large
 
 Kind = Literal["classification", "regression", "tagging", "generation", "planted"]

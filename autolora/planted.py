@@ -21,6 +21,7 @@ from autolora.data import Part, Task
 from autolora.models import Network
 from shared import runs
 
+TASKS = ("planted", "planted_rules")  # one problem; the second for arms that fewer seeds show
 TRUE_RANKS = (8, 8, 1, 1, 1, 1)
 WIDTH, SINGULAR, NOISE = 16, 1.5, 0.1
 ITEMS = {"train": 512, "validation": 256, "test": 256}
@@ -44,8 +45,8 @@ class Residual(nn.Module):
         return SimpleNamespace(logits=x)
 
 
-def problem(seed: int) -> tuple[Task, Network]:
-    """The task, with its true ranks, and the student of one seed; test inputs are those of all."""
+def problem(name: str, seed: int) -> tuple[Task, Network]:
+    """The task `name` of one seed, with its true ranks, and the student; test inputs are shared."""
     stream = runs.stream(seed, "planted teacher")
     order = torch.randperm(len(TRUE_RANKS), generator=stream)
     ranks = torch.tensor(TRUE_RANKS)[order]
@@ -69,5 +70,5 @@ def problem(seed: int) -> tuple[Task, Network]:
         parts[name] = Part(np.arange(first, first + n), list(x.numpy()), y.numpy())
         first += n
     split = parts["train"], parts["test"], parts["validation"]
-    task = Task("planted", "planted", "r2", (), *split, true_ranks=tuple(ranks.tolist()))
+    task = Task(name, "planted", "r2", (), *split, true_ranks=tuple(ranks.tolist()))
     return task, Network(Residual(base), None, "", PATTERN)

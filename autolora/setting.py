@@ -48,12 +48,12 @@ def prepare(config: Config, run: Run) -> Setting:
     inputs = rehearsal.inputs() if config.scale == "rehearsal" else contextlib.nullcontext()
     with inputs:
         pad_to = config.pad_to if searching else 0
-        if config.task == "planted":
+        if config.task in planted.TASKS:
             if config.export:
                 raise BadInput(
                     "export = True: the planted network is no model to load; leave it out"
                 )
-            task, network = planted.problem(config.seed)
+            task, network = planted.problem(config.task, config.seed)
         else:
             task = data.read(config.task, runs.stream(config.seed, "items"), config.train_items)
             head, length = runs.stream(config.seed, "head"), max(config.max_length, pad_to)

@@ -127,7 +127,7 @@ def test_random_ranks_have_the_learned_total():
 
 
 def test_the_planted_ranks_are_those_of_the_teacher_and_differ_in_place():
-    tasks, students = zip(*(planted.problem(seed) for seed in range(4)))
+    tasks, students = zip(*(planted.problem("planted", seed) for seed in range(4)))
     assert {tuple(sorted(t.true_ranks, reverse=True)) for t in tasks} == {planted.TRUE_RANKS}
     assert len({t.true_ranks for t in tasks}) > 1
     assert (tasks[0].test.texts[0] == tasks[1].test.texts[0]).all()  # an item is one for all seeds
