@@ -23,6 +23,9 @@ class Data:
     # halves of the training images for W and A: stratified by the seed [decided], or darts: first
     # and second half [DARTS]
     split: Literal["stratified", "darts"] = "stratified"
+    # images of A's half that level 3 may see, stratified by the seed, the fewer among the more; the
+    # rest of it is set aside, so that W learns the same whatever their number; 0: all [decided]
+    held_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,9 @@ class Space:
     channels: int = 16
     # `none` may not be derived in nasbench; the benchmark's own rule allows it [NB201]
     exclude_none: bool = False
+    # batch norm without affine part after the average pooling of the relaxed nasbench network, as
+    # in DARTS' space [DARTS]; the derived network has none; the benchmark has none at all [NB201]
+    pool_norm: bool = False
     # most skips in the normal cell [P-DARTS]; -1: no limit
     most_skips: int = -1
 

@@ -53,7 +53,9 @@ def run(config: Config) -> Path:
         if config.job != "random":
             result = search(config, run, problem, device)
         if config.judge == "table":
-            numbers, result.predictions = tables.look_up(config, problem, result.cell, result.early)
+            numbers, result.predictions = tables.look_up(
+                config, problem, result.cell, result.early, result.alpha
+            )
             result.state = result.state or [torch.tensor(numbers)]
         else:
             retrain(config, run, problem, device, result)
@@ -135,6 +137,7 @@ class Result:
 
     cell: str
     early: str | None = None
+    alpha: Tensor | None = None  # of a nasbench cell
     planned: tuple[int, int] = (0, 0)  # steps of W and of A
     gradient_evaluations: int = 0
     counts: dict[str, int] = field(default_factory=dict)
@@ -184,7 +187,7 @@ def search(config: Config, run: Run, problem: data.Problem, device: torch.device
     cells = json.dumps({"final": final, "early": early}, indent=1)
     (run.directory / "cells.json").write_text(cells + "\n", encoding="utf-8")
     planned = len(stages) * per_stage, len(stages) * (config.epochs - config.warmup) * per_epoch
-    result = Result(final, early, planned)
+    result = Result(final, early, f.A[0].detach(), planned)
     result.counts, result.gradient_evaluations = counts, counts["gradient_evaluations"]
     result.state, result.validation = [*f.A, *f.W], {"held_out_accuracy": accuracy}
     return result
