@@ -52,8 +52,9 @@ class Levels:
     lam: float = 1.0
     # adversarial: how much the generator hunts for the classifier's weakness, at most 0.1 [decided]
     eta: float = 0.1
-    # of generated images: own, or permuted within the batch (control) [decided]
-    labels: Literal["own", "permuted"] = "own"
+    # of generated images: own; controls: permuted within the batch, or classes: each class has the
+    # images of another one throughout the search [decided]
+    labels: Literal["own", "permuted", "classes"] = "own"
     # W also learns from D_val, which lam = 1 leaves free; off, so that all arms have equal data
     # [decided]
     full_data_weights: bool = False
@@ -195,9 +196,9 @@ class Config(RunConfig, Data, Levels, Space, Search, Generator, Judge, Retrainin
                 f"eta {self.eta} is outside (0, 0.1]: above, generated images leave their class;"
                 " for 0 take --job joint"
             )
-        if self.job == "adversarial" and self.labels == "permuted":
+        if self.job == "adversarial" and self.labels != "own":
             raise BadInput(
-                "job adversarial with labels permuted: the generator would hunt for noise;"
+                f"job adversarial with labels {self.labels}: the generator would hunt for noise;"
                 " take --job joint"
             )
         if self.judge == "table" and self.space != "nasbench":

@@ -205,6 +205,8 @@ class Views:
         images, y = gan.sample(self.size, "architecture", t)
         if self.config.labels == "permuted":
             y = baselines.permuted(y, stream(self.config.seed, "permuted labels", t))
+        if self.config.labels == "classes":
+            y = baselines.of_others(y, self.problem.classes, stream(self.config.seed, "classes"))
         return self.T(images, "crops", t), y
 
     def T(self, images: Tensor, *names: Any) -> Tensor:

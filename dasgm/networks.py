@@ -133,7 +133,7 @@ def begin_step(config: Config, f: Supernet, t: int, epoch: int) -> None:
 
 @contextmanager
 def levels_apart(run: runs.Run, f: Supernet, gan: GAN | None) -> Iterator[None]:
-    """Gate of a search's first cycle: a step of an optimiser moves its own variables alone."""
+    """Gate of a cycle: a step of an optimiser moves its own variables alone."""
     variables: dict[Optimizer, list[Tensor]] = {f.opt_W: f.W, f.opt_A: f.A}
     if gan is not None:
         variables |= {gan.opt_G: list(gan.G.parameters()), gan.opt_H: list(gan.H.parameters())}
@@ -152,7 +152,7 @@ def levels_apart(run: runs.Run, f: Supernet, gan: GAN | None) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-    said = "each of the first updates moved its own variables alone"
+    said = "each update of the first whole cycle moved its own variables alone"
     run.gate("levels-apart", all(apart), said)
 
 
