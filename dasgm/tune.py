@@ -1,6 +1,6 @@
 """The rate of A that each searched arm is given: the same grid, the same seeds, on D_val.
 
-    python -m dasgm.tune --out tuning.jsonl         45 searches of 4 CPU seconds; continues
+    python -m dasgm.tune --out tuning.jsonl         60 searches of 4 CPU seconds; continues
 
 For each arm, rate and development seed: a search as `protocol.yaml` has it at scale cpu, then the
 cell that it derives, trained from scratch on D_tr as the truth table trains cells, and its accuracy
@@ -24,7 +24,7 @@ from .config import Config
 
 HERE = Path(__file__).resolve().parent
 ARMS = ("joint", "darts", "darts_few", "aug_val", "train_as_val")
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 SEEDS = (60, 61, 62)
 
 

@@ -38,5 +38,5 @@ def test_it_continues_where_it_was(tmp_path, monkeypatch, capsys):
     tune.main()
     assert made == [trials[-1]]
     said = capsys.readouterr().out
-    assert f"{tune.ARMS[0]}: 0.0003: 50.00" in said and said.strip().endswith("0.003: 60.00")
+    assert f"{tune.ARMS[0]}: 0.0003: 50.00" in said and said.strip().endswith("0.01: 60.00")
     assert json.loads(path.read_text().splitlines()[-1]) == [*trials[-1], pytest.approx(0.8)]
