@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+import yaml
 
 from dasgm import data, truth_table, tune
 
@@ -37,6 +38,9 @@ def test_it_continues_where_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tune", "--out", str(path)])
     tune.main()
     assert made == [trials[-1]]
-    said = capsys.readouterr().out
-    assert f"{tune.ARMS[0]}: 0.0003: 50.00" in said and said.strip().endswith("0.01: 60.00")
+    tuning = yaml.safe_load(capsys.readouterr().out)["tuning"]
+    assert [line["arm"] for line in tuning] == list(tune.ARMS)
+    assert tuning[0]["scores"] == {"0.0003": 50.0, "0.001": 50.0, "0.003": 50.0, "0.01": 50.0}
+    assert tuning[0]["chosen"] == "0.001"  # equal means: the usual rate
+    assert tuning[-1]["scores"]["0.01"] == 60.0 and tuning[-1]["chosen"] == "0.01"
     assert json.loads(path.read_text().splitlines()[-1]) == [*trials[-1], pytest.approx(0.8)]
