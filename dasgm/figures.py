@@ -193,6 +193,8 @@ def collapse(results: dict, run_dirs: dict) -> Figure | None:
             axis.set_xticks([])
     axes[0, 0].set_yticks(range(3), [f"{i} to {j}" for i, j in nasbench.edges(3)], fontsize=8)
     axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylabel("seeds 200 to 223", fontsize=8)
+    axes[1, 0].set_ylabel(_seeds(results), fontsize=8)
     handles, labels = axes[1, 0].get_legend_handles_labels()
     named = dict(zip(labels, handles))
     figure.tight_layout()
