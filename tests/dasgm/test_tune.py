@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+import torch
 import yaml
 
 from dasgm import data, truth_table, tune
@@ -25,6 +26,21 @@ def test_a_cell_is_scored_on_the_validation_half_alone(monkeypatch):
     p = data.load("digits", 3)
     assert seen["train"] == set(p.train.ids.tolist())
     assert seen["test"] == set(p.validation.ids.tolist())
+
+
+def test_a_generator_is_scored_by_what_its_images_teach(monkeypatch):
+    """After each length, on D_val, and trained on generated images alone."""
+    calls = []
+
+    def on_validation(cell, seed, images):
+        calls.append((len(images), float(images.pixels.min()) >= 0, images.labels))
+        return len(calls) / 10
+
+    monkeypatch.setattr(tune, "LENGTHS", (1, 3))
+    monkeypatch.setattr(tune, "on_validation", on_validation)
+    assert tune.generator_scores(3) == [0.1, 0.2]
+    assert [(n, black) for n, black, _ in calls] == [(900, True)] * 2
+    assert not torch.equal(calls[0][2], calls[1][2])
 
 
 def test_it_continues_where_it_was(tmp_path, monkeypatch, capsys):
