@@ -51,7 +51,7 @@ def convex(u: Tensor, v: Tensor, W: Tensor, W0: Tensor) -> Tensor:
     u: (d_out, r), v: (r, d_in), entries in [0, 1]; W, W0: (d_out, d_in). For r > 1 the product is
     divided by r, so that A stays in [0, 1] and gates of one still mean plain finetuning (the paper
     has r = 1)."""
-    return torch.lerp(W0, W, (u / u.shape[1]) @ v)
+    return torch.lerp(W0, W, (u / u.shape[-1]) @ v)
 
 
 def factored(u: Tensor, v: Tensor, W: Tensor, W0: Tensor) -> Tensor:
@@ -59,9 +59,9 @@ def factored(u: Tensor, v: Tensor, W: Tensor, W0: Tensor) -> Tensor:
 
     *Not* Eq. 1 with A = u v: the two coefficients add up to `coefficient_sum`, which is one only in
     the corners u = v = 0 and u = v = 1. Near u = v = 1 the gate rescales rows and columns of W."""
-    r = u.shape[1]
+    r = u.shape[-1]
     if r == 1:
-        return _FactoredRankOne.apply(u, v, W, W0)
+        return _Mixed.apply(u, v, W, W0, _Gates.apply(u, v, W, W0))
     return torch.addcmul((u / r) @ v * W, ((1 - u) / r) @ (1 - v), W0)
 
 
@@ -261,32 +261,48 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 # ---------------------------------------------------------------------------- Eq. 2, made fast
 
 
-class _FactoredRankOne(torch.autograd.Function):
-    """Eq. 2 for r = 1 with its gradient in closed form: the numbers of plain autograd, which would
-    write about seven matrices of the size of W in the backward pass where one will do.
+class _Mixed(torch.autograd.Function):
+    """W~ of Eq. 2 for r = 1, and its gradient for W in closed form: dL/dW = u v * G, G = dL/dW~.
+
+    What u and v get is the gradient of `gates`, the value of `_Gates`: autograd runs a node only if
+    what it leads to is asked for, so passes for w alone do not pay for the gates."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, u: Tensor, v: Tensor, W: Tensor, W0: Tensor, gates: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(u, v)
+        mixed = W * v
+        return torch.lerp(W0 * (1 - v), mixed, u, out=mixed)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
+        u, v = ctx.saved_tensors
+        dW = None
+        if ctx.needs_input_grad[2]:
+            dW = G * (u * v) if torch.is_grad_enabled() else torch.mul(G, v).mul_(u)
+        return None, None, dW, None, G
+
+
+class _Gates(torch.autograd.Function):
+    """Zero, of W's shape; its gradient is that of Eq. 2 for u and v, in two passes over a matrix
+    where plain autograd would write seven of them.
 
         dL/du_i = sum_j G_ij (v_j W_ij - (1 - v_j) W0_ij),    dL/dv_j likewise
-        dL/dW   = u v * G                                     with G = dL/dW~
     """
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, v: Tensor, W: Tensor, W0: Tensor) -> Tensor:
         ctx.save_for_backward(u, v, W, W0)
-        return (W * v).mul_(u).addcmul_(W0 * (1 - v), 1 - u)
+        return W.new_zeros(()).expand_as(W)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
         u, v, W, W0 = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: nothing in place
             P, Q = G * W, G * W0
-            return P @ v.mT - Q @ (1 - v).mT, u.mT @ P - (1 - u).mT @ Q, G * (u * v), None
-        du = dv = dW = None
-        scratch = torch.empty_like(G)
-        if ctx.needs_input_grad[0]:
-            torch.mul(G, W, out=scratch)
-            du, dv = scratch @ v.mT, u.mT @ scratch
-            torch.mul(G, W0, out=scratch)
-            du, dv = du.sub_(scratch @ (1 - v).mT), dv.sub_((1 - u).mT @ scratch)
-        if ctx.needs_input_grad[2]:
-            dW = torch.mul(G, v, out=scratch).mul_(u)
-        return du, dv, dW, None
+            return P @ v.mT - Q @ (1 - v).mT, u.mT @ P - (1 - u).mT @ Q, None, None
+        P = G * W
+        du, dv = P @ v.mT, u.mT @ P
+        Q = torch.mul(G, W0, out=P)
+        return du.sub_(Q @ (1 - v).mT), dv.sub_((1 - u).mT @ Q), None, None
