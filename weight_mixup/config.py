@@ -40,7 +40,7 @@ class Examples:
     data: Data = "digits"
     # training examples drawn by the seed, unstratified (movie: half of each class); 0: all
     n: int = 0
-    # further labelled digits, drawn after the n and put aside
+    # further labelled examples, drawn after the n and put aside; not of film reviews
     extra: int = 0
     # digits: so many seeds are trained side by side, in one batched product; 1: each alone
     stack: int = 1
@@ -138,8 +138,9 @@ class Config(RunConfig, Job, Examples, Gates, Search, Optimisation, Baseline):
         if self.official and (self.job, self.estimator) != ("bilevel", "finite_difference"):
             limit = "accidents belong to job bilevel with estimator finite_difference"
             raise BadInput(f"official = {', '.join(self.official)}: {limit}")
-        if self.extra and self.data != "digits":
-            raise BadInput(f"extra = {self.extra}: {self.data} has no examples put aside; use 0")
+        if self.extra and (self.data == "movie" or not self.n):
+            limit = "film reviews have none" if self.n else "n = 0 takes all"
+            raise BadInput(f"extra = {self.extra}: {limit}; use 0")
         if self.labels != "own" and not self.extra:
             raise BadInput(f"labels {self.labels} needs examples put aside; give extra")
         if self.labels == "gates" and self.job != "bilevel":

@@ -56,6 +56,10 @@ class Items:
         labels = torch.cat([self.labels, other.labels])
         return Items(np.concatenate([self.ids, other.ids]), inputs, labels)
 
+    def __getitem__(self, part: slice) -> Items:
+        inputs = {name: tensor[part] for name, tensor in self.inputs.items()}
+        return Items(self.ids[part], inputs, self.labels[part])
+
     def to(self, device: torch.device) -> Items:
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
         return Items(self.ids, inputs, self.labels.to(device))
@@ -170,7 +174,7 @@ def digits(
     new = torch.nonzero(~old).flatten()
     new = new[torch.randperm(len(new), generator=runs.stream(0, "digits", "parts"))]
     test, validation, pool = new[:400], new[400:496], new[496:]
-    drawn = pool[subset(len(pool), n + extra if n else 0, runs.stream(seed, "subset"))]
+    drawn = pool[subset(len(pool), n + extra, runs.stream(seed, "subset"))]
     train, aside = drawn[: len(drawn) - extra], drawn[len(drawn) - extra :]
 
     net = DigitsNet()
@@ -189,7 +193,7 @@ def digits(
 
 def texts(config: Config) -> Problem:
     """Film reviews or a GLUE task, and `config.model` with a new classification head."""
-    train, validation, test, outputs = splits(config)
+    train, validation, test, outputs = splits(config)  # train: those put aside come last
     if config.scale == "rehearsal":
         made = rehearsal.classifier(config.model, train.texts, outputs, config.attention)
     else:
@@ -207,7 +211,11 @@ def texts(config: Config) -> Problem:
 
     held_out = encoded(validation) if validation is not None else None
     metric = METRIC.get(config.data, "accuracy")
-    problem = Problem(model, encoded(train), held_out, encoded(test), metric, tokenizer)
+    drawn = encoded(train)
+    own = slice(0, len(drawn) - config.extra)
+    problem = Problem(model, drawn[own], held_out, encoded(test), metric, tokenizer)
+    if config.extra:
+        problem.extra = drawn[len(drawn) - config.extra :]
     if config.top_blocks:
         problem.whole = keep_top(model, config.top_blocks)
     return problem
@@ -246,7 +254,7 @@ def classifier(
 
 
 def glue_splits(config: Config) -> tuple[Split, Split | None, Split, int]:
-    """The subset is unstratified and drawn by the seed.
+    """The subset, and `extra` examples after it, are unstratified and drawn by the seed.
 
     Validation: n / 6 of the training examples that were left (official); it chooses nothing, and on
     full data there is none. Test: the task's development set, as in the paper, since GLUE's test
@@ -256,10 +264,10 @@ def glue_splits(config: Config) -> tuple[Split, Split | None, Split, int]:
         parts = glue.load(config.data)
     train, development = parts["train"], parts["validation"]
     order = subset(len(train), len(train), runs.stream(config.seed, "subset"))
-    n = config.n or len(train)
+    n = config.n + config.extra if config.n else len(train)
     if n > len(train):
         raise runs.BadInput(f"n = {n}: only {len(train)} training examples are there; 0 takes all")
-    rest = order[n : n + max(1, n // 6)]
+    rest = order[n : n + max(1, (n - config.extra) // 6)]
     validation = rows(train, rest) if len(rest) else None
     ids = development.ids + len(train)  # rows of another file, numbered on
     test = Split(ids, development.texts, development.labels)

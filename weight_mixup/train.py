@@ -77,7 +77,7 @@ def prepare(config: Config, model: nn.Module) -> Network:
         stream = runs.stream(config.seed, "reinit")
         baselines.reinitialise(model, int(config.strength), stream)
     if config.job in ("random_gates", "joint", "bilevel"):
-        gates.add_gates(model, config.rank, method.FORMS[config.mix_form])
+        gates.attach(model, config.rank, method.FORMS[config.mix_form])
     network = gates.network_of(model.train())
     if config.job == "random_gates":
         method.draw_gates(network.alpha, config.sigma, runs.stream(config.seed, "gates"))

@@ -24,7 +24,7 @@ def gated(form=factored, rank=1, value=1.0):
     """(holder, Linear moved away from W0 and gated at `value`, a plain Linear with its W, W0)."""
     plain = linear()
     holder = nn.ModuleDict({"layer": nn.ModuleList([copy.deepcopy(plain)])})
-    gates.add_gates(holder, rank, form)
+    gates.attach(holder, rank, form)
     module = holder["layer"][0]
     W, W0 = module.parametrizations.weight.original, plain.weight.detach().clone()
     with torch.no_grad():

@@ -67,20 +67,20 @@ def test_a_gated_transformer_computes_what_it_did():
     model = bert().eval()
     inputs, _ = tokens()
     before = model(**inputs).logits
-    gates.add_gates(model)
+    gates.attach(model)
     assert (model(**inputs).logits - before).abs().max() < 1e-5
 
 
 def test_exactly_the_intended_maps_are_gated():
     model = bert(layers=2)
-    gates.add_gates(model)
+    gates.attach(model)
     names = list(gates.gates_of(model))
     assert len(names) == 6 * 2 + 1 and "bert.pooler.dense" in names
     assert not any("embeddings" in n or "LayerNorm" in n or "classifier" in n for n in names)
     with pytest.raises(ValueError, match="gated already"):
-        gates.add_gates(model)
+        gates.attach(model)
     with pytest.raises(ValueError, match="nothing to gate"):
-        gates.add_gates(nn.Linear(3, 3))
+        gates.attach(nn.Linear(3, 3))
 
 
 def test_pretrained_weight_has_no_gradient_and_no_shared_storage():
@@ -97,7 +97,7 @@ def test_merged_transformer_gives_the_same_logits(tmp_path):
 
     model = bert().eval()
     names = set(model.state_dict())
-    gates.add_gates(model)
+    gates.attach(model)
     generator = torch.Generator().manual_seed(1)
     method.draw_gates(gates.alpha_of(model), 0.3, generator)
     with torch.no_grad():
