@@ -24,7 +24,7 @@ from shared.runs import Batches, Parts, Run
 from . import data
 from .config import Config
 from .data import Items, logits_of
-from .gates import Network, linear_maps
+from .gates import Network, linear_maps, matrix_of
 from .method import Levels, Loss, alpha_step
 
 Logits = Callable[[], Tensor]  # one forward pass of a fixed batch
@@ -78,7 +78,7 @@ def add_mixout(model: nn.Module, p: float) -> None:
         if isinstance(module, nn.Dropout) and "." in name:  # at the top level it is the head's
             module.p = 0.0
     for module in linear_maps(model).values():
-        parametrize.register_parametrization(module, "weight", Mixout(module.weight, p))
+        parametrize.register_parametrization(module, "weight", Mixout(matrix_of(module), p))
 
 
 # -------------------------------------------------------------------------------- R3F and R-Drop

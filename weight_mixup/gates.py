@@ -37,6 +37,12 @@ def linear_maps(model: nn.Module) -> dict[str, nn.Module]:
     return {prefix + name: m for name, m in base.named_modules() if is_mixed(name, m)}
 
 
+def matrix_of(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor), "one of linear_maps"
+    return weight
+
+
 def attach(model: nn.Module, rank: int = 1, form: Form = factored) -> list[str]:
     """Put a gate on each of `linear_maps`, in place, and return their names.
 
@@ -53,9 +59,8 @@ def attach(model: nn.Module, rank: int = 1, form: Form = factored) -> list[str]:
         if parametrize.is_parametrized(module, "weight"):
             raise ValueError(f"{name} is gated already; a model can be gated once")
     for module in maps.values():
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        parametrize.register_parametrization(module, "weight", Mixup(weight, rank, form))
+        gate = Mixup(matrix_of(module), rank, form)
+        parametrize.register_parametrization(module, "weight", gate)
     return list(maps)
 
 

@@ -24,14 +24,16 @@ D_val are parts of D, the few examples. The "attention" is a gate on a weight, n
     phase 2   begin_finetuning   w and alpha: the mean; alpha frozen
                   for t = 1 .. T':   w_step          on all of D
 
-Read top to bottom: the mixed weight, the two phases, what makes Eq. 2 fast. The equations are those
-of docs/papers/weight_mixup.md, sections 3.2 to 3.4. How gates get onto a model is in `gates.py`,
-the two loops are in `train.py`, the official code's accidents in `official.py`.
+Read top to bottom: the mixed weight, the two phases. The equations are those of
+docs/papers/weight_mixup.md, sections 3.2 to 3.4. What makes Eq. 2 fast is in `folding.py`, how
+gates get onto a model in `gates.py`, the two loops in `train.py`, the official code's accidents in
+`official.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,8 @@ from torch import Tensor, nn
 from shared import vectors
 from shared.hypergrad import FiniteDifference, FirstOrder, Hypergradient, Method, OneStep, hypergrad
 from shared.processes import mean_gradients
+
+from . import folding
 
 # ------------------------------------------------------------------------------ the mixed weight
 
@@ -54,14 +58,17 @@ def convex(u: Tensor, v: Tensor, W: Tensor, W0: Tensor) -> Tensor:
     return torch.lerp(W0, W, (u / u.shape[-1]) @ v)
 
 
-def factored(u: Tensor, v: Tensor, W: Tensor, W0: Tensor) -> Tensor:
+def factored(
+    u: Tensor, v: Tensor, W: Tensor, W0: Tensor, space: folding.Space | None = None
+) -> Tensor:
     """Eq. 2: W~ = (u v) * W + ((1 - u)(1 - v)) * W0, the official code's form; shapes as above.
+    space: where to write it.
 
     *Not* Eq. 1 with A = u v: the two coefficients add up to `coefficient_sum`, which is one only in
     the corners u = v = 0 and u = v = 1. Near u = v = 1 the gate rescales rows and columns of W."""
     r = u.shape[-1]
     if r == 1:
-        return _Mixed.apply(u, v, W, W0, _Gates.apply(u, v, W, W0))
+        return folding.rank_one(u, v, W, W0, space)
     return torch.addcmul((u / r) @ v * W, ((1 - u) / r) @ (1 - v), W0)
 
 
@@ -80,7 +87,9 @@ class Mixup(nn.Module):
     """Parametrisation of one weight: the module's `weight` reads as W~, once per forward pass.
 
     Gates u (d_out, r) and v (r, d_in) are parameters, W0 a buffer with storage of its own; W is the
-    parameter that was there. Gates start at one; `draw_gates` gives them the paper's start."""
+    parameter that was there. Gates start at one; `draw_gates` gives them the paper's start. While
+    gradients are on, a later pass may write its W~ to the memory of this one: clone what is to
+    stay."""
 
     W0: Tensor
 
@@ -94,8 +103,11 @@ class Mixup(nn.Module):
         self.register_buffer("W0", weight.detach().clone())
         self.u = nn.Parameter(weight.new_ones(d_out, rank))
         self.v = nn.Parameter(weight.new_ones(rank, d_in))
+        self._space = folding.Space()
 
     def forward(self, W: Tensor) -> Tensor:
+        if self.form is factored and torch.is_grad_enabled():
+            return factored(self.u, self.v, W, self.W0, self._space)
         return self.form(self.u, self.v, W, self.W0)
 
 
@@ -195,7 +207,23 @@ def hypergradient(
     with the finite difference; the other estimators give the first term alone, or the exact second
     one. The look-ahead is plain SGD, the real step is AdamW: Eq. 5 is its surrogate. w is
     bit-identical afterwards, and all passes see the same dropout masks."""
-    return hypergrad(upper, lower, w, alpha, xi, method=estimator)
+    if not isinstance(estimator, FirstOrder):
+        return hypergrad(upper, lower, w, alpha, xi, method=estimator)
+    nothing = [torch.zeros(1, requires_grad=True)]  # in place of w, whose gradient nobody needs
+    with frozen(w):
+        return hypergrad(upper, lower, nothing, alpha, None, estimator, unreached="zero")
+
+
+@contextmanager
+def frozen(v: Sequence[Tensor]) -> Iterator[None]:
+    """No gradient for these parameters inside the block."""
+    for p in v:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in v:
+            p.requires_grad_(True)
 
 
 def alpha_step(optimizer: torch.optim.Optimizer, alpha: list[Tensor], g: Sequence[Tensor]) -> None:
@@ -256,53 +284,3 @@ def adamw(w: list[Tensor], weight_decay: float) -> torch.optim.AdamW:
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-# ---------------------------------------------------------------------------- Eq. 2, made fast
-
-
-class _Mixed(torch.autograd.Function):
-    """W~ of Eq. 2 for r = 1, and its gradient for W in closed form: dL/dW = u v * G, G = dL/dW~.
-
-    What u and v get is the gradient of `gates`, the value of `_Gates`: autograd runs a node only if
-    what it leads to is asked for, so passes for w alone do not pay for the gates."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, u: Tensor, v: Tensor, W: Tensor, W0: Tensor, gates: Tensor | None
-    ) -> Tensor:
-        ctx.save_for_backward(u, v)
-        mixed = W * v
-        return torch.lerp(W0 * (1 - v), mixed, u, out=mixed)
-
-    @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
-        u, v = ctx.saved_tensors
-        dW = None
-        if ctx.needs_input_grad[2]:
-            dW = G * (u * v) if torch.is_grad_enabled() else torch.mul(G, v).mul_(u)
-        return None, None, dW, None, G
-
-
-class _Gates(torch.autograd.Function):
-    """Zero, of W's shape; its gradient is that of Eq. 2 for u and v, in two passes over a matrix
-    where plain autograd would write seven of them.
-
-        dL/du_i = sum_j G_ij (v_j W_ij - (1 - v_j) W0_ij),    dL/dv_j likewise
-    """
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, v: Tensor, W: Tensor, W0: Tensor) -> Tensor:
-        ctx.save_for_backward(u, v, W, W0)
-        return W.new_zeros(()).expand_as(W)
-
-    @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
-        u, v, W, W0 = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again: nothing in place
-            P, Q = G * W, G * W0
-            return P @ v.mT - Q @ (1 - v).mT, u.mT @ P - (1 - u).mT @ Q, None, None
-        P = G * W
-        du, dv = P @ v.mT, u.mT @ P
-        Q = torch.mul(G, W0, out=P)
-        return du.sub_(Q @ (1 - v).mT), dv.sub_((1 - u).mT @ Q), None, None

@@ -11,7 +11,9 @@ so do the variants of the method. All other arms have their own.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
+import sys
 from pathlib import Path
 
 import yaml
@@ -20,12 +22,9 @@ from shared import protocol, runs
 from weight_mixup import train
 from weight_mixup.config import Config
 
-GRIDS = {
-    "digits30": (4e-3, 8e-3, 16e-3, 32e-3, 64e-3),
-    "movie": (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3),
-}
-SEEDS = {"digits30": range(60, 80), "movie": range(5)}
-SHARED = ("mixup", "long", "kavg")
+GRIDS = {"digits30": (4e-3, 8e-3, 16e-3, 32e-3, 64e-3), "movie": (2.5e-4, 5e-4, 1e-3, 2e-3)}
+SEEDS = {"digits30": range(60, 80), "movie": range(60, 65)}
+SHARED = {"digits30": ("mixup", "long", "kavg"), "movie": ("long", "kavg")}
 OWN = {"digits30": ("plain", "joint", "random_45", "ema", "more_labels"), "movie": ("plain",)}
 
 
@@ -34,7 +33,8 @@ def score(paper: protocol.Protocol, task: str, arm: str, seed: int, lr: float) -
     config = paper.config("cpu", paper.node("cpu", arm, task, seed))
     root = protocol.runs_root(paper.root) / "weight_mixup" / "tuning" / task
     out = str(root / arm / f"{lr:g}" / f"seed{seed}")
-    record = protocol.read_record(train.run(Config(**config | {"lr": lr, "out": out})))
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the list
+        record = protocol.read_record(train.run(Config(**config | {"lr": lr, "out": out})))
     assert record is not None
     return 100 * float(record["validation"]["score"])
 
@@ -47,17 +47,17 @@ def main() -> None:
     task = options.parse_args().task
     paper = protocol.Protocol(Path(__file__).resolve().parent)
     grid, seeds = GRIDS[task], list(SEEDS[task])
-    arms = (*SHARED, *OWN[task])
+    arms = (*SHARED[task], *OWN[task])
     means = {
         arm: [
             round(statistics.fmean(score(paper, task, arm, s, lr) for s in seeds), 2) for lr in grid
         ]
         for arm in arms
     }
-    together = [statistics.fmean(means[arm][i] for arm in SHARED) for i in range(len(grid))]
+    together = [statistics.fmean(means[arm][i] for arm in SHARED[task]) for i in range(len(grid))]
     lines = []
     for arm in arms:
-        of_rate = together if arm in SHARED else means[arm]
+        of_rate = together if arm in SHARED[task] else means[arm]
         chosen = grid[of_rate.index(max(of_rate))]
         line = {"arm": arm, "task": task, "trials": len(grid), "grid": {"lr": list(grid)}}
         lines.append(line | {"seeds": seeds, "scores": means[arm], "chosen": {"lr": chosen}})

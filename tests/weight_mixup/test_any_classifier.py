@@ -14,6 +14,7 @@ WIDTH = {
     "vocab_size": 60, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
     "num_attention_heads": 2, "max_position_embeddings": 24, "num_labels": 3, "pad_token_id": 0,
 }  # fmt: skip
+SMALL = {"vocab_size": 60, "num_labels": 3, "pad_token_id": 0}
 DECODER = WIDTH | {"num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
 # class of the configuration, its settings, number of gated maps, one of their names
 STOCK = {
@@ -22,7 +23,14 @@ STOCK = {
     "deberta": ("DebertaV2Config", WIDTH, 12, "deberta.encoder.layer.0.attention.self.query_proj"),
     "distilbert": (
         "DistilBertConfig",
-        {"vocab_size": 60, "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2, "num_labels": 3},
+        {
+            "vocab_size": 60,
+            "dim": 16,
+            "hidden_dim": 24,
+            "n_layers": 2,
+            "n_heads": 2,
+            "num_labels": 3,
+        },
         12,
         "distilbert.transformer.layer.1.ffn.lin1",
     ),
@@ -34,7 +42,14 @@ STOCK = {
     ),
     "gpt2": (
         "GPT2Config",
-        {"vocab_size": 60, "n_embd": 16, "n_layer": 2, "n_head": 2, "pad_token_id": 0, "num_labels": 3},
+        {
+            "vocab_size": 60,
+            "n_embd": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "pad_token_id": 0,
+            "num_labels": 3,
+        },
         8,
         "transformer.h.0.attn.c_attn",
     ),

@@ -1,11 +1,13 @@
 """The mixed weight and the gates of a model (docs/papers/weight_mixup.md, section 11: 1 to 6)."""
 
+import copy
+
 import pytest
 import torch
 from mixup_toys import bert, gated, linear, tokens
 from torch import nn
 
-from weight_mixup import gates, method
+from weight_mixup import folding, gates, method
 
 FORMS = [method.factored, method.convex]
 
@@ -123,3 +125,33 @@ def test_gates_outside_the_unit_interval_are_refused():
 def test_a_negative_spread_of_the_gates_is_refused():
     with pytest.raises(ValueError, match=r"-0\.1 is negative"):
         method.draw_gates([torch.ones(3)], -0.1, torch.Generator())
+
+
+def test_memory_is_written_again_only_when_its_graph_is_gone():
+    _, module, *_ = gated(value=0.7)
+    first, second = module.weight, module.weight  # two graphs at once
+    assert first.data_ptr() != second.data_ptr() and torch.equal(first, second)
+    place, value = second.data_ptr(), second.detach().clone()
+    (gradient,) = torch.autograd.grad(second.square().sum(), [module.parametrizations.weight[0].u])
+    del first, second
+    third = module.weight
+    assert third.data_ptr() == place and torch.equal(third, value)
+    (again,) = torch.autograd.grad(third.square().sum(), [module.parametrizations.weight[0].u])
+    assert torch.equal(gradient, again)
+    other = copy.deepcopy(module)  # a copy has memory of its own
+    assert other.weight.data_ptr() != third.data_ptr() and torch.equal(other.weight, third)
+
+
+def test_a_pass_for_the_weights_alone_leaves_the_gates_out(monkeypatch):
+    calls = []
+    backward = folding.GateGradient.backward
+    monkeypatch.setattr(
+        folding.GateGradient, "backward", lambda ctx, G: calls.append(1) or backward(ctx, G)
+    )
+    holder, module, *_ = gated(value=0.7)
+    loss = lambda: module(torch.ones(2, 6)).square().sum()  # noqa: E731
+    w, alpha = list(gates.w_of(holder).values()), gates.alpha_of(holder)
+    torch.autograd.grad(loss(), w)
+    assert not calls
+    torch.autograd.grad(loss(), [*w, *alpha])
+    assert len(calls) == 1

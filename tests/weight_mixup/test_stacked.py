@@ -49,10 +49,9 @@ def test_a_run_of_a_block_ends_as_the_run_alone(tmp_path, no_cache):
     same = ("split_sha256", "gradient_evaluations", "chosen_step")
     assert {k: alone[k] for k in same} == {k: together[k] for k in same}
     assert all(gate["passed"] for gate in together["gates"])
-    with np.load(tmp_path / "stack1/predictions.npz") as a:
-        with np.load(tmp_path / "stack3/predictions.npz") as b:
-            assert np.array_equal(a["id"], b["id"])
-            assert (a["prediction"] == b["prediction"]).mean() > 0.99
+    a, b = (dict(np.load(tmp_path / f"stack{size}/predictions.npz")) for size in (1, 3))
+    assert np.array_equal(a["id"], b["id"])
+    assert (a["prediction"] == b["prediction"]).mean() > 0.99
 
 
 def test_a_block_begins_at_a_multiple_of_its_size(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from mixup_toys import Training, config, equal, record_of
 
 from shared import runs, vectors
-from weight_mixup import baselines, method, train
+from weight_mixup import baselines, method, schedule, train
 from weight_mixup.config import Config
 
 
@@ -142,18 +142,18 @@ def test_every_search_starts_from_the_same_head_and_weights(tmp_path, no_cache, 
 def test_numbers_of_steps():
     """N = 300: 48 iterations a search, 57 steps (docs/papers/weight_mixup.md, section 6)."""
     settings = Config(job="bilevel", K=5, search_epochs=3, epochs=3)
-    assert train.plan_of(settings, 300) == train.Plan(5, 48, 57)
+    assert schedule.plan_of(settings, 300) == schedule.Plan(5, 48, 57)
     sizes = {500: 78, 1000: 153, 2490: 375, 3668: 552, 5749: 864, 8551: 1284}
-    assert {n: train.plan_of(settings, n).T for n in sizes} == sizes
+    assert {n: schedule.plan_of(settings, n).T for n in sizes} == sizes
     longer = dataclasses.replace(settings, job="finetuning", length="updates")
-    assert train.plan_of(longer, 300) == train.Plan(0, 0, 5 * 48 + 57)
+    assert schedule.plan_of(longer, 300) == schedule.Plan(0, 0, 5 * 48 + 57)
     passes = dataclasses.replace(longer, length="passes")
-    assert train.plan_of(passes, 300).finetune == 5 * 5 * 48 + 57
+    assert schedule.plan_of(passes, 300).finetune == 5 * 5 * 48 + 57
 
 
 def test_rates():
-    assert [train.rate("linear", t, 20, 0.1) for t in (0, 1, 2, 20)] == [0.0, 0.5, 1.0, 0.0]
-    assert train.rate("cosine", 11, 20, 0.1) == pytest.approx(0.5)
+    assert [schedule.rate("linear", t, 20, 0.1) for t in (0, 1, 2, 20)] == [0.0, 0.5, 1.0, 0.0]
+    assert schedule.rate("cosine", 11, 20, 0.1) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +162,12 @@ def test_rates():
         (1, {"job": "averaging"}),
         (1, {"job": "joint"}),
         (2, {"estimator": "first_order"}),
-        (train.PASSES, {}),
+        (schedule.PASSES, {}),
         (5, {"official": ("double_step",)}),
     ],
 )
 def test_gradient_evaluations_are_counted(tmp_path, no_cache, passes, settings):
     settings = config(tmp_path, **settings)
     # T = 2 epochs of 24 // 16 + 1 batches; 2 epochs of 2 batches
-    assert train.plan_of(settings, 30) == train.Plan(2, 4, 4)
+    assert schedule.plan_of(settings, 30) == schedule.Plan(2, 4, 4)
     assert record_of(settings)["gradient_evaluations"] == 8 * passes + 4
