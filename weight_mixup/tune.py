@@ -22,7 +22,10 @@ from shared import protocol, runs
 from weight_mixup import train
 from weight_mixup.config import Config
 
-GRIDS = {"digits30": (4e-3, 8e-3, 16e-3, 32e-3, 64e-3), "movie": (2.5e-4, 5e-4, 1e-3, 2e-3)}
+GRIDS = {
+    "digits30": (2e-3, 4e-3, 8e-3, 16e-3, 32e-3, 64e-3, 128e-3),
+    "movie": (2.5e-4, 5e-4, 1e-3, 2e-3),
+}
 SEEDS = {"digits30": range(60, 80), "movie": range(60, 65)}
 SHARED = {"digits30": ("mixup", "long", "kavg"), "movie": ("long", "kavg")}
 OWN = {"digits30": ("plain", "joint", "random_45", "ema", "more_labels"), "movie": ("plain",)}
