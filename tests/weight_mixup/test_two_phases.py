@@ -171,3 +171,36 @@ def test_gradient_evaluations_are_counted(tmp_path, no_cache, passes, settings):
     # T = 2 epochs of 24 // 16 + 1 batches; 2 epochs of 2 batches
     assert schedule.plan_of(settings, 30) == schedule.Plan(2, 4, 4)
     assert record_of(settings)["gradient_evaluations"] == 8 * passes + 4
+
+
+def test_gates_may_learn_on_labels_of_their_own(tmp_path, no_cache, monkeypatch):
+    training, used = Training(tmp_path, extra=12, labels="gates"), []
+    loss_of = train.loss_of
+    monkeypatch.setattr(
+        train, "loss_of", lambda m, b: used.append(set(b.ids.tolist())) or loss_of(m, b)
+    )
+    training.search(4)
+    own, aside = training.items.ids[:30].tolist(), training.items.ids[30:].tolist()
+    assert set().union(*used[0::2]) <= set(own) and set().union(*used[1::2]) == set(aside)
+    assert training.plan == schedule.plan_of(training.config, 30)
+
+
+def test_more_labels_are_those_put_aside(tmp_path, no_cache):
+    few = Training(tmp_path, job="finetuning", extra=12)
+    many = Training(tmp_path, job="finetuning", extra=12, labels="all")
+    assert many.items.ids[:30].tolist() == few.items.ids.tolist() and len(many.items) == 42
+    assert many.plan.finetune == 2 * 3 and few.plan.finetune == 2 * 2
+
+
+def test_an_average_of_the_weights_is_left_in_their_place(tmp_path, no_cache):
+    training, seen = Training(tmp_path, job="finetuning", ema=0.5), []
+    average = vectors.clone(training.w)
+
+    def look(step):
+        seen.append(vectors.clone(training.w))
+        for a, p in zip(average, seen[-1], strict=True):
+            a.lerp_(p, 0.5)
+
+    training.finetune(after=look)
+    assert all(torch.allclose(a, p) for a, p in zip(average, training.w, strict=True))
+    assert not equal(seen[-1], training.w)
