@@ -1,11 +1,12 @@
 """Learning rates of scale cpu, for every trained arm on the same grid, by validation items alone.
 
-    python -m weight_mixup.tune digits30        30 minutes on one core; prints `tuning` as YAML
+    python -m weight_mixup.tune digits30        five minutes on one core; prints `tuning` as YAML
 
 Development seeds; no test item is read off. A rate is chosen by the mean validation score over the
 seeds, the smaller of equal ones. The method, `long` and `kavg` differ in what the claims are about
 and share a rate: the one whose mean over the three is highest, a rule written down before the runs;
-so do the variants of the method. All other arms have their own.
+so do the variants of the method. All other arms have their own. On film reviews, an exhibit, the
+shared rate is that of `long`, the one of the three that needs neither searches nor gates.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ GRIDS = {
     "digits30": (2e-3, 4e-3, 8e-3, 16e-3, 32e-3, 64e-3, 128e-3),
     "movie": (2.5e-4, 5e-4, 1e-3, 2e-3),
 }
-SEEDS = {"digits30": range(60, 80), "movie": range(60, 65)}
-SHARED = {"digits30": ("mixup", "long", "kavg"), "movie": ("long", "kavg")}
+SEEDS = {"digits30": range(60, 80), "movie": range(60, 63)}
+SHARED = {"digits30": ("mixup", "long", "kavg"), "movie": ("long",)}
 OWN = {"digits30": ("plain", "joint", "random_45", "ema", "more_labels"), "movie": ("plain",)}
 
 
