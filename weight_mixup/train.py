@@ -43,8 +43,10 @@ def run(config: Config) -> Path:
         train = examples(config, problem).to(device)
         plan = plan_of(config, own(config, train))
         network = prepare(config, problem.model.to(device))
+        history = []  # of a block, to be logged: step, quantiles of the gates
         if config.stack > 1:
-            alpha_sha256 = put_row(run, network, stacked.trained(config))
+            row = stacked.trained(config)
+            alpha_sha256, history = put_row(run, network, row), row["history"]
         else:
             if config.job in SEARCHES:
                 search(config, run, network, train, plan)
@@ -58,6 +60,8 @@ def run(config: Config) -> Path:
             held_out = scored("validation", problem.validation)
         state = vectors.clone([*network.w.values(), *network.alpha])
         details = {}
+        for step, quantiles in history:
+            run.log(step=step, phase=1, search=0, gates=quantiles)
         if network.alpha:
             details = outcome.check_gates(run, network, alpha_sha256)
             gates.merge(network.model)
@@ -93,8 +97,6 @@ def put_row(run: Run, network: Network, row: dict[str, Any]) -> str:
     vectors.copy_([*network.w.values(), *network.alpha], [*row["w"].values(), *row["alpha"]])
     run.finite(vectors.norm([*row["w"].values()]), "finetuning", 0)
     network.counts |= {key: row[key] for key in network.counts}
-    for step, quantiles in row["history"]:
-        run.log(step=step, phase=1, search=0, gates=quantiles)
     return runs.state_sha256(network.alpha)
 
 

@@ -1,6 +1,7 @@
 """A block of seeds trained side by side is each of them trained alone, up to rounding."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -51,6 +52,8 @@ def test_a_run_of_a_block_ends_as_the_run_alone(tmp_path, no_cache):
     assert all(gate["passed"] for gate in together["gates"])
     a, b = (dict(np.load(tmp_path / f"stack{size}/predictions.npz")) for size in (1, 3))
     assert np.array_equal(a["id"], b["id"])
+    lines = (tmp_path / "stack3/metrics.jsonl").read_text().splitlines()
+    assert len(lines) >= 4 and all(len(json.loads(line)["gates"]) == 5 for line in lines)
     assert (a["prediction"] == b["prediction"]).mean() > 0.99
 
 
