@@ -51,9 +51,8 @@ def run(config: Config) -> Path:
         if config.job != "random":
             result = search(config, run, problem, device)
         if config.judge == "table":
-            numbers, result.predictions = tables.look_up(
-                config, problem, result.cell, result.early, result.alpha
-            )
+            cells = result.cell, result.early, result.alpha
+            numbers, result.predictions = tables.look_up(config, problem, *cells)
             result.state = result.state or [torch.tensor(numbers)]
         else:
             retrain(config, run, problem, device, result)
