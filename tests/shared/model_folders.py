@@ -107,7 +107,7 @@ WHOLE, INDEX, LAST = (
     "model.safetensors.index.json",
     "model-00003-of-00003.safetensors",
 )
-_ONCE = b'"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
+_ONCE = b'"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
 TWICE = (2 * len(_ONCE) + 4).to_bytes(8, "little") + b"{%b, %b}" % (_ONCE, _ONCE) + bytes(8)
 TWO = {"w0": "model-00001-of-00003.safetensors", "w2": LAST}
 # what is wrong -> (how it came to be, what the message says)
