@@ -43,6 +43,7 @@ class Forged:
         self.git("init", "-q")
         old = self.result.model_copy(deep=True)
         old.created, old.predictions_sha256, old.earlier = "2020-01-01T00:00:00Z", "older", []
+        old.code_sha256 = "older"  # or other predictions would be a fault
         old.write(self.path)
         self.commit()
         self.result.earlier = [recorded.superseded(old)]
@@ -224,11 +225,10 @@ def controls(one: Forged) -> None:
 def fewer_seeds(one: Forged) -> None:
     def cut(document: dict[str, Any]) -> None:
         body = document["scales"]["cpu"]
-        body["seeds"] -= 1
         tasks = body["tasks"] if isinstance(body["tasks"], dict) else {}
-        for task in tasks.values():
-            if task and "seeds" in task:
-                task["seeds"] = min(task["seeds"], body["seeds"])
+        for part in filter(None, [body, *tasks.values()]):
+            if "seeds" in part:
+                part["seeds"] -= 1
 
     one.edit("protocol", cut)
     paper = Protocol(one.folder)

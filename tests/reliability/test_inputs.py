@@ -121,8 +121,8 @@ CASES = {
                      "--batch 4", TABLE, EVERY | IN_A_ROW),
     "tapweight": Case(rte, "--scale gpu --arm base --task rte --max-length 32 --base-steps 2 "
                       "--base-batch 4", TABLE, EVERY | IN_A_ROW),
-    "weight_mixup": Case(rte, "--scale gpu --arm plain --task rte_300 --n 16 --epochs 1 --batch 8 "
-                         "--max-length 32", TABLE, EVERY | IN_A_ROW),
+    "weight_mixup": Case(rte, "--scale gpu --arm plain --task rte_300 --n 16 --extra 16 --epochs 1 "
+                         "--batch 8 --max-length 32", TABLE, EVERY | IN_A_ROW),
     "ppo_nlu": Case(rte_and_model, "--scale paper --arm qwen_zero_shot --task rte --test-limit 4 "
                     "--model made/small", TABLE, EVERY | IN_A_ROW),
     "ts_watermark": Case(texts, "--tiny --corpus english", "text/english.jsonl.gz",
