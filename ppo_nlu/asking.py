@@ -12,24 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_nlu import baselines, data, evaluate, models, official, prompts
+from ppo_nlu import baselines, data, evaluate, method, models, official, prompts
 from ppo_nlu.config import Config
 from ppo_nlu.data import Data, Item
-from ppo_nlu.policy import Policy, Rollout, left_pad, rollout, whole
+from ppo_nlu.policy import Policy, Rollout, left_pad, whole
 from ppo_nlu.prompts import Task
 from shared import pretrained, runs
 from shared.protocol import BadInput
 
 LONGEST = 31  # tokens of an answer where its length is drawn
-PROBED = 150  # validation items of a look while training
-PROBES = (
-    "accuracy_greedy",
-    "accuracy_sampled",
-    "invalid_sampled",
-    "reward_sampled",
-    "kl",
-    "entropy",
-)
+ASKED = 8  # items whose probability of a readable answer is looked at before training
+LEAST_MASS = 0.05  # below this sampling hardly ever meets an answer that can be paid
+PROBES = ("accuracy_greedy", "accuracy_sampled", "invalid_sampled", "reward_sampled")
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,7 @@ class Questions:
 
     train: training items whose prompt is not too long. paid: the row whose label pays for the
     answer to row i, which is i but in the control. shown: solved examples in front of each
-    question."""
+    question. row: where prompts are computed once, the row of each item's; it is the question."""
 
     config: Config
     tokenizer: Any
@@ -47,27 +41,43 @@ class Questions:
     paid: list[int]
     shown: list[tuple[dict[str, str], float]]
     encoded: dict[int, tuple[list[int], list[int]]] = field(default_factory=dict)
+    row: dict[int, int] = field(default_factory=dict)
 
     def text(self, item: Item) -> str:
-        return prompts.prompt(data.task_of(item, self.task), item.fields, self.shown)
+        task = data.task_of(item, self.task)
+        if self.config.form == "chat" and not task.plain:
+            return models.chat(
+                self.tokenizer, prompts.messages(task, item.fields, self.shown)
+            )
+        return prompts.prompt(task, item.fields, self.shown)
 
     def ids(self, item: Item) -> tuple[list[int], list[int]]:
-        """Token ids of a question and of the answer that a supervised model learns to write."""
+        """The question (token ids, or its row) and the ids that a supervised model learns to
+        write."""
         if item.id not in self.encoded:
-            write = official.sft_target if self.config.targets == "official" else prompts.target
-            target = write(data.task_of(item, self.task), item.label)
-            self.encoded[item.id] = models.encode(self.tokenizer, self.text(item), target)
-        return self.encoded[item.id]
+            self.encoded[item.id] = self.encode(item, self.target(item))
+        question, target = self.encoded[item.id]
+        return ([self.row[item.id]] if self.row else question), target
+
+    def encode(self, item: Item, answer: str) -> tuple[list[int], list[int]]:
+        special = self.config.form == "tags"
+        return models.encode(self.tokenizer, self.text(item), answer, special)
+
+    def target(self, item: Item) -> str:
+        task = data.task_of(item, self.task)
+        if self.config.targets == "official":
+            return official.sft_target(task, item.label)
+        return prompts.target(task, item.label, self.config.form)
 
     def ask(
         self, policy: Policy, items: list[Item], max_new: int, uniforms: Tensor | None
     ) -> Rollout:
         """Answers to `items`, sampled with `uniforms` (n, max_new), else greedy."""
         config = self.config
-        stop = prompts.CLOSE if config.stop_at_tag else None
+        stop = prompts.CLOSE if config.stop_at_tag and config.form == "tags" else None
         questions = [self.ids(x)[0] for x in items]
-        return rollout(
-            policy, self.tokenizer, questions, max_new, uniforms, stop, config.temperature
+        return policy.answers(
+            self.tokenizer, questions, max_new, uniforms, stop, config.temperature
         )
 
     def judge(
@@ -79,12 +89,12 @@ class Questions:
     ) -> tuple[float | None, float]:
         """(answer or None, reward). guess: the official reader of a test draws what it cannot."""
         if parser == "strict":
-            answer = prompts.parse(self.task, text)
+            answer = prompts.parse(self.task, text, self.config.form)
         elif guess is None:
             answer = official.parse_in_training(self.task, text)
         else:
             answer = official.parse_in_test(self.task, text, guess)
-        return answer, prompts.reward(self.task, text, answer, label, self.config.invalid)
+        return answer, prompts.reward(self.task, text, answer, label, self.config.reward)
 
 
 def questions_of(
@@ -95,7 +105,7 @@ def questions_of(
     context: tokens that the model takes. Raises BadInput where a prompt and an answer exceed it."""
     texts = [prompts.prompt(items.task, x.fields) for x in items.train]
     pretrained.check_texts(tokenizer, texts)
-    shown = _shown(config, items.train)
+    shown = _shown(config, items.train, config.shots)
     questions = Questions(config, tokenizer, items.task, items.train, [], shown)
     train = items.train
     if config.job != "prompt":
@@ -119,16 +129,67 @@ def questions_of(
     return replace(questions, train=train, paid=paid)
 
 
-def _shown(config: Config, train: list[Item]) -> list[tuple[dict[str, str], float]]:
-    """The solved examples of a few-shot prompt."""
-    if not config.shots:
+def _shown(config: Config, train: list[Item], shots: int) -> list[tuple[dict[str, str], float]]:
+    """The solved examples of a few-shot prompt, the same for all seeds."""
+    if not shots:
         return []
+    train = sorted(train, key=lambda x: x.id)
     labels = [x.label for x in train]
     if config.few == "balanced":
-        rows = baselines.examples(labels, config.shots, runs.stream(config.seed, "shots"))
+        rows = baselines.examples(labels, shots, runs.stream(0, "shots"))
     else:
-        rows = official.first_rows(labels, config.shots)
+        rows = official.first_rows(labels, shots)
     return [(train[i].fields, train[i].label) for i in rows]
+
+
+def with_shots(questions: Questions, items: Data, shots: int) -> Questions:
+    """The same questions after `shots` solved examples."""
+    shown = _shown(questions.config, items.train, shots)
+    return replace(questions, shown=shown, encoded={}, row={})
+
+
+def cached_prompts(questions: Questions, items: Data) -> list[list[int]]:
+    """The prompts of all items in the order of their ids, which is the same for all seeds and arms;
+    from here on a question is a row of them."""
+    asked = [*([] if questions.shown else items.train), *items.validation, *items.test]
+    ordered = sorted({x.id: x for x in asked}.values(), key=lambda x: x.id)
+    ids = [questions.ids(x)[0] for x in ordered]
+    questions.row.update({x.id: row for row, x in enumerate(ordered)})
+    return ids
+
+
+@torch.no_grad()
+def readable_mass(policy: Policy, questions: Questions, items: list[Item]) -> float:
+    """Mean probability of the answers that the rule can read: each word, as written and in small
+    letters (numbers: 0 to 5). A lower bound of the share of readable sampled answers."""
+    task, form = questions.task, questions.config.form
+    words = [str(n) for n in range(6)] if task.number else [*task.words]
+    asked = {w for word in words for w in (word, word.lower())}
+    mass = 0.0
+    for item in items[:ASKED]:
+        close = f" {prompts.CLOSE}"
+        answers = [w if form == "chat" else f" {w}{close}" for w in sorted(asked)]
+        pairs = [questions.encode(item, answer) for answer in answers]
+        question = questions.ids(item)[0] if questions.row else None
+        log_pi, real = method.log_pi_of(
+            policy,
+            [question or q for q, _ in pairs],
+            [a for _, a in pairs],
+            questions.tokenizer.pad_token_id,
+        )
+        mass += float((log_pi * real).sum(1).exp().sum())
+    return mass / len(items[:ASKED])
+
+
+def check_mass(
+    policy: Policy, questions: Questions, items: list[Item], say: Callable[[str], None]
+) -> None:
+    """Say how likely a readable answer is before anything is trained; warn where hardly at all."""
+    mass = readable_mass(policy, questions, items)
+    say(f"probability of a readable answer before training: at least {100 * mass:.1f} %")
+    if mass < LEAST_MASS:
+        rare = "sampling will hardly ever meet an answer that earns anything but the least"
+        say(f"warning: {rare}; change the prompt (--form chat or tags), or take another model")
 
 
 class Sheet:
@@ -139,7 +200,7 @@ class Sheet:
     def __init__(self, questions: Questions, items: list[Item], name: str, k: int):
         self.questions, self.items, self.name = questions, items, name
         self.texts = [[""] * len(items) for _ in range(1 + k)]  # greedy first
-        self.kl, self.entropy = torch.zeros(len(items)), torch.zeros(len(items))
+        self.kl = 0.0  # sum over the answers of the first sampled column
         lengths = torch.tensor([len(questions.ids(x)[0]) for x in items])
         size = 64 if questions.config.from_hub else 512
         self.rows = [
@@ -148,14 +209,15 @@ class Sheet:
         self.batches = len(self.texts) * len(self.rows)
 
     def state(self) -> dict[str, Any]:
-        return {"texts": self.texts, "kl": self.kl, "entropy": self.entropy}
+        return {"texts": self.texts, "kl": self.kl}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.texts, self.kl, self.entropy = (state[k] for k in ("texts", "kl", "entropy"))
+        self.texts, self.kl = state["texts"], state["kl"]
 
     @torch.no_grad()
-    def fill(self, policy: Policy, batch: int) -> None:
-        """Ask one batch of one column; of the first sampled one also KL and entropy."""
+    def fill(self, policy: Policy, batch: int, moved: bool = False) -> None:
+        """Ask one batch of one column; where the policy has `moved`, of the first sampled one also
+        the KL."""
         column, part = divmod(batch, len(self.rows))
         config, rows = self.questions.config, self.rows[part]
         max_new = config.max_new or LONGEST
@@ -166,12 +228,11 @@ class Sheet:
         out = self.questions.ask(policy, [self.items[i] for i in rows], max_new, uniforms)
         for i, text in zip(rows, out.texts):
             self.texts[column][i] = text
-        if column == 1:
+        if column == 1 and moved:
             mask = out.answer_mask()
-            log_pi, _, entropy = policy(out.ids, out.mask, out.T)
+            log_pi = policy(out.ids, out.mask, out.T)[0]
             log_ref = policy(out.ids, out.mask, out.T, reference=True)[0]
-            self.kl[rows] = ((log_pi - log_ref) * mask).sum(1).cpu()
-            self.entropy[rows] = (entropy * mask).sum(1).cpu()
+            self.kl += float(((log_pi - log_ref) * mask).sum())
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The filled sheet as the arrays of predictions.npz (evaluate.py)."""
@@ -193,8 +254,6 @@ class Sheet:
             "greedy_reward": reward[0],
             "sampled": answer[1:].T.copy(),
             "sampled_reward": reward[1:].T.copy(),
-            "kl": self.kl.numpy(),
-            "entropy": self.entropy.numpy(),
             "group": np.array([x.group for x in items]),
             "value": np.array([x.value for x in items], np.float32),
             "_metric": np.array([self.questions.task.metric]),
@@ -207,7 +266,13 @@ class Sheet:
     def write(self, path: Path) -> None:
         """The texts themselves, one question a line."""
         lines = [
-            {"id": x.id, "label": x.label, "greedy": greedy, "sampled": sampled}
+            {
+                "id": x.id,
+                "question": prompts.instance(data.task_of(x, self.questions.task), x.fields),
+                "label": x.label,
+                "greedy": greedy,
+                "sampled": sampled,
+            }
             for x, greedy, *sampled in zip(self.items, *self.texts)
         ]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -215,11 +280,12 @@ class Sheet:
 
 def probe(policy: Policy, questions: Questions, validation: list[Item]) -> dict[str, float]:
     """What a figure over time needs, the same for every arm: two answers to each item."""
-    sheet = Sheet(questions, validation[:PROBED], "probe", 1)
+    sheet = Sheet(questions, validation[: questions.config.probed], "probe", 1)
     for batch in range(sheet.batches):
-        sheet.fill(policy, batch)
+        sheet.fill(policy, batch, moved=True)
     scores = sheet.scores()
-    return {f"probe_{name}": scores[name] for name in PROBES}
+    facts = {f"probe_{name}": scores[name] for name in PROBES}
+    return facts | {"probe_kl": sheet.kl / len(sheet.items)}
 
 
 def reference(policy: Policy, questions: Questions) -> tuple[str, Tensor]:

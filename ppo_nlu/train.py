@@ -1,7 +1,7 @@
-"""One run: an arm, a task, a seed. Without a GPU an arm takes 5 to 30 seconds at scale cpu.
+"""One run: an arm, a task, a seed. At scale cpu an arm takes 10 to 60 seconds.
 
-    python -m ppo_nlu.train --tiny                                        # 60 PPO batches, seconds
-    python -m ppo_nlu.train --scale cpu --arm ppo --task digits --seed 0  # 65 % greedy, chance 50
+    python -m ppo_nlu.train --tiny                                       # a toy of its own, seconds
+    python -m ppo_nlu.train --scale cpu --arm ppo --task movie --seed 0  # SmolLM2, chance 50
     accelerate launch --config_file configs/fsdp2.yaml -m ppo_nlu.train --scale paper --arm ppo \\
         --task rte                              # 7B among several GPUs; about 10 s a batch of PPO
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_nlu import asking, baselines, data, method, models, official, sharding, stages
+from ppo_nlu import asking, baselines, data, evaluate, method, models, official, sharding, stages
 from ppo_nlu.asking import Questions
 from ppo_nlu.classifier import classify
 from ppo_nlu.config import Config
@@ -50,10 +50,17 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
     items = data.load(config)
     run.splits(**items.ids())
     lm, tokenizer = models.starting_policy(config, run)
-    policy = models.adapted(config, lm, device)
+    questions = asking.questions_of(config, tokenizer, items, models.context(lm), run.say)
+    opening, computed = [], []
+    if config.cached:
+        opening = models.opening(tokenizer)[-config.opening :]
+        computed = asking.cached_prompts(questions, items)
+    policy = models.adapted(config, lm, device, computed, opening)
     if processes.world_size() > 1 and sharding.divide_frozen(policy):
         run.say(f"weights divided among {processes.world_size()} processes (FSDP2)")
-    questions = asking.questions_of(config, tokenizer, items, models.context(policy.lm), run.say)
+    asking.check_mass(policy, questions, items.validation, run.say)
+    if config.choose_shots:
+        questions = choose_shots(run, policy, questions, items)
     optimizer = models.make_optimizer(config, policy.trained())
     arm = Arm(config, run, questions, policy, optimizer, config.beta, used_budget(config))
     steps = 0 if config.job == "prompt" else config.batches(len(questions.train))
@@ -71,6 +78,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
             models.set_rate(optimizer, config, step, steps)
             facts = learn(arm, processes.shard(order[step]).tolist(), step)
             arm.spent["examples"] += config.batch
+            facts |= {key: arm.spent[key] for key in ("examples", "gradient_steps")}
             if config.probe_every and (step % config.probe_every == 0 or step == steps - 1):
                 facts |= asking.probe(policy, questions, items.validation)
             run.log(step=step, **facts)
@@ -100,6 +108,22 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
         budget=arm.spent,
         dropped_prompts=len(items.train) - len(questions.train),
     )
+
+
+def choose_shots(
+    run: runs.Run, policy: Policy, questions: Questions, items: data.Data
+) -> Questions:
+    """The number of solved examples that scores best on validation items, 1 to `shots` tried."""
+    tried: list[float] = []
+    for shots in run.phase("shots", questions.config.shots, runs.Parts(tried=tried)):
+        asked = asking.with_shots(questions, items, 1 + shots)
+        sheet = asking.Sheet(asked, items.validation, "shots", 0)
+        for batch in range(sheet.batches):
+            sheet.fill(policy, batch)
+        tried.append(evaluate.greedy_score(sheet.arrays()))
+    best = 1 + tried.index(max(tried))
+    run.say(f"shots: {best} of {len(tried)} tried, {[round(x, 3) for x in tried]} on validation")
+    return asking.with_shots(questions, items, best)
 
 
 def used_budget(config: Config) -> dict[str, int]:
