@@ -83,18 +83,22 @@ class Questions:
     def judge(
         self,
         text: str,
+        item: Item,
         label: float,
         parser: Literal["strict", "official"],
         guess: torch.Generator | None = None,
     ) -> tuple[float | None, float]:
-        """(answer or None, reward). guess: the official reader of a test draws what it cannot."""
+        """(answer or None, reward) of the answer to an item; label: that which pays.
+
+        guess: the official reader of a test draws what it cannot read."""
+        task = data.task_of(item, self.task)
         if parser == "strict":
-            answer = prompts.parse(self.task, text, self.config.form)
+            answer = prompts.parse(task, text, self.config.form)
         elif guess is None:
-            answer = official.parse_in_training(self.task, text)
+            answer = official.parse_in_training(task, text)
         else:
-            answer = official.parse_in_test(self.task, text, guess)
-        return answer, prompts.reward(self.task, text, answer, label, self.config.reward)
+            answer = official.parse_in_test(task, text, guess)
+        return answer, prompts.reward(task, text, answer, label, self.config.reward)
 
 
 def questions_of(
@@ -151,8 +155,10 @@ def with_shots(questions: Questions, items: Data, shots: int) -> Questions:
 def cached_prompts(questions: Questions, items: Data) -> list[list[int]]:
     """The prompts of all items in the order of their ids, which is the same for all seeds and arms;
     from here on a question is a row of them."""
-    asked = [*([] if questions.shown else items.train), *items.validation, *items.test]
-    ordered = sorted({x.id: x for x in asked}.values(), key=lambda x: x.id)
+    trained = {x.id for x in items.train} if questions.shown else set()
+    ordered = sorted(
+        (x for x in items.everything if x.id not in trained), key=lambda x: x.id
+    )
     ids = [questions.ids(x)[0] for x in ordered]
     questions.row.update({x.id: row for row, x in enumerate(ordered)})
     return ids
@@ -241,7 +247,7 @@ class Sheet:
         answers, rewards = [], []
         for texts in self.texts:
             judged = [
-                self.questions.judge(text, x.label, config.test_parser, guess)
+                self.questions.judge(text, x, x.label, config.test_parser, guess)
                 for text, x in zip(texts, items)
             ]
             answers.append([evaluate.UNREADABLE if a is None else a for a, _ in judged])

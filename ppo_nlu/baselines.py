@@ -148,7 +148,8 @@ def trl_train(
 
     def reward(completions: list[str], label: list[float], **_: Any) -> list[float | None]:
         pairs = zip(completions, label)
-        return [questions.judge(text, y, config.parser)[1] for text, y in pairs]
+        item = questions.train[0]  # of the one task
+        return [questions.judge(text, item, y, config.parser)[1] for text, y in pairs]
 
     args = config_class(
         output_dir=str(folder / "trl"),

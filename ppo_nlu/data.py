@@ -38,7 +38,8 @@ class Item:
 @dataclass(frozen=True)
 class Data:
     """The items of a task. start: what a policy trained in the run is made from. server: the items
-    of a benchmark's own test file, whose labels only its evaluation server has."""
+    of a benchmark's own test file, whose labels only its evaluation server has. everything: all
+    parts, whatever the limits of the run."""
 
     task: Task
     train: list[Item]
@@ -46,6 +47,7 @@ class Data:
     test: list[Item]
     start: list[Item] = field(default_factory=list)
     server: list[Item] = field(default_factory=list)
+    everything: list[Item] = field(default_factory=list)
 
     def ids(self) -> dict[str, list[int]]:
         """Which items are in which part, for the record."""
@@ -62,8 +64,10 @@ def load(config: Config) -> Data:
         items = mixed(tasks, least)
     else:
         (items,) = tasks
+    everything = [*items.train, *items.validation, *items.test]
     limits = {"test": config.test_limit, "validation": config.validation_limit}
-    return replace(items, **{name: getattr(items, name)[: n or None] for name, n in limits.items()})
+    parts = {name: getattr(items, name)[: n or None] for name, n in limits.items()}
+    return replace(items, **parts, everything=everything)
 
 
 def load_task(name: str, config: Config) -> Data:
@@ -125,8 +129,8 @@ def mixed(parts: list[Data], least: int = 0) -> Data:
 # --- sentences that people rated ------------------------------------------------------------------
 
 # task: domain, whether a sign is asked for, and the sizes of the training and test parts
-RATED = {"movie": ("movie", True, 1000, 400), "rating": ("tweets", False, 800, 300)}
-RATED_VALIDATION = 150
+RATED = {"movie": ("movie", True, 600, 400), "rating": ("tweets", False, 400, 200)}
+RATED_VALIDATION = 100
 
 
 def rated(name: str, generator: torch.Generator) -> Data:

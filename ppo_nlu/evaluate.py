@@ -39,24 +39,23 @@ def score(predictions: dict[str, np.ndarray]) -> dict[str, float]:
         "reward_sampled": float(predictions["sampled_reward"].mean()),
         "answer_entropy": answer_entropy(sampled),
         "constant_share": constant_share(greedy),
-    } | printed(predictions)
+    } | as_printed(predictions)
 
 
-def printed(predictions: dict[str, np.ndarray]) -> dict[str, float]:
-    """Parts of a benchmark's metric as the paper prints them, of sampled answers; none where it
-    prints the metric itself."""
-    parts = PARTS.get(str(np.asarray(predictions["_metric"]).ravel()[0]), {})
+def as_printed(predictions: dict[str, np.ndarray]) -> dict[str, float]:
+    """`printed`: what the paper's tables hold of sampled answers (F1 of MRPC, Spearman of STS-B; of
+    two numbers their mean), and the parts of it where there are several."""
+    name = str(np.asarray(predictions["_metric"]).ravel()[0])
     y, group, value = predictions["label"], predictions["group"], predictions["value"]
+    parts = PARTS.get(name, {})
+    if name == "accuracy" and set(np.unique(group)) == {0, 1}:  # MNLI has two development sets
+        parts = {"matched": _matched, "mismatched": _mismatched}
     columns = predictions["sampled"].T
     means = {
-        name: float(np.mean([part(y, a, group, value) for a in columns]))
-        for name, part in parts.items()
+        part: float(np.mean([metric(y, a, group, value) for a in columns]))
+        for part, metric in (parts or {"printed": METRICS[name]}).items()
     }
-    if set(np.unique(group)) == {0, 1} and not parts:  # MNLI: matched and mismatched
-        for name, g in (("matched", 0), ("mismatched", 1)):
-            rows = group == g
-            means[name] = float((columns[:, rows] == y[rows]).mean())
-    return means
+    return means | {"printed": float(np.mean(list(means.values())))}
 
 
 def greedy_score(predictions: dict[str, np.ndarray]) -> float:
@@ -166,8 +165,16 @@ METRICS: dict[str, Callable[..., float]] = {
 }
 
 
+def _matched(y, a, group, value) -> float:
+    return float((y == a)[group == 0].mean())
+
+
+def _mismatched(y, a, group, value) -> float:
+    return float((y == a)[group == 1].mean())
+
+
 PARTS: dict[str, dict[str, Callable[..., float]]] = {
-    "accuracy_f1": {"f1": f1},
+    "accuracy_f1": {"f1": f1},  # the paper prints F1 alone
     "accuracy_macro_f1": {"f1": macro_f1, "accuracy": accuracy},
     "correlation": {"spearman": rank_correlation},
     "multirc": {"f1": f1, "exact_match": exact_match},

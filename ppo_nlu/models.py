@@ -324,6 +324,8 @@ def chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
         return tokenizer.apply_chat_template(messages, **options)
     except TemplateError:
         system, first, *rest = messages
+        if system["role"] != "system":
+            raise
         first = {**first, "content": f"{system['content']} {first['content']}"}
         return tokenizer.apply_chat_template([first, *rest], **options)
 

@@ -47,8 +47,6 @@ class Task:
     plain: bool = False
     # of an answer that is a number: decimals that a supervised model learns to write
     decimals: int = 1
-    # the question of a chat, and the system's role; empty: made from `role` and the answers
-    ask: str = ""
 
     @property
     def number(self) -> bool:
@@ -129,10 +127,9 @@ TASKS = {t.name: t for t in [
          (("passage", "Passage"), ("query", "Statement")), NO_YES, False, "record", -1.0),
     Task("axb", _ENTAILS, _PAIR, YES_NO, True, "matthews"),
     Task("axg", _ENTAILS, _PAIR, YES_NO, True),
-    Task("movie", "You judge film reviews.", (("sentence", ""),), ("Negative", "Positive"),
-         ask="Is the sentiment of this sentence positive or negative? Answer with one word."),
-    Task("rating", "You judge messages.", (("sentence", ""),), (), False, "correlation", decimals=0,
-         ask="How positive is this message, from 0 to 5? Answer with one number."),
+    Task("movie", "You are a sentiment classifier.", (("sentence", ""),), ("Negative", "Positive")),
+    Task("rating", "You rate how positive messages are, from 0 (very negative) to 5 (very positive).",
+         (("sentence", ""),), (), False, "correlation", decimals=0),
     Task("digits", "", (("pixels", ""),), NO_YES, plain=True),
 ]}  # fmt: skip
 
@@ -187,11 +184,18 @@ def messages(
 ) -> list[dict[str, str]]:
     """The same question as a chat: each solved example is a turn of its own."""
     turns = [{"role": "system", "content": _role(task, fields)}]
-    ask = task.ask or f"Answer with {task.form}."
+    if task.number:
+        ask = "Answer with exactly one number from 0 to 5."
+    else:
+        ask = f"Answer with exactly one {_unit(task)}: {' or '.join(reversed(task.words))}?"
     for shown, label in examples:
-        turns.append({"role": "user", "content": f"{ask}\n\n{instance(task, shown)}"})
+        turns.append({"role": "user", "content": f"{instance(task, shown)}\n\n{ask}"})
         turns.append({"role": "assistant", "content": task.word(label)})
-    return [*turns, {"role": "user", "content": f"{ask}\n\n{instance(task, fields)}"}]
+    return [*turns, {"role": "user", "content": f"{instance(task, fields)}\n\n{ask}"}]
+
+
+def _unit(task: Task) -> str:
+    return "phrase" if any(" " in word for word in task.words) else "word"
 
 
 def target(task: Task, label: float, form: Form = "tags") -> str:

@@ -191,7 +191,8 @@ def rewarded(arm: Arm, rows: list[int], step: int) -> dict[str, float]:
             raise BadInput(f"out of memory while sampling answers: {remedy}") from error
 
     def pay(answers: Rollout) -> Tensor:
-        judged = [questions.judge(t, y, config.parser) for t, y in zip(answers.texts, labels)]
+        asked_and_paid = zip(answers.texts, items, labels)
+        judged = [questions.judge(t, x, y, config.parser) for t, x, y in asked_and_paid]
         facts["invalid"] = float(np.mean([answer is None for answer, _ in judged]))
         R = torch.tensor([r for _, r in judged], dtype=torch.float32, device=answers.ids.device)
         arm.run.finite(R, "reward", step, [x.id for x in items])
