@@ -1,18 +1,15 @@
-"""How the policy is asked and its answers are read: token ids, the rule, sheets of answers."""
+"""How the policy is asked and its answers are read: token ids, and the rule."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_nlu import baselines, data, evaluate, method, models, official, prompts
+from ppo_nlu import baselines, data, method, models, official, prompts
 from ppo_nlu.config import Config
 from ppo_nlu.data import Data, Item
 from ppo_nlu.policy import Policy, Rollout, left_pad, whole
@@ -23,7 +20,6 @@ from shared.protocol import BadInput
 LONGEST = 31  # tokens of an answer where its length is drawn
 ASKED = 8  # items whose probability of a readable answer is looked at before training
 LEAST_MASS = 0.05  # below this sampling hardly ever meets an answer that can be paid
-PROBES = ("accuracy_greedy", "accuracy_sampled", "invalid_sampled", "reward_sampled")
 
 
 @dataclass(frozen=True)
@@ -46,9 +42,7 @@ class Questions:
     def text(self, item: Item) -> str:
         task = data.task_of(item, self.task)
         if self.config.form == "chat" and not task.plain:
-            return models.chat(
-                self.tokenizer, prompts.messages(task, item.fields, self.shown)
-            )
+            return models.chat(self.tokenizer, prompts.messages(task, item.fields, self.shown))
         return prompts.prompt(task, item.fields, self.shown)
 
     def ids(self, item: Item) -> tuple[list[int], list[int]]:
@@ -156,9 +150,7 @@ def cached_prompts(questions: Questions, items: Data) -> list[list[int]]:
     """The prompts of all items in the order of their ids, which is the same for all seeds and arms;
     from here on a question is a row of them."""
     trained = {x.id for x in items.train} if questions.shown else set()
-    ordered = sorted(
-        (x for x in items.everything if x.id not in trained), key=lambda x: x.id
-    )
+    ordered = sorted((x for x in items.everything if x.id not in trained), key=lambda x: x.id)
     ids = [questions.ids(x)[0] for x in ordered]
     questions.row.update({x.id: row for row, x in enumerate(ordered)})
     return ids
@@ -196,102 +188,6 @@ def check_mass(
     if mass < LEAST_MASS:
         rare = "sampling will hardly ever meet an answer that earns anything but the least"
         say(f"warning: {rare}; change the prompt (--form chat or tags), or take another model")
-
-
-class Sheet:
-    """Answers of a policy to n items: one greedy and k sampled ones each, filled batch by batch.
-
-    `name` is that of the stream of random numbers, the same for all arms of a seed."""
-
-    def __init__(self, questions: Questions, items: list[Item], name: str, k: int):
-        self.questions, self.items, self.name = questions, items, name
-        self.texts = [[""] * len(items) for _ in range(1 + k)]  # greedy first
-        self.kl = 0.0  # sum over the answers of the first sampled column
-        lengths = torch.tensor([len(questions.ids(x)[0]) for x in items])
-        size = 64 if questions.config.from_hub else 512
-        self.rows = [
-            rows.tolist() for rows in lengths.argsort(stable=True).split(size) if len(rows)
-        ]
-        self.batches = len(self.texts) * len(self.rows)
-
-    def state(self) -> dict[str, Any]:
-        return {"texts": self.texts, "kl": self.kl}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.texts, self.kl = state["texts"], state["kl"]
-
-    @torch.no_grad()
-    def fill(self, policy: Policy, batch: int, moved: bool = False) -> None:
-        """Ask one batch of one column; where the policy has `moved`, of the first sampled one also
-        the KL."""
-        column, part = divmod(batch, len(self.rows))
-        config, rows = self.questions.config, self.rows[part]
-        max_new = config.max_new or LONGEST
-        uniforms = None
-        if column:
-            stream = runs.stream(config.seed, self.name, column - 1)
-            uniforms = torch.rand(len(self.items), max_new, generator=stream)[rows]
-        out = self.questions.ask(policy, [self.items[i] for i in rows], max_new, uniforms)
-        for i, text in zip(rows, out.texts):
-            self.texts[column][i] = text
-        if column == 1 and moved:
-            mask = out.answer_mask()
-            log_pi = policy(out.ids, out.mask, out.T)[0]
-            log_ref = policy(out.ids, out.mask, out.T, reference=True)[0]
-            self.kl += float(((log_pi - log_ref) * mask).sum())
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The filled sheet as the arrays of predictions.npz (evaluate.py)."""
-        config, items = self.questions.config, self.items
-        guess = runs.stream(config.seed, "guess", self.name)
-        answers, rewards = [], []
-        for texts in self.texts:
-            judged = [
-                self.questions.judge(text, x, x.label, config.test_parser, guess)
-                for text, x in zip(texts, items)
-            ]
-            answers.append([evaluate.UNREADABLE if a is None else a for a, _ in judged])
-            rewards.append([r for _, r in judged])
-        answer, reward = np.array(answers, np.float32), np.array(rewards, np.float32)
-        return {
-            "id": np.array([x.id for x in items]),
-            "label": np.array([x.label for x in items], np.float32),
-            "greedy": answer[0],
-            "greedy_reward": reward[0],
-            "sampled": answer[1:].T.copy(),
-            "sampled_reward": reward[1:].T.copy(),
-            "group": np.array([x.group for x in items]),
-            "value": np.array([x.value for x in items], np.float32),
-            "_metric": np.array([self.questions.task.metric]),
-        }
-
-    def scores(self) -> dict[str, float]:
-        """Metrics of the filled sheet; none of an empty one."""
-        return evaluate.score(self.arrays()) if self.items else {}
-
-    def write(self, path: Path) -> None:
-        """The texts themselves, one question a line."""
-        lines = [
-            {
-                "id": x.id,
-                "question": prompts.instance(data.task_of(x, self.questions.task), x.fields),
-                "label": x.label,
-                "greedy": greedy,
-                "sampled": sampled,
-            }
-            for x, greedy, *sampled in zip(self.items, *self.texts)
-        ]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-
-
-def probe(policy: Policy, questions: Questions, validation: list[Item]) -> dict[str, float]:
-    """What a figure over time needs, the same for every arm: two answers to each item."""
-    sheet = Sheet(questions, validation[: questions.config.probed], "probe", 1)
-    for batch in range(sheet.batches):
-        sheet.fill(policy, batch, moved=True)
-    scores = sheet.scores()
-    facts = {f"probe_{name}": scores[name] for name in PROBES}
-    return facts | {"probe_kl": sheet.kl / len(sheet.items)}
 
 
 def reference(policy: Policy, questions: Questions) -> tuple[str, Tensor]:

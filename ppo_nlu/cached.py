@@ -1,8 +1,8 @@
 """A policy whose prompts were computed once: an activated LoRA on `shared/alora.py`.
 
-The adapter acts from the tokens that open the answer, so what the model keeps of a prompt is that of
-the frozen model whatever is trained: all arms and seeds share it, and a pass touches the opening and
-the answer, in the adapted layers and above.
+The adapter acts from the tokens that open the answer, so what the model keeps of a prompt is that
+of the frozen model whatever is trained: all arms and seeds share it, and a pass touches the opening
+and the answer, in the adapted layers and above.
 """
 
 from __future__ import annotations

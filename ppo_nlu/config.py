@@ -106,7 +106,7 @@ class Training:
 class Answering:
     """What a question shows, how an answer is sampled and read."""
 
-    # how a question is written: tags, the official code's plain text; chat, the model's own template
+    # how a question is written: tags, the official code's plain text; chat, the model's template
     form: Literal["tags", "chat"] = "tags"
     # solved examples in the prompt (official few-shot: 5), the same for all seeds
     shots: int = 0
@@ -172,6 +172,8 @@ class Evaluation:
 
     # sampled answers to each test item, beside the greedy one
     samples: int = 4
+    # also answer the benchmark's own test part, and write the file that its server takes
+    server: bool = False
     # validation items of a look while training
     probed: int = 150
     # batches between two looks at validation items; 0: never

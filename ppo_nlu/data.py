@@ -37,16 +37,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Data:
-    """The items of a task. start: what a policy trained in the run is made from. server: the items
-    of a benchmark's own test file, whose labels only its evaluation server has. everything: all
-    parts, whatever the limits of the run."""
+    """The items of a task. start: what a policy trained in the run is made from. everything: all
+    other parts, whatever the limits of the run."""
 
     task: Task
     train: list[Item]
     validation: list[Item]
     test: list[Item]
     start: list[Item] = field(default_factory=list)
-    server: list[Item] = field(default_factory=list)
     everything: list[Item] = field(default_factory=list)
 
     def ids(self) -> dict[str, list[int]]:
@@ -123,7 +121,7 @@ def mixed(parts: list[Data], least: int = 0) -> Data:
         shift, name = number * 1_000_000_000, part.task.name
         rows = [replace(x, task=name, id=x.id + shift) for x in part.train]
         train += rows * max(1, -(-least // len(rows)))
-    return replace(parts[0], train=train, server=[])
+    return replace(parts[0], train=train)
 
 
 # --- sentences that people rated ------------------------------------------------------------------
@@ -234,8 +232,8 @@ _RENAMED = {
 
 def benchmark(name: str, generator: torch.Generator, config: Config) -> Data:
     """Training file -> validation and training items; the development set is the test set (labels
-    of the benchmarks' own test sets are not public). Rehearsals: made-up rows in the task's own
-    layout. Scale `paper`: also the rows whose answers the evaluation server takes."""
+    of the benchmarks' own test sets are not public: server.py). Rehearsals: made-up rows in the
+    task's own layout."""
     from shared import glue
 
     task, rehearsal = prompts.task(name), config.scale == "rehearsal"
@@ -244,7 +242,7 @@ def benchmark(name: str, generator: torch.Generator, config: Config) -> Data:
         parts = (*parts, "validation_mismatched")
     with made_up(name) if rehearsal else contextlib.nullcontext():
         splits = glue.load(name, parts)
-    files = [_items(name, splits[part], shift) for shift, part in enumerate(parts)]
+    files = [items_of(name, splits[part], shift) for shift, part in enumerate(parts)]
     train = _record_pairs(files[0], generator) if name == "record" else files[0]
     if name == "mnli":  # both development sets: rows of group 0 and 1
         files[1:] = [[replace(x, group=g) for g, file in enumerate(files[1:]) for x in file]]
@@ -259,7 +257,8 @@ def benchmark(name: str, generator: torch.Generator, config: Config) -> Data:
     return Data(task, shuffled[begin:], shuffled[:cut], files[1], shuffled[cut:begin])
 
 
-def _items(name: str, split: Split, file: int) -> list[Item]:
+def items_of(name: str, split: Split, file: int = 0) -> list[Item]:
+    """Rows of a benchmark's file under the names of `prompts.TASKS`; file: number of the file."""
     from shared import glue
 
     keys = glue.spec(name).hub[:-1]

@@ -318,7 +318,9 @@ def chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     from jinja2 import TemplateError
 
     if tokenizer.chat_template is None:
-        raise BadInput("the tokenizer has no chat template; give --form tags, or an instructed model")
+        raise BadInput(
+            "the tokenizer has no chat template; give --form tags, or an instructed model"
+        )
     options = {"tokenize": False, "add_generation_prompt": True}
     try:
         return tokenizer.apply_chat_template(messages, **options)
@@ -359,3 +361,22 @@ def save(lm: Any, tokenizer: Any, folder: Path) -> None:
     logging.disable_progress_bar()
     lm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def export(config: Config, lm: Any, tokenizer: Any, run: Path) -> list[str]:
+    """export/: the adapter for peft, or in export/model/ a model all of whose weights trained."""
+    folder = run / "export"
+    if config.lora_rank:
+        lm.save_pretrained(str(folder))
+        what = f"LoRA adapter; base model: {config.model}"
+        how = "peft.PeftModel.from_pretrained(base, this_folder)"
+    else:
+        save(lm, tokenizer, folder / "model")
+        what = "The whole model"
+        how = "transformers.AutoModelForCausalLM.from_pretrained(this_folder + '/model')"
+    origin = f"{config.arm} on {config.task}, scale {config.scale}, seed {config.seed}"
+    licence = "Licence: that of the base model and of the data."
+    (folder / "README.md").write_text(
+        f"{origin}. {what}. Load with {how}.\n\n{licence}\n", encoding="utf-8"
+    )
+    return ["export"]

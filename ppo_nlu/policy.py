@@ -70,7 +70,9 @@ class Policy(nn.Module):
     def forward(
         self, ids: Tensor, mask: Tensor, T: int, reference: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """log pi(a_t|s_t), V(s_t), logits (B, T, words) at the answer columns. ids, mask: (B, P + T).
+        """log pi(a_t|s_t), V(s_t), logits (B, T, words) at the answer columns.
+
+        ids, mask: (B, P + T).
 
         The logits of column j speak about token j + 1, so the first answer token is judged at the
         LAST PROMPT column."""

@@ -128,7 +128,7 @@ TASKS = {t.name: t for t in [
     Task("axb", _ENTAILS, _PAIR, YES_NO, True, "matthews"),
     Task("axg", _ENTAILS, _PAIR, YES_NO, True),
     Task("movie", "You are a sentiment classifier.", (("sentence", ""),), ("Negative", "Positive")),
-    Task("rating", "You rate how positive messages are, from 0 (very negative) to 5 (very positive).",
+    Task("rating", "You rate messages from 0 (very negative) to 5 (very positive).",
          (("sentence", ""),), (), False, "correlation", decimals=0),
     Task("digits", "", (("pixels", ""),), NO_YES, plain=True),
 ]}  # fmt: skip

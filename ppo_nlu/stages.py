@@ -1,8 +1,9 @@
 """The two stages that make what every arm starts from, and a problem whose answer is known.
 
 `base`   once for all: the bandit, which PPO must solve
-`start`  the policy every arm starts from: of a model trained elsewhere its weights' hash; one that is
-         trained in the run (`--tiny`, rehearsals) has heard of the format and half knows the task
+`start`  the policy every arm starts from: of a model trained elsewhere its weights' hash; one that
+         is trained in the run (`--tiny`, rehearsals) has heard of the format and half knows the
+         task
 """
 
 from __future__ import annotations

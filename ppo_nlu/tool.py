@@ -1,7 +1,7 @@
 """PPO on a causal language model of one's own, with a rule of one's own.
 
-    policy = tool.train(lm, tokenizer, questions, reward)
-    policy.lm.save_pretrained("adapter")  # peft.PeftModel.from_pretrained(lm, "adapter") loads it
+policy = tool.train(lm, tokenizer, questions, reward)
+policy.lm.save_pretrained("adapter")  # peft.PeftModel.from_pretrained(lm, "adapter") loads it
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from shared import runs
 from shared.protocol import BadInput
 
 SAYS = 10  # batches between two lines
+OFFICIAL = PPO()
 
 
 def train(
@@ -32,7 +33,7 @@ def train(
     batch: int = 16,
     max_new: int = 16,
     seed: int = 0,
-    ppo: PPO = PPO(),  # noqa: B008: frozen
+    ppo: PPO = OFFICIAL,
     say: Callable[[str], None] = print,
 ) -> Policy:
     """Train a fresh adapter on `lm`, a causal model of transformers; returns the policy.

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_nlu import asking, baselines, data, evaluate, method, models, official, sharding, stages
+from ppo_nlu import asking, baselines, data, method, models, official, sharding, sheets, stages
 from ppo_nlu.asking import Questions
 from ppo_nlu.classifier import classify
 from ppo_nlu.config import Config
@@ -60,7 +60,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
         run.say(f"weights divided among {processes.world_size()} processes (FSDP2)")
     asking.check_mass(policy, questions, items.validation, run.say)
     if config.choose_shots:
-        questions = choose_shots(run, policy, questions, items)
+        questions = sheets.choose_shots(run, policy, questions, items)
     optimizer = models.make_optimizer(config, policy.trained())
     arm = Arm(config, run, questions, policy, optimizer, config.beta, used_budget(config))
     steps = 0 if config.job == "prompt" else config.batches(len(questions.train))
@@ -80,22 +80,24 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
             arm.spent["examples"] += config.batch
             facts |= {key: arm.spent[key] for key in ("examples", "gradient_steps")}
             if config.probe_every and (step % config.probe_every == 0 or step == steps - 1):
-                facts |= asking.probe(policy, questions, items.validation)
+                facts |= sheets.probe(policy, questions, items.validation)
             run.log(step=step, **facts)
         references.append(asking.reference(policy, questions))
 
     metrics, validation = {}, {}
     if not config.stage:  # others build on a stage; it has no score of its own
-        sheet = asking.Sheet(questions, items.validation, "validation", 1)
+        sheet = sheets.Sheet(questions, items.validation, "validation", 1)
         for batch in run.phase("validation", sheet.batches, sheet):
             sheet.fill(policy, batch)
         validation = sheet.scores()
-        sheet = asking.Sheet(questions, items.test, "test", config.samples)
+        sheet = sheets.Sheet(questions, items.test, "test", config.samples)
         for batch in run.phase("test", sheet.batches, sheet):
             sheet.fill(policy, batch)
         sheet.write(run.directory / "answers.jsonl")
         run.predictions(**sheet.arrays())
         metrics = sheet.scores()
+        if config.server:
+            sheets.for_server(run, policy, questions)
     if references:
         check(arm, *references)
     run.finish(
@@ -104,26 +106,10 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
         state=policy.trained() if references else map(whole, models.weights(policy.lm)),
         gradient_evaluations=arm.spent["gradient_steps"],
         chosen_step=steps,
-        exports=export(arm) if references else [],
+        exports=models.export(config, policy.lm, tokenizer, run.directory) if references else [],
         budget=arm.spent,
         dropped_prompts=len(items.train) - len(questions.train),
     )
-
-
-def choose_shots(
-    run: runs.Run, policy: Policy, questions: Questions, items: data.Data
-) -> Questions:
-    """The number of solved examples that scores best on validation items, 1 to `shots` tried."""
-    tried: list[float] = []
-    for shots in run.phase("shots", questions.config.shots, runs.Parts(tried=tried)):
-        asked = asking.with_shots(questions, items, 1 + shots)
-        sheet = asking.Sheet(asked, items.validation, "shots", 0)
-        for batch in range(sheet.batches):
-            sheet.fill(policy, batch)
-        tried.append(evaluate.greedy_score(sheet.arrays()))
-    best = 1 + tried.index(max(tried))
-    run.say(f"shots: {best} of {len(tried)} tried, {[round(x, 3) for x in tried]} on validation")
-    return asking.with_shots(questions, items, best)
 
 
 def used_budget(config: Config) -> dict[str, int]:
@@ -252,25 +238,6 @@ def check(arm: Arm, before: tuple[str, Tensor], after: tuple[str, Tensor]) -> No
         examples = arm.spent["examples"]
         detail = f"{examples} labelled examples seen, {declared} declared"
         arm.run.gate("budget", abs(examples / declared - 1) <= 0.01, detail)
-
-
-def export(arm: Arm) -> list[str]:
-    """export/: the adapter for peft, or in export/model/ a model all of whose weights trained."""
-    config, folder = arm.config, arm.run.directory / "export"
-    if config.lora_rank:
-        arm.policy.lm.save_pretrained(str(folder))
-        what = f"LoRA adapter; base model: {config.model}"
-        how = "peft.PeftModel.from_pretrained(base, this_folder)"
-    else:
-        models.save(arm.policy.lm, arm.questions.tokenizer, folder / "model")
-        what = "The whole model"
-        how = "transformers.AutoModelForCausalLM.from_pretrained(this_folder + '/model')"
-    origin = f"{config.arm} on {config.task}, scale {config.scale}, seed {config.seed}"
-    licence = "Licence: that of the base model and of the data."
-    (folder / "README.md").write_text(
-        f"{origin}. {what}. Load with {how}.\n\n{licence}\n", encoding="utf-8"
-    )
-    return ["export"]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,11 @@ from shared import protocol
 
 
 def validation_score(
-    paper: protocol.Protocol, scale: str, key: tuple[str, str, int], chosen: dict[str, Any], out: str
+    paper: protocol.Protocol,
+    scale: str,
+    key: tuple[str, str, int],
+    chosen: dict[str, Any],
+    out: str,
 ) -> float:
     """Greedy score on all validation items of one run; its stages are trained first."""
     node = paper.node(scale, *key)

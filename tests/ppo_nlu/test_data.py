@@ -36,7 +36,9 @@ def test_digits_parts():
     assert 0.5 < np.mean([r == x.label for r, x in zip(read, a.start) if r is not None]) < 0.7
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("movie", (600, 100, 400)), ("rating", (400, 100, 200))])
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("movie", (600, 100, 400)), ("rating", (400, 100, 200))]
+)
 def test_rated_sentences_are_the_same_for_every_seed_in_another_order(name, sizes):
     """So that prompts are computed once."""
     a, b = (data.load(Config(task=name, seed=seed, validation_limit=8)) for seed in (0, 1))

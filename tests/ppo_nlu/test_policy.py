@@ -140,7 +140,9 @@ def cached_policy(folder) -> tuple[CachedPolicy, list[list[int]]]:
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.5)
     g = torch.Generator().manual_seed(1)
-    prompts = [[*torch.randint(8, 24, (3 + i % 4,), generator=g).tolist(), *OPENING] for i in range(8)]
+    prompts = [
+        [*torch.randint(8, 24, (3 + i % 4,), generator=g).tolist(), *OPENING] for i in range(8)
+    ]
     with sources.pointed_at(REPRO_CACHE=folder):
         return CachedPolicy(lm, prompts), prompts
 
