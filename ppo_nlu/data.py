@@ -141,12 +141,14 @@ def rated(name: str, generator: torch.Generator) -> Data:
 
     domain, binary, train, test = RATED[name]
     source = bundled.ratings(domain, runs.stream(0, "pool"), train, binary)
-    parts = []
-    for part, size in ((source.train, train), (source.validation, RATED_VALIDATION)):
-        order = torch.randperm(min(size, len(part)), generator=generator).tolist()
-        parts.append([_rated_item(part, i, binary) for i in order])
+
+    def drawn(part: Split, size: int) -> list[Item]:
+        order = torch.randperm(size, generator=generator).tolist()
+        return [_rated_item(part, i, binary) for i in order]
+
     fixed = [_rated_item(source.test, i, binary) for i in range(test)]
-    return Data(prompts.task(name), *parts, fixed)
+    training = drawn(source.train, train)
+    return Data(prompts.task(name), training, drawn(source.validation, RATED_VALIDATION), fixed)
 
 
 def _rated_item(part: Split, i: int, binary: bool) -> Item:

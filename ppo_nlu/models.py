@@ -117,7 +117,8 @@ def add_lora(lm: nn.Module, network: Network, opening: Sequence[int] = ()) -> nn
     opening: tokens that open an answer, from which alone the adapter acts (activated LoRA)."""
     from peft import LoraConfig, get_peft_model
 
-    bias, blocks = network.lora_bias, base_of(lm).config.num_hidden_layers  # type: ignore[union-attr]
+    base: Any = base_of(lm)
+    bias, blocks = network.lora_bias, base.config.num_hidden_layers
     if bias != "none" and any(n.endswith(".bias") for n, _ in lm.named_parameters()):
         warnings.warn(
             f"lora_bias={bias!r} trains biases of the base model; switching the adapter off does"
