@@ -104,6 +104,7 @@ def make_start(config: Config, run: runs.Run) -> None:
     steps = 0 if config.from_hub else config.steps
     if steps:
         _half_teach(config, run, lm.to(runs.device(config)), tokenizer)
+    lm = lm.to(getattr(torch, config.precision))  # what every arm loads
     if not config.from_hub:
         models.save(lm.cpu(), tokenizer, run.directory / "model")
     run.finish(state=models.weights(lm), gradient_evaluations=steps)
