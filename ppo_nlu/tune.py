@@ -3,8 +3,9 @@
     python -m ppo_nlu.tune --arms sft sft_4 ppo --tasks movie --values 3e-4 1e-3 3e-3 --seeds 0 1 2
     python -m ppo_nlu.tune --arms few_shot --field shots --values 1 2 3 --seeds 0
 
-Prints the entries of `tuning:` in protocol.yaml (score_greedy, means over seeds) and appends them
-to `--out`. Runs stand in a temporary folder; test scores are never looked at.
+Prints the entries of `tuning:` in protocol.yaml (score_greedy, means over seeds). Each trial is a
+line of `--out`, whose trials are not run again. Runs stand in temporary folders; test scores are
+never looked at.
 """
 
 import argparse
@@ -20,29 +21,42 @@ from ppo_nlu import train
 from ppo_nlu.config import Config
 from shared import protocol
 
+Trial = tuple[str, str, Any, int]  # arm, task, value, seed
+
 
 def validation_score(
-    paper: protocol.Protocol,
-    scale: str,
-    key: tuple[str, str, int],
-    chosen: dict[str, Any],
-    out: str,
+    paper: protocol.Protocol, scale: str, node: protocol.Node, chosen: dict[str, Any]
 ) -> float:
     """Greedy score on all validation items of one run; its stages are trained first."""
-    node = paper.node(scale, *key)
-    for used in node.uses:
-        train_stage(paper, scale, used)
+    train_stages(paper, scale, node)
     limits = {"samples": 1, "validation_limit": 0, "test_limit": 1, "probe_every": 0}
-    directory = train.run(Config(**{**paper.config(scale, node), **limits, **chosen, "out": out}))
-    record = json.loads((directory / "record.json").read_text(encoding="utf-8"))
-    return record["validation"]["score_greedy"]
+    with TemporaryDirectory() as folder:
+        values = {**paper.config(scale, node), **limits, **chosen, "out": folder}
+        record = (train.run(Config(**values)) / "record.json").read_text(encoding="utf-8")
+    return json.loads(record)["validation"]["score_greedy"]
 
 
-def train_stage(paper: protocol.Protocol, scale: str, key: tuple[str, str, int]) -> None:
-    node = paper.node(scale, *key)
-    for used in node.uses:
-        train_stage(paper, scale, used)
-    train.run(Config(**paper.config(scale, node)))
+def train_stages(paper: protocol.Protocol, scale: str, node: protocol.Node) -> None:
+    for key in node.uses:
+        used = paper.node(scale, *key)
+        train_stages(paper, scale, used)
+        train.run(Config(**paper.config(scale, used)))
+
+
+def entry(arm: str, task: str, field: str, scores: dict[Any, list[float]], seeds: list[int]) -> str:
+    """What protocol.yaml records; scores: those of the seeds, by value."""
+    means = {value: round(float(np.mean(of_seeds)), 4) for value, of_seeds in scores.items()}
+    chosen = max(means, key=lambda value: means[value])
+    record = {
+        "arm": arm,
+        "task": task,
+        "trials": len(means),
+        "grid": {field: list(means)},
+        "seeds": seeds,
+        "scores": list(means.values()),
+        "chosen": {field: chosen},
+    }
+    return yaml.safe_dump([record], default_flow_style=None, sort_keys=False, width=200)
 
 
 def main() -> None:
@@ -55,38 +69,30 @@ def main() -> None:
     parser.add_argument("--field", default="lr")
     parser.add_argument("--values", nargs="+", type=float, default=[3e-4, 1e-3, 3e-3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--out", default="")
+    parser.add_argument("--out", type=Path, default=Path("runs/ppo_nlu/tuning.jsonl"))
     asked = parser.parse_args()
     if max(asked.seeds) >= protocol.BLOCK:
         parser.error(f"seeds {asked.seeds}: tuning takes development seeds, below {protocol.BLOCK}")
     paper = protocol.Protocol(Path(__file__).resolve().parent)
-    kind = type(getattr(Config(), asked.field))
-    values = [kind(value) for value in asked.values]
-    for task, arm in [(task, arm) for task in asked.tasks for arm in asked.arms]:
-        scores = []
-        for value in values:
-            of_seeds = []
-            for seed in asked.seeds:
-                with TemporaryDirectory() as folder:
-                    chosen = {asked.field: value}
-                    key = (arm, task, seed)
-                    of_seeds.append(validation_score(paper, asked.scale, key, chosen, folder))
-            print(f"{arm} {task} {asked.field} {value}: {of_seeds}", flush=True)
-            scores.append(round(float(np.mean(of_seeds)), 4))
-        entry = {
-            "arm": arm,
-            "task": task,
-            "trials": len(values),
-            "grid": {asked.field: values},
-            "seeds": asked.seeds,
-            "scores": scores,
-            "chosen": {asked.field: values[int(np.argmax(scores))]},
-        }
-        text = yaml.safe_dump([entry], default_flow_style=None, sort_keys=False)
-        print(text, flush=True)
-        if asked.out:
-            with open(asked.out, "a", encoding="utf-8") as file:
-                file.write(text)
+    values = [type(getattr(Config(), asked.field))(value) for value in asked.values]
+    done: dict[Trial, float] = {}
+    if asked.out.exists():
+        for line in asked.out.read_text(encoding="utf-8").splitlines():
+            arm, task, field, value, seed, score = json.loads(line)
+            if field == asked.field:
+                done[arm, task, value, seed] = score
+    pairs = [(arm, task) for task in asked.tasks for arm in asked.arms]
+    trials = [(*pair, value, seed) for seed in asked.seeds for pair in pairs for value in values]
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    for arm, task, value, seed in (trial for trial in trials if trial not in done):
+        node = paper.node(asked.scale, arm, task, seed)
+        score = validation_score(paper, asked.scale, node, {asked.field: value})
+        done[arm, task, value, seed] = score
+        with open(asked.out, "a", encoding="utf-8") as file:
+            file.write(json.dumps([arm, task, asked.field, value, seed, score]) + "\n")
+    for arm, task in pairs:
+        scores = {value: [done[arm, task, value, seed] for seed in asked.seeds] for value in values}
+        print(entry(arm, task, asked.field, scores, asked.seeds), flush=True)
 
 
 if __name__ == "__main__":
