@@ -195,9 +195,9 @@ def reference(policy: Policy, questions: Questions) -> tuple[str, Tensor]:
     source = policy.frozen[0] if policy.frozen else policy
     frozen = [p for _, p in sorted(source.named_parameters()) if not p.requires_grad]
     sha256 = runs.state_sha256(map(whole, frozen))
-    question = questions.ids(questions.train[0])[0]
+    question, target = questions.ids(questions.train[0])
     device = policy.value.weight.device
-    ids, mask = left_pad([question], questions.tokenizer.pad_token_id, device)
+    ids, mask = left_pad([[*question, *target]], questions.tokenizer.pad_token_id, device)
     policy.eval()
     with torch.no_grad():
-        return sha256, policy(ids, mask, 1, reference=True)[0]
+        return sha256, policy(ids, mask, len(target), reference=True)[0]
