@@ -101,7 +101,8 @@ def questions_of(
     """`Questions` of a task. A training prompt that is too long is left out, and said.
 
     context: tokens that the model takes. Raises BadInput where a prompt and an answer exceed it."""
-    texts = [prompts.prompt(items.task, x.fields) for x in items.train]
+    tasks = [data.task_of(x, items.task) for x in items.train]
+    texts = [prompts.prompt(task, x.fields) for task, x in zip(tasks, items.train)]
     pretrained.check_texts(tokenizer, texts)
     shown = _shown(config, items.train, config.shots)
     questions = Questions(config, tokenizer, items.task, items.train, [], shown)
@@ -148,9 +149,9 @@ def with_shots(questions: Questions, items: Data, shots: int) -> Questions:
 
 def cached_prompts(questions: Questions, items: Data) -> list[list[int]]:
     """The prompts of all items in the order of their ids, which is the same for all seeds and arms;
-    from here on a question is a row of them."""
-    trained = {x.id for x in items.train} if questions.shown else set()
-    ordered = sorted((x for x in items.everything if x.id not in trained), key=lambda x: x.id)
+    from here on a question is a row of them. With solved examples in front nothing is trained."""
+    asked = [*items.validation, *items.test] if questions.shown else items.everything
+    ordered = sorted(asked, key=lambda x: x.id)
     ids = [questions.ids(x)[0] for x in ordered]
     questions.row.update({x.id: row for row, x in enumerate(ordered)})
     return ids

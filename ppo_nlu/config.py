@@ -26,7 +26,7 @@ class Examples:
     train_limit: int = 0
     # first test items only; 0: all
     test_limit: int = 0
-    # first validation items only; 0: all
+    # validation items that are answered after training, and by which shots are chosen; 0: all
     validation_limit: int = 0
     # longer training prompts, in tokens, are left out and counted (D8: the official rule never
     # fires)

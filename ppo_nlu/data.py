@@ -63,9 +63,7 @@ def load(config: Config) -> Data:
     else:
         (items,) = tasks
     everything = [*items.train, *items.validation, *items.test]
-    limits = {"test": config.test_limit, "validation": config.validation_limit}
-    parts = {name: getattr(items, name)[: n or None] for name, n in limits.items()}
-    return replace(items, **parts, everything=everything)
+    return replace(items, test=items.test[: config.test_limit or None], everything=everything)
 
 
 def load_task(name: str, config: Config) -> Data:

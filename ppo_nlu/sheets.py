@@ -140,7 +140,8 @@ def choose_shots(
     tried: list[float] = []
     for shots in run.phase("shots", questions.config.shots, runs.Parts(tried=tried)):
         asked = with_shots(questions, items, 1 + shots)
-        sheet = Sheet(asked, items.validation, "shots", 0)
+        looked_at = items.validation[: questions.config.validation_limit or None]
+        sheet = Sheet(asked, looked_at, "shots", 0)
         for batch in range(sheet.batches):
             sheet.fill(policy, batch)
         tried.append(evaluate.greedy_score(sheet.arrays()))

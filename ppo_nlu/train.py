@@ -86,7 +86,8 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
 
     metrics, validation = {}, {}
     if not config.stage:  # others build on a stage; it has no score of its own
-        sheet = sheets.Sheet(questions, items.validation, "validation", 1)
+        looked_at = items.validation[: config.validation_limit or None]
+        sheet = sheets.Sheet(questions, looked_at, "validation", 1)
         for batch in run.phase("validation", sheet.batches, sheet):
             sheet.fill(policy, batch)
         validation = sheet.scores()

@@ -130,3 +130,53 @@ def test_pictures_of_a_few_runs(tmp_path):
     assert "'zero_shot' became 'ppo' (label 1)" in made["answers"][1]
     points = figures.looks(dirs, "movie")
     assert sorted(points["ppo", "probe_kl"]) == [(32, 4), (64, 8)]
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}[end]{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(name="chat_model")
+def _chat_model(tmp_path, monkeypatch) -> Path:
+    """The folder of a small model with a chat template; `movie` has 32 + 8 + 8 sentences."""
+    monkeypatch.setitem(data.RATED, "movie", ("movie", True, 32, 8))
+    monkeypatch.setattr(data, "RATED_VALIDATION", 8)
+    monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "cache"))
+    items = data.load(Config(task="movie"))
+    texts = [x.fields["sentence"] for x in items.everything]
+    tokenizer = models.trained_tokenizer([*texts, "Negative Positive negative positive"], 400)
+    tokenizer.add_tokens(["<assistant>", "<user>"])
+    tokenizer.chat_template = TEMPLATE
+    torch.manual_seed(0)
+    models.save(models.llama(len(tokenizer), 16, 3, 2, 32, 512), tokenizer, tmp_path / "chat")
+    return tmp_path / "chat"
+
+
+def test_arms_on_cached_prompts_from_data_to_export(chat_model, tmp_path):
+    """Prompting, fine-tuning and PPO on prompts computed once: gates hold, the adapter loads in
+    peft, and peft, over whole texts, gives the recorded answers."""
+    from peft import PeftModel
+
+    paper = Protocol(Path(train.__file__).parent)
+    runs.be_worker(lambda: False)
+    for arm in ("zero_shot", "sft", "ppo"):
+        values = paper.config("cpu", paper.node("cpu", arm, "movie", 0))
+        small = {"model": str(chat_model), "opening": 1, "lora_blocks": 2, "steps": 2, "batch": 8}
+        limits = {"minibatch": 8, "probe_every": 1, "examples": 16, "lr": 0.02, "uses": {}}
+        train.run(Config(**{**values, **small, **limits, "out": str(tmp_path / arm)}))
+        record = json.loads((tmp_path / arm / "record.json").read_text())
+        assert all(gate["passed"] for gate in record["gates"]), record["gates"]
+    lines = [json.loads(x) for x in (tmp_path / "ppo/answers.jsonl").read_text().splitlines()]
+    lm, tokenizer = models.load(chat_model)
+    lm = PeftModel.from_pretrained(lm, str(tmp_path / "ppo/export")).eval()
+    moved = [p for n, p in lm.named_parameters() if "lora_B" in n]
+    assert moved and all(p.abs().max() > 0 for p in moved)
+    task, items = prompts.task("movie"), {x.id: x for x in data.load(Config(task="movie")).test}
+    for line in lines[:4]:
+        text = models.chat(tokenizer, prompts.messages(task, items[line["id"]].fields))
+        ids = torch.tensor([models.encode(tokenizer, text, special=False)[0]])
+        out = lm.generate(input_ids=ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
+        answer = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        assert answer == line["greedy"]
