@@ -47,6 +47,8 @@ class Task:
     plain: bool = False
     # of an answer that is a number: decimals that a supervised model learns to write
     decimals: int = 1
+    # what a chat asks right before the instance, beside the answers; `role` says it elsewhere
+    question: str = ""
 
     @property
     def number(self) -> bool:
@@ -127,9 +129,10 @@ TASKS = {t.name: t for t in [
          (("passage", "Passage"), ("query", "Statement")), NO_YES, False, "record", -1.0),
     Task("axb", _ENTAILS, _PAIR, YES_NO, True, "matthews"),
     Task("axg", _ENTAILS, _PAIR, YES_NO, True),
-    Task("movie", "You are a sentiment classifier.", (("sentence", ""),), ("Negative", "Positive")),
-    Task("rating", "You rate messages from 0 (very negative) to 5 (very positive).",
-         (("sentence", ""),), (), False, "correlation", decimals=0),
+    Task("movie", "You judge film reviews.", (("sentence", ""),), ("Negative", "Positive"),
+         question="Is the sentiment of this sentence positive or negative? "),
+    Task("rating", "You rate messages.", (("sentence", ""),), (), False, "correlation", decimals=0,
+         question="How positive is this message, from 0 (very negative) to 5 (very positive)? "),
     Task("digits", "", (("pixels", ""),), NO_YES, plain=True),
 ]}  # fmt: skip
 
@@ -185,13 +188,15 @@ def messages(
     """The same question as a chat: each solved example is a turn of its own."""
     turns = [{"role": "system", "content": _role(task, fields)}]
     if task.number:
-        ask = "Answer with exactly one number from 0 to 5."
+        answer = "Answer with exactly one number from 0 to 5."
     else:
-        ask = f"Answer with exactly one {_unit(task)}: {' or '.join(reversed(task.words))}?"
+        answer = f"Answer with exactly one {_unit(task)}: {' or '.join(reversed(task.words))}."
+    # in front: the model reads the instance with the question in mind
+    ask = task.question + answer
     for shown, label in examples:
-        turns.append({"role": "user", "content": f"{instance(task, shown)}\n\n{ask}"})
+        turns.append({"role": "user", "content": f"{ask}\n\n{instance(task, shown)}"})
         turns.append({"role": "assistant", "content": task.word(label)})
-    return [*turns, {"role": "user", "content": f"{instance(task, fields)}\n\n{ask}"}]
+    return [*turns, {"role": "user", "content": f"{ask}\n\n{instance(task, fields)}"}]
 
 
 def _unit(task: Task) -> str:
