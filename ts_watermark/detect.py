@@ -88,6 +88,9 @@ class Detector:
         device: torch.device | str = "cpu",
         converter: Converter | None = None,
     ):
+        if converter is None and len(watermark.gamma) < watermark.vocab_size:
+            sizes = f"{len(watermark.gamma)} tokens steer lists of {watermark.vocab_size}"
+            raise BadInput(f"{sizes}: the text is of another vocabulary; give a converter")
         self.watermark, self.codec, self.converter = watermark, codec, converter
         self.lists = watermark.green_lists(device)
         self.gamma = watermark.gamma.double().numpy()
