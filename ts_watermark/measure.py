@@ -62,7 +62,7 @@ class Arm:
     @functools.lru_cache(maxsize=1)  # noqa: B019  a strength's batches follow each other
     def detector(self, name: str) -> Detector:
         base = self.base
-        return Detector(self.watermarks[name], base.codec, base.model.device, self.converter)
+        return Detector(self.watermarks[name], base.codec, self.converter)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def processor(self, name: str) -> WatermarkLogitsProcessor:
