@@ -17,8 +17,9 @@ from shared.protocol import BadInput, RunConfig
 class Job:
     """What the run does."""
 
-    # base: language model and prompts; generators: train them; evaluate: generate, attack, score
-    job: Literal["base", "generators", "evaluate"] = "evaluate"
+    # base: language model and prompts; generators: train them; evaluate: generate, attack, score;
+    # null: the test on human text, without a language model
+    job: Literal["base", "generators", "evaluate", "null"] = "evaluate"
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ class Prompts:
     validation_prompts: int = 500
     # test prompts; paper: 500
     test_prompts: int = 500
-    # further human texts per test item, for the null distribution of z
-    null_texts: int = 0
+    # keys of a run of job `null`
+    null_keys: int = 20
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,11 @@ class Training:
 class Evaluation:
     """Texts, attacks, detection (docs/papers/ts_watermark.md, section 6)."""
 
-    # ts: trained generators; start: untrained ones; permuted and matched: controls; kgw and sweet:
-    # opponents
-    family: Literal["ts", "start", "permuted", "matched", "kgw", "sweet"] = "ts"
+    # ts: trained generators; start: untrained ones; official: the authors' own; permuted and
+    # matched: controls; kgw and sweet: opponents
+    family: Literal["ts", "start", "official", "permuted", "matched", "kgw", "sweet"] = "ts"
+    # of family official: folder of REPRO_DATA with init_<gamma>_<delta>.pth
+    checkpoints: str = "official/TS_watermark/ckpt/opt"
     # kgw and sweet: gamma_delta of each point of the sweep; the others have one point per init
     strengths: tuple[str, ...] = ()
     # tokens that sampling chooses from; paper: 50

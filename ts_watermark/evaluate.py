@@ -23,6 +23,8 @@ WORD_CLASSES = {  # where Figure 4 finds small and large delta
     "punctuation": set(".,;:!?)"),
 }
 
+LEVELS = {"1pct": 1e-2, "0.1pct": 1e-3, "0.01pct": 1e-4}  # of the tests on human text
+
 Predictions = dict[str, np.ndarray]
 Statistic = Callable[[dict[str, Predictions]], float]
 
@@ -63,6 +65,8 @@ def best_f1(positive: np.ndarray, negative: np.ndarray) -> float:
 
 def score(predictions: Predictions) -> dict[str, float]:
     """Metrics per strength, `<metric>@<gamma>_<delta>`; README.md explains them."""
+    if "_keys" in predictions:
+        return score_null(predictions)
     metrics: dict[str, float] = {}
     numbers = {k: v for k, v in predictions.items() if k not in ("id", "_strengths")}
     columns = {k: np.asarray(v, dtype=float) for k, v in numbers.items()}
@@ -71,6 +75,21 @@ def score(predictions: Predictions) -> dict[str, float]:
         of_strength = score_strength({key: column[:, k] for key, column in columns.items()})
         metrics |= {f"{metric}@{name}": float(value) for metric, value in of_strength.items()}
     return metrics | {"detection_model_passes": float(passes)}
+
+
+def score_null(predictions: dict[str, np.ndarray]) -> dict[str, float]:
+    """Mean and sd of z, and the share of (text, key) pairs that each test calls watermarked."""
+    keys = float(predictions["_keys"])
+    metrics: dict[str, float] = {}
+    for counted in ("all", "distinct"):
+        mean = float(np.mean(predictions[f"{counted}_z"]) / keys)
+        square = float(np.mean(predictions[f"{counted}_z2"]) / keys)
+        metrics |= {f"{counted}_mean": mean, f"{counted}_sd": (square - mean**2) ** 0.5}
+    for test in ("all", "distinct", "exact"):
+        for name in LEVELS:
+            column = f"{test}_{name}"
+            metrics[f"false_alarms_{column}"] = float(np.mean(predictions[column]) / keys)
+    return metrics
 
 
 def score_strength(p: Predictions) -> dict[str, float]:
@@ -93,7 +112,7 @@ def score_strength(p: Predictions) -> dict[str, float]:
             metrics[key] = p[key].mean()
     metrics |= at_thresholds(z, human, "")
     for key in p:
-        if key.startswith("z_") and not key.endswith("human") and "null" not in key:
+        if key.startswith("z_") and not key.endswith("human"):
             metrics |= score_attack(key.removeprefix("z_"), p[key], p.get(f"{key}_human", human))
     return metrics
 
@@ -184,23 +203,15 @@ def frontier_dominance(predictions: dict[str, Predictions]) -> float:
     return float(min(cosine, z))
 
 
-def null_z(predictions: Predictions) -> np.ndarray:
-    """z of human texts under the arm's watermarks, flat."""
-    columns = [v for k, v in predictions.items() if k == "z_human" or k.startswith("z_null_")]
-    return np.concatenate([np.asarray(c, dtype=float).ravel() for c in columns])
+def spared(test: str, name: str) -> Statistic:
+    """Statistic: a level minus the share of human texts that a test calls watermarked at it, in
+    units of the level: 0 = as it says, 1 = none, -1 = twice as many."""
 
+    def statistic(predictions: dict[str, Predictions]) -> float:
+        (p,) = predictions.values()
+        return 1 - float(np.mean(p[f"{test}_{name}"]) / float(p["_keys"])) / LEVELS[name]
 
-def null_calibration(predictions: dict[str, Predictions]) -> float:
-    """0.15 minus the larger of |mean| and |sd - 1| of z on human text: positive = calibrated within
-    0.15."""
-    z = null_z(next(iter(predictions.values())))
-    return float(0.15 - max(abs(z.mean()), abs(z.std(ddof=1) - 1)))
-
-
-def null_tail(predictions: dict[str, Predictions]) -> float:
-    """0.02 minus the share of human texts above the analytic 1 % threshold: positive = at most
-    twice the nominal rate."""
-    return float(0.02 - (null_z(next(iter(predictions.values()))) > 2.326).mean())
+    return statistic
 
 
 def punctuation_over_determiners(predictions: dict[str, Predictions]) -> float:
@@ -232,8 +243,7 @@ STATISTICS: dict[str, Statistic] = {
     "substitute_gap": survival("substitute_0.2"),
     "dipper_gap": survival("dipper"),
     "both_objectives": frontier_dominance,
-    "null_calibration": null_calibration,
-    "null_tail": null_tail,
+    **{f"{test}_{k}": spared(test, k) for test in ("all", "exact") for k in ("1pct", "0.1pct")},
     "gamma_spread": gamma_spread,
     "punctuation_over_determiners": punctuation_over_determiners,
 }

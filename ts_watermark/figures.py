@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ts_watermark.evaluate import WORD_CLASSES, null_z
+from ts_watermark.evaluate import WORD_CLASSES
 from ts_watermark.method import mgda_weight
 from ts_watermark.watermark import Watermark
 
@@ -240,7 +240,7 @@ def null_distribution(run_dirs: Runs) -> Picture | None:
         file = Path(folder) / "predictions.npz"
         if arm in ("ts", "kgw") and file.exists():
             with np.load(file) as stored:
-                of_arm.setdefault(arm, []).append(null_z(dict(stored)))
+                of_arm.setdefault(arm, []).append(stored["z_human"].ravel())
     if not of_arm:
         return None
     figure, axis = plt.subplots(figsize=(4.4, 3.4))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from shared import pretrained, runs
-from ts_watermark import attacks, baselines, data, evaluate, models
+from ts_watermark import attacks, baselines, checkpoints, data, evaluate, models
 from ts_watermark.config import Config
 from ts_watermark.data import Passages
 from ts_watermark.detect import Detector
@@ -53,7 +53,6 @@ class Arm:
     config: Config
     base: Base
     test: Passages
-    null: Passages
     watermarks: dict[str, Watermark]
     converter: Converter | None
     sweet_threshold: float | None
@@ -77,17 +76,17 @@ class Arm:
 def prepare(config: Config, base: Base, plain: tuple[Tensor, Tensor]) -> Arm:
     """The arm's watermarks, and what they are measured with."""
     vocab_size = base.model.config.vocab_size
-    test, null = data.load_passages(config, "test"), data.load_passages(config, "null")
+    test = data.load_passages(config, "test")
     converter, P = None, vocab_size
     if config.steering:  # another vocabulary's ids choose the lists
         steering = data.load_codec(models.named(config.steering, Path(config.uses["base"])))
         converter, P = Converter(base.codec, steering), len(steering)
     threshold = mean_entropy(config, base) if config.family == "sweet" else None
-    watermarks = family(config, vocab_size, P)
-    return Arm(config, base, test, null, watermarks, converter, threshold, plain)
+    watermarks = family(config, base, vocab_size, P)
+    return Arm(config, base, test, watermarks, converter, threshold, plain)
 
 
-def family(config: Config, vocab_size: int, P: int) -> dict[str, Watermark]:
+def family(config: Config, base: Base, vocab_size: int, P: int) -> dict[str, Watermark]:
     """Name -> watermark, one per point of the arm's frontier. P: number of previous tokens."""
     if config.family in ("kgw", "sweet"):
         constant = functools.partial(
@@ -98,6 +97,8 @@ def family(config: Config, vocab_size: int, P: int) -> dict[str, Watermark]:
             size_rounding=config.size_rounding,
         )
         return {name: constant(*init_values(name)) for name in config.strengths}
+    if config.family == "official":
+        return checkpoints.watermarks(config, base, vocab_size, hash_key(config))
     source = Path(next(d for arm, d in config.uses.items() if arm != "base"))
     folders = sorted((source / ("start" if config.family == "start" else "export")).iterdir())
     trained = {f.name: replace(Watermark.load(f), vocab_size=vocab_size) for f in folders}
@@ -168,7 +169,7 @@ def fluency(arm: Arm, batch: Batch) -> Columns:
 
 
 def detection(arm: Arm, batch: Batch) -> Columns:
-    """z of the texts, decoded and tokenised again, of the human continuations and null texts."""
+    """z of the texts, decoded and tokenised again and of the human continuations."""
     detector, codec = arm.detector(batch.strength), arm.base.codec
     rows, human = codec.encode_all(codec.decode_all(batch.ids())), arm.test[batch.rows]
     columns = {
@@ -188,10 +189,6 @@ def detection(arm: Arm, batch: Batch) -> Columns:
             entropies = baselines.entropies(arm.base.model, prompts, texts)
             uncertain = [(e > arm.sweet_threshold).numpy() for e in entropies]
             columns[key] = detector.z_all(texts, uncertain)
-    if n := len(arm.null) // len(arm.test):  # null texts per item
-        null = arm.null[slice(batch.rows.start * n, batch.rows.stop * n)]
-        per_item = detector.z_all(null.human).reshape(-1, n)
-        columns |= {f"z_null_{k}": per_item[:, k] for k in range(n)}
     return columns
 
 

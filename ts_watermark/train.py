@@ -21,7 +21,17 @@ from torch import Tensor
 
 from shared import bundled, processes, protocol, runs
 from shared.runs import BadInput, Run
-from ts_watermark import baselines, data, evaluate, folders, language_model, measure, method, models
+from ts_watermark import (
+    baselines,
+    data,
+    evaluate,
+    folders,
+    language_model,
+    measure,
+    method,
+    models,
+    null,
+)
 from ts_watermark.config import Config
 from ts_watermark.data import Codec, Passages
 from ts_watermark.method import Generators
@@ -33,7 +43,9 @@ WEIGHT_DECAY = 1e-5  # of the generators' Adam; official code
 def run(config: Config) -> Path:
     jobs = {"base": prepare_base, "generators": train_generators, "evaluate": evaluate_arm}
     with runs.start(config, __file__) as run:
-        if not run.finished:
+        if not run.finished and config.job == "null":
+            null.evaluate_keys(config, run)
+        elif not run.finished:
             jobs[config.job](config, run, runs.device(config))
     return run.directory
 
@@ -186,8 +198,7 @@ def evaluate_arm(config: Config, run: Run, device: torch.device) -> None:
     """Write with every watermark of the arm, attack, detect on the text, compare meanings."""
     base, test = models.load(config, device), data.load_passages(config, "test")
     arm = measure.prepare(config, base, unwatermarked(config, run, base, test))
-    null = {"null": arm.null.ids} if len(arm.null) else {}
-    run.splits(test=test.ids, **null)
+    run.splits(test=test.ids)
     names, size = list(arm.watermarks), config.eval_batch
     measurements = measure.measurements(config)
     draws = {name: torch.Generator() for name in measure.attacked_by(config)}
