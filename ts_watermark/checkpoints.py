@@ -30,9 +30,7 @@ def watermarks(config: Config, base: Base, vocab_size: int, key: int) -> dict[st
     stand_ins, tiny = Path(config.uses["base"]), config.checkpoints.startswith("tiny:")
     folder = models.named(config.checkpoints, stand_ins) if tiny else found(config.checkpoints)
     embedding = steering_table(config, base, stand_ins)
-    pairs = {
-        name: read(path, embedding.shape[1]) for name, path in published(Path(folder)).items()
-    }
+    pairs = {name: read(path, embedding.shape[1]) for name, path in published(Path(folder)).items()}
     settings: dict[str, Any] = {"vocab_size": vocab_size, "size_rounding": config.size_rounding}
     return {n: tabulate(pair, embedding, key=key, **settings) for n, pair in pairs.items()}
 
@@ -44,7 +42,9 @@ def found(folder: str) -> Path:
     except sources.MissingInput as error:
         repository = "https://github.com/mignonjia/TS_watermark"
         fetch = f"git clone {repository} $REPRO_DATA/official/TS_watermark"
-        raise sources.MissingInput(f"published checkpoints are not here\n  fetch:   {fetch}") from error
+        raise sources.MissingInput(
+            f"published checkpoints are not here\n  fetch:   {fetch}"
+        ) from error
     assert isinstance(place, Path)  # no hub has them
     return place
 
@@ -56,7 +56,9 @@ def published(folder: Path) -> dict[str, Path]:
         if match := NAME.fullmatch(path.name):
             files[f"{match['gamma'] or 0.25}_{match['delta']}"] = path
     if not files:
-        raise sources.MissingInput(f"{folder} has no init_<gamma>_<delta>.pth. Remedy: clone it again")
+        raise sources.MissingInput(
+            f"{folder} has no init_<gamma>_<delta>.pth. Remedy: clone it again"
+        )
     return files
 
 

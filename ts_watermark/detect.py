@@ -33,7 +33,6 @@ from ts_watermark.hashing import checked_ids, exact_tail, exact_tails
 from ts_watermark.watermark import Converter, Watermark
 
 LEVEL = 1e-5  # false alarms that the decision allows: one text in 100,000
-TEXTS_AT_ONCE = 512  # whose laws are computed together
 
 # What copying and word processors leave in a text: it means nothing and splits tokens.
 SPACES = re.compile("[\u00a0\u2000-\u200a\u202f\u205f]")
@@ -175,14 +174,26 @@ class Detector:
     def p_all(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """Exact p-values of many id lists, (n,): as `score(ids).p_value`, without checks; 1 for a
         text without a pair."""
-        owner, green, gamma = self._coins(rows, None, unique_bigrams=True)
+        return self._tails(rows, None)[0]
+
+    def evidence_all(
+        self, rows: Sequence[Sequence[int]], counts: Sequence[np.ndarray] | None = None
+    ) -> np.ndarray:
+        """Normal scores of the exact mid-p-values, (n,): of mean 0 and sd 1 on human text whatever
+        the gammas, unlike z, whose law is skewed where gamma is small."""
+        return normal_scores(*self._tails(rows, counts))
+
+    def _tails(
+        self, rows: Sequence[Sequence[int]], counts: Sequence[np.ndarray] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Chance of as many green pairs, and of more: (n,) each."""
+        owner, green, gamma = self._coins(rows, counts, unique_bigrams=True)
         scored = np.bincount(owner, minlength=len(rows))
         place = np.arange(len(owner)) - np.repeat(np.cumsum(scored) - scored, scored)
         coins = np.zeros((len(rows), max(1, scored.max(initial=0))))
         coins[owner, place] = gamma
         count = np.bincount(owner, green, minlength=len(rows))
-        parts = [slice(k, k + TEXTS_AT_ONCE) for k in range(0, len(rows), TEXTS_AT_ONCE)]
-        return np.concatenate([exact_tails(coins[k], count[k]) for k in parts] or [np.zeros(0)])
+        return exact_tails(coins, count)
 
     def _coins(
         self,
@@ -278,6 +289,14 @@ class Detector:
     def pieces(self, ids: np.ndarray) -> list[str]:
         """Printable text of each token."""
         return self.codec.pieces(ids) if self.codec else [f"{i} " for i in ids]
+
+
+def normal_scores(as_many: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """Normal quantiles of mid-p-values: half the chance of exactly this outcome is left out."""
+    from scipy import stats
+
+    mid = np.clip((as_many + more) / 2, 1e-290, 1 - 1e-16)
+    return np.asarray(stats.norm.isf(mid))
 
 
 def first_of(pairs: np.ndarray, counted: np.ndarray) -> np.ndarray:

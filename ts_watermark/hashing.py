@@ -332,10 +332,19 @@ def count_laws(coins: np.ndarray) -> np.ndarray:
     return law
 
 
-def exact_tails(coins: np.ndarray, green: np.ndarray) -> np.ndarray:
-    """P(at least `green` of the coins fall green) in each row: (B, n), (B,) -> (B,)."""
-    at_least = np.arange(coins.shape[1] + 1) >= green[:, None]
-    return np.minimum(1.0, (count_laws(coins) * at_least).sum(1))
+def exact_tails(
+    coins: np.ndarray, green: np.ndarray, rows: int = 512
+) -> tuple[np.ndarray, np.ndarray]:
+    """P(at least `green` of the coins fall green) in each row, and P(more): (B, n), (B,) -> (B,)
+    each. rows: computed together."""
+    as_many, more = np.zeros(len(coins)), np.zeros(len(coins))
+    for start in range(0, len(coins), rows):
+        part = slice(start, start + rows)
+        law, k = count_laws(coins[part]), green[part, None].astype(int)
+        at_least = np.arange(law.shape[1]) >= k
+        as_many[part] = np.minimum(1.0, (law * at_least).sum(1))
+        more[part] = as_many[part] - np.take_along_axis(law, k, 1)[:, 0]
+    return as_many, np.maximum(more, 0.0)
 
 
 def exact_tail(coins: np.ndarray, green: int, block: int = 256) -> float:

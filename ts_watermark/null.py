@@ -23,8 +23,10 @@ from ts_watermark.watermark import Watermark
 SPREAD = 0.5  # sd of logit gamma over tokens: about that of untrained networks
 
 
-def evaluate_keys(config: Config, run: Run) -> None:
-    """Score the human texts under `null_keys` keys, of other gammas for each seed."""
+def evaluate_keys(config: Config, run: Run, device: torch.device) -> None:
+    """Score the human texts under `null_keys` keys, of other gammas for each seed.
+
+    device: not used, the detector needs none."""
     tokenizer = bundled.minilm()[1]
     codec, n = Codec(tokenizer), config.test_prompts
     texts, _ = data.cut(data.corpus(config.corpus), codec, config.new_tokens, 1, 1, n)

@@ -21,21 +21,12 @@ from torch import Tensor
 
 from shared import bundled, processes, protocol, runs
 from shared.runs import BadInput, Run
-from ts_watermark import (
-    baselines,
-    data,
-    evaluate,
-    folders,
-    language_model,
-    measure,
-    method,
-    models,
-    null,
-)
+from ts_watermark import baselines, data, evaluate, folders, language_model, measure, method, models
 from ts_watermark.config import Config
 from ts_watermark.data import Codec, Passages
 from ts_watermark.method import Generators
 from ts_watermark.models import Base
+from ts_watermark.null import evaluate_keys
 
 WEIGHT_DECAY = 1e-5  # of the generators' Adam; official code
 
@@ -43,10 +34,9 @@ WEIGHT_DECAY = 1e-5  # of the generators' Adam; official code
 def run(config: Config) -> Path:
     jobs = {"base": prepare_base, "generators": train_generators, "evaluate": evaluate_arm}
     with runs.start(config, __file__) as run:
-        if not run.finished and config.job == "null":
-            null.evaluate_keys(config, run)
-        elif not run.finished:
-            jobs[config.job](config, run, runs.device(config))
+        if not run.finished:
+            job = jobs.get(config.job, evaluate_keys)
+            job(config, run, runs.device(config))
     return run.directory
 
 
@@ -105,6 +95,7 @@ def train_generators(config: Config, run: Run, device: torch.device) -> None:
     batches = runs.Batches(torch.arange(len(train)), config.batch, config.seed, "batches")
     descents: dict[str, method.Descent] = {
         "moo": functools.partial(method.mgda, cap=config.mgda_cap),
+        "moo_normalised": baselines.normalised_mgda,
         "weighted_sum": baselines.weighted_sum,
     }
     pairs, in_range = [], {"gamma": True}
@@ -135,7 +126,7 @@ def train_generators(config: Config, run: Run, device: torch.device) -> None:
                 init=init,
                 zhat=-done.loss_D.item(),
                 cosine=-done.loss_S.item(),
-                lam=done.lam,
+                **done.seen,
                 gamma=gamma.mean().item(),
                 delta=delta.mean().item(),
             )
@@ -143,7 +134,7 @@ def train_generators(config: Config, run: Run, device: torch.device) -> None:
     run.gate("gamma-in-range", in_range["gamma"], "gamma inside (0, 1) at every training step")
     untrained = [fresh(config, base, init)[0] for init in config.inits]
     folders.export(config, run, base, untrained, pairs, validation)
-    passes = 2 if config.objective == "moo" else 1
+    passes = 1 if config.objective == "weighted_sum" else 2
     run.finish(
         state=[t for pair in pairs for t in pair.state_dict().values()],
         gradient_evaluations=passes * config.train_steps * len(config.inits),

@@ -186,8 +186,9 @@ def test_exact_tails():
     coins = rng.uniform(0.1, 0.5, (3, 40))
     coins[2, 25:] = 0  # a shorter row
     green = np.array([20, 8, 11])
-    tails = hashing.exact_tails(coins, green)
+    tails, more = hashing.exact_tails(coins, green, rows=2)
+    assert more == pytest.approx(hashing.exact_tails(coins, green + 1)[0])
     for row, k, tail in zip(coins, green, tails):
         assert tail == pytest.approx(stats.poisson_binom.sf(k - 1, row), abs=1e-12)
         assert tail == pytest.approx(hashing.exact_tail(row[row > 0], int(k)), rel=1e-12)
-    assert hashing.exact_tails(coins, np.zeros(3)) == pytest.approx([1, 1, 1])
+    assert hashing.exact_tails(coins, np.zeros(3))[0] == pytest.approx([1, 1, 1])
