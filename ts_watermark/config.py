@@ -26,8 +26,9 @@ class Job:
 class Models:
     """The frozen models around the generators."""
 
-    # language model: small (trained here, stage base), a folder, or a hub id; tiny:<name>: a
-    # rehearsal's stand-in; paper: facebook/opt-1.3b
+    # language model: small (trained here, stage base), smollm2 (packaged; its ids are not the
+    # encoder's), a folder, or a hub id; tiny:<name>: a rehearsal's stand-in; paper:
+    # facebook/opt-1.3b
     model: str = "small"
     # sentence encoder: minilm (bundled), a folder, or a hub id; paper:
     # princeton-nlp/sup-simcse-roberta-base

@@ -189,7 +189,6 @@ def soft_decode(
 
     sim: E_sim (V_sim, d_sim); ids above V_sim are cut off (7 unused ids of OPT). noise: (B, V) ->
     noise of a step. Without generators: the unwatermarked text, decoded alike with m = 0.
-
     Gradient reaches gamma and delta through q_t and through the chain E_t -> generators at t + 1,
     never through the language model. So a cache serves (official: `official.prefix_decode`)."""
     (table,) = model.get_input_embeddings().parameters()  # (V, d)
@@ -266,8 +265,8 @@ def mgda(
 
 
 def norms_and_angle(g_D: Tensor, g_S: Tensor) -> Seen:
-    cosine = torch.cosine_similarity(g_D, g_S, dim=0)
-    return {"norm_D": float(g_D.norm()), "norm_S": float(g_S.norm()), "cosine_DS": float(cosine)}
+    cosine = float(torch.cosine_similarity(g_D, g_S, dim=0))
+    return {"norm_D": float(g_D.norm()), "norm_S": float(g_S.norm()), "cosine_DS": cosine}
 
 
 def mgda_weight(g_D: Tensor, g_S: Tensor, cap: float | None = None) -> float:
@@ -289,7 +288,7 @@ def two_gradients(
     loss_D: Tensor, loss_S: Tensor, parameters: Sequence[nn.Parameter]
 ) -> tuple[Tensor, Tensor]:
     """g_D, g_S as flat vectors (n,): two backward passes through one graph."""
-    missing: Any = {"allow_unused": True, "materialize_grads": True}  # unused weights count as 0
+    missing: Any = {"allow_unused": True, "materialize_grads": True}  # unused weights: 0
     g_D = torch.autograd.grad(loss_D, parameters, retain_graph=True, **missing)
     g_S = torch.autograd.grad(loss_S, parameters, **missing)
     return torch.cat([g.reshape(-1) for g in g_D]), torch.cat([g.reshape(-1) for g in g_S])
