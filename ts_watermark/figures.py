@@ -223,6 +223,7 @@ def gradients(run_dirs: Runs) -> Picture | None:
         axis.set(xlabel="step", title=title)
     axes[0].set_yscale("log")
     axes[0].legend()
+    figure.tight_layout()
     caption = (
         "The two gradients during training, means over seeds and initialisations. MGDA weighs them "
         "so that both losses fall by the same amount; z and a cosine have other units."

@@ -163,7 +163,8 @@ class WatermarkLogitsProcessor(LogitsProcessor):
             raise BadInput(f"{sizes}: they belong to different vocabularies")
         p = input_ids[:, -1]
         bias = self.delta[p].to(scores.dtype)[:, None]
-        return scores + self.lists.masks(p) * bias  # a third of the time of torch.where
+        green = self.lists.masks(p).view(torch.uint8).to(scores.dtype)
+        return torch.addcmul(scores, green, bias)  # a fifth of the time of torch.where
 
 
 class ConvertedLogitsProcessor(WatermarkLogitsProcessor):
