@@ -5,6 +5,7 @@ AdaLoRA is the opponent that prunes singular triplets under a global budget in o
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,38 +14,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autolora import grid, method, ranks
+from autolora import grid, maps, method, official, ranks
 from autolora.config import Config
-from autolora.method import lora_layers, with_peft
+from autolora.maps import lora_layers
+from autolora.method import with_peft
+from autolora.models import Network
 from autolora.ranks import Ranks
 from autolora.setting import Setting
-from shared import runs
+from shared import bundled, runs
 from shared.runs import BadInput, Run
 
 ORTHOGONALITY = 0.5  # weight of |P P^T - I| in the loss; peft's default
 
 
 def adapted(
-    config: Config, run: Run, setting: Setting, maps: dict[str, nn.Linear], total: int
+    config: Config, run: Run, setting: Setting, adapt: dict[str, nn.Module], total: int
 ) -> tuple[nn.Module, Ranks]:
     """The network with what this arm trains, and the rank of every map ({} where there is none).
 
-    maps: those to adapt; total: training steps."""
+    adapt: maps; total: training steps."""
     model, head = setting.network.model, setting.network.head
     if config.adapter == "full":
         return model.requires_grad_(True), {}
     if config.adapter == "adalora":
         budget = ranks.read(used(config))["budget"]
         runs.seed_global(config.seed, "adalora")
-        wrapped = adalora(model, list(maps), budget, total, head, config.c, config.lora_dropout)
+        wrapped = adalora(model, list(adapt), budget, total, head, config.c, config.lora_dropout)
         return wrapped.to(setting.device).train(), {}
     rule, search = config.ranks, None
     if rule == "grid":
         rule = str(grid.best_of(config)[1])
     elif config.uses:
         search = ranks.read(used(config))
-    chosen = ranks.choose(rule, search, maps, runs.stream(config.seed, "control ranks", rule))
-    ranks.check(chosen, maps)
+    stream = runs.stream(config.seed, "control ranks", rule)
+    chosen = ranks.choose(rule, search, adapt, stream, setting.task.true_ranks)
+    if config.rank_total:
+        chosen = ranks.scaled(chosen, config.rank_total)
+    ranks.check(chosen, adapt)
     wrapped = method.lora(
         model,
         chosen,
@@ -56,12 +62,20 @@ def adapted(
         config.lora_dropout,
         config.bias,
     )
-    built = method.ranks_read_back(wrapped)
+    built = maps.ranks_read_back(wrapped)
     detail = f"wanted {list(chosen.values())}, built {list(built.values())}"
     run.gate("ranks-read-back", built == chosen, detail)
-    if search and rule in ("permuted", "equal"):
+    if search and rule in ("permuted", "equal", "random"):
         gate_control(run, rule, search["ranks"], chosen)
     return wrapped.to(setting.device).train(), chosen
+
+
+def selection(config: Config, network: Network) -> dict[str, Any]:
+    """What a search tells `method.attach` beside its first arguments: the defaults, or habits."""
+    start = official.start(config.weights, config.k, config.beta_init)
+    weigh = official.WEIGHTS[config.weights]
+    named = {"pattern": network.pattern, "dropout": config.search_dropout}
+    return {**named, "beta_init": start, "weigh": weigh}
 
 
 def gate_control(run: Run, rule: str, learned: Ranks, chosen: Ranks) -> None:
@@ -83,20 +97,47 @@ def used(config: Config) -> Path:
     return Path(next(iter(config.uses.values())))
 
 
-def export(config: Config, run: Run, wrapped: Any) -> None:
-    """Write the trained adapter in peft's format, with a README."""
-    wrapped.save_pretrained(run.directory / "export")
-    text = EXPORTED.format(**vars(config))
-    (run.directory / "export" / "README.md").write_text(text, encoding="utf-8")
+def export(config: Config, run: Run, setting: Setting, wrapped: Any) -> None:
+    """Write the trained adapter, with a README."""
+    folder = run.directory / "export"
+    base = bundled.MINILM if config.model == "minilm" else config.model
+    save(wrapped, folder, base)
+    loaded = LOADED[setting.task.kind].format(base, setting.task.outputs)
+    text = EXPORTED.format(**{**vars(config), "model": base, "loaded": loaded})
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
+def save(wrapped: Any, folder: Path, base: str | None = None) -> None:
+    """Write a trained adapter in peft's format, for the stock model of the name `base`: what was
+    learned on a split projection (`maps.split_fused`) is put together again."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = copy.deepcopy(wrapped.peft_config["default"])
+    settings, state = maps.fuse_adapter(settings, get_peft_model_state_dict(wrapped), wrapped)
+    settings.inference_mode = True
+    settings.base_model_name_or_path = base
+    settings.save_pretrained(folder)
+    # with bias=all two names are one tensor
+    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+_LABELLED = "AutoModelForSequenceClassification.from_pretrained('{}', num_labels={})"
+LOADED = {
+    "classification": _LABELLED,
+    "regression": _LABELLED,
+    "tagging": "AutoModelForTokenClassification.from_pretrained('{}', num_labels={})",
+    "generation": "AutoModelForCausalLM.from_pretrained('{}')",
+}
 EXPORTED = """# AutoLoRA adapter: {arm}, task {task}, seed {seed}
 
 A peft adapter (`adapter_config.json`, `adapter_model.safetensors`) for the base model `{model}`,
 trained at scale `{scale}` ({upper_blocks} upper blocks adapted; 0 means all). Ranks differ between
-maps: see `rank_pattern`. Load it with `peft.PeftModel.from_pretrained(base, folder)`, the base
-built as `autolora/models.py` does (a GPT-2's fused projection is split there). Weights: Apache-2.0
-for the adapter; the base model keeps its own licence.
+maps: see `rank_pattern`. It loads on the stock model: `peft.PeftModel.from_pretrained(base,
+folder)` with `base = {loaded}` of transformers. Weights:
+Apache-2.0 for the adapter; the base model keeps its own licence.
 """
 
 

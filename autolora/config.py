@@ -13,7 +13,15 @@ from typing import Literal
 from shared.protocol import BadInput, RunConfig
 
 RankRule = Literal[
-    "learned", "norm_weighted", "spectral", "permuted", "random", "equal", "nearest", "grid"
+    "learned",
+    "norm_weighted",
+    "spectral",
+    "permuted",
+    "random",
+    "equal",
+    "nearest",
+    "grid",
+    "oracle",
 ]
 
 
@@ -21,9 +29,8 @@ RankRule = Literal[
 class Job:
     """What the run does."""
 
-    # search ranks (writes ranks.json), retrain with ranks, grid: keep the best of the runs it uses,
-    # or planted: the table of planted ranks (docs/papers/autolora.md, section 9.1)
-    job: Literal["search", "retrain", "grid", "planted"] = "retrain"
+    # search ranks (writes ranks.json), or retrain with ranks
+    job: Literal["search", "retrain"] = "retrain"
 
 
 @dataclass(frozen=True)
@@ -32,8 +39,9 @@ class Data:
 
     # training items kept, 0 for all
     train_items: int = 0
-    # share of the training set that the inner level sees (D_tr); official: 0.7, not stratified
-    level_split: float = 0.7
+    # share of the training set that the inner level sees (D_tr); the paper prints 0.5; official:
+    # 0.7, not stratified
+    level_split: float = 0.5
     # tokens kept of a text
     max_length: int = 128
     # tokens that the search pads a batch to, 0 for its longest text; official search: 512 (row 18)
@@ -63,13 +71,14 @@ class Search:
     search_steps: int = 100
     # items per batch at both levels; official: 32 (GLUE), 16 (BioNLP)
     search_batch: int = 16
-    # AdamW of the inner level, and eta of the look-ahead; official: 3e-4 (GLUE), 1e-3 (BioNLP)
+    # AdamW of the inner level, and eta of the look-ahead; the paper prints 1e-4; official: 3e-4
+    # (GLUE), 1e-3 (BioNLP)
     inner_lr: float = 1e-4
     # of the inner level; AdamW's default
     inner_weight_decay: float = 0.01
     # outer rate times outer steps: bounds how far a selection logit moves, and so decides the
-    # ranks; official on CoLA: 3e-4 * 3,760 = 1.1
-    outer_travel: float = 1.1
+    # ranks; printed: 1e-3, over the official 3,760 steps on CoLA 3.8; official: 3e-4 * 3,760 = 1.1
+    outer_travel: float = 3.8
     # dropout on the LoRA branch in the search; official: 0 (row 15)
     search_dropout: float = 0.0
     # items of the outer level: validation (D_val), or train (D_tr, the ablation of claim 7)
@@ -78,6 +87,10 @@ class Search:
     hypergradient: Literal["finite_difference", "exact", "first_order"] = "finite_difference"
     # lambda of the count, 0 for 1/k; official: 1/k
     threshold: float = 0.0
+    # alpha from the logits: softmax; or the paper's ablations, free (alpha = beta, counted where it
+    # is at or above its mean) and sigmoid (counted at or above 0.5). Its third, eta = 0, is
+    # hypergradient=first_order
+    weights: Literal["softmax", "free", "sigmoid"] = "softmax"
     # any word: another draw of batch order and dropout; data, levels, head and A stay (claim 9)
     draw: str = ""
 
@@ -108,9 +121,11 @@ class Retraining:
 
     # what is trained: lora, adalora, or full (every weight of the blocks that run)
     adapter: Literal["lora", "adalora", "full"] = "lora"
-    # learned, norm_weighted, spectral, permuted, random, equal, nearest, grid, a number, or a list
-    # q0,v0,q1,v1,... (autolora/ranks.py)
+    # learned, norm_weighted, spectral, permuted, random, equal, nearest, grid, oracle, a number, or
+    # a list q0,v0,q1,v1,... (autolora/ranks.py)
     ranks: str = "learned"
+    # total to which the ranks are scaled, as equally as rounding allows; 0: as they are
+    rank_total: int = 0
     # per_rank: c / r_l, as executed officially; constant: c / k as in the search (row 13)
     scale_rule: Literal["per_rank", "constant"] = "per_rank"
     # items: all, or inner: D_tr alone, then D_val scores the run (grid points, spectral probe)
@@ -170,6 +185,9 @@ class Config(RunConfig, Job, Data, Network, Search, OfficialHabits, Retraining, 
             raise BadInput(f"search_steps = {self.search_steps} must be at least 1; raise it")
         if not 0 <= self.threshold <= 1:
             raise BadInput(f"threshold = {self.threshold} must lie in (0, 1], or be 0 for 1/k")
+        if self.threshold and self.weights != "softmax":
+            own = "has a threshold of its own"
+            raise BadInput(f"weights = {self.weights} {own}; leave threshold at 0")
         if self.habits and self.hypergradient != "finite_difference":
             habits = "implicit_coef, around, look_ahead and masks are habits of finite_difference"
             remedy = "set hypergradient to it or leave them"

@@ -66,7 +66,10 @@ def read_iob(path: Path) -> list[Sentence]:
         sentence = sentence if sentence.words else Sentence([], [], at)
         sentence.words.append(fields[0])
         sentence.tags.append(fields[1])
-    return [*rows, sentence] if sentence.words else rows
+    rows += [sentence] if sentence.words else []
+    if not rows:
+        raise BadInput(f"{path}: no rows, it holds no sentence. Remedy: fetch the file again")
+    return rows
 
 
 def bionlp(folder: str, part: str) -> list[Sentence]:
@@ -157,6 +160,8 @@ def read_triples(path: Path) -> list[tuple[str, str]]:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"{at}: not triples with texts ({error})"
             raise BadInput(f"{what}. Remedy: fetch the file again") from error
+    if not rows:
+        raise BadInput(f"{path}: no rows, no entry has a good text. Remedy: fetch the file again")
     return rows
 
 
@@ -190,6 +195,16 @@ def sample_files(name: str, n: int, stream: torch.Generator) -> dict[str, str]:
         name, area = pick("Aromi", "Zizzi", "Cotto"), pick("riverside", "city centre")
         return f"name : {name} | area : {area}||{name} is a place in the {area} .\n"
 
+    def webnlg() -> str:
+        entries = []
+        for number in range(1, n + 1):
+            name, place = pick("Aromi", "Zizzi", "Cotto"), pick("Rome", "Turin")
+            triple = {"subject": name, "property": "city", "object": f"{place} {number % 7}"}
+            text = {"lex": f"{name} lies in {place} .", "comment": "good"}
+            entry = {"modifiedtripleset": [triple], "lexicalisations": [text]}
+            entries.append({str(number): entry})
+        return json.dumps({"entries": entries})
+
     def iob() -> str:
         gene, verb = pick("BRCA1", "APC"), pick("acts", "binds")
         return f"The\tO\n{gene}\tB-Disease\ngene\tI-Disease\n{verb}\tO\n.\tO\n\n"
@@ -198,6 +213,8 @@ def sample_files(name: str, n: int, stream: torch.Generator) -> dict[str, str]:
         words = ["The", pick("NF-kB", "IL-2"), "gene", pick("acts", "binds"), "."]
         return json.dumps({"tokens": words, "tags": [0, 1, 2, 0, 0]}) + "\n"
 
+    if name == "webnlg":
+        return {f"nlg/webnlg/{part}.json": webnlg() for part in ("train", "valid", "test")}
     if name == "e2e":
         row, files = e2e, [f"nlg/e2e/{part}.txt" for part in ("train", "valid", "test")]
     elif name == "bionlp2004":

@@ -1,7 +1,8 @@
 """Tasks: what is read, and how its training set is split between the two levels.
 
-classification, regression   GLUE (`shared/glue.py`), the bundled documentation task
+classification, regression   GLUE (`shared/glue.py`), the bundled movie sentences
 tagging, generation          `corpora.py`
+planted                      `planted.py`
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ from autolora import corpora
 from shared import bundled, glue, runs
 from shared.runs import BadInput
 
-TASKS = ("documentation", *glue.GLUE, *corpora.TAGGING, *corpora.GENERATION)
+TASKS = ("planted", "planted_rules", "movie", *glue.GLUE, *corpora.TAGGING, *corpora.GENERATION)
+LARGE = "_large"  # ending of a task of GLUE whose network is RoBERTa-large
 
-Kind = Literal["classification", "regression", "tagging", "generation"]
+Kind = Literal["classification", "regression", "tagging", "generation", "planted"]
 
 
 @dataclass(frozen=True)
 class Part:
     """The items of one part of a task.
 
-    texts: strings, pairs of strings, lists of words (tagging), meaning representations (generation)
-    labels: (n,) numbers, lists of tag numbers (tagging), or lists of reference texts (generation)
+    texts: strings, pairs of strings, lists of words (tagging), meaning representations
+        (generation), input vectors (planted)
+    labels: (n,) numbers, lists of tag numbers (tagging), lists of reference texts (generation), or
+        output vectors, (n, d) (planted)
     """
 
     ids: np.ndarray
@@ -56,6 +60,7 @@ class Task:
     train: Part
     test: Part
     validation: Part | None = None  # items beside the training set, where the task has them
+    true_ranks: tuple[int, ...] = ()  # of the maps in depth order, where they are planted
 
     @property
     def outputs(self) -> int:
@@ -63,15 +68,16 @@ class Task:
 
 
 def read(name: str, stream: torch.Generator, train_items: int = 0) -> Task:
-    """The task. `stream` draws training items: of `documentation`, and `train_items` of the others.
+    """The task; `stream` draws `train_items` training items, 0 for all.
 
-    Official dev sets are the test sets of GLUE; tagging and generation have real test sets."""
-    if name == "documentation":
-        return _documentation(stream)
+    Official dev sets are the test sets of GLUE; tagging and generation have real test sets. The
+    planted task comes with its network, from `planted.problem`."""
+    if name == "movie":
+        return _movie(stream, train_items)
     if name == "tiny":
         task = _tiny()
-    elif name in glue.GLUE:
-        task = _glue(name)
+    elif name.removesuffix(LARGE) in glue.GLUE:
+        task = _glue(name.removesuffix(LARGE))
     elif name in corpora.TAGGING:
         task = _tagging(name)
     elif name in corpora.GENERATION:
@@ -87,10 +93,11 @@ def read(name: str, stream: torch.Generator, train_items: int = 0) -> Task:
     return task
 
 
-def _documentation(stream: torch.Generator) -> Task:
-    task = bundled.documentation(stream)
-    parts = [Part(p.ids, p.texts, p.labels) for p in (task.train, task.test, task.validation)]
-    return Task("documentation", "classification", "accuracy", tuple(task.labels), *parts)
+def _movie(stream: torch.Generator, train_items: int) -> Task:
+    task = bundled.ratings("movie", stream, train_items or 300, binary=True)
+    splits = task.train, task.test, task.validation
+    train, test, validation = (Part(p.ids, p.texts, p.labels) for p in splits)
+    return Task("movie", "classification", "accuracy", task.labels, train, test, validation)
 
 
 def _glue(name: str) -> Task:
@@ -110,7 +117,9 @@ def _glue(name: str) -> Task:
     )
     kind: Kind = "classification" if spec.labels else "regression"
     rows = Part(train.ids, train.texts, train.labels)
-    return Task(name, kind, spec.metrics[0], spec.labels, rows, test)
+    # the paper scores STS-B by Spearman's correlation
+    headline = "spearman" if name == "stsb" else spec.metrics[0]
+    return Task(name, kind, headline, spec.labels, rows, test)
 
 
 def _tagging(name: str) -> Task:
@@ -132,7 +141,7 @@ def _tagging(name: str) -> Task:
         first += len(rows)
         labels_of = [[number[tag] for tag in sentence.tags] for sentence in rows]
         parts.append(Part(ids, [sentence.words for sentence in rows], labels_of))
-    return Task(name, "tagging", "f1", tuple(tags), *parts)
+    return Task(name, "tagging", "f1", tuple(tags), parts[0], parts[1])
 
 
 def _generation(name: str) -> Task:
@@ -177,7 +186,7 @@ def levels(task: Task, share: float, generator: torch.Generator) -> tuple[np.nda
     if task.kind == "generation":
         group = np.unique(task.train.texts, return_inverse=True)[1]
     strata = task.train.labels
-    if not isinstance(strata, np.ndarray):
+    if not isinstance(strata, np.ndarray) or strata.ndim > 1:
         strata = np.zeros(group.max() + 1, dtype=np.int64)
     try:
         inner, outer = glue.level_split(strata, (share, 1 - share), generator)

@@ -1,4 +1,4 @@
-"""The method's own pictures: ranks, selection weights over time, the noise law, score by size."""
+"""The method's own pictures: ranks, share of the possible gain, weights over time, noise, size."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
-from autolora.evaluate import ROWS, TRUTHS
 from autolora.ranks import noise_counts
 
 Figure = tuple[str, str, str, plt.Figure]  # name, caption, text for who cannot see it, picture
 RunDirectories = dict[tuple[str, str, int], Path]  # by arm, task and seed
 GREY = "#8b8b8b"
-PANELS = {"autolora": "learned", "permuted": "permuted", "random": "noise law"}
+PANELS = {"oracle": "true", "autolora": "learned", "permuted": "permuted", "random": "noise law"}
+RULES = {"count": "alpha (the paper's count)", "norm": "alpha x norms", "spectrum": "spectrum"}
+TRAVELS = (1.1, 3.8, 12.0)
+SHOWN = 6  # seeds of the heat maps
 
 
 def figures(results: dict[str, Any], run_dirs: RunDirectories) -> list[Figure]:
@@ -28,7 +30,7 @@ def figures(results: dict[str, Any], run_dirs: RunDirectories) -> list[Figure]:
         noise_law(run_dirs),
         weights_over_time(run_dirs),
         score_against_parameters(results),
-        planted_table(results),
+        share_by_travel(results),
     ]
     return [figure for figure in made if figure is not None]
 
@@ -52,8 +54,9 @@ def _ranks(run_dirs: RunDirectories, arm: str, task: str) -> dict[int, np.ndarra
 
 
 def _first_task(run_dirs: RunDirectories) -> str:
-    """The first task that the method was run on; "" for none."""
-    return next((task for arm, task, _ in sorted(run_dirs) if arm == "autolora"), "")
+    """The planted task if the method was run on it, else the first it was; "" for none."""
+    tasks = [task for arm, task, _ in sorted(run_dirs) if arm == "autolora"]
+    return next((task for task in tasks if task == "planted"), next(iter(tasks), ""))
 
 
 def _map_names(run_dirs: RunDirectories, task: str) -> list[str]:
@@ -63,7 +66,9 @@ def _map_names(run_dirs: RunDirectories, task: str) -> list[str]:
             names = [
                 name.split(".") for name in json.loads(path.read_text(encoding="utf-8"))["ranks"]
             ]
-            return [f"{next(p for p in parts if p.isdigit())} {parts[-1][0]}" for parts in names]
+            place = [next((p for p in parts if p.isdigit()), "") for parts in names]
+            letter = ["" if parts[-1].isdigit() else f" {parts[-1][0]}" for parts in names]
+            return [number + of for number, of in zip(place, letter)]
     return []
 
 
@@ -71,7 +76,7 @@ def rank_heatmap(run_dirs: RunDirectories) -> Figure | None:
     """Rows: seeds; columns: adapted maps; a panel each for learned, permuted, and the noise law."""
     task = _first_task(run_dirs)
     panels = {arm: _ranks(run_dirs, arm, task) for arm in PANELS}
-    panels = {arm: rows for arm, rows in panels.items() if rows}
+    panels = {arm: dict(list(rows.items())[:SHOWN]) for arm, rows in panels.items() if rows}
     if "autolora" not in panels:
         return None
     maps = len(next(iter(panels["autolora"].values())))
@@ -91,9 +96,10 @@ def rank_heatmap(run_dirs: RunDirectories) -> Figure | None:
     axes[-1].set_xlabel("block and map (q query, v value)")
     figure.colorbar(image, ax=axes.tolist(), label="rank", shrink=0.7)
     caption = (
-        f"Ranks on task {task}: learned, the same ranks permuted over maps, and counts of random "
-        "logits with the learned spread. If the first panel showed need rather than noise, its "
-        "columns would be alike from seed to seed."
+        f"Ranks on task {task}, the first {SHOWN} seeds at most: learned, the same ranks permuted "
+        "over maps, and counts of random logits with the learned spread; where they are planted, "
+        "the true ones. Learned from need rather than noise, they would resemble the true ones, "
+        "or be alike from seed to seed."
     )
     text = f"Heat maps of learned, permuted and random ranks per map and seed, task {task}"
     return "ranks", caption, text, figure
@@ -199,26 +205,49 @@ def score_against_parameters(results: dict[str, Any]) -> Figure | None:
     return "budget", caption, text, figure
 
 
-def planted_table(results: dict[str, Any]) -> Figure | None:
-    """Mean reported rank for planted ranks 1, 2, 4, 6: rules and outer travel."""
-    planted = [run for run in results.get("runs", []) if run["arm"] == "planted"]
-    metrics = [run["metrics"] for run in planted if run.get("metrics")]
-    if not metrics:
+def share_by_travel(results: dict[str, Any]) -> Figure | None:
+    """Share of the oracle's gain over uniform ranks, by outer travel; a line per rank rule."""
+    scores: dict[str, dict[int, float]] = defaultdict(dict)
+    for run in results.get("runs", []):
+        if (
+            run.get("task") == "planted_rules"
+            and run.get("status") == "finished"
+            and run.get("metrics")
+        ):
+            scores[run["arm"]][run["seed"]] = 100 * run["metrics"].get("score", 0.0)
+    arms = [arm for rule in RULES for arm in (f"{rule}_short", rule, f"{rule}_long")]
+    needed = [scores.get(arm, {}) for arm in ("oracle", "uniform_20", *arms)]
+    seeds = sorted(set.intersection(*map(set, needed)))
+    if len(seeds) < 2:
         return None
-    names = [[f"{row}_true_{truth}" for truth in TRUTHS] for row in ROWS]
-    table = np.array([[np.mean([m[name] for m in metrics]) for name in row] for row in names])
-    figure, axis = plt.subplots(figsize=(4.4, 2.4))
-    error = np.abs(table - np.array(TRUTHS))
-    axis.imshow(error, cmap="Greys", vmin=0, vmax=6, aspect="auto", alpha=0.4)
-    _write_cells(axis, table, "{:.2f}")
-    axis.set_xticks(range(len(TRUTHS)), [f"r* = {truth}" for truth in TRUTHS])
-    rules = [row.rsplit("_", 1) for row in ROWS]
-    labels = [f"{rule.replace('_', ' ')}, travel {travel}" for rule, travel in rules]
-    axis.set_yticks(range(len(ROWS)), labels)
+    uniform = np.array([scores["uniform_20"][s] for s in seeds])
+    room = np.array([scores["oracle"][s] for s in seeds]) - uniform
+    figure, axis = plt.subplots(figsize=(4.4, 2.8))
+    for i, (rule, text) in enumerate(RULES.items()):
+        of_rule = (f"{rule}_short", rule, f"{rule}_long")
+        gains = np.array([[scores[arm][s] for s in seeds] for arm in of_rule]) - uniform
+        share = gains.mean(1) / room.mean()
+        # 95 %: of the mean of gain - share * room, which is 0 here, over the mean room
+        spread = (gains - share[:, None] * room).std(1, ddof=1) / len(seeds) ** 0.5 / room.mean()
+        axis.errorbar(
+            TRAVELS, share, 1.96 * spread, label=text, fmt=("o-", "s--", "D:")[i], capsize=3
+        )
+    for height, text in ((0.0, "uniform ranks"), (1.0, "true ranks")):
+        axis.axhline(height, color=GREY, linewidth=0.8)
+        box = axis.get_yaxis_transform()
+        axis.text(0.99, height, text, color=GREY, ha="right", va="bottom", transform=box)
+    axis.set_ylim(top=1.15)
+    axis.set_xscale("log")
+    axis.set_xticks(TRAVELS, ["1.1\nscript", "3.8\nprinted", "12"])
+    axis.minorticks_off()
+    axis.set_xlabel("outer travel")
+    axis.set_ylabel("share of the possible gain")
     figure.tight_layout()
+    figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3)
     caption = (
-        f"Planted-rank table, mean of {len(metrics)} seeds: the rank each rule reports when the "
-        "target has rank r*. Darker: further off."
+        f"Planted ranks, {len(seeds)} seeds: how much of the {room.mean():.1f} points of R2 "
+        "between uniform and true ranks each rank rule recovers, by outer travel, all at the same "
+        "total. Bars: 95 % intervals."
     )
-    text = "Table of reported against planted ranks for three rules and three amounts of travel"
-    return "planted", caption, text, figure
+    text = "Curves of the share of the possible gain by outer travel for three rank rules"
+    return "share", caption, text, figure

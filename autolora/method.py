@@ -27,7 +27,6 @@ Equations and their sources: docs/papers/autolora.md, section 3. Where the offic
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,36 +36,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autolora import maps
+from autolora.maps import adapted_maps as adapted_maps
 from shared.hypergrad import FiniteDifference, Hypergradient, Method, hypergrad
 
 if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
 
 TIE = 1e-6  # relative slack below lambda: 1/k exactly must count, whatever softmax rounds to
 
 Draw = Callable[[str], torch.Generator]  # name of a map -> the stream that its A is drawn from
+Weigh = Callable[[Tensor], Tensor]  # selection logits of a map, (k,) -> its weights alpha
 
 
 # --- (1) the parameterisation --------------------------------------------------------------------
+
+
+def simplex(beta: Tensor) -> Tensor:
+    """alpha of (1), (k,): not negative, and 1 in sum."""
+    return torch.softmax(beta, dim=0)
 
 
 class SelectionLoRA(nn.Module):
     """Equation (1): a frozen linear map W plus s * B diag(softmax(beta)) A, with s = c / k.
 
     A: (k, d_in), uniform in +-1/sqrt(d_in);  B: (d_out, k), zero;  beta: (k,), constant, so that
-    alpha = 1/k. Raises ValueError where k is no rank of the map."""
+    alpha = 1/k. base: nn.Linear, or GPT-2's Conv1D. weigh: another in the paper's ablations.
+    Raises ValueError where k is no rank of the map."""
 
     def __init__(
-        self, base: nn.Linear, k: int, c: float = 16.0, dropout: float = 0.0, beta_init: float = 0.0
+        self,
+        base: nn.Module,
+        k: int,
+        c: float = 16.0,
+        dropout: float = 0.0,
+        beta_init: float = 0.0,
+        weigh: Weigh = simplex,
     ):
         super().__init__()
-        d_out, d_in = base.weight.shape
+        d_out, d_in = maps.size(base)
         if not 1 <= k <= min(d_out, d_in):
             limit = f"must lie in 1..{min(d_out, d_in)} ({d_out} x {d_in} map)"
             raise ValueError(f"search rank k = {k} {limit}")
         self.base = base.requires_grad_(False)
-        self.k, self.s = k, c / k
-        weight = base.weight.detach()
+        self.k, self.s, self.weigh = k, c / k, weigh
+        weight: Tensor = base.weight.detach()  # type: ignore[union-attr,operator,assignment]
         self.A = nn.Parameter(weight.new_empty(k, d_in).uniform_(-1, 1) / math.sqrt(d_in))
         self.B = nn.Parameter(weight.new_zeros(d_out, k))
         self.beta = nn.Parameter(weight.new_full((k,), beta_init))
@@ -75,7 +89,7 @@ class SelectionLoRA(nn.Module):
     @property
     def alpha(self) -> Tensor:
         """Selection weights, (k,), on the simplex of this map alone."""
-        return torch.softmax(self.beta, dim=0)
+        return self.weigh(self.beta)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., d_in) -> (..., d_out). The d_out x d_in matrix Delta is never formed."""
@@ -83,35 +97,28 @@ class SelectionLoRA(nn.Module):
         return self.base(x) + F.linear(component, self.s * self.B)
 
 
-def adapted_maps(model: nn.Module) -> dict[str, nn.Linear]:
-    """Full module name -> linear map, for query and value maps; in depth order, query first."""
-    maps = {
-        name: module
-        for name, module in model.named_modules()
-        if re.search(r"(query|value)$", name) and isinstance(module, nn.Linear)
-    }
-    if not maps:
-        raise ValueError(f"no linear map of {type(model).__name__} is called query or value")
-    return maps
-
-
 def attach(
     model: nn.Module,
     k: int,
-    head: str,
-    draw: Draw,
+    head: str = "",
+    draw: Draw | None = None,
     c: float = 16.0,
     dropout: float = 0.0,
     beta_init: float = 0.0,
+    pattern: str = "",
+    weigh: Weigh = simplex,
 ) -> dict[str, SelectionLoRA]:
     """Make query and value maps `SelectionLoRA`, freeze all but adapters and head; name -> layer.
 
-    head: module name, "" for none."""
+    head: module name, "" for none. pattern: other maps, by a regular expression over module names.
+    draw: None draws from torch's global generator. Raises ValueError as `adapted_maps` does."""
+    found = adapted_maps(model, pattern)
     model.requires_grad_(False)
     layers: dict[str, SelectionLoRA] = {}
-    for name, base in adapted_maps(model).items():
-        layers[name] = SelectionLoRA(base, k, c, dropout, beta_init)
-        start_A(layers[name].A, draw(name))
+    for name, base in found.items():
+        layers[name] = SelectionLoRA(base, k, c, dropout, beta_init, weigh)
+        if draw:
+            start_A(layers[name].A, draw(name))
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layers[name])
     if head:
@@ -240,19 +247,26 @@ def lora(
     bias: Literal["none", "all"] = "none",
 ) -> PeftModel:
     """The pretrained model with plain LoRA of rank r_l in map l: fresh A, B = 0, head trainable."""
+    how: dict[str, Any] = {"lora_dropout": dropout, "bias": bias}
+    wrapped = with_peft(model, lora_config(ranks, k, head, c, scale, **how))
+    for name, layer in maps.lora_layers(wrapped).items():
+        start_A(layer.lora_A["default"].weight, draw(name))
+    return wrapped
+
+
+def lora_config(
+    ranks: Mapping[str, int],
+    k: int = 8,
+    head: str = "",
+    c: float = 16.0,
+    scale: Scale = "per_rank",
+    **more: Any,
+) -> LoraConfig:
+    """peft's `LoraConfig` with rank r_l in map l; head: module trained whole; more: its fields."""
     from peft import LoraConfig
 
     head_modules = [head] if head else None
-    config = LoraConfig(
-        **patterns(ranks, k, c, scale),
-        lora_dropout=dropout,
-        bias=bias,
-        modules_to_save=head_modules,
-    )
-    wrapped = with_peft(model, config)
-    for name, layer in lora_layers(wrapped).items():
-        start_A(layer.lora_A["default"].weight, draw(name))
-    return wrapped
+    return LoraConfig(**patterns(ranks, k, c, scale), modules_to_save=head_modules, **more)
 
 
 def patterns(
@@ -270,20 +284,8 @@ def patterns(
 def with_peft(model: nn.Module, config: PeftConfig) -> PeftModel:
     from peft import get_peft_model
 
-    with warnings.catch_warnings():  # peft asks transformers for a property that is being renamed
+    with warnings.catch_warnings():
+        # peft asks transformers for a property that is being renamed
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # of Conv1D
         return get_peft_model(model, config)
-
-
-def lora_layers(wrapped: nn.Module) -> dict[str, Any]:
-    """Full module name in the original model -> peft's LoRA (or AdaLoRA) layer."""
-    return {
-        name.removeprefix("base_model.model."): module
-        for name, module in wrapped.named_modules()
-        if hasattr(module, "lora_A") and hasattr(module, "scaling")
-    }
-
-
-def ranks_read_back(wrapped: nn.Module) -> dict[str, int]:
-    """The rank that each map really has: peft ignores a pattern key that matches nothing."""
-    return {n: len(layer.lora_A["default"].weight) for n, layer in lora_layers(wrapped).items()}

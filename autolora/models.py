@@ -1,4 +1,7 @@
-"""Which network an arm adapts: a whole transformer, or MiniLM's upper blocks on cached states."""
+"""Which network an arm adapts: a whole transformer, or MiniLM's upper blocks on cached states.
+
+Both keep the module names of the stock class of transformers: a trained adapter loads there.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autolora.data import Kind
+from autolora.maps import split_fused
 from shared import bundled, pretrained
 from shared.runs import BadInput
 
@@ -23,7 +27,8 @@ DECODER = pretrained.Kind("a GPT-2", ("gpt2",), "openai-community/gpt2-medium")
 class Network:
     model: nn.Module  # model(**inputs).logits
     tokenizer: Any
-    head: str  # name of the module that is new and trained by every arm; "" for a language model
+    head: str  # name of the module that is new and trained by every arm; "" where there is none
+    pattern: str = ""  # of the names of adapted maps; "": query and value
 
 
 def build(
@@ -106,10 +111,10 @@ def _fresh(head: nn.Module, generator: torch.Generator) -> None:
 
 
 class UpperBlocks(nn.Module):
-    """The last `n` blocks of a BERT encoder, mean pooling over tokens, and a linear head.
+    """The last `n` blocks, the pooler and the head of a BertForSequenceClassification.
 
     Input is what the blocks below put out (`lower_states`, cached). Modules keep their names in the
-    whole encoder (`encoder.layer.4.attention.self.query`), and so do adapters."""
+    whole model (`bert.encoder.layer.4.attention.self.query`), and so do adapters."""
 
     def __init__(self, encoder: Any, n: int, outputs: int):
         super().__init__()
@@ -117,16 +122,16 @@ class UpperBlocks(nn.Module):
         if not 1 <= n < blocks:
             raise BadInput(f"upper_blocks = {n} must lie in 1..{blocks - 1}; 0 adapts all blocks")
         upper = {str(i): encoder.encoder.layer[i] for i in range(blocks - n, blocks)}
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleDict(upper)})
+        layers = nn.ModuleDict({"layer": nn.ModuleDict(upper)})
+        self.bert = nn.ModuleDict({"encoder": layers, "pooler": encoder.pooler})
         self.dropout = nn.Dropout(encoder.config.hidden_dropout_prob)
         self.classifier = nn.Linear(encoder.config.hidden_size, outputs)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> SimpleNamespace:
         """hidden: (batch, seq, width), attention_mask: (batch, seq) -> logits (batch, outputs)."""
-        for block in self.encoder["layer"].children():
+        for block in self.bert["encoder"]["layer"].children():  # type: ignore[index]
             hidden = block(hidden, attention_mask[:, None, None, :])
-        weight = attention_mask[..., None].to(hidden.dtype)
-        pooled = (hidden * weight).sum(1) / weight.sum(1)
+        pooled = self.bert["pooler"](hidden)
         return SimpleNamespace(logits=self.classifier(self.dropout(pooled)))
 
 
@@ -141,30 +146,3 @@ def lower_states(encoder: Any, tokens: dict[str, Tensor], blocks: int, batch: in
         rows = {name: t[start : start + batch] for name, t in tokens.items()}
         parts.append(encoder(**rows, output_hidden_states=True).hidden_states[blocks].clone())
     return torch.cat(parts)
-
-
-# --- GPT-2 keeps query, key and value in one map -------------------------------------------------
-
-
-class SplitProjection(nn.Module):
-    """GPT-2's fused `c_attn` as three linear maps: query and value get ranks of their own."""
-
-    def __init__(self, fused: Any):
-        super().__init__()
-        # Conv1D keeps its weight as (d_in, 3 d)
-        weight, bias = fused.weight.data.T.chunk(3), fused.bias.data.chunk(3)
-        for name, w, b in zip(("query", "key", "value"), weight, bias, strict=True):
-            linear = nn.Linear(w.shape[1], w.shape[0])
-            linear.weight.data, linear.bias.data = w.contiguous().clone(), b.clone()
-            self.add_module(name, linear)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([linear(x) for linear in self.children()], dim=-1)
-
-
-def split_fused(model: nn.Module) -> None:
-    """Replace every fused projection of a GPT-2 in place; the function computed stays the same."""
-    for name, module in list(model.named_modules()):
-        if name.endswith("attn.c_attn"):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, SplitProjection(module))

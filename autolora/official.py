@@ -1,4 +1,5 @@
-"""What the official code does differently, each by its row in docs/papers/autolora.md, section 4.
+"""What the official code does differently, each by its row in docs/papers/autolora.md, section 4;
+and the other selection weights that the paper prints as ablations.
 
 Nothing here is the default. A student may skip this file; a reviewer who wants the official numbers
 will not.
@@ -13,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from autolora.method import TIE, Estimator, Loss, SelectionLoRA
+from autolora.method import TIE, Estimator, Loss, SelectionLoRA, Weigh, count, simplex
 from shared import vectors
 from shared.hypergrad import Hypergradient
 
@@ -31,6 +32,32 @@ def raw_count(beta: Tensor, lam: float | None = None) -> int:
         limit = f"the logits sum to {total:.4g}, not above 0; start them at 1 (beta_init)"
         raise ValueError(f"raw threshold rule: {limit}")
     return int((beta.double() / total >= lam * (1 - TIE)).sum())
+
+
+# --- the paper's ablations of the simplex --------------------------------------------------------
+
+WEIGHTS: dict[str, Weigh] = {
+    "softmax": simplex,
+    "free": lambda beta: beta,  # no sum-to-one constraint
+    "sigmoid": torch.sigmoid,
+}
+
+
+def start(weights: str, k: int, beta_init: float) -> float:
+    """Start of every logit; free weights start at the 1/k that softmax starts at."""
+    return 1 / k if weights == "free" else beta_init
+
+
+def count_of(weights: str, alpha: Tensor, lam: float | None = None) -> int:
+    """Rank of a map by the threshold that goes with its weights: lambda (softmax), the mean of
+    alpha (free), or 0.5 (sigmoid); at least 1, where the paper does not say what 0 would mean.
+
+    alpha: (k,)."""
+    if weights == "softmax":
+        return count(alpha, lam)
+    alpha = alpha.double()
+    limit = alpha.mean() - TIE * alpha.mean().abs() if weights == "free" else 0.5 * (1 - TIE)
+    return max(1, int((alpha >= limit).sum()))
 
 
 # --- rows 3 to 6: the bilevel library's hypergradient --------------------------------------------

@@ -33,6 +33,8 @@ class Items:
             self.encoded = encode(setting.task, self.part, setting.network, config)
         if self.kind == "tagging":
             self.words = self._words()
+        if self.kind == "planted":
+            self.centre = torch.from_numpy(np.mean(np.asarray(part.labels), axis=0))
 
     def __len__(self) -> int:
         return -(-len(self.part) // self.config.eval_batch)
@@ -52,6 +54,10 @@ class Items:
     def _labelled(self, chosen: np.ndarray) -> list[Row]:
         inputs, labels = self.encoded.batch(chosen, self.setting.device)
         logits = self.network.model(**inputs).logits
+        if self.kind == "planted":
+            parts = labels - self.centre.to(labels.device), labels - logits
+            spread, error = (part.square().sum(-1).tolist() for part in parts)
+            return list(zip(spread, error))
         truth = labels.tolist()
         if self.kind == "regression":
             return list(zip(truth, logits.squeeze(-1).tolist()))
@@ -122,6 +128,8 @@ class Items:
     def arrays(self, rows: list[Row]) -> Predictions:
         """The rows of all batches as `evaluate.score` takes them."""
         label, prediction = (np.array(column) for column in zip(*rows))
+        if self.kind == "planted":
+            label, prediction = label.astype(np.float32), prediction.astype(np.float32)
         arrays = {"id": self.part.ids, "label": label, "prediction": prediction}
         if self.part.parts is not None:
             arrays["part"] = self.part.parts

@@ -4,8 +4,10 @@ learned        the paper's count (`method.count`)
 norm_weighted  components whose weight times norms is at or above the mean of their map
 spectral       singular values of the learned update above 10 % of the largest
 permuted       the learned ranks on the wrong maps: same budget, same multiset (claims 1 and 8)
-random         normal logits of the learned spread through the same threshold (claim 6)
+random         normal logits of the learned spread through the same threshold, drawn until they have
+               the learned total (claim 6)
 equal          uniform at exactly the learned total; nearest: uniform at the nearest total
+oracle         the planted ranks, where the task knows them
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from autolora import method, official
 from autolora.config import Config
+from autolora.maps import lora_layers, size
 from autolora.method import TIE, SelectionLoRA, count
 from shared.runs import BadInput
 
@@ -48,8 +51,8 @@ def norm_weighted_count(alpha: Tensor, A: Tensor, B: Tensor) -> int:
 
     alpha: (k,), A: (k, d_in), B: (d_out, k). Unlike alpha, the product does not depend on how a
     component's size is split between its factors (docs/papers/autolora.md, section 8.2)."""
-    size = (alpha * B.norm(dim=0) * A.norm(dim=1)).double()
-    return int((size >= size.mean() * (1 - TIE)).sum())
+    weight = (alpha * B.norm(dim=0) * A.norm(dim=1)).double()
+    return int((weight >= weight.mean() * (1 - TIE)).sum())
 
 
 def spectral_rank(left: Tensor, right: Tensor, share: float = 0.1) -> int:
@@ -78,7 +81,7 @@ def by_every_rule(layers: Mapping[str, SelectionLoRA]) -> dict[str, Ranks]:
 def of_probe(wrapped: nn.Module) -> Search:
     """Content of ranks.json after plain LoRA: the spectral rank of each trained update."""
     ranks = {}
-    for name, layer in method.lora_layers(wrapped).items():
+    for name, layer in lora_layers(wrapped).items():
         left, right = layer.lora_B["default"].weight, layer.lora_A["default"].weight
         ranks[name] = spectral_rank(left.detach().cpu(), right.detach().cpu())
     return {"ranks": ranks, "budget": sum(ranks.values())}
@@ -97,14 +100,15 @@ def noise_counts(sigma: float, k: int, draws: int, generator: torch.Generator) -
     return (torch.softmax(logits, dim=1) >= (1 - TIE) / k).sum(1)
 
 
-def selection(layers: dict[str, SelectionLoRA]) -> dict[str, Any]:
+def selection(layers: dict[str, SelectionLoRA], weights: str) -> dict[str, Any]:
     """What metrics.jsonl says of the selection weights; README.md explains each word."""
     beta = torch.stack([layer.beta.detach().cpu() for layer in layers.values()])
-    alpha = torch.softmax(beta, 1)
+    alpha = torch.stack([layer.alpha.detach().cpu() for layer in layers.values()])
+    shares = alpha.clamp(min=0) / alpha.clamp(min=0).sum(1, keepdim=True).clamp(min=1e-12)
     return {
         "alpha": [[round(x, 5) for x in row] for row in alpha.tolist()],
-        "ranks": [count(row) for row in alpha],
-        "entropy": float(-(alpha * alpha.log()).sum(1).mean()),
+        "ranks": [official.count_of(weights, row) for row in alpha],
+        "entropy": float(-torch.special.xlogy(shares, shares).sum(1).mean()),
         "travel": float((beta - beta.mean(1, keepdim=True)).abs().max()),
     }
 
@@ -115,7 +119,8 @@ def of_search(config: Config, layers: Mapping[str, SelectionLoRA]) -> dict[str, 
     if config.threshold_rule == "raw":
         ranks = {n: official.raw_count(layer.beta.detach(), lam) for n, layer in layers.items()}
     else:
-        ranks = {n: count(layer.alpha.detach(), lam) for n, layer in layers.items()}
+        alpha = {n: layer.alpha.detach() for n, layer in layers.items()}
+        ranks = {n: official.count_of(config.weights, a, lam) for n, a in alpha.items()}
     adapted = {name: r for name, r in ranks.items() if r}  # lambda above 1/k can leave a map none
     return {
         "k": config.k,
@@ -157,21 +162,59 @@ def permuted(ranks: Ranks, generator: torch.Generator) -> Ranks:
     return dict(zip(ranks, shuffled.tolist(), strict=True))
 
 
-def random_ranks(beta: Mapping[str, Sequence[float]], generator: torch.Generator) -> Ranks:
-    """The noise law: normal logits with the spread that the learned ones have within a map."""
+def random_ranks(
+    beta: Mapping[str, Sequence[float]], total: int, generator: torch.Generator, draws: int = 5000
+) -> Ranks:
+    """The noise law: normal logits with the spread that the learned ones have within a map.
+
+    Of `draws` the first with the learned `total`; else the nearest, one rank at a time moved to it.
+    """
     logits = torch.tensor([list(b) for b in beta.values()], dtype=torch.float64)  # (M, k)
     squares = (logits - logits.mean(1, keepdim=True)).pow(2).sum()
     sigma = math.sqrt(squares / (logits.numel() - len(logits)))
-    drawn = sigma * torch.randn(logits.shape, generator=generator, dtype=torch.float64)
-    return {name: count(alpha) for name, alpha in zip(beta, torch.softmax(drawn, 1))}
+    k = logits.shape[1]
+    counts = noise_counts(sigma, k, draws * len(logits), generator).view(draws, len(logits))
+    chosen = counts[int((counts.sum(1) - total).abs().argmin())].clone()
+    while gap := total - int(chosen.sum()):
+        step = 1 if gap > 0 else -1
+        free = ((chosen + step >= 1) & (chosen + step <= k)).nonzero()[:, 0]
+        chosen[free[int(torch.randint(len(free), (1,), generator=generator))]] += step
+    return dict(zip(beta, chosen.tolist(), strict=True))
+
+
+def scaled(ranks: Ranks, total: int) -> Ranks:
+    """The same proportions at another total: at least 1 each, what rounding leaves by largest
+    remainder, ties to the last maps. Raises BadInput for a total below one rank per map."""
+    if total < len(ranks):
+        raise BadInput(f"rank_total = {total}: {len(ranks)} maps need at least that much")
+    above = torch.tensor(list(ranks.values()), dtype=torch.float64) - 1
+    if not above.any():
+        above += 1
+    share = 1 + above * (total - len(ranks)) / above.sum()
+    low = (share + TIE).floor().long()
+    last_first = torch.arange(len(ranks)).flip(0)
+    behind = (share - low)[last_first].round(decimals=6)  # ties are ties, whatever rounding made
+    order = last_first[torch.argsort(behind, descending=True, stable=True)]
+    low[order[: total - int(low.sum())]] += 1
+    return dict(zip(ranks, low.tolist(), strict=True))
 
 
 def choose(
-    rule: str, search: Search | None, maps: Mapping[str, nn.Linear], generator: torch.Generator
+    rule: str,
+    search: Search | None,
+    maps: Mapping[str, nn.Module],
+    generator: torch.Generator,
+    truth: Sequence[int] = (),
 ) -> Ranks:
     """Ranks by `rule` (see the head of this file) from a search, or a number, or a list of numbers.
 
-    Raises BadInput for a rule that does not exist or that needs a search."""
+    Raises BadInput for a rule that does not exist, that needs a search, or a planted truth."""
+    if rule == "oracle":
+        if not truth:
+            raise BadInput(
+                "ranks = 'oracle': only a planted task knows its ranks; use task planted"
+            )
+        return from_list(truth, list(maps))
     values = [int(word) for word in rule.split(",")] if rule.replace(",", "").isdigit() else []
     if len(values) == 1:
         return dict.fromkeys(maps, values[0])
@@ -182,7 +225,7 @@ def choose(
         "norm_weighted": lambda s: s["rules"]["norm_weighted"],
         "spectral": lambda s: s["rules"]["spectral"],
         "permuted": lambda s: permuted(s["ranks"], generator),
-        "random": lambda s: random_ranks(s["beta"], generator),
+        "random": lambda s: random_ranks(s["beta"], s["budget"], generator),
         "equal": lambda s: equal_budget(s["ranks"]),
         "nearest": lambda s: nearest_budget(s["ranks"]),
     }
@@ -199,7 +242,7 @@ def from_list(values: Sequence[int], names: Sequence[str]) -> Ranks:
     return dict(zip(names, values, strict=True))
 
 
-def check(ranks: Mapping[str, int], maps: Mapping[str, nn.Linear]) -> None:
+def check(ranks: Mapping[str, int], maps: Mapping[str, nn.Module]) -> None:
     """BadInput naming the map for a wrong key, length or type, or a rank outside its limits."""
     for name in ranks:
         if name not in maps:
@@ -209,7 +252,7 @@ def check(ranks: Mapping[str, int], maps: Mapping[str, nn.Linear]) -> None:
         if name not in ranks:
             numbers = f"{len(ranks)} ranks for {len(maps)} maps"
             raise BadInput(f"no rank given for map '{name}': {numbers}; add it")
-        rank, most = ranks[name], min(base.weight.shape)
+        rank, most = ranks[name], min(size(base))
         if isinstance(rank, bool) or not isinstance(rank, int):
             raise BadInput(f"rank of map '{name}' must be an integer, got {rank!r}")
         if not 1 <= rank <= most:
@@ -217,6 +260,6 @@ def check(ranks: Mapping[str, int], maps: Mapping[str, nn.Linear]) -> None:
             raise BadInput(f"rank {rank} of map '{name}' must lie in 1..{most}; {remedy}")
 
 
-def adapter_parameters(ranks: Mapping[str, int], maps: Mapping[str, nn.Linear]) -> int:
+def adapter_parameters(ranks: Mapping[str, int], maps: Mapping[str, nn.Module]) -> int:
     """Sum over maps of r_l (d_in + d_out): the budget that arms are matched on. No head."""
-    return sum(ranks[name] * sum(base.weight.shape) for name, base in maps.items())
+    return sum(ranks[name] * sum(size(base)) for name, base in maps.items())

@@ -17,7 +17,8 @@ from autolora import corpora
 from shared import glue, runs, sources
 
 ITEMS = 24  # rows of every part
-MODELS = ("FacebookAI/roberta-base", "openai-community/gpt2-medium")
+ENCODERS = ("FacebookAI/roberta-base", "FacebookAI/roberta-large")
+DECODER = "openai-community/gpt2-medium"
 
 
 def inputs() -> contextlib.AbstractContextManager[None]:
@@ -45,7 +46,7 @@ def write_data(root: Path) -> list[str]:
     """Every task's files; returns their text, for the tokenizers."""
     for task in glue.GLUE:
         glue.write_sample(root, task, ITEMS, runs.stream(0, "rehearsal", task))
-    for task in (*corpora.TAGGING, "e2e"):
+    for task in (*corpora.TAGGING, "e2e", "webnlg"):
         files = corpora.sample_files(task, ITEMS, runs.stream(0, "rehearsal", task))
         for name, content in files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -81,8 +82,8 @@ def write_models(root: Path, texts: list[str]) -> None:
         eos_token_id=end,
     )
     runs.seed_global(0, "rehearsal models")
-    models: list[Any] = [RobertaForMaskedLM(roberta), GPT2LMHeadModel(gpt2)]
-    for name, model, words in zip(MODELS, models, (encoder, decoder)):
+    models: list[Any] = [(name, RobertaForMaskedLM(roberta), encoder) for name in ENCODERS]
+    for name, model, words in (*models, (DECODER, GPT2LMHeadModel(gpt2), decoder)):
         model.to(torch.float32).save_pretrained(root / name)
         words.save_pretrained(root / name)
 

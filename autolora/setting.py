@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autolora import data, models, rehearsal
+from autolora import data, models, planted, rehearsal
 from autolora.config import Config
 from autolora.data import Part, Task
 from autolora.method import Draw, Loss
@@ -47,14 +47,20 @@ def prepare(config: Config, run: Run) -> Setting:
     attention = "eager" if searching and config.hypergradient == "exact" else "sdpa"
     inputs = rehearsal.inputs() if config.scale == "rehearsal" else contextlib.nullcontext()
     with inputs:
-        task = data.read(config.task, runs.stream(config.seed, "items"), config.train_items)
-        inner, outer = data.levels(task, config.level_split, runs.stream(config.seed, "levels"))
-        head = runs.stream(config.seed, "head")
         pad_to = config.pad_to if searching else 0
-        length = max(config.max_length, pad_to)
-        network = models.build(
-            config.model, task.kind, task.outputs, head, config.upper_blocks, attention, length
-        )
+        if config.task in planted.TASKS:
+            if config.export:
+                raise BadInput(
+                    "export = True: the planted network is no model to load; leave it out"
+                )
+            task, network = planted.problem(config.task, config.seed)
+        else:
+            task = data.read(config.task, runs.stream(config.seed, "items"), config.train_items)
+            head, length = runs.stream(config.seed, "head"), max(config.max_length, pad_to)
+            network = models.build(
+                config.model, task.kind, task.outputs, head, config.upper_blocks, attention, length
+            )
+        inner, outer = data.levels(task, config.level_split, runs.stream(config.seed, "levels"))
         if task.kind == "generation":
             check_prompts(task.test, network, config.new_tokens)
     ids, more = task.train.ids, {}
@@ -72,6 +78,8 @@ def task_loss(kind: data.Kind, logits: Tensor, labels: Tensor, smoothing: float 
 
     logits: (batch, outputs), or (batch, seq, outputs) in tagging and generation. Labels of -100 do
     not count."""
+    if kind == "planted":
+        return F.mse_loss(logits, labels)
     if kind == "regression":
         return F.mse_loss(logits.squeeze(-1).float(), labels)
     if kind == "generation":
@@ -89,13 +97,14 @@ def task_loss(kind: data.Kind, logits: Tensor, labels: Tensor, smoothing: float 
 
 @dataclass
 class Encoded:
-    """A part ready for the network: token `columns`, padded per batch, or cached `hidden`."""
+    """A part ready for the network: token `columns`, padded per batch; cached `hidden`; or `x`."""
 
     ids: np.ndarray
     labels: np.ndarray | list[list[int]]  # (n,); or per token, -100 where none counts
     columns: dict[str, list[list[int]]] = field(default_factory=dict)
     hidden: Tensor | None = None  # (n, seq, width)
     mask: Tensor | None = None  # (n, seq) bool
+    x: Tensor | None = None  # (n, d)
     pads: dict[str, int] = field(default_factory=dict)
     pad_to: int = 0  # 0: to the longest of the batch
 
@@ -104,7 +113,9 @@ class Encoded:
 
     def batch(self, rows: np.ndarray, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
         """(network inputs, labels) of these rows."""
-        if self.hidden is not None and self.mask is not None:
+        if self.x is not None:
+            inputs = {"x": self.x[rows]}
+        elif self.hidden is not None and self.mask is not None:
             mask = self.mask[rows]
             longest = int(mask.sum(1).max())
             inputs = {"hidden": self.hidden[rows][:, :longest], "attention_mask": mask[:, :longest]}
@@ -129,6 +140,9 @@ def encode(
 ) -> Encoded:
     """Tokens of a part, at most `max_length` of a text; for upper blocks the states below them."""
     tokenizer, max_length = network.tokenizer, config.max_length
+    if task.kind == "planted":
+        vectors = torch.from_numpy(np.stack(part.texts))
+        return Encoded(part.ids, np.asarray(part.labels), x=vectors)
     labels: np.ndarray | list[list[int]]
     pretrained.check_texts(tokenizer, part.texts)
     if config.upper_blocks:
@@ -138,12 +152,20 @@ def encode(
     elif task.kind == "generation":
         columns, labels = _continued_tokens(part, tokenizer, max_length)
     else:
-        texts = [[text] if isinstance(text, str) else list(text) for text in part.texts]
-        fields = [list(column) for column in zip(*texts, strict=True)]
-        columns = dict(tokenizer(*fields, truncation=True, max_length=max_length))
-        labels = np.asarray(part.labels, np.float32 if task.kind == "regression" else np.int64)
+        columns = dict(tokenizer(*fields(part), truncation=True, max_length=max_length))
+        labels = numbers(task, part)
     pads = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
     return Encoded(part.ids, labels, columns, pads=pads, pad_to=pad_to)
+
+
+def fields(part: Part) -> list[list[str]]:
+    """The texts of a part as the tokenizer takes them: one list, or one for each of a pair."""
+    texts = [[text] if isinstance(text, str) else list(text) for text in part.texts]
+    return [list(column) for column in zip(*texts, strict=True)]
+
+
+def numbers(task: Task, part: Part) -> np.ndarray:
+    return np.asarray(part.labels, np.float32 if task.kind == "regression" else np.int64)
 
 
 def check_prompts(part: Part, network: models.Network, new_tokens: int) -> None:
@@ -188,12 +210,12 @@ def _continued_tokens(
 def _cached_states(task: Task, part: Part, tokenizer: Any, config: Config) -> Encoded:
     """States of the frozen lower blocks in evaluation mode: computed once per text set, cached."""
     blocks, max_length = config.upper_blocks, config.max_length
-    if task.kind != "classification":
-        limit = f"is offered for classification only, not for {task.kind}; use 0"
+    if task.kind not in ("classification", "regression"):
+        limit = f"is offered for texts with one label each, not for {task.kind}; use 0"
         raise BadInput(f"upper_blocks = {blocks} {limit}")
 
     padding = {"padding": "max_length", "return_tensors": "pt"}
-    tokens = dict(tokenizer(part.texts, truncation=True, max_length=max_length, **padding))
+    tokens = dict(tokenizer(*fields(part), truncation=True, max_length=max_length, **padding))
 
     def make() -> Tensor:
         encoder = bundled.minilm()[0]
@@ -201,4 +223,4 @@ def _cached_states(task: Task, part: Part, tokenizer: Any, config: Config) -> En
 
     key = ("autolora lower states", runs.state_sha256(tokens.values()), blocks)
     hidden, mask = runs.cached(key, make), tokens["attention_mask"].bool()
-    return Encoded(part.ids, np.asarray(part.labels), hidden=hidden, mask=mask)
+    return Encoded(part.ids, numbers(task, part), hidden=hidden, mask=mask)

@@ -92,8 +92,13 @@ def seeds_of(claim: Claim, result: Results) -> list[int]:
 
 
 def parameter_count(result: Results, arm: str) -> int | None:
-    sizes = (run.metrics.get(name) for run in result.runs if run.arm == arm for name in SIZES)
-    return next((round(size) for size in sizes if size), None)
+    """Mean over the seeds of the arm's first task that has it: some arms learn their size."""
+    sizes: dict[tuple[str, str], list[float]] = {}
+    for run in result.runs:
+        for name in SIZES:
+            if run.arm == arm and (size := run.metrics.get(name)):
+                sizes.setdefault((run.task, name), []).append(size)
+    return next((round(statistics.fmean(of_task)) for of_task in sizes.values()), None)
 
 
 # --- costs ----------------------------------------------------------------------------------------

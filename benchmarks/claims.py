@@ -6,7 +6,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -16,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from shared.protocol import SCALES, BadInput, read_as, unknown
+from shared.protocol import SCALES, load_yaml, read_as, unknown
 
 Number = int | float
 Scale = Literal["cpu", "gpu", "paper", "rehearsal"]
@@ -201,11 +200,7 @@ def is_none(text: str) -> bool:
 
 def load_claims(path: Path) -> Claims:
     """claims.yaml, checked: known keys and words, unique ids, at most three primary a scale."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path} is not valid YAML: {error}") from error
-    return read_as(Claims, document or {}, path.name)
+    return read_as(Claims, load_yaml(path, str(path)) or {}, path.name)
 
 
 def check_names(claims: Claims, arms: Collection[str], tasks: Collection[str], where: str) -> None:

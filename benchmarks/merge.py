@@ -8,6 +8,7 @@ with another outcome is a clash, named with both places. Then `make reproduce-X`
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections import Counter
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import locks, recorded
 from benchmarks.plan import ROOT, say
-from shared import protocol
+from shared import inputs, protocol
 from shared.protocol import BadInput, Node, Protocol
 
 TAKEN, HERE, CLASH, REFUSED = "taken over", "here already", "clash", "refused"
@@ -99,6 +100,8 @@ def take_over(
         if reason := protocol.stale(copy, paper.config(scale, node), code):
             return REFUSED, reason
         copy.rename(target)
+    except OSError as error:  # a pipe, a loop of links, a file that may not be read
+        return REFUSED, f"it cannot be copied ({str(error)[:200]})"
     finally:
         shutil.rmtree(copy, ignore_errors=True)
     return TAKEN, ""
@@ -106,7 +109,7 @@ def take_over(
 
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    folders = [Path(word).expanduser() for word in ",".join(words).split(",") if word]
+    folders = [Path(os.path.expanduser(word)) for word in ",".join(words).split(",") if word]
     total: Counter[str] = Counter()
     try:
         if not folders:
@@ -126,8 +129,8 @@ def main(argv: list[str] | None = None) -> int:
                 counted = merge(paper, scale, runs)
             total += counted
             say(f"  {', '.join(f'{n} {what}' for what, n in counted.items())}")
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (BadInput, OSError) as error:
+        print(f"error: {inputs.in_words(error)}", file=sys.stderr)
         return 2
     return 2 if total[CLASH] or total[REFUSED] else 0
 

@@ -6,11 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import Field
 
 from benchmarks import PAPERS, ROOT
-from shared.protocol import Document, read_as, unknown
+from shared.protocol import Document, load_yaml, read_as, unknown
 
 Ratio = Annotated[float, Field(gt=0)]  # of one step to a plain step on the same kind of work
 
@@ -70,8 +69,8 @@ class Paper(Document):
 
 def read(directory: Path) -> Paper:
     """`directory`/paper.yaml; BadInput names a wrong key with the nearest one, or a wrong value."""
-    document = yaml.safe_load((directory / "paper.yaml").read_text(encoding="utf-8"))
-    return read_as(Paper, document, f"{directory.name}/paper.yaml")
+    name = f"{directory.name}/paper.yaml"
+    return read_as(Paper, load_yaml(directory / "paper.yaml", name), name)
 
 
 @cache

@@ -1,8 +1,9 @@
 """Workers that train the runs of a paper side by side.
 
 A worker is a spawned process with one thread that imports `<paper>.train` once (seconds) and then
-calls `run` for one node after another. A worker that dies is replaced, its run given once more;
-nothing that moves a score depends on how many workers there are or on the order in which they end.
+calls `run` for one node after another. A worker whose run crashes leaves, since its CUDA context
+may be lost with it; one that leaves or dies is replaced and the run given once more. Nothing that
+moves a score depends on how many workers there are or on the order in which they end.
 """
 
 from __future__ import annotations
@@ -72,25 +73,28 @@ def _serve(
         return
     connection.send(("ready", ""))
     with contextlib.suppress(EOFError, KeyboardInterrupt):
-        while (settings := connection.recv()) is not None:
-            connection.send(attempt(module, settings))
+        status = ""
+        while status != "crashed" and (settings := connection.recv()) is not None:
+            status, detail = attempt(module, settings)
+            connection.send((status, detail))
 
 
 def attempt(module: Any, settings: dict[str, Any]) -> tuple[str, str]:
     """Train one run with `module.run`; (status, detail) as in Outcome."""
-    from shared import runs, sources  # torch comes with it: only where runs are trained
+    from shared import inputs, machine, runs  # torch comes with it: only where runs are trained
 
     try:
         module.run(module.Config(**settings))
+        machine.free_memory()
         return "finished", ""
     except runs.Diverged as error:
         return "diverged", str(error)
     except runs.Stopped:
         return "stopped", ""
-    except sources.MissingInput as error:
+    except inputs.MissingInput as error:
         return "missing", str(error)
-    except runs.BadInput as error:
-        return "refused", str(error)
+    except (runs.BadInput, OSError) as error:
+        return "refused", inputs.in_words(error)
     except Exception:
         print(traceback.format_exc(), flush=True)
         return "crashed", traceback.format_exc()
@@ -164,7 +168,9 @@ class Pool:
         ready = self._startable(waiting, done)  # in the order of the plan: a seed after another
         most = 0 if self.stop.is_set() else min(self.jobs, len(waiting))
         while len(self.workers) < most:
-            self.workers.append(self._start(context, len(self.workers)))
+            taken = {worker.number for worker in self.workers}
+            free = next(n for n in range(most) if n not in taken)  # its log and its GPU are free
+            self.workers.append(self._start(context, free))
         for worker in self.workers:
             if ready and worker.ready and worker.key is None:
                 node = ready.pop(0)
@@ -201,7 +207,9 @@ class Pool:
                 exitcode = worker.process.exitcode
                 detail = f"the worker died (exit status {exitcode}); see {worker.log}"
                 status = "crashed"
+            if status == "crashed":
                 self.workers.remove(worker)
+                self._leave(worker)
             if status == "ready":
                 worker.ready = True
                 continue
@@ -225,6 +233,10 @@ class Pool:
             with contextlib.suppress(OSError):
                 worker.connection.send(None)
         for worker in self.workers:
-            worker.process.join(2)
-            if worker.process.is_alive():
-                worker.process.kill()
+            self._leave(worker)
+
+    @staticmethod
+    def _leave(worker: _Worker) -> None:
+        worker.process.join(2)
+        if worker.process.is_alive():
+            worker.process.kill()

@@ -287,7 +287,7 @@ def write_text(path: Path, text: str) -> None:
 def load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError, IsADirectoryError, PermissionError) as error:
         raise BadInput(
             f"{path} is not valid JSON ({error}); restore it with git, or, below runs/, delete it "
             "and give the command again"

@@ -19,6 +19,7 @@ from benchmarks.predictions import Arrays, Predictions, unpack_predictions
 from benchmarks.recorded import Results, RunEntry, result_path, run_name
 from benchmarks.scores import split_arm
 from shared import protocol
+from shared.machine import cuda_devices
 
 TOLERANCE = 1e-3  # absolute and relative, of numbers: as far as they are stored
 
@@ -56,10 +57,12 @@ def rerun(paper_dir: Path, scale: str, number: int, seed: str) -> list[str]:
     chosen = drawn(paper_dir, scale, result, predictions, number, seed)
     of = f"{len(chosen)} of {len(predictions)} runs"
     print(f"{paper_dir.name} {scale}: training {of} again, drawn by SEED={seed}", flush=True)
+    device = str(result.environment.get("device", "cpu"))
     problems = []
     with tempfile.TemporaryDirectory() as folder:
         for run in chosen:
-            said, agrees = repeat(paper_dir, scale, run, predictions[run.key], Path(folder))
+            before = predictions[run.key]
+            said, agrees = repeat(paper_dir, scale, run, before, Path(folder), device)
             print(f"  {run_name(run.key)}: {said}", flush=True)
             if not agrees:
                 problems.append(f"run {run_name(run.key)} trained again {said}")
@@ -67,11 +70,17 @@ def rerun(paper_dir: Path, scale: str, number: int, seed: str) -> list[str]:
 
 
 def repeat(
-    paper_dir: Path, scale: str, run: RunEntry, before: Arrays, folder: Path
+    paper_dir: Path, scale: str, run: RunEntry, before: Arrays, folder: Path, device: str
 ) -> tuple[str, bool]:
-    """How far the run agrees with `before` when it is made again below `folder`, in words."""
+    """How far the run agrees with `before` when it is made again below `folder`, in words.
+
+    device: that of the record. A run recorded on a CPU is repeated on one wherever a GPU is.
+    """
+    if device != "cpu" and not cuda_devices():
+        return f"was not repeated: it was recorded on {device}, and no CUDA device is here", False
     words = ["--scale", scale, "--arm", run.arm, "--task", run.task, "--seed", str(run.seed)]
-    empty = {"REPRO_RUNS": str(folder / "runs"), "REPRO_CACHE": str(folder / "cache")}
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    empty = hidden | {"REPRO_RUNS": str(folder / "runs"), "REPRO_CACHE": str(folder / "cache")}
     done = subprocess.run(
         [sys.executable, "-m", f"{paper_dir.name}.train", *words],
         cwd=paper_dir.parent,

@@ -54,6 +54,11 @@ def draw(name: str) -> str:
     alt = f"{word}: effect {shown.effect:+.2f} of {len(d)} seeds; the band is ±{MATERIAL:g}."
     figure = plots.forest([row], f"points: {word}", LIMITS)
     svg, width = plots.to_svg(figure, alt, f"verdict-{name}")
+    return alone(svg, width)
+
+
+def alone(svg: str, width: int) -> str:
+    """What `plots.to_svg` gives, as a file: with its size, and colours for light pages and dark."""
     _, _, across, down = svg.split('"', 2)[1].split()  # of the viewBox
     height = round(width * float(down) / float(across))
     dark = f"@media (prefers-color-scheme:dark){{svg{{{variables(DARK)}}}}}"

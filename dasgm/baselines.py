@@ -40,6 +40,14 @@ def permuted(y: Tensor, stream: torch.Generator) -> Tensor:
     return y[torch.randperm(len(y), generator=stream).to(y.device)]
 
 
+def of_others(y: Tensor, classes: int, stream: torch.Generator) -> Tensor:
+    """`classes`: every class has the images of another one, the next in an order that is drawn."""
+    order = torch.randperm(classes, generator=stream)
+    other = torch.empty_like(order)
+    other[order] = order.roll(1)
+    return other.to(y.device)[y]
+
+
 def random_cells(allowed: Sequence[int], draws: int, stream: torch.Generator) -> list[int]:
     """`random`: numbers of `draws` cells, uniform over the allowed ones, with replacement."""
     return [allowed[i] for i in torch.randint(len(allowed), (draws,), generator=stream).tolist()]

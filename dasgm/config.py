@@ -23,6 +23,9 @@ class Data:
     # halves of the training images for W and A: stratified by the seed [decided], or darts: first
     # and second half [DARTS]
     split: Literal["stratified", "darts"] = "stratified"
+    # images of A's half that level 3 may see, stratified by the seed, the fewer among the more; the
+    # rest of it is set aside, so that W learns the same whatever their number; 0: all [decided]
+    held_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,9 @@ class Levels:
     lam: float = 1.0
     # adversarial: how much the generator hunts for the classifier's weakness, at most 0.1 [decided]
     eta: float = 0.1
-    # of generated images: own, or permuted within the batch (control) [decided]
-    labels: Literal["own", "permuted"] = "own"
+    # of generated images: own; controls: permuted within the batch, or classes: each class has the
+    # images of another one throughout the search [decided]
+    labels: Literal["own", "permuted", "classes"] = "own"
     # W also learns from D_val, which lam = 1 leaves free; off, so that all arms have equal data
     # [decided]
     full_data_weights: bool = False
@@ -84,6 +88,9 @@ class Space:
     channels: int = 16
     # `none` may not be derived in nasbench; the benchmark's own rule allows it [NB201]
     exclude_none: bool = False
+    # batch norm without affine part after the average pooling of the relaxed nasbench network, as
+    # in DARTS' space [DARTS]; the derived network has none; the benchmark has none at all [NB201]
+    pool_norm: bool = False
     # most skips in the normal cell [P-DARTS]; -1: no limit
     most_skips: int = -1
 
@@ -189,9 +196,9 @@ class Config(RunConfig, Data, Levels, Space, Search, Generator, Judge, Retrainin
                 f"eta {self.eta} is outside (0, 0.1]: above, generated images leave their class;"
                 " for 0 take --job joint"
             )
-        if self.job == "adversarial" and self.labels == "permuted":
+        if self.job == "adversarial" and self.labels != "own":
             raise BadInput(
-                "job adversarial with labels permuted: the generator would hunt for noise;"
+                f"job adversarial with labels {self.labels}: the generator would hunt for noise;"
                 " take --job joint"
             )
         if self.judge == "table" and self.space != "nasbench":

@@ -11,6 +11,7 @@ from torch import Tensor
 from shared import bundled, cifar
 from shared.glue import level_split
 from shared.processes import noise_names, shard
+from shared.protocol import BadInput
 from shared.runs import Batches, stream
 
 from . import baselines
@@ -71,6 +72,21 @@ class Problem:
     @property
     def photographs(self) -> bool:
         return self.name != "digits"
+
+    def few(self, n: int, seed: int) -> Images:
+        """n images of D_val, stratified as far as n allows, the fewer among the more; 0: all."""
+        if n > len(self.validation):
+            raise BadInput(
+                f"held_out {n}: {self.name} has {len(self.validation)} images for level 3;"
+                " take at most so many, or 0 for all"
+            )
+        if not n:
+            return self.validation
+        order = torch.randperm(len(self.validation), generator=stream(seed, "held out"))
+        labels = self.validation.labels.cpu()[order]
+        # the first of each class, then the second of each, and so on
+        turn = torch.stack([(labels[:k] == labels[k]).sum() for k in range(len(labels))])
+        return self.validation[order[turn.argsort(stable=True)[:n]]]
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """0-255 -> zero mean, unit variance per channel."""
@@ -147,6 +163,7 @@ class Views:
         self.of_generator = self.of_weights = problem.train
         if config.full_data_weights:
             self.of_weights = problem.train + problem.validation
+        self.of_architecture = problem.few(config.held_out, config.seed)
         self.size = len(shard(range(config.batch)))  # of a generated batch, on this process
         self.batches: dict[str, Batches[Tensor]] = {}
 
@@ -181,13 +198,15 @@ class Views:
             noise = self.noise("strong", t)
             pixels = baselines.strong(part.pixels, noise, self.problem.photographs)
             return self.problem.normalise(pixels), part.labels
-        return self.real(self.problem.validation, "validation batches", t)
+        return self.real(self.of_architecture, "validation batches", t)
 
     def generated(self, gan: GAN, t: int) -> tuple[Tensor, Tensor]:
         """Level 3, T(G(z, y)) and y, from the averaged generator; no gradient reaches theta."""
         images, y = gan.sample(self.size, "architecture", t)
         if self.config.labels == "permuted":
             y = baselines.permuted(y, stream(self.config.seed, "permuted labels", t))
+        if self.config.labels == "classes":
+            y = baselines.of_others(y, self.problem.classes, stream(self.config.seed, "classes"))
         return self.T(images, "crops", t), y
 
     def T(self, images: Tensor, *names: Any) -> Tensor:

@@ -13,10 +13,11 @@ STATISTICS: dict = {}  # no claim of this paper needs a statistic over several a
 
 
 def score(predictions: dict[str, np.ndarray]) -> dict[str, float]:
-    """accuracy: of the cell, in [0, 1]. percentile: share of cells that score less. regret: best
+    """accuracy: of the cell, in [0, 1]. correlation: rank correlation of A with the table, in
+    [-1, 1]. percentile: share of cells that score less. regret: best
     cell minus it. early: accuracy of the cell before skips took over. skips: in the (normal) cell.
     cifar100, imagenet16: accuracy there. top5, parameters: of a retrained network."""
-    names = ("percentile", "regret", "early", "skips", "parameters")
+    names = ("percentile", "correlation", "regret", "early", "skips", "parameters")
     metrics = {n: float(predictions[f"_{n}"]) for n in names if f"_{n}" in predictions}
     if "correct" in predictions:
         metrics["accuracy"] = float(predictions["correct"].mean() / predictions["_trials"])

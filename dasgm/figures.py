@@ -1,18 +1,24 @@
-"""The method's own pictures: accuracies, cells, softmax and skips over time, generated images."""
+"""The method's own pictures: the order of cells by source of images, accuracies, cells before and
+after, softmax and skips over time, generated images."""
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shared.protocol import load_yaml
+
 from . import nasbench
 
+HERE = Path(__file__).resolve().parent
+
 Figure = tuple[str, str, str, Any]
-CORE = ("joint", "darts", "aug_val", "shuffled", "random", "train_as_val")
-OTHERS = ("static", "mixed", "weighted", "adversarial", "full_data")
+CORE = ("joint", "darts", "darts_few", "aug_val", "train_as_val", "static", "shuffled", "random")
+OTHERS = ("mixed", "weighted", "adversarial", "full_data")
 ORDER = (*CORE, *OTHERS, "darts_2", "joint_2", "adversarial_2")
 COLOURS = {
     "none": "0.85",
@@ -33,6 +39,8 @@ SHORT = {
 def figures(results: dict, run_dirs: dict) -> list[Figure]:
     """results: a results file. run_dirs: (arm, task, seed) -> directory, may be partial."""
     made = [
+        correlations(results),
+        collapse(results, run_dirs),
         accuracies(results),
         cells(run_dirs),
         softmax_over_time(run_dirs),
@@ -56,6 +64,163 @@ def _history(directory: Path) -> list[dict[str, Any]]:
         for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())
         if "softmax" in line
     ]
+
+
+# how many images DARTS holds out
+HELD_OUT = {
+    "cpu": {"darts_few": 25, "darts_50": 50, "darts_100": 100, "darts": 450},
+    "gpu": {"darts_few": 250, "darts": 25000},
+}
+# the arms that hold none out, and what level 3 sees there
+NONE_HELD_OUT = {
+    "train_as_val": "training images",
+    "joint": "generated images (joint)",
+    "static": "generated, generator stands still",
+    "aug_val": "augmented training images",
+    "classes": "generated, classes exchanged",
+    "shuffled": "generated, labels permuted",
+}
+
+
+def correlations(results: dict) -> Figure | None:
+    """Rank correlation of A with the table by the number of held-out images, and without any."""
+    import matplotlib.pyplot as plt
+    from scipy import stats
+
+    held_out = HELD_OUT.get(results.get("scale", ""), {})
+    scores: dict[str, list[float]] = {}
+    for run in results.get("runs", []):
+        value = (run.get("metrics") or {}).get("correlation")
+        if value is not None and (run["arm"] in held_out or run["arm"] in NONE_HELD_OUT):
+            scores.setdefault(run["arm"], []).append(value)
+    scores = {arm: values for arm, values in scores.items() if len(values) > 1}
+    if not scores:
+        return None
+
+    def half_width(values: list[float]) -> float:
+        return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+
+    figure, axis = plt.subplots(figsize=(6.0, 3.2))
+    places = {arm: k for k, arm in enumerate(sorted(held_out, key=lambda a: held_out[a]), start=1)}
+    line = [arm for arm in places if arm in scores]
+    style: dict[str, Any] = {"capsize": 2, "markersize": 4, "linewidth": 1}
+    if line:
+        means = [np.mean(scores[arm]) for arm in line]
+        bars = [half_width(scores[arm]) for arm in line]
+        at = [places[arm] for arm in line]
+        label = "held-out images (DARTS)"
+        axis.errorbar(at, means, bars, fmt="o-", color="C0", label=label, **style)
+    shown = [arm for arm in NONE_HELD_OUT if arm in scores]
+    for k, arm in enumerate(shown):
+        x, mean = 0.09 * (k - (len(shown) - 1) / 2), float(np.mean(scores[arm]))
+        colour = f"C{k + 1}"
+        label = NONE_HELD_OUT[arm]
+        bar = half_width(scores[arm])
+        axis.errorbar([x], [mean], [bar], fmt="s", color=colour, label=label, **style)
+        if arm == "joint":
+            axis.plot([x, len(places) + 0.2], [mean, mean], ":", color=colour, linewidth=1)
+    axis.axhline(0, color="0.5", linewidth=0.6)
+    labels = ["none", *(f"{held_out[arm]:,}" for arm in places)]
+    axis.set_xticks(range(len(labels)), labels, fontsize=8)
+    axis.set_xlabel("images that are held out for the architecture", fontsize=8)
+    axis.set_ylabel("rank correlation with the table", fontsize=8)
+    axis.set_title(_seeds(results), fontsize=8)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    caption = (
+        "Spearman's correlation of A with the table of all cells: mean and 95 % interval over"
+        " seeds. The dotted line carries generated images over to every number of held-out ones."
+    )
+    means_in_words = ", ".join(f"{arm} {np.mean(v):.2f}" for arm, v in scores.items())
+    return "correlations", caption, f"Rank correlation by arm: {means_in_words}", figure
+
+
+def _seeds(results: dict) -> str:
+    seeds = sorted({run["seed"] for run in results.get("runs", [])})
+    return f"seeds {seeds[0]} to {seeds[-1]}" if seeds else ""
+
+
+def found_cells(results: dict, run_dirs: dict) -> dict[str, list[list[str]]]:
+    """arm -> the operations of each seed's cell on the first task: from the runs' folders, and for
+    a recorded run whose folder is elsewhere from the record beside the result."""
+    runs = [r for r in results.get("runs", []) if r["task"] == results["runs"][0]["task"]]
+    recorded: dict[str, str] = {}
+    records = HERE / "results" / f"{results.get('scale')}.records.jsonl.gz"
+    if records.exists():
+        with gzip.open(records, "rt", encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
+        recorded = {
+            x["state_sha256"]: x["details"]["cell"] for x in lines if "cell" in x["details"]
+        }
+    found: dict[str, list[list[str]]] = {}
+    for run in runs:
+        place = run_dirs.get((run["arm"], run["task"], run["seed"]))
+        path = Path(place or "nowhere") / "cells.json"
+        cell = recorded.get(run.get("state_sha256") or "")
+        if path.exists():
+            cell = json.loads(path.read_text(encoding="utf-8"))["final"]
+        if cell and cell.startswith("|") and run["arm"] != "random":
+            found.setdefault(run["arm"], []).append(nasbench.from_string(cell))
+    return found
+
+
+def collapse(results: dict, run_dirs: dict) -> Figure | None:
+    """Operations of the cells found, edge by edge: with the older rates, and now."""
+    import matplotlib.pyplot as plt
+
+    found = found_cells(results, run_dirs)
+    before = load_yaml(HERE / "before.yaml", "before.yaml")
+    arms = [arm for arm in _arms(found) if len(found[arm][0]) == 3]
+    if not arms:
+        return None
+    older = {arm: list(edges.values()) for arm, edges in before.items() if arm in arms}
+    now = {
+        arm: [{op: ops.count(op) for op in set(ops)} for ops in zip(*found[arm])] for arm in arms
+    }
+    size = 1.35 * len(arms) + 0.6, 2.7
+    figure, axes = plt.subplots(2, len(arms), figsize=size, squeeze=False, sharex=True, sharey=True)
+    for row, (when, counted) in zip(axes, (("before", older), ("now", now))):
+        for axis, arm in zip(row, arms):
+            if arm not in counted:
+                axis.axis("off")
+                continue
+            for edge, counts in enumerate(counted[arm]):
+                left, whole = 0.0, sum(counts.values())
+                for op in nasbench.OPERATIONS[1:]:
+                    share = counts.get(op, 0) / whole
+                    axis.barh(edge, share, 0.7, left, color=COLOURS[op], label=SHORT[op])
+                    left += share
+            axis.set_title(f"{arm}, {when}", fontsize=8)
+            axis.set_xticks([])
+    axes[0, 0].set_yticks(range(3), [f"{i} to {j}" for i, j in nasbench.edges(3)], fontsize=8)
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylabel("seeds 200 to 223", fontsize=8)
+    axes[1, 0].set_ylabel(_seeds(results), fontsize=8)
+    handles, labels = axes[1, 0].get_legend_handles_labels()
+    named = dict(zip(labels, handles))
+    figure.tight_layout()
+    place = (0.5, 0.02)
+    figure.legend(
+        named.values(), named.keys(), loc="upper center", bbox_to_anchor=place, fontsize=7, ncols=4
+    )
+    caption = (
+        "Operations of the cells found, edge by edge, as shares of the seeds. Before: 24 seeds with"
+        f" the older rates, which collapsed to pooling. Now: {_seeds(results)}. The best cells of"
+        " the table have a 3x3 convolution on the first and the last edge."
+    )
+
+    def share_of(op: str, counted: dict[str, list[dict[str, int]]], arm: str) -> str:
+        edges = counted[arm]
+        whole = sum(sum(counts.values()) for counts in edges)
+        return f"{100 * sum(counts.get(op, 0) for counts in edges) / whole:.0f} %"
+
+    parts = [
+        f"{arm} {when}: {share_of('avg_pool_3x3', counted, arm)} pooling, "
+        f"{share_of('nor_conv_3x3', counted, arm)} 3x3 convolution"
+        for when, counted in (("before", older), ("now", now))
+        for arm in arms
+        if arm in counted
+    ]
+    return "collapse", caption, "Operations of found cells. " + "; ".join(parts), figure
 
 
 def accuracies(results: dict) -> Figure | None:

@@ -13,16 +13,15 @@ No equation of the paper could be read: [read] is in its abstract, [inferred] fr
 section 3.
 
 `cycle` takes one step of each level: (2) phi and theta; (3) A along dF/dA, which looks one step of
-W ahead, (4) to (6); (1) W, under the new A. Below it stand, in the order 3, 2, 1, the levels, then
-the option (7), and what makes the look-ahead of level 3 cheap.
+W ahead, (4) and (5) in `second_order`; (1) W, under the new A. Below it stand, in the order 3, 2,
+1, the levels, then the option (7). `lookahead.py` has (6) and the exact product.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,17 +29,18 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from shared import vectors
-from shared.hypergrad import FiniteDifference, Hypergradient, Method, OneStep, hypergrad
-from shared.multilevel import Level, chain
+from shared.evaluation import Call, check_finite, freeze
+from shared.hypergrad import FiniteDifference, Hypergradient, OneStep
+from shared.multilevel import Level
 from shared.processes import all_mean, mean_gradients, single
+from shared.vectors import shift_
 
-from . import weighted
+from . import lookahead, weighted
 from .data import Views
 from .generators import GAN
-from .networks import CLIP, MOMENTUM, Supernet
+from .networks import CLIP, Supernet
 
 Loss = Callable[[], Tensor]
-ESTIMATORS: dict[str, Method] = {"finite_difference": FiniteDifference(), "exact": OneStep()}
 
 
 def cycle(
@@ -67,33 +67,82 @@ def cycle(
 # --- level 3: the architecture --------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class LookAhead:
+    """Level 1 as level 3 sees it: W' = W - xi (grad L_tr + drift), drift = mu m + wd W.
+
+    L_tr: on the batch of this step. xi: 0 in first order. drift: a tensor like each of W; empty
+    where xi = 0. exact: the mixed product of (4) by double backward instead of (5)."""
+
+    L_tr: Loss
+    W: Sequence[Tensor]
+    xi: float
+    drift: Sequence[Tensor]
+    exact: bool = False
+
+
 def architecture_gradient(
-    F: Loss, weights: Level, generator: Level | None, A: Sequence[Tensor]
+    F: Loss, ahead: LookAhead, generator: Level | None, A: Sequence[Tensor]
 ) -> Hypergradient:
-    """dF/dA, also through what A moves: W' and theta' are one step ahead, of rates xi and xi_theta.
+    """dF/dA, also through what A moves: W' is one step of rate xi ahead.
 
         xi = 0   partial_A F(A, W, theta), first order
         (4)      partial_A F - xi [d2 L_tr / dA dW] u,    u = dF/dW'
-        (6)      the same + xi_theta eta [d2 R / dA dtheta] v,    v = dF/dtheta',
-                 with u = dF/dW' + xi_theta eta [d2 R / dW' dtheta] v
 
-    weights: L_tr, W (as its `theta`), xi (`lr`), and how the products [..] u are taken, by (5) or
-    exactly. generator: the same of theta, whose loss is J = V_G - eta R; None where theta does not
-    depend on A."""
-    if not weights.lr:
-        with frozen(weights.theta):  # saves the weight gradients: 5/3 of a plain step
-            loss = F()
-            gradient = all_mean(torch.autograd.grad(loss, list(A)))
-        zero = [torch.zeros_like(a) for a in A]
-        return Hypergradient(gradient, gradient, zero, 1, float(loss.detach()))
-    if generator is None:
-        return hypergrad(F, weights.loss, weights.theta, A, weights.lr, weights.method)
-    return chain(F, [weights, generator], A)
+    generator: of `adversarial`, whose theta' depends on A as well: (6), in `lookahead.py`."""
+    if not ahead.xi:
+        return first_order(F, ahead.W, A)
+    if ahead.exact or generator is not None:
+        return lookahead.through_levels(F, ahead, generator, A)
+    return second_order(F, ahead, A)
+
+
+def first_order(F: Loss, W: Sequence[Tensor], A: Sequence[Tensor]) -> Hypergradient:
+    """partial_A F at W. The weights need no gradient: 5/3 of a plain step, not 2."""
+    with lookahead.frozen(W):
+        loss = F()
+        gradient = all_mean(torch.autograd.grad(loss, list(A)))
+    zero = [torch.zeros_like(a) for a in A]
+    return Hypergradient(gradient, gradient, zero, 1, float(loss.detach()))
+
+
+def second_order(
+    F: Loss, ahead: LookAhead, A: Sequence[Tensor], radius: float = 0.01
+) -> Hypergradient:
+    """(4), whose mixed derivative is the difference quotient (5) of DARTS:
+
+    [d2 L_tr / dA dW] u ~ (grad_A L_tr(A, W + eps u) - grad_A L_tr(A, W - eps u)) / (2 eps)
+
+    radius: eps |u|, 0.01 in DARTS. `Call` lets every loss see the same draws, and puts W back."""
+    W, A, xi = list(ahead.W), list(A), ahead.xi
+    with Call(W, A, FiniteDifference()) as call:
+        here = call.base  # W
+
+        def gradient(loss: Loss, x: list[Tensor]) -> list[Tensor]:
+            return call.vector(call.gradient(loss, x), x)
+
+        slope = [g + d for g, d in zip(gradient(ahead.L_tr, W), ahead.drift)]
+        shift_(W, here, slope, -xi)  # W' = W - xi (grad L_tr + mu m + wd W)
+        both = gradient(F, [*A, *W])  # at W'
+        value, partial, u = call.value, both[: len(A)], both[len(A) :]
+        eps = vectors.probe_step(u, radius)  # radius / |u|; 0 where u = 0
+        mixed = [torch.zeros_like(a) for a in A]
+        if eps:
+            freeze(W)
+            shift_(W, here, u, eps)
+            above = gradient(ahead.L_tr, A)
+            shift_(W, here, u, -eps)
+            below = gradient(ahead.L_tr, A)
+            mixed = [(a - b) / (2 * eps) for a, b in zip(above, below)]
+        implicit = [-xi * x for x in mixed]
+        grads = [p + i for p, i in zip(partial, implicit)]
+        check_finite("gradient of A", grads)
+        return Hypergradient(grads, partial, implicit, call.gradient_evaluations, value)
 
 
 def architecture_losses(
     f: Supernet, gan: GAN | None, views: Views, t: int, L_tr: Loss
-) -> tuple[Loss, Level, Level | None]:
+) -> tuple[Loss, LookAhead, Level | None]:
     """F of step t and the levels below it, as `architecture_gradient` takes them.
 
     All that is random is drawn here, or in each call from a stream that the call begins anew: both
@@ -102,12 +151,15 @@ def architecture_losses(
     L_syn, J = (None, None) if gan is None else generated_losses(f, gan, views, t)
     lam = 0.0 if gan is None else c.lam
     L_val = real_loss(f, *views.held_out(t)) if lam < 1 else None
-    method, xi = ESTIMATORS[c.estimator], f.opt_W.param_groups[0]["lr"] if c.order == 2 else 0.0
-    weights = Level(look_ahead_loss(L_tr, f.W, f.momenta(), c.weight_decay), f.W, xi, method)
+    ahead = LookAhead(L_tr, f.W, 0.0, [])
+    if c.order == 2:
+        xi, exact = f.opt_W.param_groups[0]["lr"], c.estimator == "exact"
+        ahead = LookAhead(L_tr, f.W, xi, f.drift(c.weight_decay), exact)
     generator = None
     if gan is not None and J is not None:
-        generator = Level(J, list(gan.G.parameters()), c.gan_lr, method)
-    return architecture_loss(lam, L_syn, L_val), weights, generator
+        how = OneStep() if c.estimator == "exact" else FiniteDifference()
+        generator = Level(J, list(gan.G.parameters()), c.gan_lr, how)
+    return architecture_loss(lam, L_syn, L_val), ahead, generator
 
 
 def architecture_loss(lam: float, L_syn: Loss | None, L_val: Loss | None) -> Loss:
@@ -233,64 +285,6 @@ def weight_step(loss: Tensor, W: Sequence[Tensor], optimizer: Optimizer) -> floa
 def class_weights(f: Supernet, views: Views, t: int) -> Tensor:
     """(7): omega (C,) after the losses on a batch of D_val, the whole one on every process."""
     with single():
-        x, y = views.real(views.problem.validation, "omega batches", t)
+        x, y = views.real(views.of_architecture, "omega batches", t)
         weighted.follow(f.class_losses, f(x), y)
     return weighted.omega(f.class_losses).to(x.device)
-
-
-# --- what makes the look-ahead cheap --------------------------------------------------------------
-
-
-@contextmanager
-def frozen(W: Sequence[Tensor]) -> Iterator[None]:
-    """Within the block W asks for no gradient, so that a backward pass computes none for it."""
-    flags = [p.requires_grad for p in W]
-    try:
-        for p in W:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for p, flag in zip(W, flags):
-            p.requires_grad_(flag)
-
-
-def look_ahead_loss(
-    L_tr: Loss, W: Sequence[Tensor], momentum: Sequence[Tensor | None], weight_decay: float
-) -> Loss:
-    """L_tr with the gradient g_W + weight_decay W + mu m, which the step of SGD follows.
-
-    The added terms hold no A: they change W', not the mixed derivative. momentum: a buffer m for
-    each tensor, None = 0."""
-
-    def loss() -> Tensor:
-        value = L_tr()
-        if not any(p.requires_grad for p in W):  # a probe for A: the terms are constants
-            return value
-        return value + _Drift.apply(weight_decay, momentum, *W)
-
-    return loss
-
-
-class _Drift(torch.autograd.Function):
-    """0, with gradient weight_decay W + mu m, in a few operations on lists."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, weight_decay: float, momentum: Sequence[Tensor | None], *W: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(*W)
-        ctx.drift = weight_decay, momentum
-        return W[0].new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        weight_decay, momentum = ctx.drift
-        pull = list(torch._foreach_mul(list(ctx.saved_tensors), weight_decay))
-        moving = [i for i, m in enumerate(momentum) if m is not None]
-        if moving:
-            moved = torch._foreach_add(
-                [pull[i] for i in moving], [momentum[i] for i in moving], alpha=MOMENTUM
-            )
-            for i, x in zip(moving, moved):
-                pull[i] = x
-        return None, None, *torch._foreach_mul(pull, g)

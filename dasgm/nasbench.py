@@ -87,11 +87,16 @@ def relu_conv_bn(
     )
 
 
-def operation(name: str, channels: int, affine: bool, track: bool) -> nn.Module:
+def operation(name: str, channels: int, affine: bool, track: bool, pool_norm: bool) -> nn.Module:
     if name == "skip_connect":
         return nn.Identity()
     if name == "avg_pool_3x3":
-        return nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+        pool = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+        if not pool_norm:
+            return pool
+        return nn.Sequential(
+            pool, nn.BatchNorm2d(channels, affine=affine, track_running_stats=track)
+        )
     return relu_conv_bn(channels, channels, int(name[-1]), 1, affine, track)
 
 
@@ -99,7 +104,13 @@ class Cell(nn.Module):
     """x (n, C, h, w) -> (n, C, h, w). choices: operations of each edge; derived cells have one."""
 
     def __init__(
-        self, channels: int, choices: Sequence[Sequence[str]], nodes: int, affine: bool, track: bool
+        self,
+        channels: int,
+        choices: Sequence[Sequence[str]],
+        nodes: int,
+        affine: bool,
+        track: bool,
+        pool_norm: bool,
     ):
         super().__init__()
         self.nodes = nodes
@@ -107,7 +118,9 @@ class Cell(nn.Module):
         self.edge_list = edges(nodes)
         # `none` adds nothing and needs no module: softmax still gives its logit a gradient.
         self.edges = nn.ModuleList(
-            nn.ModuleDict({n: operation(n, channels, affine, track) for n in names if n != "none"})
+            nn.ModuleDict(
+                {n: operation(n, channels, affine, track, pool_norm) for n in names if n != "none"}
+            )
             for names in choices
         )
 
@@ -172,6 +185,7 @@ class Network(nn.Module):
         c_in: int = 3,
         reduction: str = "residual",
         affine: bool | None = None,
+        pool_norm: bool = False,
     ):
         super().__init__()
         choices = (
@@ -200,7 +214,7 @@ class Network(nn.Module):
                 )
                 blocks.append(make(channels, 2 * channels, affine, track))
                 channels *= 2
-            blocks += [Cell(channels, choices, nodes, affine, track) for _ in range(N)]
+            blocks += [Cell(channels, choices, nodes, affine, track, pool_norm) for _ in range(N)]
         self.blocks = nn.ModuleList(blocks)
         self.last = nn.Sequential(
             nn.BatchNorm2d(channels, affine=affine, track_running_stats=track), nn.ReLU()

@@ -60,9 +60,14 @@ class Supernet:
         """x (n, c, h, w) -> logits (n, C)."""
         return self.net(x, self.A)
 
-    def momenta(self) -> list[Tensor | None]:
-        """SGD's buffer of each weight; None before its first step."""
-        return [self.opt_W.state.get(p, {}).get("momentum_buffer") for p in self.W]
+    def drift(self, weight_decay: float) -> list[Tensor]:
+        """mu m + wd W of each weight: what SGD's next step adds to the gradient."""
+        pull = list(torch._foreach_mul([p.detach() for p in self.W], weight_decay))
+        for x, p in zip(pull, self.W):
+            m = self.opt_W.state.get(p, {}).get("momentum_buffer")  # none before the first step
+            if m is not None:
+                x.add_(m, alpha=MOMENTUM)
+        return pull
 
     def parts(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -102,7 +107,7 @@ def new_supernet(
     runs.seed_global(c.seed, "supernet", stage.number)
     stream = runs.stream(c.seed, "A", stage.number)
     if c.space == "nasbench":
-        net = nasbench.Network(None, **nasbench_network(c, problem))
+        net = nasbench.Network(None, **nasbench_network(c, problem), pool_norm=c.pool_norm)
         A = nasbench.initial(c.nodes, stream)
     else:
         choices = choices or darts_space.everything()
@@ -128,7 +133,7 @@ def begin_step(config: Config, f: Supernet, t: int, epoch: int) -> None:
 
 @contextmanager
 def levels_apart(run: runs.Run, f: Supernet, gan: GAN | None) -> Iterator[None]:
-    """Gate of a search's first cycle: a step of an optimiser moves its own variables alone."""
+    """Gate of a cycle: a step of an optimiser moves its own variables alone."""
     variables: dict[Optimizer, list[Tensor]] = {f.opt_W: f.W, f.opt_A: f.A}
     if gan is not None:
         variables |= {gan.opt_G: list(gan.G.parameters()), gan.opt_H: list(gan.H.parameters())}
@@ -147,7 +152,7 @@ def levels_apart(run: runs.Run, f: Supernet, gan: GAN | None) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-    said = "each of the first updates moved its own variables alone"
+    said = "each update of the first whole cycle moved its own variables alone"
     run.gate("levels-apart", all(apart), said)
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from shared import runs, sources
 from shared.tables import checked, comma_separated, no_column
@@ -41,6 +43,19 @@ class Table:
         """Share of all cells that score less, ties counting half; in [0, 1]."""
         value = self.score[np.atleast_1d(cells)][:, None]
         return float(((self.score < value).mean(1) + 0.5 * (self.score == value).mean(1)).mean())
+
+    def correlation(self, alpha: Tensor, nodes: int, exclude_none: bool) -> float:
+        """Spearman's rank correlation, over the cells that may be derived, between what alpha
+        (edges, operations) says of a cell, the sum of its logits, and its score here.
+
+        It says how well a search orders all cells, where the best one alone says how well it ends:
+        no ceiling, and no luck with a single cell."""
+        from scipy import stats  # half a second
+
+        names = nasbench.all_cells(nodes, exclude_none)
+        rows = [[nasbench.OPERATIONS.index(op) for op in nasbench.from_string(c)] for c in names]
+        said = alpha.detach().cpu()[torch.arange(alpha.shape[0]), torch.tensor(rows)].sum(1)
+        return float(stats.spearmanr(said.numpy(), self.score[[self.number(c) for c in names]])[0])
 
 
 NASBENCH_CELLS = 5**6
@@ -110,12 +125,13 @@ def digits_table(path: Path = DIGITS_TABLE) -> Table:
 
 
 def look_up(
-    config: Config, problem: Problem, cell: str, early: str | None
+    config: Config, problem: Problem, cell: str, early: str | None, alpha: Tensor | None
 ) -> tuple[list[int], dict[str, np.ndarray]]:
     """Numbers of the cells that count, and predictions of one cell, or for `random` of 1,000 draws.
 
     digits: one row per test image, `correct` of `_trials` trainings. NAS-Bench-201 has no images:
-    one row. early: the early-stopped cell."""
+    one row. early: the early-stopped cell. alpha: what the search ended with; None: nothing was
+    searched, and the order of the cells is a random one, which correlates by 0 in the mean."""
     table = digits_table() if problem.name == "digits" else nasbench_table()
     numbers = [table.number(cell)]
     if config.job == "random":
@@ -126,6 +142,9 @@ def look_up(
         "_percentile": np.array(table.percentile(cells)),
         "_regret": np.array(table.score.max() - table.score[cells].mean()),
         "_early": np.array(table.score[table.number(early) if early else cells].mean()),
+        "_correlation": np.array(
+            0.0 if alpha is None else table.correlation(alpha, config.nodes, config.exclude_none)
+        ),
         "_skips": np.array(np.mean([nasbench.skips(names[n]) for n in numbers])),
     }
     if table.correct is None:

@@ -165,7 +165,7 @@ def _decoded(name: str, rows: list[tuple[str, Row]]) -> tuple[np.ndarray, np.nda
         if image is None or _LABEL[name] not in row:
             columns = f"needs columns img and {_LABEL[name]}; columns: {', '.join(row)}"
             raise BadInput(f"{at}: {columns}. Remedy: fetch the file again")
-        if not isinstance(label, int):
+        if type(label) is not int:
             raise BadInput(f"{at}: label {label!r} is not a whole number. Remedy: fetch it again")
         pixels = np.asarray(pictures.rgb(image, at))
         if pixels.shape != (32, 32, 3):
@@ -205,8 +205,14 @@ def _read_python(name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with open(path, "rb") as file:
             batch = _ArraysOnly(file, encoding="bytes").load()
-        images = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
-        labels = np.asarray(batch[_LABEL[name].encode() + b"s"]).astype(np.int64)
+        images, labels = (np.asarray(batch[k.encode()]) for k in ("data", f"{_LABEL[name]}s"))
+        if {images.dtype.kind, labels.dtype.kind} - set(
+            "iu"
+        ) or not 0 <= images.min() <= images.max() < 256:
+            raise ValueError(
+                "its pixels are not whole numbers from 0 to 255, or its labels not whole"
+            )
+        images, labels = images.astype(np.uint8).reshape(-1, 3, 32, 32), labels.astype(np.int64)
     except Exception as error:  # a damaged pickle ends in errors of any class
         message = f"{path}: not a batch of {name} ({error}). Remedy: fetch it again"
         raise BadInput(message) from error
@@ -214,8 +220,8 @@ def _read_python(name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _checked(name: str, images: np.ndarray, labels: np.ndarray, where: str) -> Part:
-    if len(images) == 0 or len(images) != len(labels):
-        counts = f"{len(images)} images and {len(labels)} labels"
+    if len(images) == 0 or (len(images),) != labels.shape:
+        counts = f"{len(images)} images and labels of shape {labels.shape}"
         raise BadInput(f"{where}: {counts}. Remedy: fetch it again")
     wrong = np.flatnonzero((labels < 0) | (labels >= CLASSES[name]))
     if len(wrong):

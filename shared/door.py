@@ -29,6 +29,7 @@ READ = re.compile(  # what transformers reads beside the weights
 LFS = b"version https://git-lfs"
 LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 _DTYPE = re.compile(r"BOOL|[IU](8|16|32|64)|B?F16|F32|F64|C64|F8_\w+|F6_\w+|F4")
+_FLOAT = re.compile(r"B?F16|F32|F64")
 
 CONVERT = "load it where you trust it, and write it again with save_pretrained (safetensors)"
 AGAIN = "fetch it again"
@@ -63,7 +64,7 @@ def model_files(folder: Path, parts: Collection[str] = ("weights", "tokenizer"))
         _check_vocabulary(folder, files)
     small = [path for name, path in files.items() if READ.fullmatch(name)]
     for path in small:
-        size_of(path)
+        json_object(path) if path.suffix == ".json" else size_of(path)
     return [*small, *weights]
 
 
@@ -135,7 +136,7 @@ def _refuse_unknown(folder: Path, names: list[str]) -> NoReturn:
 def _weights(folder: Path, files: dict[str, Path]) -> list[Path]:
     """The files that transformers will read: one, or an index and its shards."""
     if WHOLE in files:
-        tensors(files[WHOLE])
+        _floats(files[WHOLE])
         return [files[WHOLE]]
     if INDEX in files:
         return _shards(files[INDEX], files)
@@ -166,7 +167,7 @@ def _shards(index: Path, files: dict[str, Path]) -> list[Path]:
     missing = sorted({*missing_parts(names), *(name for name in names if name not in files)})
     if missing:
         refuse(index, f"names shards that are not there: {', '.join(missing)}", AGAIN)
-    content = {name: tensors(files[name]) for name in names}
+    content = {name: _floats(files[name]) for name in names}
     for weight, name in placed.items():
         if weight not in content[name]:
             refuse(files[name], f"lacks {weight}, which {index.name} places there", AGAIN)
@@ -186,8 +187,22 @@ def missing_parts(names: Collection[str]) -> list[str]:
     return missing
 
 
+def _floats(path: Path) -> dict[str, Any]:
+    """The header of a file of weights; transformers casts integers to floats without a word."""
+    header = _header(path)
+    for name, entry in header.items():
+        if name.endswith("weight") and not _FLOAT.fullmatch(entry["dtype"]):
+            remedy = "take the weights as F64, F32, F16 or BF16, before they were quantised"
+            refuse(path, f"holds {name} as {entry['dtype']}, which are no weights", remedy)
+    return header
+
+
 def tensors(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a safetensors file, by its header; BadInput unless the file is whole."""
+    return {name: tuple(map(int, entry["shape"])) for name, entry in _header(path).items()}
+
+
+def _header(path: Path) -> dict[str, Any]:
     size = size_of(path)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -196,7 +211,7 @@ def tensors(path: Path) -> dict[str, tuple[int, ...]]:
             refuse(path, what, AGAIN)
         start = file.read(length)
     try:
-        header = json.loads(start)
+        header = strict_json(start.decode())
         header.pop("__metadata__", None)
         shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
         places = sorted((*map(int, header[name]["data_offsets"]), name) for name in shapes)
@@ -216,7 +231,7 @@ def tensors(path: Path) -> dict[str, tuple[int, ...]]:
         refuse(
             path, f"is cut: its header describes {8 + length + end:,} bytes, it has {size:,}", AGAIN
         )
-    return shapes
+    return header
 
 
 def _bits(dtype: str) -> int:
@@ -266,10 +281,26 @@ def json_object(path: Path) -> dict[str, Any]:
     """What a JSON file holds; BadInput unless it is one object."""
     size_of(path)
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = strict_json(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         what = str(error) or "nested too deeply"
         refuse(path, f"is not JSON ({what})", "write it as UTF-8 without a mark, or fetch it again")
     if not isinstance(content, dict):
         refuse(path, f"holds a {type(content).__name__}, not an object", AGAIN)
     return content
+
+
+def strict_json(text: str) -> Any:
+    """What JSON says; ValueError where it says a key twice, or half of a pair of surrogates."""
+    content = json.loads(text, object_pairs_hook=_once)
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        json.dumps(content, ensure_ascii=False).encode()
+    return content
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
+    return row

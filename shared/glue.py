@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,6 +167,8 @@ def _part_of_paraphrases(rows: Rows, part: str, listed: Path) -> Rows:
     """The rows of `train` that GLUE's list does not name, or of `validation` that it does."""
     dev = {tuple(fields[:2]) for _, fields in tables.tab_separated(listed)}
     for at, row in rows:
+        if lacking := {"#1 ID", "#2 ID"} - row.keys():
+            raise tables.no_column(at, min(lacking), row)
         if ((row["#1 ID"], row["#2 ID"]) in dev) == (part == "validation"):
             yield at, row
 
@@ -187,9 +190,8 @@ def _tsv_rows(path: Path, s: Spec, part: str) -> Rows:
     broken = 0
     for at, fields in tables.tab_separated(path):
         if not columns:
-            columns = [
-                "3" if s.config == "cola" and name == "sentence" else name for name in fields
-            ]
+            names = tables.header(at, fields)
+            columns = ["3" if s.config == "cola" and name == "sentence" else name for name in names]
         elif len(fields) == len(columns):
             yield at, dict(zip(columns, fields))
         elif s.config == "qqp":
@@ -244,7 +246,7 @@ def _split(task: str, rows: Rows, columns: tuple[str, ...], part: str, where: st
     s, (*text_columns, label_column) = spec(task), columns
     required = text_columns if part == "test" else columns
     texts, labels, groups, values = [], [], [], []
-    question_numbers: dict[tuple[object, object], int] = {}
+    question_numbers: dict[tuple[Any, Any], int] = {}
     for at, row in rows:
         if missing := [name for name in required if name not in row]:
             raise tables.no_column(at, missing[0], row)
@@ -252,15 +254,10 @@ def _split(task: str, rows: Rows, columns: tuple[str, ...], part: str, where: st
             continue  # two questions of QQP are empty
         texts.append(tuple(tables.text_in(row, name, at).strip() for name in text_columns))
         labels.append(_label(s, row.get(label_column), part, at))
-        index = row.get("idx")
-        if isinstance(index, dict):
-            passage = index.get("passage", index.get("paragraph"))
-            question = (passage, index.get("question", index.get("query")))
+        if task in ("multirc", "record"):
+            question = _question(row.get("idx"), at)
             groups.append(question_numbers.setdefault(question, len(question_numbers)))
             values.append(float(row.get("value", math.nan)))
-        elif task in ("multirc", "record"):
-            remedy = "Remedy: it holds the numbers of paragraph and question"
-            raise BadInput(f"{at}: column 'idx' holds {index!r}, not an object. {remedy}")
     if not texts:
         raise BadInput(f"{where}: no rows of part '{part}'. Remedy: fetch the file again")
     return Split(
@@ -272,6 +269,17 @@ def _split(task: str, rows: Rows, columns: tuple[str, ...], part: str, where: st
     )
 
 
+def _question(index: object, at: str) -> tuple[Any, Any]:
+    """Numbers of passage and question from the column `idx`."""
+    place = index if isinstance(index, dict) else {}
+    passage = place.get("passage", place.get("paragraph"))
+    numbers = (passage, place.get("question", place.get("query")))
+    if not all(type(number) is int for number in numbers):
+        what = f"column 'idx' holds {str(index)[:60]}"
+        raise BadInput(f"{at}: {what}. Remedy: it holds the numbers of paragraph and question")
+    return numbers
+
+
 def _candidates(rows: Rows) -> Rows:
     """ReCoRD: one row per candidate entity, labelled by exact match.
 
@@ -280,7 +288,11 @@ def _candidates(rows: Rows) -> Rows:
     for question, (at, row) in enumerate(rows):
         if lacking := [x for x in ("passage", "query", "entities", "answers") if x not in row]:
             raise tables.no_column(at, lacking[0], row)
-        if not row["entities"] or not all(isinstance(x, str) and x for x in row["entities"]):
+        for name in ("entities", "answers"):
+            if not isinstance(row[name], list) or not all(isinstance(x, str) for x in row[name]):
+                what = f"column '{name}' holds {str(row[name])[:60]}, not a list of texts"
+                raise BadInput(f"{at}: {what}. Remedy: fetch the file again")
+        if not row["entities"] or not all(row["entities"]):
             what = f"candidates {str(row['entities'])[:60]} are not texts of the passage"
             raise BadInput(f"{at}: {what}. Remedy: fetch the file again")
         for entity in row["entities"]:
@@ -320,7 +332,7 @@ def _label(s: Spec, value: object, part: str, at: str) -> float:
         return s.labels.index(name)
     if s.labels == ("False", "True") and name.lower() in ("false", "true"):
         return int(name.lower() == "true")
-    if name.isdecimal() and int(name) < len(s.labels):
+    if name in map(str, range(len(s.labels))):
         return int(name)
     allowed = f"{', '.join(s.labels)} or {', '.join(map(str, range(len(s.labels))))}"
     remedy = "unlabelled rows belong into the test part" if unlabelled else "are columns swapped?"

@@ -25,27 +25,40 @@ class MissingInput(RuntimeError):
     """An input is not on this machine and cannot be fetched; the message says how to get it."""
 
 
+def in_words(error: Exception) -> str:
+    """An error's message; of one of the system's the file comes first, with a remedy."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    remedy = "correct the path, its permissions, or what is in its place"
+    return f"{str(error.filename)[:300]}: {error.strerror}\n  remedy:  {remedy}"
+
+
 # --- roots ------------------------------------------------------------------------------------
 
 
 def root(variable: str) -> Path | None:
     """The folder an environment variable names; one that does not exist is an error, not a miss."""
     value = os.environ.get(variable, "")
-    if value and not Path(value).expanduser().is_dir():
+    if value and not os.path.isdir(_expanded(value)):
         remedy = f"remedy:  correct or unset {variable}"
-        raise MissingInput(f"{variable}={value} is not a folder\n  {remedy}")
-    return Path(value).expanduser().resolve() if value else None
+        raise MissingInput(f"{variable}={value[:300]} is not a folder\n  {remedy}")
+    return _expanded(value).resolve() if value else None
+
+
+def _expanded(path: str | Path) -> Path:
+    """`~` of a user that is not there stays; `Path.expanduser` would stop the program."""
+    return Path(os.path.expanduser(path))
 
 
 def cache_root() -> Path:
     """Where values are kept that are made once; safe to delete."""
-    return Path(os.environ.get("REPRO_CACHE") or ROOT / ".cache").expanduser().absolute()
+    return _expanded(os.environ.get("REPRO_CACHE") or ROOT / ".cache").absolute()
 
 
 def hub_cache() -> Path:
     user = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("HF_HOME") or os.path.join(user, "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
+    return _expanded(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
 
 
 def plain(name: str) -> str:
@@ -77,7 +90,7 @@ def newest_snapshot(folder: Path) -> Path | None:
 
 
 def _datasets_cache() -> Path:
-    return Path(os.environ.get("HF_DATASETS_CACHE") or hub_cache().parent / "datasets").expanduser()
+    return _expanded(os.environ.get("HF_DATASETS_CACHE") or hub_cache().parent / "datasets")
 
 
 def _roots(given: Mapping[str, Any]) -> dict[str, Path]:
@@ -92,7 +105,7 @@ def _roots(given: Mapping[str, Any]) -> dict[str, Path]:
     folders = dict(sorted(folders.items(), key=lambda item: -len(item[1].parts)))
     for key, value in given.items():
         if isinstance(value, str) and value and key not in {"out", "device"}:
-            folders[f"config.{key}"] = Path(value).expanduser().absolute()
+            folders[f"config.{key}"] = _expanded(value).absolute()
     return {**folders, "repository": ROOT}
 
 
@@ -105,7 +118,7 @@ def _place(path: Path, given: Mapping[str, Any] | None = None) -> str:
         if entry.endswith("-packages") and path.is_relative_to(entry):
             return f"package/{path.relative_to(entry).as_posix()}"
     for name, folder in _roots(given or _given).items():
-        for form in (folder, folder.resolve()):
+        for form in (folder, Path(os.path.realpath(folder))):
             if path.is_relative_to(form):
                 return f"{name}/{path.relative_to(form).as_posix()}".removesuffix("/.")
     return path.name
@@ -288,9 +301,17 @@ def _beside(path: Path, place: str) -> int:
 HASHED_WHOLE = 4 * 10**9  # bytes: to hash 140 GB of images would take longer than many a run
 
 
+_large: dict[tuple[str, tuple[tuple[str, int], ...]], str] = {}
+
+
 def tree_sha256(folder: Path) -> str:
     """sha256 of names and contents of the files in the folders of `folder`, hidden ones left out;
-    of more than 4 GB names and sizes stand for the content."""
+    of more than 4 GB names and sizes stand for the content, and a process walks them once as long
+    as nothing is added to or taken from a class."""
+    times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_dir()}
+    key = str(folder), tuple(sorted(times.items()))
+    if key in _large:
+        return _large[key]
     names = [path.relative_to(folder) for path in folder.glob("*/*") if path.is_file()]
     names = [p for p in names if not any(x.startswith((".", "__", "@")) for x in p.parts)]
     sizes = {name: (folder / name).stat().st_size for name in names}
@@ -299,17 +320,20 @@ def tree_sha256(folder: Path) -> str:
         f"{name.as_posix()} {file_sha256(folder / name) if whole else size}"
         for name, size in sorted(sizes.items())
     )
-    return hashlib.sha256("\n".join(listing).encode()).hexdigest()
+    sha256 = hashlib.sha256("\n".join(listing).encode()).hexdigest()
+    if not whole:
+        _large[key] = sha256
+    return sha256
 
 
 def file_sha256(path: Path | str) -> str:
     """sha256 of a file's bytes; asked twice of an untouched file, it is read once."""
     s = os.stat(path)
-    return _file_sha256(str(path), s.st_size, s.st_mtime_ns, s.st_ino)
+    return _file_sha256(str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
 
 
 @functools.lru_cache(maxsize=2**17)
-def _file_sha256(path: str, size: int, changed: int, inode: int) -> str:
+def _file_sha256(path: str, *state: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

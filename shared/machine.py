@@ -63,7 +63,17 @@ def device(config: RunConfig) -> torch.device:
         raise BadInput(f"device '{name}' asked for, but {lacking}; use --device cpu")
     if name == "cpu":
         torch.set_num_threads(1)
+    else:  # fp32 is fp32: by torch's default convolutions would round their inputs to 10 bits
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device(name)
+
+
+def free_memory() -> None:
+    """Give cached blocks of a finished run back, for the next one may need other sizes."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 @functools.cache
@@ -93,18 +103,31 @@ def moved(before: dict[str, Any], now: dict[str, Any]) -> str | None:
 
 def environment(device: str) -> dict[str, Any]:
     """What the record says of the machine and of the packages."""
-    processor, name = platform.processor(), "cpu"
+    processor, here = platform.processor(), {"device": "cpu"}
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         processor = next(x for x in lines if x.startswith("model name")).split(":", 1)[1].strip()
     if kind(device) == "cuda":
-        import torch
-
-        name = torch.cuda.get_device_name()
+        here = _cuda_environment()
     return {
         "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor, "packages": packages(), "device": name,
+        "processor": processor, "packages": packages(), **here,
         **({"settings": PORTABLE} if portable() else {}),
+    }  # fmt: skip
+
+
+def _cuda_environment() -> dict[str, Any]:
+    import torch
+
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = ""
+    with contextlib.suppress(OSError):
+        done = subprocess.run(query, capture_output=True, text=True)
+        driver = next(iter(done.stdout.splitlines()), "")
+    return {
+        "device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "driver": driver,
+        "cudnn": torch.backends.cudnn.version(),
+        "tf32": torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32,
     }  # fmt: skip
 
 

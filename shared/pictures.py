@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # whatever the name says; no programs (EPS)
 SMALL = 1024  # bytes: no photograph is smaller, but a pointer is
 
 
@@ -82,14 +82,18 @@ def rgb(source: Path | Any, at: str) -> Image:
     from PIL import Image
 
     try:
-        image = Image.open(source if isinstance(source, Path) else io.BytesIO(source["bytes"]))
+        file = source if isinstance(source, Path) else io.BytesIO(source["bytes"])
+        image = Image.open(file, formats=FORMATS)
+        if (
+            getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
+        ):  # cameras' JPEG with a preview
+            raise OSError("several pictures in one file")
         if image.mode.startswith(("I", "F")):
             return _from_16_bits(np.asarray(image), at)
         return image.convert("RGB")
-    except (
-        *(OSError, SyntaxError, TypeError, KeyError, struct.error),
-        Image.DecompressionBombError,
-    ) as error:
+    except (BadInput, MemoryError):
+        raise
+    except Exception as error:  # a damaged image ends in errors of any class
         raise BadInput(f"{at}: not a readable image ({error}). Remedy: fetch it again") from error
 
 
@@ -123,10 +127,13 @@ def _folder(name: str, where: Path, classes: list[str]) -> Pictures:
         raise BadInput(f"{where}: classes {foreign[:3]} are not in train/. {remedy}")
     files: list[Path] = []
     labels: list[int] = []
-    others = Counter[str]()
+    others = Counter(path.suffix for path in tables.visible(where) if not path.is_dir())
     for number, label in enumerate(classes):
         inside = tables.visible(entries[label]) if label in entries else []
         images = [path for path in inside if path.suffix.lower() in SUFFIXES]
+        if nested := [path for path in inside if path.is_dir()]:
+            what = f"{nested[0]}: a folder inside a class, whose images would be left out"
+            raise BadInput(f"{what}. Remedy: move them to <class>/<name>.JPEG")
         others.update(path.suffix for path in inside if path.suffix.lower() not in SUFFIXES)
         if not images:
             what = f"class {label} has no images; it needs <class>/<name>.JPEG"
@@ -136,8 +143,9 @@ def _folder(name: str, where: Path, classes: list[str]) -> Pictures:
     if not files:
         raise BadInput(f"{where} has no images; it needs <class>/<name>.JPEG")
     if others:
-        kinds = ", ".join(sorted(others))
-        tables.say_once(f"note: {others.total()} files of {where} are no images ({kinds}): skipped")
+        kinds = ", ".join(sorted(filter(None, others)))
+        what = f"are no images of a class ({kinds})"
+        tables.say_once(f"note: {others.total()} files of {where} {what}: skipped")
     for path in files:
         # what is no file, empty or a pointer is refused now, not in mid-run
         if not path.is_file() or path.stat().st_size < SMALL:

@@ -22,9 +22,9 @@ from shared.protocol import BadInput
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 # Relative positions: no text is too long.
 RELATIVE = {"deberta", "deberta-v2", "t5", "mt5", "mpt", "xlnet"}
+RIGHT = "take the tokenizer that the model was trained with"
 # Constants that older checkpoints store.
 _CONSTANTS = re.compile(r"(position_ids|attn\.bias|masked_bias|inv_freq)$")
-RIGHT = "take the tokenizer that the model was trained with"
 SAMPLED = 400  # texts that the guard looks at
 MOST_UNKNOWN, FEWEST = 0.2, 20  # share of the pieces of texts, if they are so many
 
@@ -61,6 +61,12 @@ def load(
     config = _config(name, folder, kind)
     rows = config.get_text_config().vocab_size
     tokenizer = _tokenizer(name, folder, rows, words or {})
+    if kind.types and config.pad_token_id not in (None, tokenizer.pad_token_id):
+        # encoders count positions from behind the padding id
+        what = f"pads with {tokenizer.pad_token!r} (id {tokenizer.pad_token_id})"
+        raise BadInput(
+            f"model {name}: the tokenizer {what}, the model {config.pad_token_id}; {RIGHT}"
+        )
     if tokenizer.pad_token is None:
         need(tokenizer, "eos_token")
         tokenizer.pad_token = tokenizer.eos_token  # masks come from lengths
@@ -149,6 +155,11 @@ def _model(name: str | Path, folder: Path, cls: Any, fresh: str, options: dict[s
         part = weight.removeprefix(start).split(".")[0]
         if part in parts and matters(weight) and not _CONSTANTS.search(weight):
             raise BadInput(f"{what} has no place for {weight}: its config.json is another model's")
+    for weight, value in model.named_parameters():
+        if matters(weight) and not value.isfinite().all():
+            raise BadInput(f"{what}: {weight} is not finite; fetch it again")
+        if value.dim() > 1 and len(value) > 1 and matters(weight) and not value.any():
+            raise BadInput(f"{what}: {weight} is zero: fetched in part, or emptied; fetch it again")
     return model
 
 

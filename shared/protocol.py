@@ -155,7 +155,14 @@ def _keys_at(kind: Any, place: Sequence[str | int]) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number (YAML 1.1 wants 1.0e-4)."""
+    """YAML in which 1e-4 is a number (YAML 1.1 wants 1.0e-4), and a key is there once."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            what = f"the key {twice[0]!r} is there twice"
+            raise yaml.constructor.ConstructorError(problem=what, problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _EXPONENT = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
@@ -167,9 +174,26 @@ def load_yaml(path: Path, name: str) -> Any:
     if not path.exists():
         raise BadInput(f"{name} is missing")
     try:
-        return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
-    except yaml.YAMLError as error:
+        document = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+        if _size(document, {}) > LARGEST_DOCUMENT:
+            raise ValueError("its aliases unfold to more than a person can read")
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{name} is not valid YAML: {error}") from error
+    return document
+
+
+LARGEST_DOCUMENT = 1_000_000  # entries
+
+
+def _size(value: Any, sizes: dict[int, int]) -> int:
+    """Entries of a document with its aliases unfolded; one that holds itself ends in an error."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = LARGEST_DOCUMENT  # while it is being counted: it holds itself
+        parts = value.values() if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_size(part, sizes) for part in parts)
+    return sizes[id(value)]
 
 
 # --- Config -----------------------------------------------------------------------------------
@@ -743,7 +767,10 @@ def imported_code(train_py: Path) -> dict[str, str]:
     return hashes
 
 
-VOLATILE = {"created", "commit", "environment", "seconds", "cpu_seconds", "peak_memory_mb"}
+VOLATILE = {
+    *("created", "commit", "environment", "seconds", "cpu_seconds", "peak_memory_mb"),
+    "files",  # `state_sha256` says what a run trained; these may hold times
+}
 
 
 def record_sha256(record: dict[str, Any]) -> str:
@@ -758,7 +785,7 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     """The run's record, or None if there is none that can be read."""
     try:
         record = json.loads((directory / "record.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 
@@ -770,17 +797,34 @@ def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str 
     record = read_record(directory)
     if record is None:
         return "record.json cannot be read" if (directory / "record.json").exists() else "no record"
-    if any(record.get(k) != config[k] for k in ("arm", "task", "seed")):
+    if any(record.get(k) != config[k] for k in ("scale", "arm", "task", "seed")):
         return "record.json is that of another run"
-    fingerprint = record.get("fingerprint") or {}
+    try:
+        return _stale(directory, record, config, code)
+    except BadInput:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, OSError):  # whatever it holds
+        return "record.json is not as a run writes it"
+
+
+def _stale(
+    directory: Path, record: dict[str, Any], config: dict[str, Any], code: dict[str, str]
+) -> str | None:
+    fingerprint, old = record["fingerprint"], {**(record.get("config") or {})}
+    read = inputs.ReadLog(fingerprint.get("data") or {}, fingerprint.get("asked") or {})
+    texts = [*(entry["sha256"] for entry in read.values()), *read.asked.values()]
+    texts += [gate["id"] for gate in record["gates"]] + [*{**record["splits"]}]
+    numeric = all(isinstance(number, float | int) for number in {**record["metrics"]}.values())
+    "".join(texts)  # raises for a hash or a name that is no text
+    if not numeric or record["status"] not in ("finished", "diverged"):
+        raise TypeError("no outcome")
     if fingerprint.get("config") != config_sha256(config):
-        old = record.get("config") or {}
         moved = [
             k for k in _without(config, PLACE) if sha256_json(old.get(k)) != sha256_json(config[k])
         ]
         changes = ", ".join(f"{k} {old.get(k)!r} -> {config[k]!r}" for k in moved)
         return f"settings changed: {changes or 'fields'}"
-    old_code = fingerprint.get("code") or {}
+    old_code = {**(fingerprint.get("code") or {})}
     if old_code != code:
         files = sorted(k for k in {*code, *old_code} if code.get(k) != old_code.get(k))
         return f"code changed: {', '.join(files)}"
@@ -789,7 +833,6 @@ def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str 
     now = machine.fingerprint(config["device"])
     if reason := machine.moved(fingerprint.get("machine") or {}, now):
         return reason
-    read = inputs.ReadLog(fingerprint.get("data") or {}, fingerprint.get("asked") or {})
     if reason := inputs.changed(read, config):
         return reason
     for arm, sha256 in (fingerprint.get("uses") or {}).items():
@@ -797,6 +840,30 @@ def stale(directory: Path, config: dict[str, Any], code: dict[str, str]) -> str 
         if used is None or record_sha256(used) != sha256:
             return f"the run it uses changed: {arm}"
     expected, predictions = record.get("predictions_sha256"), directory / "predictions.npz"
-    if expected and not (predictions.exists() and sha256_file(predictions) == expected):
+    if expected and not (predictions.is_file() and sha256_file(predictions) == expected):
         return "predictions.npz does not match its record"
+    return altered(directory, record)
+
+
+def unusable(directory: Path, paper: str, arm: str) -> str | None:
+    """Why the run in `directory` cannot be what another one uses as `arm`; None if it can."""
+    record = read_record(directory) or {}
+    if record.get("status") != "finished":
+        return str(record.get("status", "not finished"))
+    if (record.get("paper"), record.get("arm")) != (paper, arm):
+        return f"is arm {record.get('arm')} of {record.get('paper')}"
+    try:
+        record_sha256(record), record["fingerprint"]["code"]
+        record["gradient_evaluations_with_uses"] + 0
+        return altered(directory, record)
+    except (LookupError, TypeError, AttributeError, OSError):
+        return "has a record that no run wrote"
+
+
+def altered(directory: Path, record: dict[str, Any]) -> str | None:
+    """The first file of a run, in words, that is not as it was when the record was written."""
+    for name, sha256 in {**(record.get("files") or {})}.items():
+        path = directory / name
+        if not path.is_file() or inputs.file_sha256(path) != sha256:
+            return f"{name} does not match its record"
     return None

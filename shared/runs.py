@@ -25,6 +25,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -274,8 +275,7 @@ class Run:
     def open(self) -> None:
         """Look at what is there: a finished run, one to go on with, one to make again."""
         for arm, used in self.config.uses.items():
-            status = (protocol.read_record(Path(used)) or {}).get("status", "not finished")
-            if status != "finished":
+            if status := protocol.unusable(Path(used), self.paper, arm):
                 remedy = f"train it first or give --uses.{arm} DIR"
                 raise BadInput(f"{self.name}: the run it uses, {arm}, {status} in {used}; {remedy}")
         reason = protocol.stale(self.directory, self.fields, self.code)
@@ -322,12 +322,13 @@ class Run:
                 item.rename(self.directory / item.name)
             self._older.rmdir()
 
-    def list_files(self) -> None:
-        """Note what this run and its paper wrote: all that was not there when it began."""
+    def list_files(self) -> list[str]:
+        """Note what the paper wrote in this run: all that was not there when it began."""
         users = {x for x, when in self._foreign.items() if changed_at(self.directory / x) == when}
         names = [name for name in files_in(self.directory) if name[:6] != "older/"]
         if written := [x for x in names if x not in users and not WRITTEN.fullmatch(x)]:
             write_json(self.directory / "files.json", written)
+        return written
 
     def _used_hashes(self) -> dict[str, str]:
         used = {arm: protocol.read_record(Path(d)) or {} for arm, d in self.config.uses.items()}
@@ -338,7 +339,9 @@ class Run:
     def say(self, text: str) -> None:
         """One line in log.txt, and on the terminal when run by hand."""
         if self.directory.exists():
-            with open(self.directory / "log.txt", "a", encoding="utf-8") as log:
+            with open(
+                self.directory / "log.txt", "a", encoding="utf-8", errors="backslashreplace"
+            ) as log:
                 log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
         if not _worker and processes.rank() == 0:
             print(text, flush=True)
@@ -537,12 +540,16 @@ class Run:
         if edited := sorted({name for name, _ in on_disk.items() ^ self.code.items()}):
             said = "was edited meanwhile; the record holds the hash of what ran"
             self.say(f"{self.name}: {', '.join(edited)} {said}")
+        written = [name for name in self.list_files() if not name.endswith(".md")]
+        written += ["splits.npz"] if self._splits else []
+        paths = {name: self.directory / name for name in written}
+        files = {name: inputs.file_sha256(x) for name, x in paths.items() if x.is_file()}
         write_json(self.directory / "record.json", {
             "paper": self.paper, "scale": config.scale, "arm": config.arm, "task": config.task,
             "seed": config.seed, "status": status, **values, **self._hashes, "gates": self.gates,
             "splits": self._splits, "config": self.fields, "config_sha256": sha256,
-            "fingerprint": fingerprint, "environment": machine.environment(config.device),
-            "commit": commit(self.root),
+            "files": files, "fingerprint": fingerprint,
+            "environment": machine.environment(config.device), "commit": commit(self.root),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **self._time(),
             "peak_memory_mb": round(machine.peak_memory_mb(config.device), 1),
         })  # fmt: skip
@@ -645,8 +652,8 @@ def command_line(
         paper.check(config)
         _stop_on_signals()
         run(_with_used(paper, scale, node, config, run))
-    except (BadInput, inputs.MissingInput) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (BadInput, inputs.MissingInput, OSError) as error:
+        print(f"error: {inputs.in_words(error)}", file=sys.stderr)
         sys.exit(2)
     except Diverged as error:
         sys.exit(f"diverged: {error}")
@@ -662,6 +669,8 @@ def _chosen_run(paper: protocol.Protocol, doc: str | None) -> tuple[str, protoco
         parser.add_argument(f"--{name}")
     chosen, words = parser.parse_known_args()
     tiny = paper.document.tiny if chosen.tiny else None
+    if chosen.tiny and chosen.scale:
+        raise BadInput(f"--tiny is a scale of its own: leave out --scale {chosen.scale}")
     if tiny:
         print((doc or "").strip().split("\n\n")[0])
         what = f"arm '{tiny.arm}' on task '{tiny.task}'"
@@ -670,7 +679,7 @@ def _chosen_run(paper: protocol.Protocol, doc: str | None) -> tuple[str, protoco
     arm = chosen.arm or (tiny.arm if tiny else paper.selected(scale)[0])
     task = chosen.task or (tiny.task if tiny else paper.arm_tasks(arm, scale)[0])
     seed = chosen.seed or "0"
-    if not seed.isdecimal():
+    if not re.fullmatch("[0-9]{1,18}", seed):
         raise BadInput(f"--seed {seed}: expected a whole number of at least 0")
     return scale, paper.node(scale, arm, task, int(seed)), words
 

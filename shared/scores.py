@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import zipfile
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-_BROKEN = (OSError, ValueError, EOFError, LookupError, AttributeError, TypeError)
+from shared import inputs, protocol
+
+_BROKEN = (OSError, ValueError, EOFError, LookupError, AttributeError, TypeError, MemoryError)
 
 
 def show(paper: str, score: Callable[[dict[str, np.ndarray]], dict[str, float]]) -> None:
@@ -20,11 +23,22 @@ def show(paper: str, score: Callable[[dict[str, np.ndarray]], dict[str, float]])
         sys.exit(2)
     path = Path(sys.argv[1]) / "predictions.npz"
     try:
+        if not os.path.isfile(path):
+            raise FileNotFoundError("no such file")
         with np.load(path, allow_pickle=False) as archive:
-            values = score({name: archive[name] for name in archive.files})
+            arrays = {name: archive[name] for name in archive.files}
+        rows = {len(array) for name, array in arrays.items() if not name.startswith("_")}
+        if len(rows) > 1 or rows == {0}:
+            raise ValueError("items are missing")
+        expected = (protocol.read_record(path.parent) or {}).get("predictions_sha256")
+        if expected and inputs.file_sha256(path) != expected:
+            raise ValueError("they changed after record.json was written")
+        values = score(arrays)
+        if not values:
+            raise ValueError("nothing to score")
     except (*_BROKEN, zipfile.BadZipFile) as error:
         detail = f"holds no predictions of {paper} ({type(error).__name__}: {error})"
-        what = f"{path} {detail if path.exists() else 'does not exist'}"
+        what = f"{str(path)[:300]} {detail if os.path.exists(path) else 'does not exist'}"
         remedy = f"give a finished run that has a score (python -m {paper}.train --help)"
         print(f"error: {what}\n  remedy:  {remedy}", file=sys.stderr)
         sys.exit(2)

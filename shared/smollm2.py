@@ -51,7 +51,7 @@ def smollm2() -> Path:
 def _whole(folder: Path) -> str:
     """sha256 of the weights; "" if the folder is not there, or a file of it was changed.
 
-    The hash was taken when they were written; size, time and inode say that they still are that
+    The hash was taken when they were written; size, times and inode say that they still are that
     file. Half a gigabyte is hashed again only where those differ (a copied cache)."""
     try:
         marker = json.loads((folder / "complete.json").read_text("utf-8"))
@@ -67,7 +67,7 @@ def _whole(folder: Path) -> str:
 
 def _stamp(path: Path) -> list[int]:
     status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ino]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _dequantise(gguf: Path, folder: Path) -> str:

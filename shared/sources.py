@@ -84,6 +84,7 @@ def _on_hub(
 
 
 _TEXTS = "train.jsonl, test.jsonl: {text, label} a line, or the hub's files"
+_CLASSES = "train/<class>/*.jpg, test/<class>/*.jpg"
 _TERMS = "research use; each task has its own terms"
 _LORA = "git clone https://github.com/microsoft/LoRA && mkdir -p $REPRO_DATA/nlg && "
 # fmt: off
@@ -106,6 +107,15 @@ LAYOUTS = [
            "ILSVRC/imagenet-1k", "research use; accept the terms with an account first",
            "hf auth login && hf download --repo-type dataset ILSVRC/imagenet-1k "
            "--local-dir $REPRO_DATA/imagenet"),
+    Layout("cub", "CUB-200-2011: 11,788 images of 200 birds", _CLASSES,
+           "data.caltech.edu/records/65de6-vp158", "non-commercial research",
+           "fetch CUB_200_2011.tgz there; train_test_split.txt says which image is in which part"),
+    Layout("cars", "Stanford Cars: 16,185 images of 196 models of cars", _CLASSES,
+           "ai.stanford.edu/~jkrause/cars/car_dataset.html", "non-commercial research",
+           "fetch images and annotations there; the annotations say part and class of an image"),
+    Layout("inat2019", "iNaturalist 2019: 268,243 images of 1,010 species", _CLASSES,
+           "github.com/visipedia/inat_comp (2019)", "non-commercial research",
+           "fetch train_val2019.tar.gz there; train2019.json and val2019.json give the classes"),
     Layout("bioner", "biomedical entities: folders NCBI-disease-IOB, BC5CDR-IOB, BC2GM-IOB, ...",
            "train.tsv, devel.tsv, test.tsv: token TAB tag, blank line between sentences",
            "github.com/cambridgeltl/MTL-Bioinformatics-2016", "each corpus has its own terms",

@@ -8,11 +8,10 @@ message of whoever refuses the row. Text rows count from 1, a header included; o
 
 from __future__ import annotations
 
-import codecs
 import csv
 import functools
 import gzip
-import json
+import itertools
 import re
 import zlib
 from collections import Counter
@@ -20,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from shared import sources
+from shared import door, sources
 from shared.protocol import BadInput
 
 Row = dict[str, Any]  # column -> value
@@ -44,10 +43,12 @@ def checked(path: Path, name: str) -> Path:
 def intact(path: Path) -> None:
     """Raises BadInput for what is no whole file of data, as far as its two ends say.
 
-    That is a folder, an empty file, a pointer of Git LFS or git-annex, a web page, and a parquet or
-    arrow file without its end.
+    That is a folder, a pipe or device, an empty file, a pointer of Git LFS or git-annex, a web
+    page, and a parquet or arrow file without its end.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise BadInput(f"{path}: a pipe or a device, not a file. Remedy: save it as a file")
         head, tail = _ends(path)
         if not head:
             raise BadInput(f"{path}: no rows, the file is empty. Remedy: fetch it again")
@@ -78,9 +79,13 @@ def hidden(path: Path) -> bool:
 
 def visible(folder: Path) -> list[Path]:
     """Entries of a folder in order, without hidden ones; how many those are is printed once."""
-    if not folder.is_dir():
-        raise BadInput(f"{folder}: a file where a folder should be. Remedy: move it away")
-    entries = sorted(folder.iterdir())
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        what = f"{folder}: cannot be read as a folder ({error.strerror})"
+        raise BadInput(
+            f"{what}. Remedy: correct the link or the permissions, or move it away"
+        ) from error
     shown = [entry for entry in entries if not hidden(entry)]
     if len(shown) < len(entries):
         say_once(f"note: {len(entries) - len(shown)} hidden entries of {folder} are skipped")
@@ -125,9 +130,11 @@ def complete(paths: Iterable[Path]) -> list[Path]:
         names = ", ".join(str(path.relative_to(path.parents[1])) for path in files[:4])
         raise BadInput(f"{where}: more than one copy of the same part: {names}. {again}")
     count = sizes[0]
-    if missing := [number for number in range(count) if number not in numbers]:
-        some = ", ".join(f"{number:05d}" for number in missing[:5])
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    lacking = (number for number in range(count) if number not in numbers)
+    if missing := list(itertools.islice(lacking, 5)):
+        some = ", ".join(f"{number:05d}" for number in missing)
+        others = count - sum(number < count for number in numbers) - len(missing)
+        more = f" and {others} more" if others else ""
         what = f"{files[0].name} is one of {count} files; missing: {some}{more}"
         raise BadInput(f"{where}: {what}. Remedy: fetch the missing files")
     if max(numbers) >= count:
@@ -149,18 +156,29 @@ def _member(path: Path, files: int) -> tuple[int, int]:
 def lines(path: Path, blank: bool = False) -> Iterator[tuple[str, str]]:
     """(place, line) of a text file, gzip or not; `blank`: blank lines, too.
 
-    Raises BadInput with the row that is not UTF-8, or where the file ends too soon.
+    Raises BadInput with the row that is not UTF-8 or holds a NUL (of UTF-16, of a damaged file),
+    where the file ends too soon, and for one that is blank or whose lines end at carriage returns.
     """
-    number = 0
+    intact(path)
+    number, empty = 0, True
     try:
         with open(path, "rb") as file:
             packed = file.read(2) == _GZIP
         with gzip.open(path, "rb") if packed else open(path, "rb") as file:
             for number, raw in enumerate(file, 1):
-                text = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
-                line = text.decode("utf-8").removesuffix("\n").removesuffix("\r")
+                # a mark begins a file, and each that was appended to it
+                line = raw.decode("utf-8").lstrip("\ufeff").removesuffix("\n").removesuffix("\r")
+                if "\0" in line:
+                    what = f"{path} row {number}: a NUL, which is no text"
+                    raise BadInput(f"{what}. Remedy: save it as UTF-8, or fetch it again")
+                if "\r" in line and number == 1 and not (blank or raw.endswith(b"\n")):
+                    what = f"{path}: its lines end at carriage returns"
+                    raise BadInput(f"{what}. Remedy: save it with line feeds")
+                empty = empty and not line.strip()
                 if blank or line.strip():
                     yield f"{path} row {number}", line
+        if empty:
+            raise BadInput(f"{path}: no rows, every line is blank. Remedy: fetch it again")
     except UnicodeDecodeError as error:
         wrong = f"byte {error.object[error.start]:#04x} at place {error.start + 1} is not UTF-8"
         raise BadInput(f"{path} row {number}: {wrong}. Remedy: save it as UTF-8") from error
@@ -177,8 +195,10 @@ def text(path: Path) -> str:
 def json_document(path: Path) -> Any:
     """What a JSON file holds. Raises BadInput if it is none, or cut short."""
     try:
-        return json.loads(text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        return door.strict_json(text(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, BadInput):
+            raise
         raise BadInput(f"{path}: not JSON ({error}). Remedy: fetch the file again") from error
 
 
@@ -186,7 +206,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Row]]:
     """(place, object) of a file of JSON lines. Raises BadInput for a line that is none."""
     for at, line in lines(path):
         try:
-            row = json.loads(line)
+            row = door.strict_json(line)
         except (ValueError, RecursionError) as error:
             raise BadInput(f"{at}: not JSON ({error}). Remedy: fetch the file again") from error
         if not isinstance(row, dict):
@@ -215,9 +235,7 @@ def comma_separated(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
             if not any(map(str.strip, fields)):
                 continue
             if not columns:
-                columns = [field.strip() for field in fields]
-                if twice := [c for c, times in Counter(columns).items() if c and times > 1]:
-                    raise BadInput(f"{at}: column {twice[0]!r} is there twice. Remedy: rename one")
+                columns = header(at, fields)
                 continue
             if len(fields) != len(columns):
                 raise wrong_width(at, fields, columns)
@@ -225,6 +243,14 @@ def comma_separated(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     except csv.Error as error:
         at = f"{path} row {begun + 1}"
         raise BadInput(f"{at}: not CSV ({error}). Remedy: fetch the file again") from error
+
+
+def header(at: str, fields: Iterable[str]) -> list[str]:
+    """The names of columns. Raises BadInput where two are the same: which one counts?"""
+    columns = [field.strip() for field in fields]
+    if twice := [name for name, times in Counter(columns).items() if name and times > 1]:
+        raise BadInput(f"{at}: column {twice[0]!r} is there twice. Remedy: rename one")
+    return columns
 
 
 def wrong_width(at: str, fields: list[str], columns: list[str]) -> BadInput:
@@ -244,7 +270,7 @@ def columnar(path: Path) -> list[tuple[str, Row]]:
         else:
             with pyarrow.memory_map(str(path)) as file:
                 rows = pyarrow.ipc.open_stream(file).read_all().to_pylist()
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, ArithmeticError, pyarrow.ArrowException) as error:
         raise BadInput(f"{path}: cannot be read ({error}). Remedy: fetch it again") from error
     return [(f"{path} row {number}", row) for number, row in enumerate(rows)]
 

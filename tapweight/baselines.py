@@ -21,7 +21,8 @@ def fixed_weights(rule: Weights, names: Sequence[str], seed: int, uses: dict[str
     """(K,) weights of continued pretraining that nothing learns.
 
     uniform: 1 / K. one:NAME: that objective alone. random: Dirichlet(1), our control. learned: what
-    the run of arm tapweight ended with. best: those of the grid-... run among `uses` with the best
+    the run of arm tapweight ended with. permuted: these numbers, moved round to other objectives by
+    a draw of the seed. best: those of the grid-... run among `uses` with the best
     validation score (a grid search). Raises BadInput where `uses` or the task lack them."""
     K = len(names)
     if rule == "uniform":
@@ -32,6 +33,11 @@ def fixed_weights(rule: Weights, names: Sequence[str], seed: int, uses: dict[str
         return (exponential / exponential.sum()).float()
     if rule == "learned":
         return read_weights(uses, "tapweight", names)
+    if rule == "permuted":
+        if K < 2:
+            raise runs.BadInput("weights = permuted: one objective has no other to trade with")
+        turn = 1 + int(torch.randint(K - 1, (1,), generator=runs.stream(seed, "permuted weights")))
+        return read_weights(uses, "tapweight", names).roll(turn)
     if rule == "best":
         grid = {arm: directory for arm, directory in uses.items() if arm.startswith("grid-")}
         if not grid:

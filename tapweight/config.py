@@ -9,7 +9,17 @@ from typing import Literal
 
 from shared.protocol import BadInput, RunConfig
 
-Weights = Literal["uniform", "random", "learned", "best", "one:CL", "one:MLM", "one:SOP"]
+Weights = Literal[
+    "uniform",
+    "random",
+    "learned",
+    "permuted",
+    "best",
+    "one:CL",
+    "one:MLM",
+    "one:SOP",
+    "one:half-noise",
+]
 Mode = Literal["finite-difference", "exact-dot", "jvp"]
 Normalise = Literal["none", "cosine"]
 OptimizerName = Literal["adam", "sgd", "plain"]
@@ -23,8 +33,9 @@ class Job:
     # continued pretraining before the finetuning: finetune (none of it), base (prepare what all
     # arms start from, no finetuning), fixed (given weights), tapweight, blo (two levels)
     job: Literal["finetune", "base", "fixed", "tapweight", "blo"] = "finetune"
-    # of job fixed: uniform, random (Dirichlet), learned (by the tapweight run it uses), best (of
-    # the runs it uses), or one:NAME (that objective alone); section 5
+    # of job fixed: uniform, random (Dirichlet), learned (by the tapweight run it uses), permuted
+    # (the learned ones on other objectives), best (of the runs it uses), or one:NAME (that
+    # objective alone); section 5
     weights: Weights = "uniform"
     # fp32, or bf16 autocast in Levels I, II and finetuning; the gradient of the weights is always
     # fp32 (section 8, item 9)
@@ -46,8 +57,10 @@ class Language:
     max_length: int = 128
     # word pieces that the MLM head scores, the most frequent ones; 0: all (official)
     vocabulary: int = 0
-    # labelled texts per class of the documentation task, which is ours
-    per_class: int = 30
+    # labelled sentences of the movie task, which is ours
+    labelled: int = 100
+    # sentences of its D_u, the labelled ones among them
+    unlabelled: int = 600
     # share of the labelled items that is D_tr, the rest is D_val; paper: 8:1
     level_split: float = 0.8888889
     # share of the word pieces that MLM masks; official
@@ -145,6 +158,9 @@ class Weighing:
     preset: Literal["paper", "code"] = "paper"
     # cycles between comparisons with exact gradients (and their cosines), for the record; 0: never
     watch: int = 0
+    # shuffle the labels of D_tr and of D_val while the weights are learned, not those of the
+    # finetuning: a control for what the labels contribute, on planted digits
+    shuffle_labels: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,8 +179,7 @@ class Finetuning:
     finetune_lr: float = 1e-4
     # of AdamW; official (removed scripts): 0.005 (small tasks)
     finetune_weight_decay: float = 5e-3
-    # also score the documentation task's spare items, which no level sees: what the choices under
-    # `tuning` in protocol.yaml were made by
+    # also score the movie task's spare items, which no level sees, for choices between settings
     score_spare: bool = False
 
 
@@ -192,5 +207,8 @@ class Config(RunConfig, Job, Language, Molecules, Base, Optimisation, Weighing, 
         if self.job == "blo" and self.steps_I != self.steps_II:
             sums = f"blo sums both losses in a step, steps_I = {self.steps_I}"
             raise BadInput(f"{sums}, steps_II = {self.steps_II}; give the same number")
-        if self.score_spare and self.task not in ("", "documentation"):
-            raise BadInput(f"score_spare: only task documentation has spare items, not {self.task}")
+        if self.shuffle_labels and not (self.task == "planted" and self.finetune_on == "labelled"):
+            limit = "only task planted can, and its finetuning then needs finetune_on = labelled"
+            raise BadInput(f"shuffle_labels on task {self.task}, {self.finetune_on}: {limit}")
+        if self.score_spare and self.task not in ("", "movie"):
+            raise BadInput(f"score_spare: only task movie has spare items, not {self.task}")

@@ -1,9 +1,9 @@
-"""Text tasks: the documentation task, GLUE, and RCT, AGNews and IMDB, the sets of task-adaptive
+"""Text tasks: movie sentences, GLUE, and RCT, AGNews and IMDB, the sets of task-adaptive
 pretraining.
 
 Every task has labelled items, cut into D_tr and D_val by the seed, and test items that are the same
 for all seeds. D_u, the unlabelled texts, are the labelled items' own texts (both sentences of a
-pair as texts of their own), never test texts."""
+pair as texts of their own), never test texts; the movie task, with few labels, has more of them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ TAP = {  # task -> folder of REPRO_DATA, hub id, published validation set, numbe
     "agnews": ("tap/agnews", "fancyzhx/ag_news", "", 4),
     "imdb": ("tap/imdb", "stanfordnlp/imdb", "", 2),
 }
-TASKS = ("documentation", *GLUE, *TAP)
+TASKS = ("movie", *GLUE, *TAP)
 
 
 @dataclass(frozen=True)
 class Task:
     """labelled: all of D_tr and D_val. inner, validation: its rows that are D_tr, D_val. spare:
-    items that no level sees, for choices between settings (only the documentation task has them).
-    outputs: classes; 1 for a regression."""
+    items that no level sees, for choices between settings. more: texts without labels, of D_u only.
+    Only the movie task has these two. outputs: classes; 1 for a regression."""
 
     name: str
     metric: str
@@ -43,11 +43,13 @@ class Task:
     validation: np.ndarray
     test: Split
     spare: Split | None = None
+    more: Split | None = None
 
     @property
     def unlabelled(self) -> tuple[np.ndarray, list[str]]:
         """(item id of each text, texts) of D_u."""
-        items = zip(self.labelled.ids, self.labelled.texts)
+        of_u = [self.labelled, *([self.more] if self.more else [])]
+        items = [pair for part in of_u for pair in zip(part.ids, part.texts)]
         pairs = [(i, sentence) for i, text in items for sentence in sentences(text)]
         return np.array([i for i, _ in pairs]), [sentence for _, sentence in pairs]
 
@@ -64,17 +66,17 @@ def sentences(text: str | Sequence[str]) -> tuple[str, ...]:
     return (text,) if isinstance(text, str) else tuple(text)
 
 
-def read(name: str, seed: int, per_class: int, share: float) -> Task:
+def read(name: str, seed: int, share: float, labels: int = 100, texts: int = 600) -> Task:
     """The task with its levels drawn by the seed. GLUE's dev sets are the test sets.
 
-    per_class: labelled texts per class of the documentation task. share: of the labelled items that
-    Level II sees (D_tr), where no validation set is published. Raises BadInput for an unknown task
-    or an empty part."""
-    published, spare = None, None
-    if name == "documentation":
-        documentation = bundled.documentation(runs.stream(seed, "items"), per_class)
-        labelled, test, outputs = documentation.train, documentation.test, len(documentation.labels)
-        spare = documentation.validation
+    share: of the labelled items that Level II sees (D_tr), where no validation set is published.
+    labels, texts: labelled sentences and all of D_u, for the movie task. Raises BadInput for an
+    unknown task or an empty part."""
+    published, spare, more = None, None, None
+    if name == "movie":
+        movie = bundled.ratings("movie", runs.stream(seed, "items"), labels, binary=True)
+        labelled, test, spare, outputs = movie.train, movie.test, movie.validation, 2
+        more = _others(labelled, texts - labels, seed)
     elif name in GLUE:
         labelled, test, outputs = _glue(name)
     elif name in TAP:
@@ -90,7 +92,18 @@ def read(name: str, seed: int, per_class: int, share: float) -> Task:
     else:
         inner, outer = np.setdiff1d(np.arange(len(labelled)), published), published
     metric = METRIC.get(name, "accuracy")
-    return Task(name, metric, outputs, labelled, inner, outer, test, spare)
+    return Task(name, metric, outputs, labelled, inner, outer, test, spare, more)
+
+
+def _others(labelled: Split, n: int, seed: int) -> Split:
+    """n movie sentences outside `labelled` and outside the fixed test and validation items."""
+    pool = bundled.ratings("movie").train
+    rows = np.flatnonzero(~np.isin(pool.ids, labelled.ids))
+    if not 0 < n <= len(rows):
+        limit = f"give the labelled ones and 1 to {len(rows)} more"
+        raise runs.BadInput(f"unlabelled = {n + len(labelled)} sentences: {limit}")
+    order = torch.randperm(len(rows), generator=runs.stream(seed, "unlabelled items")).numpy()
+    return rows_of(pool, rows[order[:n]])
 
 
 def rows_of(split: Split, rows: np.ndarray) -> Split:
@@ -147,7 +160,7 @@ def _tap_part(name: str, source: Path | sources.Hub, part: str) -> Split:
             raise tables.no_column(at, "label", row)
         label = str(row["label"])
         label = str(names.index(label.upper())) if label.upper() in names else label
-        if not label.isdecimal() or not 0 <= int(label) < classes:
+        if label not in map(str, range(classes)):
             limit = f"is not one of the {classes} classes"
             remedy = f"Remedy: {', '.join(names) or 'numbers'} from 0 to {classes - 1}"
             raise runs.BadInput(f"{at}: label {row['label']!r} {limit}. {remedy}")

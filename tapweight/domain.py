@@ -52,7 +52,7 @@ class Domain(Protocol):
 
 def domain_of(config: Config, device: torch.device, say: Callable[[str], None]) -> Domain:
     if config.task in ("planted", "tiny"):
-        return planted.Planted(config.seed, device)
+        return planted.Planted(config.seed, device, config.shuffle_labels)
     if config.task in molecules.SETS:
         return images.Images(config, device, say)
     if config.task in data.TASKS:

@@ -117,7 +117,7 @@ def lower_states(model: Any, tokens: Columns, depth: int, batch: int = 64) -> Te
 
 
 def vocabulary(tokenizer: Any, size: int) -> Tensor:
-    """The `size` most frequent word pieces of the documentation texts, sorted. (V,) int64
+    """The `size` most frequent word pieces of the movie sentences, sorted. (V,) int64
 
     0: all but special tokens."""
     special = set(tokenizer.all_special_ids)
@@ -127,8 +127,10 @@ def vocabulary(tokenizer: Any, size: int) -> Tensor:
         there = f"the tokenizer has {len(tokenizer) - len(special)} word pieces"
         raise runs.BadInput(f"vocabulary = {size}: {there}; give at most that many")
 
+    sentences = bundled.ratings("movie").train
+
     def count() -> Tensor:
-        texts = bundled.documentation_texts()
+        texts = [str(text) for text in sentences.texts]
         counts = torch.zeros(len(tokenizer), dtype=torch.int64)
         for start in range(0, len(texts), 1000):
             ids = tokenizer(texts[start : start + 1000], add_special_tokens=False)["input_ids"]
@@ -137,7 +139,7 @@ def vocabulary(tokenizer: Any, size: int) -> Tensor:
         return counts
 
     pieces = protocol.sha256_json(sorted(tokenizer.get_vocab().items()))
-    corpus = bundled.other_corpus() or bundled.CORPUS_SHA256
+    corpus = protocol.sha256_json(list(map(str, sentences.texts)))
     counts = runs.cached(("tapweight word pieces", pieces, corpus), count)
     counts[list(special)] = -1
     return counts.argsort(descending=True, stable=True)[:size].sort().values

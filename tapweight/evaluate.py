@@ -1,6 +1,6 @@
 """Predictions of a run -> metrics, pure and in numpy alone.
 
-python -m tapweight.evaluate runs/tapweight/cpu/documentation/seed100/tapweight
+python -m tapweight.evaluate runs/tapweight/cpu/planted/seed100/tapweight
 """
 
 from __future__ import annotations

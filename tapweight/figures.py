@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Picture = tuple[str, str, str, "Figure"]  # name, caption, alt text, figure
 RunDirs = dict[tuple[str, str, int], Path]
+INK = "#7b7b7d"  # benchmarks/plots.py turns it into the page's own, on light and dark pages
 COLOURS = ("#2a6f97", "#d1495b", "#8a9a5b", "#8b8b8b", "#e0a030")
 
 
@@ -40,6 +41,7 @@ def figures(results: dict[str, Any], run_dirs: RunDirs) -> list[Picture]:
         simplex(tasks),
         cosine_matrix(tasks),
         final_weights(results),
+        weight_and_score(results),
         molecule_views(run_dirs),
     ]
     return [picture for picture in made if picture is not None]
@@ -84,7 +86,7 @@ def weights_over_time(tasks: Trajectories) -> Picture | None:
             colour = COLOURS[k % len(COLOURS)]
             axis.plot(stack[:, :, k].T, color=colour, linewidth=0.6, alpha=0.5)
             axis.plot(stack[:, :, k].mean(0), color=colour, linewidth=2, label=name)
-        axis.axhline(1 / len(names), color="black", linewidth=0.5, linestyle=":")
+        axis.axhline(1 / len(names), color=INK, linewidth=0.5, linestyle=":")
         axis.set_title(task)
         axis.set_xlabel("cycle")
         axis.legend(fontsize=7)
@@ -111,7 +113,7 @@ def simplex(tasks: Trajectories) -> Picture | None:
         return None
     corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
     figure, axis = plt.subplots(figsize=(4.6, 4.2))
-    axis.plot(*np.vstack([corners, corners[:1]]).T, color="black", linewidth=0.8)
+    axis.plot(*np.vstack([corners, corners[:1]]).T, color=INK, linewidth=0.8)
     names = next(iter(three.values()))[0].names
     for corner, name, shift in zip(corners, names, ((-0.04, -0.06), (0.0, -0.06), (0.0, 0.03))):
         axis.text(corner[0] + shift[0], corner[1] + shift[1], name, ha="center")
@@ -199,7 +201,7 @@ def final_weights(results: dict[str, Any]) -> Picture | None:
         for k in range(len(names)):
             places = k + 1 + np.linspace(-0.15, 0.15, len(values))
             axis.plot(places, values[:, k], "o", markersize=3, color=COLOURS[k % len(COLOURS)])
-        axis.axhline(1 / len(names), color="black", linewidth=0.5, linestyle=":")
+        axis.axhline(1 / len(names), color=INK, linewidth=0.5, linestyle=":")
         ticks = range(1, len(names) + 1)
         axis.set_xticks(ticks, names, rotation=30, ha="right", rotation_mode="anchor")
         axis.set_xlabel("objective")
@@ -209,6 +211,49 @@ def final_weights(results: dict[str, Any]) -> Picture | None:
     figure.tight_layout()
     caption = "Final weight of each objective, one dot for a seed; dotted: uniform."
     return "final-weights", caption, f"Dot plot. Means: {'; '.join(means)}.", figure
+
+
+SHOWN = {"tapweight": "o", "loose": "v", "cp-uniform": "s", "permuted": "x", "oracle": "^"}
+
+
+def weight_and_score(results: dict[str, Any]) -> Picture | None:
+    """Planted digits: score against the weight of the useful objective, a dot for a seed."""
+    import matplotlib.pyplot as plt
+
+    dots: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for run in results.get("runs") or []:
+        metrics = run.get("metrics") or {}
+        if run.get("arm") in SHOWN and run.get("task") == "planted" and "score" in metrics:
+            dots[run["arm"]].append((metrics["weight_of_aligned"], 100 * metrics["score"]))
+    if not {"tapweight", "cp-uniform", "oracle"} <= set(dots):
+        return None
+    figure, axis = plt.subplots(figsize=(4.4, 3.2))
+    means = []
+    for (arm, marker), colour in zip(SHOWN.items(), COLOURS):
+        if arm not in dots:
+            continue
+        weight, score = np.array(dots[arm]).T
+        jitter = np.linspace(-0.015, 0.015, len(weight)) if np.ptp(weight) == 0 else 0.0
+        style: dict[str, Any] = {"color": colour, "markersize": 4, "alpha": 0.8, "label": arm}
+        axis.plot(weight + jitter, score, marker, **style)
+        axis.axhline(score.mean(), color=colour, linewidth=0.8, linestyle=":")
+        means.append(f"{arm} {score.mean():.1f} at weight {weight.mean():.2f}")
+    below = [
+        f"{sum(weight < 0.25 for weight, _ in dots[arm])} of {len(dots[arm])} seeds of {arm}"
+        for arm in ("tapweight", "loose")
+        if arm in dots
+    ]
+    axis.set_xlabel("final weight of the useful objective")
+    axis.set_ylabel("accuracy after finetuning, %")
+    axis.legend(fontsize=7)
+    figure.tight_layout()
+    caption = (
+        "Planted digits, one mark for a seed, dotted lines: means of the arms. Uniform weights "
+        "stand at 0.25, the oracle at 1. Below the uniform share on the useful objective end "
+        f"{' and '.join(below)}."
+    )
+    alt = f"Scatter plot of accuracy against weight. Means: {'; '.join(means)}."
+    return "weight-and-score", caption, alt, figure
 
 
 def molecule_views(run_dirs: RunDirs) -> Picture | None:

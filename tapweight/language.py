@@ -32,7 +32,9 @@ class Language:
     def __init__(self, config: Config, device: torch.device):
         self.config, self.seed, self.device = config, config.seed, device
         with rehearsal.inputs(config.scale):
-            self.task = data.read(config.task, config.seed, config.per_class, config.level_split)
+            self.task = data.read(
+                config.task, config.seed, config.level_split, config.labelled, config.unlabelled
+            )
             model, self.tokenizer = encoders.load_model(config.model)
         pretrained.check_length(model, config.max_length, "max_length")
         self.metric = self.task.metric

@@ -132,6 +132,8 @@ def read(name: str, chemistry: Chemistry, say: Callable[[str], None] = print) ->
         ids.append(number)
         smiles.append(canonical)
         labels.append(values_of_row)
+    if labels and np.isnan(labels).all():
+        raise runs.BadInput(f"{path}: no row has a label. Remedy: fetch the file again")
     if rejected:
         what = f"{len(rejected)} of {len(rows)} rows hold no readable molecule and are dropped"
         say(f"{path.name}: {what}: rows {rejected}")

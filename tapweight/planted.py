@@ -44,11 +44,15 @@ class Planted:
     names: tuple[str, ...] = NAMES
     metric = "accuracy"
 
-    def __init__(self, seed: int, device: torch.device):
+    def __init__(self, seed: int, device: torch.device, shuffle_labels: bool = False):
         images, labels = bundled.digits()
         self.x, self.y = torch.as_tensor(images).to(device), torch.as_tensor(labels).to(device)
         self.seed, self.device = seed, device
         self.parts = deal(seed, len(self.y))
+        self.level_y = self.y  # the labels that Levels II and III are shown
+        if shuffle_labels:
+            for part in ("train", "validation"):
+                self.level_y = shuffled(self.level_y, self.parts[part], seed)
         self.items = {part: self.parts[part].numpy() for part in ("train", "validation", "test")}
         self.items["unlabelled"] = self.parts["unlabelled"].numpy()
         self.targets = [target.to(device) for target in objective_labels(seed, self.y.cpu())]
@@ -77,7 +81,8 @@ class Planted:
 
     def task_loss(self, encoder: nn.Module, head: nn.Module, part: str, rows: Tensor) -> Tensor:
         items = self.parts[part][rows]
-        return F.cross_entropy(head(encoder(self.x[items])) @ self.readout, self.y[items])
+        y = self.y if part == "labelled" else self.level_y
+        return F.cross_entropy(head(encoder(self.x[items])) @ self.readout, y[items])
 
     def batches(self, part: str) -> Sequence[Tensor]:
         return [torch.arange(len(self.parts[part]))]
@@ -99,6 +104,14 @@ def deal(seed: int, n: int) -> dict[str, Tensor]:
     labelled, test = torch.cat([train, validation]), fixed[used:].sort().values
     parts = {"train": train, "validation": validation, "labelled": labelled, "test": test}
     return {**parts, "unlabelled": unlabelled}
+
+
+def shuffled(y: Tensor, items: Tensor, seed: int) -> Tensor:
+    """Labels of which those of `items` have changed places among themselves. y: (n,)"""
+    order = torch.randperm(len(items), generator=runs.stream(seed, "shuffled labels"))
+    y = y.clone()
+    y[items] = y[items[order]]
+    return y
 
 
 def objective_labels(seed: int, y: Tensor) -> list[Tensor]:

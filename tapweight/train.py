@@ -1,9 +1,7 @@
 """TapWeight: learn the weights of pretraining objectives from validation labels, then finetune.
 
-What to expect. `--scale cpu`: MiniLM's two top blocks on ten-way docstring classification (chance
-10 %), 58 % after 10 to 30 s a run on one core; a run on planted digits takes 3 s. `--scale gpu`:
-MiniLM on GLUE, ResNet-18 on MoleculeNet. `--scale paper`: RoBERTa-base and DeBERTa-v3-large on
-GLUE, RCT, AGNews and IMDB. Expected hours: README.md, `make help`.
+What to expect. `--scale cpu`: planted digits in seconds, movie sentences in half a minute a run.
+`gpu`: MiniLM on GLUE, ResNet-18 on molecules. `paper`: RoBERTa-base, DeBERTa-v3-large; README.md.
 
     python -m tapweight.train --tiny                                 seconds, no download
     python -m tapweight.train --scale cpu --arm tapweight --seed 0   the base first, if missing
@@ -25,6 +23,7 @@ from shared.runs import Batches, Parts, Run
 from tapweight import baselines, images, language, method, official, optimizers, outcome
 from tapweight.config import Config
 from tapweight.domain import Domain, Part, Predictions, domain_of
+from tapweight.dropout import SharedMasks
 from tapweight.outcome import Pretrained
 
 
@@ -75,7 +74,7 @@ def pretrain(config: Config, run: Run, domain: Domain) -> Pretrained:
         optimizers.set_rates([optimizer], config.schedule, t, steps, config.warmup)
         domain.encoder.train()
         domain.heads.train()
-        one = objectives(config, run, domain, unlabelled, t)
+        one = objectives(config, run, domain, unlabelled, t, False)
         losses = [method.level_one_step(optimizer, batches, lam, cast) for batches in one]
         run.log(step=t, phase="pretrain", losses=torch.stack(losses).mean(0), weights=lam)
     return Pretrained(lam, steps)
@@ -104,7 +103,7 @@ def learn_weights(config: Config, run: Run, domain: Domain) -> Pretrained:
         optimizers.set_rates(levels.optimizers, config.schedule, t, config.steps, config.warmup)
         for module in modules.values():
             module.train()
-        one = objectives(config, run, domain, unlabelled, t)
+        one = objectives(config, run, domain, unlabelled, t, t >= outcome.warm_up(config))
         two = [task("train", labelled, t * config.steps_II + i) for i in range(config.steps_II)]
         three = task("validation", outer, t), one[-1] if config.whole_batch else one[-1][-1:]
         start_clock()
@@ -146,19 +145,21 @@ def start_levels(
 
 
 def objectives(
-    config: Config, run: Run, domain: Domain, unlabelled: Batches[Tensor], t: int
+    config: Config, run: Run, domain: Domain, unlabelled: Batches[Tensor], t: int, again: bool
 ) -> list[list[method.Losses]]:
-    """The K pretraining losses of cycle t: for each Level I step its micro-batches."""
+    """The K losses: for each Level I step its micro-batches. again: for the weights, too."""
 
     def of(step: int, micro: int) -> method.Losses:
         """Masks and dropout are the same whenever the losses are evaluated."""
         rows = processes.shard(unlabelled(step * config.micro_batches + micro))
         evaluation = itertools.count()
+        masks = SharedMasks(on=again and not config.independent_masks)
 
         def losses() -> list[Tensor]:
             more = [next(evaluation)] if config.independent_masks else []  # README, row 21
             runs.seed_global(config.seed, "dropout I", step, micro, *more)
-            values = domain.losses(rows, step, micro)
+            with masks.evaluation():
+                values = domain.losses(rows, step, micro)
             if config.preset == "code" and isinstance(domain, images.Images):
                 values = official.without_mask_contrast(values)
             for name, loss in zip(domain.names, values):
@@ -211,8 +212,7 @@ def finetune(config: Config, run: Run, domain: Domain) -> tuple[nn.Module, int]:
     parts = ("train",) if part == "train" else ("train", "validation")
     rows = torch.arange(sum(len(domain.items[name]) for name in parts))
     batches = Batches(rows, config.finetune_batch, config.seed, "finetune")
-    of_epochs = max(1, round(config.finetune_epochs * batches.per_epoch))
-    steps = config.finetune_steps or of_epochs
+    steps = config.finetune_steps or max(1, round(config.finetune_epochs * batches.per_epoch))
     head = domain.head(config.seed, "head", "finetune")
     parameters = [*domain.encoder.parameters(), *head.parameters()]
     decay = config.finetune_weight_decay

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from shared import bundled, pretrained, sources, tables
+from shared.protocol import BadInput
 from ts_watermark.config import Config
 
 C4, C4_HUB = "c4/realnewslike", sources.Hub("allenai/c4", "realnewslike")
@@ -98,7 +99,12 @@ def load_codec(name: str | Path, rows: int = 0) -> Codec:
     keep = name / "keep.json" if isinstance(name, Path) else None
     if keep is None or not keep.is_file():
         return Codec(pretrained.load_tokenizer(name, rows))
-    return Codec(pretrained.load_tokenizer(name), torch.tensor(json.loads(keep.read_text("utf-8"))))
+    tokenizer, ids = pretrained.load_tokenizer(name), tables.json_document(keep)
+    whole = isinstance(ids, list) and all(type(i) is int and 0 <= i < len(tokenizer) for i in ids)
+    if not whole or not ids or len(set(ids)) < len(ids):
+        what = f"different ids of the tokenizer ({len(tokenizer)} pieces)"
+        raise BadInput(f"{keep}: not a list of {what}. Remedy: take a fresh copy")
+    return Codec(tokenizer, torch.tensor(ids))
 
 
 def frequent_pieces(

@@ -98,6 +98,9 @@ class Detector:
     def __init__(
         self, watermark: Watermark, codec: Codec | None = None, converter: Converter | None = None
     ):
+        if converter is None and len(watermark.gamma) < watermark.vocab_size:
+            sizes = f"{len(watermark.gamma)} tokens steer lists of {watermark.vocab_size}"
+            raise BadInput(f"{sizes}: the text is of another vocabulary; give a converter")
         self.watermark, self.codec, self.converter = watermark, codec, converter
         self.is_green = watermark.green_pairs()
         self.gamma = watermark.gamma.double().numpy()

@@ -60,6 +60,8 @@ class Watermark:
         if not bool(((gamma > 0) & (gamma < 1)).all()):
             span = f"{gamma.min():.3g} to {gamma.max():.3g}"
             raise BadInput(f"gamma must lie inside (0, 1); it is {span}")
+        if type(self.vocab_size) is not int or type(self.key) is not int:
+            raise BadInput(f"vocab_size={self.vocab_size!r}, key={self.key!r}: not whole numbers")
         if self.permutation not in PERMUTATIONS or self.size_rounding not in ROUNDINGS:
             values = f"permutation={self.permutation!r}, size_rounding={self.size_rounding!r}"
             raise BadInput(f"{values}: choose from {PERMUTATIONS} and {ROUNDINGS}")
@@ -102,7 +104,7 @@ class Watermark:
                 what = f"{folder} is no watermark folder: {name} is missing"
                 raise FileNotFoundError(f"{what}; {remedy}")
         try:
-            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+            settings = door.json_object(folder / SETTINGS)
             expected = dict(settings.pop("sha256"))
             actual = _hashes(folder, settings)
             kind = settings.pop("kind")
@@ -118,7 +120,11 @@ class Watermark:
         tensors = load((folder / TENSORS).read_bytes())
         start = "networks."
         networks = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-        return cls(tensors["gamma"], tensors["delta"], networks=networks, **settings)
+        try:
+            return cls(tensors["gamma"], tensors["delta"], networks=networks, **settings)
+        except TypeError as error:
+            what = f"{folder / SETTINGS} is another version's ({error})"
+            raise BadInput(f"{what}; take a fresh copy") from error
 
 
 def _hashes(folder: Path, settings: dict[str, Any]) -> dict[str, str]:

@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from shared import runs
 from shared.processes import mean_gradients
+from shared.runs import Batches, Parts, Run
 
 from . import data
 from .config import Config
 from .data import Items, logits_of
-from .gates import linear_maps
+from .gates import Network, linear_maps, matrix_of
 from .method import Levels, Loss, alpha_step
 
 Logits = Callable[[], Tensor]  # one forward pass of a fixed batch
@@ -76,7 +78,7 @@ def add_mixout(model: nn.Module, p: float) -> None:
         if isinstance(module, nn.Dropout) and "." in name:  # at the top level it is the head's
             module.p = 0.0
     for module in linear_maps(model).values():
-        parametrize.register_parametrization(module, "weight", Mixout(module.weight, p))
+        parametrize.register_parametrization(module, "weight", Mixout(matrix_of(module), p))
 
 
 # -------------------------------------------------------------------------------- R3F and R-Drop
@@ -172,6 +174,22 @@ def add_fisher_(sums: dict[str, Tensor], w: dict[str, Tensor], loss: Tensor) -> 
     diagonal of the Fisher matrix. Only parameters in a `layer` compete, all others stay free."""
     for name, g in zip(sums, torch.autograd.grad(loss, [w[name] for name in sums]), strict=True):
         sums[name] += (g * (1.0 / (g.norm() + 1e-6)).clamp(max=1.0)) ** 2
+
+
+def fisher_pass(
+    config: Config, run: Run, network: Network, train: Items, sums: dict[str, Tensor]
+) -> None:
+    """CHILD-TUNING_D: one pass over D at the pretrained weights."""
+    every = torch.arange(len(train))
+    batches = Batches(every, config.batch, config.seed, "fisher", keep_last=True)
+    runs.seed_global(config.seed, "dropout", "fisher")
+    noise, counts = dropout_noise(train.labels.device), network.counts
+    work = Parts(sums=list(sums.values()), noise=noise, counts=counts)
+    for i in run.phase("fisher", batches.per_epoch, work):
+        batch = train.take(batches(i))
+        loss = data.task_loss(logits_of(network.model, batch), batch.labels)
+        add_fisher_(sums, network.w, loss)
+        counts["evaluations"] += 1
 
 
 def dropout_noise(device: torch.device) -> torch.Generator:

@@ -9,9 +9,7 @@ from typing import Literal
 
 from shared.protocol import BadInput, RunConfig
 
-Data = Literal[
-    "digits", "documentation", "cola", "mrpc", "rte", "stsb", "sst2", "qnli", "qqp", "mnli"
-]
+Data = Literal["digits", "movie", "cola", "mrpc", "rte", "stsb", "sst2", "qnli", "qqp", "mnli"]
 Form = Literal["factored", "convex"]
 Estimator = Literal["finite_difference", "first_order", "exact"]
 Accident = Literal["betty_direction", "drift", "double_step", "independent_masks"]
@@ -38,10 +36,17 @@ class Job:
 class Examples:
     """Examples and the network that reads them (section 6)."""
 
-    # digits, documentation (both bundled), or a GLUE task
+    # digits, movie (both bundled), or a GLUE task
     data: Data = "digits"
-    # training examples drawn by the seed, unstratified (documentation: n / 10 per class); 0: all
+    # training examples drawn by the seed, unstratified (movie: half of each class); 0: all
     n: int = 0
+    # further labelled examples, drawn after the n and put aside; not of film reviews
+    extra: int = 0
+    # digits: so many seeds are trained side by side, in one batched product; 1: each alone
+    stack: int = 1
+    # who reads the examples put aside. own: nobody; gates: the upper level, in place of its part of
+    # the n (a bound of what gates can do); all: every level, as if n were that much larger
+    labels: Literal["own", "gates", "all"] = "own"
     # minilm (bundled), a folder, or a hub id; ignored for digits
     model: str = "minilm"
     # attention kernel of transformers; estimator exact and the self check need eager
@@ -105,6 +110,8 @@ class Optimisation:
     epochs: int = 3
     # largest norm of the gradient in the finetuning; official (default of its Trainer)
     clip: float = 1.0
+    # decay of an exponential moving average over the finetuning, scored in place of w; 0: none
+    ema: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -131,9 +138,27 @@ class Config(RunConfig, Job, Examples, Gates, Search, Optimisation, Baseline):
         if self.official and (self.job, self.estimator) != ("bilevel", "finite_difference"):
             limit = "accidents belong to job bilevel with estimator finite_difference"
             raise BadInput(f"official = {', '.join(self.official)}: {limit}")
+        if self.extra and (self.data == "movie" or not self.n):
+            limit = "film reviews have none" if self.n else "n = 0 takes all"
+            raise BadInput(f"extra = {self.extra}: {limit}; use 0")
+        if self.labels != "own" and not self.extra:
+            raise BadInput(f"labels {self.labels} needs examples put aside; give extra")
+        if self.labels == "gates" and self.job != "bilevel":
+            raise BadInput(f"labels gates: job {self.job} has no upper level; use job bilevel")
+        if not 0 <= self.ema < 1:
+            raise BadInput(f"ema = {self.ema}: give a decay from 0 (no average) to below 1")
+        if self.stack < 1 or (self.stack > 1 and self._alone()):
+            limit = f"side by side there is no {', '.join(self._alone()) or 'block of 0'}; use 1"
+            raise BadInput(f"stack = {self.stack}: {limit}")
         if self.finetune != "plain" and self.strength <= 0:
             limit = f"{self.finetune} needs a positive strength, not {self.strength}"
             raise BadInput(f"strength: {limit}; protocol.yaml has values")
         if self.export and self.data == "digits":
             limit = "the digits network is no transformers checkpoint"
             raise BadInput(f"export: {limit}; export a text task")
+
+    def _alone(self) -> list[str]:
+        """Settings that only a run by itself can have, as they are here."""
+        stackable: dict[str, object] = {"data": "digits", "rank": 1, "finetune": "plain"}
+        stackable |= {"average_all": True, "estimator": "finite_difference", "official": ()}
+        return [f"{k} {getattr(self, k)}" for k, v in stackable.items() if getattr(self, k) != v]

@@ -1,7 +1,7 @@
 """The few-example problems of this paper: examples, and a model with a fresh head that reads them.
 
 Three families, one shape (`Problem`): digits (a small network pretrained on classes 0-4, finetuned
-on 5-9), the bundled documentation task (MiniLM), and GLUE (any encoder). With `top_blocks` the
+on 5-9), bundled sentences from film reviews (MiniLM), and GLUE (any encoder). With `top_blocks` the
 lower blocks are frozen and what leaves them is computed once.
 """
 
@@ -50,6 +50,16 @@ class Items:
             inputs = {name: tensor[:, :longest] for name, tensor in inputs.items()}
         return Items(self.ids[positions.cpu().numpy()], inputs, self.labels[positions])
 
+    def followed_by(self, other: Items) -> Items:
+        """These examples, then the others."""
+        inputs = {name: torch.cat([x, other.inputs[name]]) for name, x in self.inputs.items()}
+        labels = torch.cat([self.labels, other.labels])
+        return Items(np.concatenate([self.ids, other.ids]), inputs, labels)
+
+    def __getitem__(self, part: slice) -> Items:
+        inputs = {name: tensor[part] for name, tensor in self.inputs.items()}
+        return Items(self.ids[part], inputs, self.labels[part])
+
     def to(self, device: torch.device) -> Items:
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
         return Items(self.ids, inputs, self.labels.to(device))
@@ -70,9 +80,10 @@ def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass
 class Problem:
-    """The model in its pretrained state with this seed's random head, and the three parts.
+    """The model in its pretrained state with this seed's random head, and the parts of the data.
 
-    whole: puts frozen lower blocks back (for export)."""
+    extra: examples put aside (`Config.labels`). whole: puts frozen lower blocks back (for
+    export)."""
 
     model: nn.Module
     train: Items
@@ -81,15 +92,19 @@ class Problem:
     metric: str
     tokenizer: PreTrainedTokenizerBase | None = None
     whole: Callable[[nn.Module], nn.Module] = field(default=lambda model: model)
+    extra: Items | None = None
 
     def ids(self) -> dict[str, np.ndarray]:
         """Of the parts that there are: full GLUE data leave no training example for validation."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        parts["extra"] = self.extra
         return {name: part.ids for name, part in parts.items() if part is not None}
 
 
 def load(config: Config) -> Problem:
-    return digits(config.n, config.seed) if config.data == "digits" else texts(config)
+    if config.data == "digits":
+        return digits(config.n, config.seed, config.extra)
+    return texts(config)
 
 
 def subset(n: int, size: int, generator: torch.Generator) -> np.ndarray:
@@ -139,11 +154,19 @@ def pretrain_digits(x: Tensor, y: Tensor, epochs: int = 30) -> dict[str, Tensor]
     return net.layer.state_dict()
 
 
-def digits(n: int, seed: int) -> Problem:
-    """Classes 5-9: 400 test and 96 validation images, the same for all seeds, n to learn from."""
+def digit_images() -> tuple[Tensor, Tensor]:
+    """Images (1797, 64) in [0, 1] and classes (1797,) of scikit-learn's digits."""
     images, labels = bundled.digits()
     x = torch.as_tensor(images, dtype=torch.float32).reshape(len(labels), 64)
-    x, y = x / x.max(), torch.as_tensor(labels)
+    return x / x.max(), torch.as_tensor(labels)
+
+
+def digits(
+    n: int, seed: int, extra: int = 0, images: tuple[Tensor, Tensor] | None = None
+) -> Problem:
+    """Classes 5-9: 400 test and 96 validation images, the same for all seeds; of the others the
+    seed draws n to learn from and `extra` to put aside. images: `digit_images()`, if at hand."""
+    x, y = images or digit_images()
     old = y < 5
     key = ("weight_mixup digits", runs.state_sha256([x[old], y[old]]))
     state = runs.cached(key, lambda: pretrain_digits(x[old], y[old]))
@@ -151,7 +174,8 @@ def digits(n: int, seed: int) -> Problem:
     new = torch.nonzero(~old).flatten()
     new = new[torch.randperm(len(new), generator=runs.stream(0, "digits", "parts"))]
     test, validation, pool = new[:400], new[400:496], new[496:]
-    train = pool[subset(len(pool), n, runs.stream(seed, "subset"))]
+    drawn = pool[subset(len(pool), n + extra, runs.stream(seed, "subset"))]
+    train, aside = drawn[: len(drawn) - extra], drawn[len(drawn) - extra :]
 
     net = DigitsNet()
     net.layer.load_state_dict(state)
@@ -160,15 +184,16 @@ def digits(n: int, seed: int) -> Problem:
     def items(part: Tensor) -> Items:
         return Items(part.numpy(), {"x": x[part]}, y[part] - 5)
 
-    return Problem(net, items(train), items(validation), items(test), "accuracy")
+    parts = items(train), items(validation), items(test)
+    return Problem(net, *parts, "accuracy", extra=items(aside) if extra else None)
 
 
 # ----------------------------------------------------------------------------------------- texts
 
 
 def texts(config: Config) -> Problem:
-    """The documentation task or a GLUE task, and `config.model` with a new classification head."""
-    train, validation, test, outputs = splits(config)
+    """Film reviews or a GLUE task, and `config.model` with a new classification head."""
+    train, validation, test, outputs = splits(config)  # train: those put aside come last
     if config.scale == "rehearsal":
         made = rehearsal.classifier(config.model, train.texts, outputs, config.attention)
     else:
@@ -186,7 +211,11 @@ def texts(config: Config) -> Problem:
 
     held_out = encoded(validation) if validation is not None else None
     metric = METRIC.get(config.data, "accuracy")
-    problem = Problem(model, encoded(train), held_out, encoded(test), metric, tokenizer)
+    drawn = encoded(train)
+    own = slice(0, len(drawn) - config.extra)
+    problem = Problem(model, drawn[own], held_out, encoded(test), metric, tokenizer)
+    if config.extra:
+        problem.extra = drawn[len(drawn) - config.extra :]
     if config.top_blocks:
         problem.whole = keep_top(model, config.top_blocks)
     return problem
@@ -194,9 +223,10 @@ def texts(config: Config) -> Problem:
 
 def splits(config: Config) -> tuple[Split, Split | None, Split, int]:
     """(train, validation, test, number of outputs)."""
-    if config.data != "documentation":
+    if config.data != "movie":
         return glue_splits(config)
-    task = bundled.documentation(runs.stream(config.seed, "subset"), per_class=config.n // 10)
+    stream = runs.stream(config.seed, "subset")
+    task = bundled.ratings("movie", stream, items=config.n, binary=True)
     return task.train, task.validation, task.test, len(task.labels)
 
 
@@ -224,7 +254,7 @@ def classifier(
 
 
 def glue_splits(config: Config) -> tuple[Split, Split | None, Split, int]:
-    """The subset is unstratified and drawn by the seed.
+    """The subset, and `extra` examples after it, are unstratified and drawn by the seed.
 
     Validation: n / 6 of the training examples that were left (official); it chooses nothing, and on
     full data there is none. Test: the task's development set, as in the paper, since GLUE's test
@@ -234,10 +264,10 @@ def glue_splits(config: Config) -> tuple[Split, Split | None, Split, int]:
         parts = glue.load(config.data)
     train, development = parts["train"], parts["validation"]
     order = subset(len(train), len(train), runs.stream(config.seed, "subset"))
-    n = config.n or len(train)
+    n = config.n + config.extra if config.n else len(train)
     if n > len(train):
         raise runs.BadInput(f"n = {n}: only {len(train)} training examples are there; 0 takes all")
-    rest = order[n : n + max(1, n // 6)]
+    rest = order[n : n + max(1, (n - config.extra) // 6)]
     validation = rows(train, rest) if len(rest) else None
     ids = development.ids + len(train)  # rows of another file, numbered on
     test = Split(ids, development.texts, development.labels)

@@ -22,11 +22,15 @@ NAMES = {
     "plain": "plain",
     "long": "long (equal updates)",
     "equal_passes": "long (equal passes)",
+    "ema": "long, moving average",
     "kavg": "K-avg, no gates",
     "joint": "joint",
     "random_005": "random gates, sd 0.005",
     "random_45": "random gates, sd 0.45",
     "convex": "convex gates",
+    "fast_gates": "gates five times as fast",
+    "extra_gates": "gates with labels of their own",
+    "more_labels": "plain, more labels",
     "mixup": "weight mixup",
 }
 
@@ -68,7 +72,8 @@ def differences(scores: Scores) -> Picture | None:
     if not tasks:
         return None
     figure, axes = grid(len(tasks), 3.4, 2.9, sharey=True)
-    controls = [a for a in NAMES if a != "mixup" and any(a in scores[task] for task in tasks)]
+    shown = [a for a in NAMES if a not in ("mixup", "more_labels")]  # the last is ten points off
+    controls = [a for a in shown if any(a in scores[task] for task in tasks)]
     for axis, task in zip(axes, tasks):
         mixup = scores[task]["mixup"]
         for row, arm in enumerate(controls):
@@ -76,7 +81,8 @@ def differences(scores: Scores) -> Picture | None:
             d = np.array([mixup[seed] - other[seed] for seed in sorted(mixup) if seed in other])
             if not len(d):
                 continue
-            axis.plot(d, np.full(len(d), row), "o", color="0.7", markersize=3)
+            spread = row + 0.25 * np.linspace(-1, 1, len(d))  # one line of dots hides a hundred
+            axis.plot(d, spread, ".", color="0.8", markersize=3)
             half = 0.0
             if len(d) > 1:
                 half = stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / len(d) ** 0.5
@@ -106,8 +112,7 @@ def by_size(scores: Scores) -> Picture | None:
 
     families: dict[str, list[tuple[int, str]]] = {}
     for task in scores:
-        sized = ("documentation", 100) if task == "documentation" else size_of(task)
-        if sized:
+        if sized := size_of(task):
             families.setdefault(sized[0], []).append((sized[1], task))
     families = {name: sorted(sizes) for name, sizes in families.items() if len(sizes) > 1}
     if not families:
@@ -149,7 +154,7 @@ def gates_per_layer(run_dirs: RunDirectories) -> Picture | None:
                     maps.setdefault(name.rsplit(".", 1)[0], []).append(archive[name].ravel())
     if not by_task:
         return None
-    task = "documentation" if "documentation" in by_task else sorted(by_task)[0]
+    task = sorted(by_task)[0]
     maps = by_task[task]
     figure, axes = grid(len(maps), 2.6, 1.8, sharex=True)
     low = min(float(entry.min()) for entries in maps.values() for entry in entries)

@@ -15,29 +15,53 @@ from shared import vectors
 from .method import Form, Mixup, coefficient_sum, factored
 
 
-def linear_maps(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear maps that the method mixes: six in every encoder block (`layer.3...`), the pooler.
+def linear_maps(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear maps that the method mixes: all in the encoder's blocks, and the pooler.
 
-    Embeddings, LayerNorm and the classification head are not among them
-    (docs/papers/weight_mixup.md, section 3.7)."""
+    A block is an entry of a list of modules inside `base_model` (without one: inside the model), a
+    linear map what owns a matrix of floats that is no embedding: `nn.Linear`, and GPT-2's `Conv1D`,
+    whose matrix is the transpose (Eq. 2 is its own transpose with u and v exchanged). Fused maps
+    (GPT-2's `c_attn`, ModernBERT's `Wqkv`) are one map with one pair of gates. Embeddings,
+    LayerNorm, poolers and heads outside `base_model` (they start at random values) are not among
+    them (docs/papers/weight_mixup.md, section 3.7)."""
+    base = getattr(model, "base_model", model)
+    prefix = next((f"{name}." for name, m in model.named_modules() if m is base and name), "")
 
-    def is_mixed(name: str) -> bool:
+    def is_mixed(name: str, module: nn.Module) -> bool:
         parts = name.split(".")
-        return "layer" in parts[:-1] or "pooler" in parts
+        weight = getattr(module, "weight", None)
+        matrix = isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point()
+        inside = any(part.isdigit() for part in parts) or "pooler" in parts
+        return matrix and inside and not isinstance(module, nn.Embedding)
 
-    modules = model.named_modules()
-    return {name: m for name, m in modules if isinstance(m, nn.Linear) and is_mixed(name)}
+    return {prefix + name: m for name, m in base.named_modules() if is_mixed(name, m)}
 
 
-def add_gates(model: nn.Module, rank: int = 1, form: Form = factored) -> None:
-    """Put a gate on each of `linear_maps`, in place. They are one: outputs stay as they were."""
+def matrix_of(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor), "one of linear_maps"
+    return weight
+
+
+def attach(model: nn.Module, rank: int = 1, form: Form = factored) -> list[str]:
+    """Put a gate on each of `linear_maps`, in place, and return their names.
+
+    Gates are one: outputs stay as they were. ValueError where no map of a block is found (a pooler
+    alone is not this method), and for a model that is gated already."""
     maps = linear_maps(model)
-    if not maps:
-        raise ValueError("no linear map inside a `layer` or a `pooler`: nothing to gate")
+    if not any(part.isdigit() for name in maps for part in name.split(".")):
+        alone = f" (only {', '.join(maps)})" if maps else ""
+        raise ValueError(
+            f"{type(model).__name__} has no list of blocks with linear maps in its encoder{alone}: "
+            "nothing to gate"
+        )
     for name, module in maps.items():
         if parametrize.is_parametrized(module, "weight"):
             raise ValueError(f"{name} is gated already; a model can be gated once")
-        parametrize.register_parametrization(module, "weight", Mixup(module.weight, rank, form))
+    for module in maps.values():
+        gate = Mixup(matrix_of(module), rank, form)
+        parametrize.register_parametrization(module, "weight", gate)
+    return list(maps)
 
 
 def gates_of(model: nn.Module) -> dict[str, Mixup]:

@@ -24,14 +24,16 @@ D_val are parts of D, the few examples. The "attention" is a gate on a weight, n
     phase 2   begin_finetuning   w and alpha: the mean; alpha frozen
                   for t = 1 .. T':   w_step          on all of D
 
-Read top to bottom: the mixed weight, the two phases, what makes Eq. 2 fast. The equations are those
-of docs/papers/weight_mixup.md, sections 3.2 to 3.4. How gates get onto a model is in `gates.py`,
-the two loops are in `train.py`, the official code's accidents in `official.py`.
+Read top to bottom: the mixed weight, the two phases. The equations are those of
+docs/papers/weight_mixup.md, sections 3.2 to 3.4. What makes Eq. 2 fast is in `folding.py`, how
+gates get onto a model in `gates.py`, the two loops in `train.py`, the official code's accidents in
+`official.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +44,8 @@ from shared import vectors
 from shared.hypergrad import FiniteDifference, FirstOrder, Hypergradient, Method, OneStep, hypergrad
 from shared.processes import mean_gradients
 
+from . import folding
+
 # ------------------------------------------------------------------------------ the mixed weight
 
 
@@ -51,17 +55,20 @@ def convex(u: Tensor, v: Tensor, W: Tensor, W0: Tensor) -> Tensor:
     u: (d_out, r), v: (r, d_in), entries in [0, 1]; W, W0: (d_out, d_in). For r > 1 the product is
     divided by r, so that A stays in [0, 1] and gates of one still mean plain finetuning (the paper
     has r = 1)."""
-    return torch.lerp(W0, W, (u / u.shape[1]) @ v)
+    return torch.lerp(W0, W, (u / u.shape[-1]) @ v)
 
 
-def factored(u: Tensor, v: Tensor, W: Tensor, W0: Tensor) -> Tensor:
+def factored(
+    u: Tensor, v: Tensor, W: Tensor, W0: Tensor, space: folding.Space | None = None
+) -> Tensor:
     """Eq. 2: W~ = (u v) * W + ((1 - u)(1 - v)) * W0, the official code's form; shapes as above.
+    space: where to write it.
 
     *Not* Eq. 1 with A = u v: the two coefficients add up to `coefficient_sum`, which is one only in
     the corners u = v = 0 and u = v = 1. Near u = v = 1 the gate rescales rows and columns of W."""
-    r = u.shape[1]
+    r = u.shape[-1]
     if r == 1:
-        return _FactoredRankOne.apply(u, v, W, W0)
+        return folding.rank_one(u, v, W, W0, space)
     return torch.addcmul((u / r) @ v * W, ((1 - u) / r) @ (1 - v), W0)
 
 
@@ -80,7 +87,9 @@ class Mixup(nn.Module):
     """Parametrisation of one weight: the module's `weight` reads as W~, once per forward pass.
 
     Gates u (d_out, r) and v (r, d_in) are parameters, W0 a buffer with storage of its own; W is the
-    parameter that was there. Gates start at one; `draw_gates` gives them the paper's start."""
+    parameter that was there. Gates start at one; `draw_gates` gives them the paper's start. While
+    gradients are on, a later pass may write its W~ to the memory of this one: clone what is to
+    stay."""
 
     W0: Tensor
 
@@ -94,8 +103,11 @@ class Mixup(nn.Module):
         self.register_buffer("W0", weight.detach().clone())
         self.u = nn.Parameter(weight.new_ones(d_out, rank))
         self.v = nn.Parameter(weight.new_ones(rank, d_in))
+        self._space = folding.Space()
 
     def forward(self, W: Tensor) -> Tensor:
+        if self.form is factored and torch.is_grad_enabled():
+            return factored(self.u, self.v, W, self.W0, self._space)
         return self.form(self.u, self.v, W, self.W0)
 
 
@@ -195,7 +207,23 @@ def hypergradient(
     with the finite difference; the other estimators give the first term alone, or the exact second
     one. The look-ahead is plain SGD, the real step is AdamW: Eq. 5 is its surrogate. w is
     bit-identical afterwards, and all passes see the same dropout masks."""
-    return hypergrad(upper, lower, w, alpha, xi, method=estimator)
+    if not isinstance(estimator, FirstOrder):
+        return hypergrad(upper, lower, w, alpha, xi, method=estimator)
+    nothing = [torch.zeros(1, requires_grad=True)]  # in place of w, whose gradient nobody needs
+    with frozen(w):
+        return hypergrad(upper, lower, nothing, alpha, None, estimator, unreached="zero")
+
+
+@contextmanager
+def frozen(v: Sequence[Tensor]) -> Iterator[None]:
+    """No gradient for these parameters inside the block."""
+    for p in v:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in v:
+            p.requires_grad_(True)
 
 
 def alpha_step(optimizer: torch.optim.Optimizer, alpha: list[Tensor], g: Sequence[Tensor]) -> None:
@@ -256,37 +284,3 @@ def adamw(w: list[Tensor], weight_decay: float) -> torch.optim.AdamW:
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-# ---------------------------------------------------------------------------- Eq. 2, made fast
-
-
-class _FactoredRankOne(torch.autograd.Function):
-    """Eq. 2 for r = 1 with its gradient in closed form: the numbers of plain autograd, which would
-    write about seven matrices of the size of W in the backward pass where one will do.
-
-        dL/du_i = sum_j G_ij (v_j W_ij - (1 - v_j) W0_ij),    dL/dv_j likewise
-        dL/dW   = u v * G                                     with G = dL/dW~
-    """
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, v: Tensor, W: Tensor, W0: Tensor) -> Tensor:
-        ctx.save_for_backward(u, v, W, W0)
-        return (W * v).mul_(u).addcmul_(W0 * (1 - v), 1 - u)
-
-    @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
-        u, v, W, W0 = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again: nothing in place
-            P, Q = G * W, G * W0
-            return P @ v.mT - Q @ (1 - v).mT, u.mT @ P - (1 - u).mT @ Q, G * (u * v), None
-        du = dv = dW = None
-        scratch = torch.empty_like(G)
-        if ctx.needs_input_grad[0]:
-            torch.mul(G, W, out=scratch)
-            du, dv = scratch @ v.mT, u.mT @ scratch
-            torch.mul(G, W0, out=scratch)
-            du, dv = du.sub_(scratch @ (1 - v).mT), dv.sub_((1 - u).mT @ scratch)
-        if ctx.needs_input_grad[2]:
-            dW = torch.mul(G, v, out=scratch).mul_(u)
-        return du, dv, dW, None

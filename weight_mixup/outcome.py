@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared import runs, vectors
 from shared.hypergrad import Hypergradient, self_check
-from shared.runs import Run
+from shared.runs import Parts, Run
 
-from . import evaluate, gates, method
+from . import data, evaluate, gates, method
 from .config import Config
 from .data import Items, Problem
 from .gates import Network
@@ -30,6 +30,16 @@ def rows(items: Items, logits: Tensor, metric: str) -> dict[str, np.ndarray]:
         "prediction": guess.numpy(),
         "_metric": np.array(metric),
     }
+
+
+@torch.no_grad()
+def predict(run: Run, model: nn.Module, device: torch.device, name: str, items: Items) -> Tensor:
+    """Logits of all items, (n, classes), on the CPU: a phase of its own."""
+    model.eval()
+    parts, logits = torch.arange(len(items)).split(100), list[Tensor]()
+    for i in run.phase(name, len(parts), Parts(logits=logits)):
+        logits.append(data.logits_of(model, items.take(parts[i]).to(device)).cpu())
+    return torch.cat(logits)
 
 
 def check_estimator(

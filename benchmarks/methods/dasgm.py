@@ -94,13 +94,12 @@ def original_sequence(search: Search) -> Callable[[], object]:
         def L_tr() -> Tensor:
             return F.cross_entropy(f(x), y)
 
-        slope = torch.autograd.grad(L_tr(), f.W)
+        slope, drift = torch.autograd.grad(L_tr(), f.W), f.drift(c.weight_decay)
         ahead = copy.deepcopy(f.net)
         W_ahead: list[Tensor] = list(ahead.parameters())
         with torch.no_grad():
-            for w, g, m in zip(W_ahead, slope, f.momenta(), strict=True):
-                momentum = networks.MOMENTUM * m if m is not None else 0.0
-                w.sub_(rate * (g + c.weight_decay * w + momentum))
+            for w, g, d in zip(W_ahead, slope, drift, strict=True):
+                w.sub_(rate * (g + d))
         gradients = torch.autograd.grad(F.cross_entropy(ahead(xv, f.A), yv), [*f.A, *W_ahead])
         direct, v = gradients[: len(f.A)], gradients[len(f.A) :]
         eps = radius / float(torch.cat([g.flatten() for g in v]).norm())

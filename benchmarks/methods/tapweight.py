@@ -22,6 +22,7 @@ from benchmarks.methods import cost
 from shared import vectors
 from tapweight import encoders, method, objectives, optimizers
 from tapweight.config import Mode
+from tapweight.dropout import SharedMasks
 
 V, D, BATCH, TOKENS = 8000, 256, 16, 32
 MODES: tuple[Mode, ...] = typing.get_args(Mode)
@@ -79,11 +80,17 @@ class Work:
         pair, prox = method.matched(self.phi, self.encoder), method.SquaredDistance(1e-2)
         self.levels = method.Levels(*pair, alpha, self.optimizers, prox, mode)
 
-    def losses(self, i: int, everywhere: bool = False) -> method.Losses:
+    def losses(self, i: int, everywhere: bool = False, again: bool = False) -> method.Losses:
+        """again: they are evaluated more than once, with the same masks, as in a cycle."""
         text, masked, halves = self.batches[i]
+        masks = SharedMasks(on=again)
 
         def values() -> list[Tensor]:
             torch.manual_seed(i)
+            with masks.evaluation():
+                return losses()
+
+        def losses() -> list[Tensor]:
             a, b = self.heads["CL"](self.encoder({"input_ids": torch.cat([text, text])})).chunk(2)
             states, targets = [], []
             for ids, at, target in masked:
@@ -111,7 +118,8 @@ class Work:
         method.level_one_step(self.optimizers[0], [losses], even)
 
     def cycle(self) -> None:
-        micro = [self.losses(i) for i in range(len(self.batches))]
+        last = len(self.batches) - 1
+        micro = [self.losses(i, again=i == last) for i in range(last + 1)]
         level_three = (lambda: self.task(1)), micro[-1:]
         method.cycle(self.levels, [micro], [lambda: self.task(0)], level_three)
 

@@ -56,7 +56,7 @@ def steps(device: torch.device, seq: int) -> dict[str, cost.Step]:
     todo["plain"] = lambda: method.w_step(opt_plain, w_plain, plain_loss, CLIP)
     for name in (*method.ESTIMATORS, "official"):
         model = encoder(device, "eager" if name == "exact" else "sdpa")
-        gates.add_gates(model)
+        gates.attach(model)
         w, alpha = list(gates.w_of(model).values()), gates.alpha_of(model)
         levels = method.levels_of(w, alpha, weight_decay=0.01, alpha_weight_decay=0.0)
         method.set_rate(levels.opt_w, RATE)

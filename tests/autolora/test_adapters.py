@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from autolora import adapters, method
+from autolora import adapters, maps, method
 from shared import runs
 
 
@@ -16,12 +16,12 @@ def stream(*names):
 
 @pytest.mark.parametrize("scale", ["per_rank", "constant"])
 def test_12_rebuilt_model_has_the_ranks_and_scales_map_by_map(scale, tiny_bert):
-    maps = method.adapted_maps(tiny_bert)
-    ranks = {name: 2 + i % 4 for i, name in enumerate(maps)}
+    found = method.adapted_maps(tiny_bert)
+    ranks = {name: 2 + i % 4 for i, name in enumerate(found)}
     ranks["bert.encoder.layer.11.attention.self.query"] = 7
     wrapped = method.lora(tiny_bert, ranks, 8, "classifier", lambda n: stream("A", n), scale=scale)
-    assert method.ranks_read_back(wrapped) == ranks  # block 1 and block 11 differ
-    for name, made in method.lora_layers(wrapped).items():
+    assert maps.ranks_read_back(wrapped) == ranks  # block 1 and block 11 differ
+    for name, made in maps.lora_layers(wrapped).items():
         expected = 16 / ranks[name] if scale == "per_rank" else 2.0
         assert made.scaling["default"] == pytest.approx(expected)
         assert not made.lora_B["default"].weight.any()

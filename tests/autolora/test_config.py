@@ -86,6 +86,7 @@ def test_the_command_line_refuses_it_too():
         ({"search_steps": 0}, "search_steps = 0 must be at least 1"),
         ({"threshold": 1.5}, "threshold = 1.5 must lie in"),
         ({"masks": "independent", "hypergradient": "exact"}, "habits of finite_difference"),
+        ({"weights": "free", "threshold": 0.2}, "weights = free has a threshold of its own"),
         ({"ranks": "learnt"}, "ranks = 'learnt' must be a number"),
     ],
 )
@@ -97,6 +98,8 @@ def test_15_values_that_cannot_work_are_refused(values, words):
 def test_ranks_by_every_rule_can_be_chosen():
     learned: ranks.Search = {"ranks": {"a": 1, "b": 3}, "beta": {"a": [0.0, 1.0], "b": [1.0, 0.0]}}
     learned["rules"] = {rule: {"a": 2, "b": 2} for rule in ranks.RULES}
+    learned["budget"] = 4
+    maps = {name: ranks.nn.Linear(4, 4) for name in "ab"}
     for rule in set(typing.get_args(config.RankRule)) - {"grid"}:
         generator = ranks.torch.Generator().manual_seed(0)
-        assert set(ranks.choose(rule, learned, {}, generator)) == {"a", "b"}
+        assert set(ranks.choose(rule, learned, maps, generator, (1, 3))) == {"a", "b"}

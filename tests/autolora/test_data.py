@@ -99,5 +99,7 @@ def test_real_files_of_glue_tagging_and_generation(repro_data, monkeypatch):
 
 
 def test_15_an_unknown_task_is_refused_with_those_there_are():
-    with pytest.raises(BadInput, match="unknown task 'colla'; one of: documentation, cola"):
+    with pytest.raises(
+        BadInput, match="unknown task 'colla'; one of: planted, planted_rules, movie"
+    ):
         data.read("colla", stream("x"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +67,17 @@ def test_16_of_the_paper_an_average_and_counts_are_on_file_but_no_score_of_a_tas
     assert any("GLUE" in text for text in reported["not_found"])
 
 
-def test_what_the_readme_says_of_the_implicit_term_is_recorded():
-    """README counts the seeds whose retrained weights are the same to the bit without the term."""
-    result = json.loads((ROOT / "autolora" / "results" / "cpu.json").read_text())
-    state = {(r["arm"], r["seed"]): r["state_sha256"] for r in result["runs"]}
-    seeds = result["seeds"]
-    equal = sum(state["autolora", seed] == state["first_order", seed] for seed in seeds)
-    readme = (ROOT / "autolora" / "README.md").read_text(encoding="utf-8")
-    assert f"on {equal} of {len(seeds)} seeds at `cpu` the retrained weights are the same" in readme
+def test_r2_of_planted_items_is_the_mean_of_its_items():
+    rng = np.random.default_rng(0)
+    truth, guess = rng.normal(size=(2, 40, 3))
+    spread = ((truth - truth.mean(0)) ** 2).sum(1)
+    rows = {"label": spread, "prediction": ((truth - guess) ** 2).sum(1)}
+    rows |= {"_kind": np.array("planted"), "_headline": np.array("r2")}
+    rows |= {"_ranks": np.array([1, 2, 3]), "_true_ranks": np.array([2, 4, 6])}
+    scores = evaluate.score(rows)
+    from sklearn.metrics import r2_score
+
+    whole = r2_score(truth, guess, multioutput="variance_weighted")
+    assert scores["score"] == scores["r2"] == pytest.approx(whole)
+    assert scores["agreement"] == pytest.approx(1)
+    assert evaluate.item_values(rows)["score"].mean() == pytest.approx(whole)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autolora import method, models
+from autolora import maps, method
 from shared import runs
 from shared.hypergrad import FiniteDifference, FirstOrder, OneStep
 
@@ -29,7 +29,7 @@ def test_1_peft_layer_with_alpha_folded_into_b_is_the_same_layer(layer):
     made = layer(dtype=torch.float32)
     config = LoraConfig(r=4, lora_alpha=16, target_modules=["0"])
     wrapped = get_peft_model(nn.Sequential(made.base), config)
-    (peft_layer,) = method.lora_layers(wrapped).values()
+    (peft_layer,) = maps.lora_layers(wrapped).values()
     with torch.no_grad():
         peft_layer.lora_A["default"].weight.copy_(made.A)
         peft_layer.lora_B["default"].weight.copy_(made.B * made.alpha)
@@ -149,7 +149,7 @@ def test_9_inner_and_outer_variables_are_exactly_adapters_head_and_logits(tiny_b
 
 
 def test_9_a_language_model_has_no_head_and_trains_adapters_alone(tiny_gpt2):
-    models.split_fused(tiny_gpt2)
+    maps.split_fused(tiny_gpt2)
     layers = method.attach(tiny_gpt2, 2, "", lambda name: runs.stream(0, "A", name))
     w, beta = method.variables(tiny_gpt2)
     assert {id(p) for p in w} == {id(p) for made in layers.values() for p in (made.A, made.B)}
@@ -160,7 +160,7 @@ def test_gpt2_projection_splits_into_query_key_value_and_computes_the_same(tiny_
     model = tiny_gpt2.eval()
     ids = torch.randint(30, (2, 7))
     before = model(ids).logits
-    models.split_fused(model)
+    maps.split_fused(model)
     assert torch.allclose(model(ids).logits, before, atol=1e-6)
     names = [f"transformer.h.{i}.attn.c_attn.{m}" for i in (0, 1) for m in ("query", "value")]
     assert list(method.adapted_maps(model)) == names

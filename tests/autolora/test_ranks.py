@@ -1,4 +1,4 @@
-"""Counts, rank rules, controls, the planted table; numbers: docs/papers/autolora.md, section 11."""
+"""Counts, rank rules, controls, planted ranks; numbers: docs/papers/autolora.md, section 11."""
 
 from __future__ import annotations
 
@@ -94,29 +94,55 @@ def test_13_controls_keep_the_budget():
     equal = ranks.equal_budget(learned).values()
     assert sum(equal) == 88 and max(equal) == 4
     assert set(ranks.nearest_budget(learned).values()) == {4}
-    beta = {name: (0.3 * torch.randn(8, generator=stream(name))).tolist() for name in NAMES}
-    drawn = ranks.random_ranks(beta, stream("r"))
-    assert set(drawn) == set(NAMES) and all(1 <= r <= 8 for r in drawn.values())
     with pytest.raises(BadInput, match="24 maps"):
         ranks.choose("3,2", None, maps, stream("x"))
     with pytest.raises(BadInput, match="directory of a search"):
         ranks.choose("learned", None, maps, stream("x"))
 
 
-def planted_ranks(steps, generator):
-    """(rows of the table, planted ranks): reported ranks."""
-    cells = planted.Cells(steps, generator)
-    for _ in range(steps):
-        cells.search_step(generator)
-    return np.array(cells.reported()).reshape(5, 4)
+@pytest.mark.parametrize("total", [6, 13, 20, 47])
+def test_ranks_scaled_to_a_total_keep_their_order(total):
+    ranks_of = dict(zip("abcdef", (8, 1, 4, 2, 8, 3), strict=True))
+    scaled = ranks.scaled(ranks_of, total)
+    assert sum(scaled.values()) == total and min(scaled.values()) >= 1
+    pairs = [(ranks_of[m], scaled[m]) for m in ranks_of]
+    assert all(x <= y for a, x in pairs for b, y in pairs if a < b)
 
 
-def test_planted_table_is_a_table_of_ranks():
-    table = planted_ranks(30, stream("planted"))
-    assert table.min() >= 1 and table.max() <= 8
-    assert not np.array_equal(table[0], table[2])  # more travel, other ranks
+def test_uniform_ranks_scale_to_the_uniform_ranks_of_that_total():
+    for rank in (1, 5):
+        uniform = dict.fromkeys("abcdef", rank)
+        assert list(ranks.scaled(uniform, 20).values()) == [3, 3, 3, 3, 4, 4]
+    known = dict(zip("abcdef", planted.TRUE_RANKS, strict=True))
+    assert ranks.scaled(known, 20) == known
+    with pytest.raises(BadInput, match="6 maps need at least that much"):
+        ranks.scaled(known, 5)
 
 
-def test_more_outer_travel_means_smaller_ranks():
-    tables = sum(planted_ranks(120, runs.stream(seed, "p")) for seed in range(4))
-    assert tables[2].sum() < tables[0].sum()
+def test_random_ranks_have_the_learned_total():
+    beta = {name: torch.randn(8, generator=stream(name)).tolist() for name in "abcd"}
+    for total in (4, 12, 31):  # the outer two the noise law gives almost never
+        drawn = ranks.random_ranks(beta, total, stream("r"))
+        assert sum(drawn.values()) == total and all(1 <= r <= 8 for r in drawn.values())
+
+
+def test_the_planted_ranks_are_those_of_the_teacher_and_differ_in_place():
+    tasks, students = zip(*(planted.problem("planted", seed) for seed in range(4)))
+    assert {tuple(sorted(t.true_ranks, reverse=True)) for t in tasks} == {planted.TRUE_RANKS}
+    assert len({t.true_ranks for t in tasks}) > 1
+    assert (tasks[0].test.texts[0] == tasks[1].test.texts[0]).all()  # an item is one for all seeds
+    assert (tasks[0].train.texts[0] != tasks[1].train.texts[0]).any()
+    x = torch.tensor(np.stack(tasks[0].test.texts))
+    student, y = students[0].model, torch.from_numpy(tasks[0].test.labels)
+    assert method.adapted_maps(student, students[0].pattern).keys() == {
+        f"maps.{i}" for i in range(6)
+    }
+    error = (student(x).logits - y).square().mean()
+    assert 0.2 < error / y.var() < 0.8  # without an update much is left to learn
+
+
+def test_only_a_planted_task_has_an_oracle():
+    maps = {name: nn.Linear(4, 4) for name in "ab"}
+    assert ranks.choose("oracle", None, maps, stream("x"), (2, 1)) == {"a": 2, "b": 1}
+    with pytest.raises(BadInput, match="only a planted task knows its ranks"):
+        ranks.choose("oracle", None, maps, stream("x"))

@@ -31,6 +31,7 @@ CHOICES = {
         ({"eta": 0.5}, "0.1"),
         ({"eta": 0.0}, "--job joint"),
         ({"job": "adversarial", "labels": "permuted"}, "noise"),
+        ({"job": "adversarial", "labels": "classes"}, "noise"),
         ({"job": "darts", "space": "darts"}, "--judge retrain"),
         ({"job": "darts", "data": "cifar10"}, "mlp"),
     ],
@@ -71,7 +72,8 @@ def test_config_is_its_sections():
 
 def test_every_run_of_the_protocol_has_settings_that_can_be_meant():
     assert len(PAPER.seeds("cpu")) >= 8
-    assert PAPER.selected("cpu") == ["joint", "darts", "aug_val", "shuffled", "random"]
+    first = ["joint", "darts", "darts_few", "aug_val", "train_as_val"]
+    assert PAPER.selected("cpu")[: len(first)] == first
     for scale in protocol.SCALES:
         for node in PAPER.nodes(scale, "all"):
             Config(**PAPER.config(scale, node))

@@ -40,6 +40,25 @@ def test_data_of_the_levels_are_apart():
     assert parts[0] != set(data.load("digits", 6).train.ids.tolist())
 
 
+def test_few_held_out_images_are_stratified_and_nested():
+    """W and the generator learn from the same images whatever their number."""
+    ids = {}
+    for n in (10, 25, 100, 0):
+        s = search(job="darts", n=0, held_out=n)
+        chosen = s.views.of_architecture
+        assert len(chosen) == (n or 450)
+        counts = torch.bincount(chosen.labels, minlength=10)
+        assert not n or int(counts.max() - counts.min()) <= 1
+        ids[n] = set(chosen.ids.tolist())
+        assert ids[n] <= set(s.problem.validation.ids.tolist())
+        assert s.views.of_weights is s.problem.train and len(s.problem.train) == 450
+        assert len(s.views.held_out(0)[0]) == min(32, n or 32)
+    assert ids[10] < ids[25] < ids[100] < ids[0]
+    assert search(job="darts", seed=4, held_out=25).views.of_architecture.ids.tolist() != ids[25]
+    with pytest.raises(runs.BadInput, match="held_out 451"):
+        search(job="darts", n=0, held_out=451)
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_the_generator_learns_d_tr_alone(full):
     """Also where W learns more: `full_data_weights` is no extra information for level 2."""
@@ -68,6 +87,19 @@ def test_level_three_sees_what_its_job_says():
     same, other = permuted.views.generated(permuted.gan, 0)
     assert torch.equal(x, same) and not torch.equal(y, other)
     assert y.sort().values.tolist() == other.sort().values.tolist()
+
+
+def test_every_class_has_the_images_of_another_one():
+    own, exchanged = search(), search(labels="classes")
+    pairs = set()
+    for t in range(4):
+        x, y = own.views.generated(own.gan, t)
+        same, other = exchanged.views.generated(exchanged.gan, t)
+        assert torch.equal(x, same)
+        pairs |= set(zip(y.tolist(), other.tolist()))
+    # one label for each class throughout, never its own, none twice
+    assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}) == 10
+    assert all(a != b for a, b in pairs)
 
 
 def test_imagenet_folder(tmp_path):

@@ -9,17 +9,19 @@ from torch.nn.functional import cross_entropy
 
 from dasgm import method
 from shared import vectors
-from shared.hypergrad import FiniteDifference, FirstOrder, Method, OneStep, hypergrad
+from shared.hypergrad import FirstOrder, OneStep, hypergrad
 from shared.multilevel import Level
 from shared.vectors import Vector
 
 
-def two_levels(F, L_tr, W, A, xi: float, estimator: Method) -> Vector:
-    return method.architecture_gradient(F, Level(L_tr, W, xi, estimator), None, A).grads
+def two_levels(F, L_tr, W, A, xi: float, exact: bool, drift=None) -> Vector:
+    drift = [torch.zeros_like(w) for w in W] if drift is None else drift
+    ahead = method.LookAhead(L_tr, W, xi, drift, exact)
+    return method.architecture_gradient(F, ahead, None, A).grads
 
 
-@pytest.mark.parametrize("estimator", [OneStep(), FiniteDifference()], ids=["exact", "difference"])
-def test_unrolled_gradient_has_its_closed_form(estimator):
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "difference"])
+def test_unrolled_gradient_has_its_closed_form(exact):
     """L_tr = |W - B A|^2 / 2, F = |W - c|^2 / 2, with momentum and weight decay."""
     g = torch.Generator().manual_seed(0)
     B, c, m = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((5, 3), (5,), (5,)))
@@ -33,11 +35,28 @@ def test_unrolled_gradient_has_its_closed_form(estimator):
     def F():
         return 0.5 * (W - c).square().sum()
 
-    (got,) = two_levels(F, method.look_ahead_loss(L_tr, [W], [m], wd), [W], [A], xi, estimator)
+    drift = wd * W.detach() + mu * m
+    (got,) = two_levels(F, L_tr, [W], [A], xi, exact, [drift])
     with torch.no_grad():
         stepped = W - xi * (W - B @ A + wd * W + mu * m)
-        exact = xi * B.T @ (stepped - c)  # dW'/dA = xi B
-    assert float((got - exact).norm() / exact.norm()) < 1e-6
+        closed = xi * B.T @ (stepped - c)  # dW'/dA = xi B
+    assert float((got - closed).norm() / closed.norm()) < 1e-6
+
+
+def test_drift_is_what_sgd_adds_to_the_gradient():
+    """The weights really go where the look-ahead goes: mu m + wd W, from the optimiser's state."""
+    s = search(job="darts", weight_decay=1e-2)
+    for t in range(2):
+        s.step(t)
+        s.begin(t + 1)
+        before, drift = vectors.clone(s.f.W), s.f.drift(s.config.weight_decay)
+        rate = s.f.opt_W.param_groups[0]["lr"]
+        g = [torch.full_like(w, 1e-3) for w in s.f.W]
+        for w, x in zip(s.f.W, g):
+            w.grad = x
+        s.f.opt_W.step()
+        ahead = [w - rate * (x + d) for w, x, d in zip(before, g, drift)]
+        assert vectors.relative_error(s.f.W, ahead) < 1e-6
 
 
 def double_search() -> Search:
@@ -63,11 +82,12 @@ def test_difference_and_double_backward_agree_and_everything_is_put_back():
     W, A = s.f.W, s.f.A
     before, state = vectors.clone(W), torch.get_rng_state()
     buffers = [b.clone() for b in s.f.net.buffers()]
-    exact = two_levels(F, L_tr, W, A, 0.1, OneStep())
+    exact = two_levels(F, L_tr, W, A, 0.1, exact=True)
     # ReLU kinks: digits share a constant background, so many units cross zero together; a shorter
     # probe stays between them
-    close = two_levels(F, L_tr, W, A, 0.1, FiniteDifference(radius=1e-6))
-    direct = two_levels(F, L_tr, W, A, 0.0, OneStep())
+    still = [torch.zeros_like(w) for w in W]
+    close = method.second_order(F, method.LookAhead(L_tr, W, 0.1, still), A, radius=1e-6).grads
+    direct = two_levels(F, L_tr, W, A, 0.0, exact=True)
     implicit = hypergrad(F, L_tr, W, A, 0.1, OneStep()).implicit
     assert vectors.norm(implicit) > 1e-6  # the second order is there
     assert vectors.relative_error(direct, exact) > 1e-3
@@ -81,7 +101,7 @@ def test_difference_and_double_backward_agree_and_everything_is_put_back():
 def test_xi_zero_is_first_order_exactly():
     s = double_search()
     F, L_tr = losses(s)
-    got = two_levels(F, L_tr, s.f.W, s.f.A, 0.0, OneStep())
+    got = two_levels(F, L_tr, s.f.W, s.f.A, 0.0, exact=False)
     same = hypergrad(F, L_tr, s.f.W, s.f.A, 0.0, FirstOrder()).grads
     assert all(torch.equal(a, b) for a, b in zip(got, same))
 
@@ -112,7 +132,7 @@ def test_nested_gradient_is_the_derivative_of_the_unrolled_objective():
         t1 = theta.detach() - xi_t * torch.autograd.grad(J(theta, a, w1, eta), theta)[0]
         return objective(t1, a, w1).item()
 
-    weights = Level(lambda: L(a, w), [w], xi_w, OneStep())
+    weights = method.LookAhead(lambda: L(a, w), [w], xi_w, [torch.zeros_like(w)], exact=True)
     for eta in (0.1, 0.0):
         steps = 1e-5 * torch.eye(4, dtype=torch.float64)
         rises = [unrolled(a.detach() + d, eta) - unrolled(a.detach() - d, eta) for d in steps]

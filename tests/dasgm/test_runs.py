@@ -171,6 +171,45 @@ def test_figures_with_everything_and_with_nothing(tmp_path, generator):
     stage = Path(generator["generator"])
     places = {("joint", "digits", 3): directory, ("generator", "digits", 3): stage}
     made = figures.figures({"runs": [record(directory)]}, places)
-    assert [name for name, *_ in made] == ["accuracies", "cells", "softmax", "skips", "generated"]
+    names = ["collapse", "accuracies", "cells", "softmax", "skips", "generated"]
+    assert [name for name, *_ in made] == names
     assert all(caption and alt for _, caption, alt, _ in made)
     assert figures.figures({}, {}) == []
+
+
+def test_the_correlations_are_drawn_by_the_number_of_held_out_images():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from dasgm import figures
+
+    scores = {"joint": 0.2, "train_as_val": 0.8, "darts_few": 0.3, "darts": 0.6, "random": 0.0}
+    runs_of = [
+        {"arm": arm, "task": "digits", "seed": s, "metrics": {"correlation": score + 0.1 * s}}
+        for arm, score in scores.items()
+        for s in range(3)
+    ]
+    made = figures.correlations({"scale": "cpu", "runs": runs_of})
+    assert made is not None
+    _, _, alt, figure = made
+    assert "joint 0.30" in alt and "darts 0.70" in alt and "random" not in alt
+    labels = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert labels == ["none", "25", "50", "100", "450"]
+
+
+def test_cells_of_a_recorded_run_are_read_from_its_record(tmp_path, monkeypatch):
+    """A fresh clone has no folders of runs: the collapse is drawn from what is committed."""
+    import gzip
+
+    from dasgm import figures
+
+    (tmp_path / "results").mkdir()
+    cell = "|nor_conv_3x3~0|+|skip_connect~0|avg_pool_3x3~1|"
+    lines = [{"state_sha256": "a", "details": {"cell": cell}}, {"state_sha256": "b", "details": {}}]
+    with gzip.open(tmp_path / "results" / "cpu.records.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    monkeypatch.setattr(figures, "HERE", tmp_path)
+    run = {"arm": "joint", "task": "digits", "seed": 1, "state_sha256": "a"}
+    other = {**run, "arm": "darts", "state_sha256": "not recorded"}
+    found = figures.found_cells({"scale": "cpu", "runs": [run, other]}, {})
+    assert found == {"joint": [["nor_conv_3x3", "skip_connect", "avg_pool_3x3"]]}

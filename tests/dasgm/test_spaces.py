@@ -26,6 +26,27 @@ def test_decided_supernet_is_the_derived_network(row):
     assert nasbench.to_string(nasbench.from_string(cell), 4) == cell
 
 
+def test_the_norm_after_pooling_is_of_the_relaxed_network_alone():
+    """As DARTS has it: no weights, unit variance whatever comes in; derived cells do without."""
+    settings = {"channels": 4, "N": 1, "stages": 2, "nodes": 3, "classes": 5}
+    plain, normed = (nasbench.Network(None, pool_norm=n, **settings) for n in (False, True))
+    assert [p.shape for p in plain.parameters()] == [p.shape for p in normed.parameters()]
+    pools = [
+        e["avg_pool_3x3"] for m in normed.modules() if isinstance(m, nasbench.Cell) for e in m.edges
+    ]
+    out = pools[0](5 + 3 * torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(out.var((0, 2, 3), unbiased=False), torch.ones(4), atol=1e-3)
+    assert not list(normed.buffers())  # generated images move no running statistics
+    derived = nasbench.Network(nasbench.to_string(["avg_pool_3x3"] * 3, 3), **settings)
+    assert len(list(derived.modules())) < len(list(normed.modules()))
+    assert all(
+        not isinstance(e["avg_pool_3x3"], torch.nn.Sequential)
+        for m in derived.modules()
+        if isinstance(m, nasbench.Cell)
+        for e in m.edges
+    )
+
+
 def test_derivation_in_nasbench():
     alpha = torch.zeros(6, 5)
     for edge, op in enumerate([0, 1, 2, 3, 4, 0]):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from dasgm_small import make, record
 
@@ -67,9 +68,27 @@ def test_looked_up_cells_are_scored_per_image(tmp_path):
     cell = record(directory)["details"]["cell"]
     metrics = evaluate.score(predictions)
     assert metrics["accuracy"] == pytest.approx(table.score[table.number(cell)], abs=1e-12)
-    assert metrics["skips"] == nasbench.skips(cell)
+    assert metrics["skips"] == nasbench.skips(cell) and abs(metrics["correlation"]) <= 1
     per_image = evaluate.item_values(predictions)["accuracy"]
     assert per_image.mean() == pytest.approx(metrics["accuracy"], abs=1e-12)
+
+
+def test_rank_correlation_of_the_architecture_with_the_table():
+    """alpha of each operation's mean score orders the cells about right, its negative wrongly, and
+    a constant on an edge changes nothing."""
+    table = tables.digits_table()
+    cells = nasbench.all_cells(3, exclude_none=True)
+    score = np.array([table.score[table.number(c)] for c in cells])
+    alpha = torch.zeros(3, 5)
+    for edge in range(3):
+        for column, name in enumerate(nasbench.OPERATIONS[1:], start=1):
+            with_it = [nasbench.from_string(c)[edge] == name for c in cells]
+            alpha[edge, column] = float(score[with_it].mean())
+    right = table.correlation(alpha, 3, True)
+    assert right > 0.85
+    assert table.correlation(-alpha, 3, True) == pytest.approx(-right)
+    assert table.correlation(alpha + torch.rand(3, 1), 3, True) == pytest.approx(right)
+    assert table.correlation(alpha, 3, False) != pytest.approx(right)  # `none` counts there
 
 
 def test_random_is_the_mean_over_the_allowed_cells(tmp_path):
@@ -77,6 +96,7 @@ def test_random_is_the_mean_over_the_allowed_cells(tmp_path):
     chance = make(tmp_path, "random", job="random", n=0, exclude_none=True)
     with np.load(chance / "predictions.npz") as archive:
         floor = evaluate.score({k: archive[k] for k in archive.files})
+    assert floor["correlation"] == 0.0
     allowed = [table.number(c) for c in nasbench.all_cells(3, exclude_none=True)]
     assert abs(floor["accuracy"] - table.score[allowed].mean()) < 0.005
     best = 100 * (table.score.max() - floor["accuracy"])

@@ -201,7 +201,7 @@ def imdb_tables(root: Path) -> None:
 
 
 def read_imdb() -> list[Any]:
-    task = tap.read("imdb", 0, 0, 0.5)
+    task = tap.read("imdb", 0, 0.5)
     return [task.labelled.texts, task.labelled.labels.tolist(), task.test.texts]
 
 

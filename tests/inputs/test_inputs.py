@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
+import pickle
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import loaders
 import numpy as np
+import pyarrow
 import pytest
 from loaders import LOADERS, Loader, objects, put, put_table
 from PIL import Image
@@ -100,6 +105,16 @@ def test_what_stands_in_place_of_a_file_is_refused(loader, fault, data):
     refused(loader, Path(loader.file).name)
 
 
+@EVERY
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(loader, make, data):
+    loader.write(data)
+    (data / loader.file).unlink()
+    make(data / loader.file)
+    with pytest.raises((BadInput, MissingInput), match=r"a pipe or a device|lacks data_batch_2"):
+        loader.read()
+
+
 @of("gzip", "json", "parquet", "arrow", "pickle", "binary")
 @pytest.mark.parametrize("share", [0.49, 0.97])
 def test_a_file_cut_short_is_refused(loader, share, data):
@@ -135,9 +150,11 @@ def test_a_folder_in_place_of_a_file_is_refused(loader, data):
 
 @TEXTS
 @pytest.mark.parametrize("change", [
-    lambda raw: b"\xef\xbb\xbf" + raw, lambda raw: raw.replace(b"\n", b"\r\n"),
+    lambda raw: b"\xef\xbb\xbf" + raw, lambda raw: b"\xef\xbb\xbf" * 2 + raw,
+    lambda raw: raw + b"\n\xef\xbb\xbf\n", lambda raw: raw.replace(b"\n", b"\r\n"),
     lambda raw: raw + b"\n", lambda raw: raw + b" \r\n\n", lambda raw: raw.removesuffix(b"\n"),
-], ids=["byte-order mark", "CRLF", "blank end", "blank lines", "no last line feed"])  # fmt: skip
+], ids=["byte-order mark", "two marks", "a mark alone", "CRLF", "blank end", "blank lines",
+        "no last line feed"])  # fmt: skip
 def test_marks_and_blank_lines_change_nothing(loader, change, data):
     loader.write(data)
     good, path = loader.read(), data / loader.file
@@ -169,6 +186,38 @@ def test_a_wrong_byte_is_refused_with_its_row(loader, data):
     assert f"{path} row 2: byte 0xe9" in refused(loader, path.name)
 
 
+@TEXTS
+@pytest.mark.parametrize("change, said", [
+    (lambda raw: raw[:3] + b"\0" + raw[3:], "row 1: a NUL"),
+    (lambda raw: raw + bytes(99), "a NUL"),
+    (lambda raw: raw.decode().encode("utf-16-le"), "row 1: a NUL"),
+    (lambda raw: b" \n\n", "no rows"),
+], ids=["NUL", "zeros at the end", "UTF-16", "blank"])  # fmt: skip
+def test_what_is_no_text_is_refused(loader, change, said, data):
+    loader.write(data)
+    path = data / loader.file
+    rewrite(path, change(content(path)))
+    assert said in refused(loader, path.name)
+
+
+@of("text", "gzip")
+def test_lines_that_end_at_carriage_returns_are_refused(loader, data):
+    loader.write(data)
+    path = data / loader.file
+    rewrite(path, content(path).replace(b"\n", b"\r"))
+    refused(loader, path.name)
+
+
+@pytest.mark.parametrize("name", ["super_glue", "bionlp", "webnlg", "dart", "tap", "c4", "english"])
+def test_half_of_a_pair_of_surrogates_is_no_text(name, data):
+    LOADERS[name].write(data)
+    path = data / LOADERS[name].file
+    rewrite(path, content(path).replace(b"red", b"\\ud83d\\ude00", 1))
+    assert "\U0001f600" in json.dumps(LOADERS[name].read(), ensure_ascii=False)
+    rewrite(path, content(path).replace(b"\\ude00", b""))
+    assert "surrogates not allowed" in refused(LOADERS[name], path.name)
+
+
 def test_another_encoding_and_a_plain_file_called_gz(data):
     put(data, "text/english.jsonl.gz", "")
     path = data / "text/english.jsonl.gz"
@@ -189,6 +238,7 @@ FAMILIES = ("glue parquet", "glue arrow", "cifar parquet", "tap parquet", "image
     ("0/3 2/3", "missing: 00001"), ("1/2", "missing: 00000"), ("0/2 1/2 0/1", "more than one copy"),
     ("0/1 1/1", "beyond the 1 files"), ("0/12", "missing: 00001, 00002, .* and 6 more"),
     ("0/1 0/1-0123456789abcdef", "more than one copy"), ("0/1", ""), ("1/2 0/2", ""),
+    ("0/2 1/3", "more than one copy"), ("0/99999999999", "and 99999999993 more"),
 ])  # fmt: skip
 def test_a_family_of_files_is_whole(name, numbers, said, data):
     loader = LOADERS[name]
@@ -250,11 +300,14 @@ def test_other_files_among_images(loader, data, capsys):
     loader.write(data)
     path = data / loader.file
     good = loader.read()
-    for name in ("Thumbs.db", "list.txt", "._1.png"):
+    for name in ("Thumbs.db", "list.txt", "._1.png", "../2.png"):
         (path.parent / name).write_bytes(b"junk")
     assert loader.read() == good
     said = capsys.readouterr().out
-    assert "2 files of" in said and "1 hidden entries of" in said
+    assert "3 files of" in said and "1 hidden entries of" in said
+    (path.parent / "more").mkdir()
+    assert "a folder inside a class" in refused(loader, "more")
+    (path.parent / "more").rmdir()
     (path.parent.parent / "empty").mkdir()
     assert "class empty has no images" in refused(loader, "train")
     (path.parent.parent / "empty" / "._1.png").write_bytes(b"junk")
@@ -276,6 +329,55 @@ def test_images_of_any_depth(make, value, tmp_path):
         pictures.rgb(tmp_path / "x.tiff", "x")
 
 
+def frames(kind: str) -> bytes:
+    buffer, image = io.BytesIO(), Image.new("RGB", (8, 8))
+    image.save(buffer, kind, save_all=True, append_images=[Image.new("RGB", (8, 8), (9, 9, 9))])
+    return buffer.getvalue()
+
+
+def large_comment() -> bytes:
+    """A PNG whose comment unpacks to 100 MB."""
+    body = b"zTXtk\0\0" + zlib.compress(bytes(10**8))
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    raw = loaders.picture(9)
+    return raw[:33] + chunk + raw[33:]
+
+
+@pytest.mark.parametrize("content, said", [
+    (frames("GIF"), "several pictures"), (frames("PNG"), "several pictures"),
+    (frames("TIFF"), "several pictures"), (frames("WEBP"), "several pictures"),
+    (large_comment(), "too large"), (b"RIFF\x24\0\0\0WAVEfmt " + bytes(99), "cannot identify"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "cannot identify"),
+    (loaders.picture(9)[:60], ""), (b"<svg/>", "cannot identify"),
+], ids=["GIF", "APNG", "TIFF", "WebP", "comment", "sound", "program", "cut", "SVG"])  # fmt: skip
+def test_what_is_no_single_image_is_refused(content, said, tmp_path):
+    (tmp_path / "x.png").write_bytes(content)
+    for source in (tmp_path / "x.png", {"bytes": content}):
+        with pytest.raises(BadInput, match=f"^x: not a readable image .*{said}.* Remedy"):
+            pictures.rgb(source, "x")
+
+
+def test_the_jpeg_of_a_camera_holds_a_preview(tmp_path):
+    Image.new("RGB", (8, 8)).save(
+        tmp_path / "x.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (4, 4))]
+    )
+    assert pictures.rgb(tmp_path / "x.jpg", "x").size == (8, 8)
+
+
+@pytest.mark.parametrize("change", [
+    {b"labels": [3.7, 4.2]}, {b"labels": ["3", "4"]}, {b"labels": [True, False]},
+    {b"labels": [[3], [4]]}, {b"labels": [3, float("nan")]}, {b"labels": []},
+    {b"data": np.full((2, 3072), 0.5)}, {b"data": np.full((2, 3072), 256)},
+    {b"data": np.full((2, 3072), -1)}, {b"data": np.zeros((0, 3072), np.uint8)},
+], ids=str)  # fmt: skip
+def test_a_batch_of_other_numbers_is_refused(change, data):
+    loader = LOADERS["cifar python"]
+    loader.write(data)
+    batch = {b"data": np.full((2, 3072), 7, np.uint8), b"labels": [3, 4]}
+    (data / loader.file).write_bytes(pickle.dumps(batch | change))
+    refused(loader, "data_batch_2")
+
+
 # --- rows and labels -----------------------------------------------------------------------------
 
 JSONL = "tap/imdb/train.jsonl"
@@ -294,6 +396,16 @@ def tagged(tokens: object, tags: object) -> str:
     ("glue tsv", "glue/RTE/dev.tsv", HEADER + "0\ta\tb\n", "row 2: 3 columns, expected 4"),
     ("glue tsv", "glue/RTE/dev.tsv", HEADER + "0\ta\tb\t0\tx\n", "row 2: 5 columns, expected 4"),
     ("glue tsv", "glue/RTE/dev.tsv", HEADER + "\n0\t\tb\t0\n", "row 3: column 'sentence1' is empt"),
+    ("glue tsv", "glue/RTE/dev.tsv", "sentence1\tsentence2\tlabel\tlabel\na\tb\t0\t1\n",
+     "row 1: column 'label' is there twice"),
+    ("glue tsv", "glue/RTE/dev.tsv", HEADER + "0\ta\tb\t" + "9" * 5000, "row 2: label '999"),
+    ("glue tsv", "glue/RTE/dev.tsv", HEADER + "0\ta\tb\t1.0", "row 2: label '1.0'"),
+    ("glue tsv", "glue/RTE/dev.tsv", HEADER + "0\ta\tb\t\u0661", "row 2: label"),
+    ("glue tsv", "glue/RTE/dev.tsv", HEADER + "0\ta\tb\t0\n" + HEADER, "row 3: label 'label'"),
+    ("mrpc", "glue/MRPC/msr_paraphrase_train.txt", "1\t11\t12\ta\tb\n0\t21\t22\tc\td\n",
+     "row 2: no column '#1 ID'"),
+    ("super_glue", "super_glue/CB/val.jsonl", '{"premise": "a", "premise": "b", "label": 0}',
+     "row 1: .*'premise' is there twice"),
     ("super_glue", "super_glue/CB/val.jsonl", '{"premise": 5, "hypothesis": "b", "label": 0}',
      "row 1: column 'premise' holds 5"),
     ("super_glue", "super_glue/CB/val.jsonl", '["a"]', r"row 1: '\[\"a\"\]' is not a JSON object"),
@@ -304,6 +416,8 @@ def tagged(tokens: object, tags: object) -> str:
     ("tap", JSONL, '{"text": "a", "label": 2}', "row 1: label 2 is not one of the 2"),
     ("tap", JSONL, '{"text": null, "label": 1}', "row 1: column 'text' is empty"),
     ("tap", JSONL, '{"text": "a", "label": 1.5}', "row 1: label 1.5"),
+    ("tap", JSONL, '{"text": "a", "label": "' + "9" * 5000 + '"}', "row 1: label"),
+    ("tap", JSONL, '{"text": "a", "label": true}', "row 1: label True"),
     ("iob", "bioner/NCBI-disease-IOB/test.tsv", "a\tO\n\nb\tI-X\n", "row 3: tag 'I-X'"),
     ("iob", "bioner/NCBI-disease-IOB/train.tsv", "a\tB-\n", "row 1: expected 'token TAB"),
     ("iob", "bioner/NCBI-disease-IOB/train.tsv", "a\tO\nb O\n", "row 2: expected 'token TAB"),
@@ -317,6 +431,11 @@ def tagged(tokens: object, tags: object) -> str:
     ("webnlg", "nlg/webnlg/train.json", '{"entries": [{"1": {}}]}', "entry 1: not triples"),
     ("dart", "nlg/dart/dart-v1.1.1-full-train.json", '[{"tripleset": [["a"]]}]', "entry 1: not tr"),
     ("dart", "nlg/dart/dart-v1.1.1-full-train.json", "[]", "no list of entries"),
+    ("dart", "nlg/dart/dart-v1.1.1-full-train.json",
+     '[{"tripleset": [["a", "b", "c"]], "annotations": []}]', "no rows"),
+    ("iob", "bioner/NCBI-disease-IOB/train.tsv", "-DOCSTART-\tO\n\n", "no rows"),
+    ("molecules", "molecules/BBBP.csv", CSV + "CCO,\nCC,-1\n", "no row has a label"),
+    ("molecules", "molecules/BBBP.csv", CSV, "lacks the columns"),
     ("molecules", "molecules/BBBP.csv", CSV + "CCO,2\n", "row 2, column 'BBBP': label '2'"),
     ("molecules", "molecules/BBBP.csv", CSV + "CCO,inf\n", "row 2, column 'BBBP': label 'inf'"),
     ("molecules", "molecules/BBBP.csv", CSV + "CCO,nan\n", "row 2, column 'BBBP': label 'nan'"),
@@ -360,6 +479,13 @@ def test_the_table_of_cells_is_whole(line, said, data):
     ("tap/imdb/train.parquet", {"text": [None], "label": [1]}, "row 0: column 'text' is empty"),
     ("cifar10/train.parquet", {"label": [10]}, "row 0: label 10, expected 0 to 9"),
     ("cifar10/train.parquet", {"label": [None]}, "row 0: label None is not a whole number"),
+    ("cifar10/train.parquet", {"label": [True]}, "row 0: label True is not a whole number"),
+    ("glue/RTE/train.parquet", {**loaders.PAIRS, "label": [0.0, 1.0]}, "row 0: label '0.0'"),
+    ("glue/RTE/train.parquet", {**loaders.PAIRS, "label": [0, 1], "sentence1": [b"a", b"b"]},
+     "row 0: column 'sentence1' holds b'a'"),
+    ("glue/RTE/train.parquet",
+     {**loaders.PAIRS, "label": pyarrow.array([0, 10**18], pyarrow.timestamp("us"))},
+     "cannot be read .*out of range"),
     ("imagenet/train.parquet", {"label": [-1]}, "row 0: label -1"),
     ("imagenet/train.parquet", {"label": [1]}, "no image of class 0"),
     ("imagenet/train.parquet", {"label": [0.5]}, "labels are not whole numbers"),
@@ -397,6 +523,14 @@ def test_a_score_outside_its_range_is_refused(score, data):
     ("multirc", {"passage": {"text": "a", "questions": ["q"]}}, "where multirc should have it"),
     ("multirc", {"paragraph": "a", "question": "b", "answer": "c", "label": 1}, "column 'idx'"),
     ("wsc", {"text": "a", "target": {"span1_text": "a"}, "label": True}, "no column 'span2_text'"),
+    ("multirc", {"paragraph": "a", "question": "b", "answer": "c", "label": 1,
+                 "idx": {"paragraph": [1], "question": 2}}, "column 'idx'"),
+    ("multirc", {"paragraph": "a", "question": "b", "answer": "c", "label": 1, "idx": {}}, "'idx'"),
+    *(("record", {"passage": "a", "query": "q", "entities": ["a"], "answers": ["a"]} | wrong,
+       f"column '{next(iter(wrong))}'") for wrong in (
+           {"answers": None}, {"answers": "abc"}, {"answers": [None]}, {"entities": 5})),
+    ("record", {"passage": {"text": "a", "entities": [{"start": 0, "end": 0}]},
+                "qas": [{"query": "q", "answers": [{"text": 5}]}]}, "column 'answers'"),
     ("wsc", {"text": "a", "target": 5, "label": True}, "where wsc should have it"),
     ("copa", {**dict.fromkeys(("premise", "question", "choice1", "choice2"), "a"), "label": 2},
      "label '2' is not one of"),

@@ -154,10 +154,12 @@ def test_a_claim_planned_short_says_so(planned):
 
 
 def test_plan_lines_come_from_a_pilot(capsys):
-    pilot = ["autolora", "--claim", "8 allocation", "--d", "0.5", "-1.2", "0.3", "-0.4", "0.6"]
+    claim = "8 allocation, all tasks"
+    pilot = ["autolora", "--scale", "gpu", "--claim", claim]
+    pilot += ["--d", "0.5", "-1.2", "0.3", "-0.4", "0.6"]
     assert plan_n.main(pilot) == 0
     line, advice = capsys.readouterr().out.splitlines()
-    assert '"8 allocation": {seeds: "0-4", sd: 0.757, n: 5, detectable: 1.55' in line
+    assert f'"{claim}": {{seeds: "0-4", sd: 0.757, n: 5, detectable: 1.55' in line
     assert advice.strip() == "# above material 1: needs 9 seeds, or `short: why`"
     assert plan_n.main(["autolra"]) == 2 and "no paper" in capsys.readouterr().err
     assert plan_n.seeds_needed(0.0, 1.0, 1) == 5 and plan_n.seeds_needed(1e4, 1.0, 1) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -63,6 +64,12 @@ BAD = {  # what spoils one finished run there -> what is said, exit status 2, it
         lambda place: edit(place / "record.json", fingerprint={"config": "other"}),
         "refused: settings changed",
     ),
+    "a split": (
+        lambda place: (place / "splits.npz").write_bytes(b"other"),
+        "refused: splits.npz does not match its record",
+    ),
+    "a pipe": (lambda place: os.mkfifo(place / "x"), "refused: it cannot be copied"),
+    "a loop": (lambda place: (place / "x").symlink_to("x"), "refused: it cannot be copied"),
     "unknown arm": (lambda place: place.rename(place.parent / "nosy"), "did you mean 'noisy'"),
     "not JSON": (lambda place: (place / "record.json").write_text("{"), "cannot be read"),
 }

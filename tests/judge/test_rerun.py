@@ -64,7 +64,7 @@ def test_a_run_made_again_shows_what_was_invented(toy, finished, monkeypatch, ca
     result = recorded.read(result_path(folder, "cpu"))
     packed = predictions_of(Protocol(folder))
     run = next(r for r in result.runs if r.key == ("noisy", "line", 101))
-    said, agrees = rerun.repeat(folder, "cpu", run, packed[run.key], toy / "again")
+    said, agrees = rerun.repeat(folder, "cpu", run, packed[run.key], toy / "again", "cpu")
     assert not agrees and said.startswith("differs: label in") and "of 100" in said
     again = toy / "again" / "runs" / "toy" / "cpu" / "line" / "seed101" / "noisy"
     trained = toy_paper.record(again)
@@ -72,6 +72,9 @@ def test_a_run_made_again_shows_what_was_invented(toy, finished, monkeypatch, ca
         trained["predictions_sha256"],
         trained["state_sha256"],
     )
-    said, agrees = rerun.repeat(folder, "cpu", run, packed[run.key], toy / "again")
+    said, agrees = rerun.repeat(folder, "cpu", run, packed[run.key], toy / "again", "cpu")
     assert agrees and said == "equal bits, and the same weights"
     assert check.saved_sha256(dict(np.load(again / "predictions.npz"))) == run.predictions_sha256
+    monkeypatch.setattr(rerun, "cuda_devices", list)
+    said, agrees = rerun.repeat(folder, "cpu", run, packed[run.key], toy / "again", "an H100")
+    assert not agrees and "recorded on an H100, and no CUDA device is here" in said

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from reliable import ROOT
 
@@ -184,10 +185,17 @@ def test_a_run_of_one_cycle_has_its_gates(tmp_path):
 
 
 @pytest.mark.parametrize("paper", PAPERS)
-@pytest.mark.parametrize("content", [None, b"", b"text"], ids=["missing", "empty", "text"])
+@pytest.mark.parametrize("content", [
+    None, b"", b"text", {"label": np.array([{}], object)}, {"label": np.zeros(0)},
+    {"label": np.zeros(2), "prediction": np.zeros(3)}, {"label": np.zeros(2)}, os.mkfifo,
+])  # fmt: skip
 def test_predictions_that_are_none_are_refused(paper, content, tmp_path, monkeypatch, capsys):
     path = tmp_path / "predictions.npz"
-    if content is not None:
+    if callable(content):
+        content(path)
+    elif isinstance(content, dict):
+        np.savez(path, **content)
+    elif content is not None:
         path.write_bytes(content)
     monkeypatch.setattr(sys, "argv", ["evaluate", str(tmp_path)])
     with pytest.raises(SystemExit) as left:

@@ -74,10 +74,10 @@ def sharded(then: Breaker) -> Breaker:
     return make
 
 
-def header(**changes: object) -> bytes:
-    """A file of one tensor, x, whose entry has these changes."""
+def header(name: str = "x", **changes: object) -> bytes:
+    """A file of one tensor whose entry has these changes."""
     entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes
-    start = json.dumps({"x": entry}).encode()
+    start = json.dumps({name: entry}).encode()
     return len(start).to_bytes(8, "little") + start + bytes(8)
 
 
@@ -107,6 +107,8 @@ WHOLE, INDEX, LAST = (
     "model.safetensors.index.json",
     "model-00003-of-00003.safetensors",
 )
+_ONCE = b'"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
+TWICE = (2 * len(_ONCE) + 4).to_bytes(8, "little") + b"{%b, %b}" % (_ONCE, _ONCE) + bytes(8)
 TWO = {"w0": "model-00001-of-00003.safetensors", "w2": LAST}
 # what is wrong -> (how it came to be, what the message says)
 BROKEN: dict[str, tuple[Breaker, str]] = {
@@ -146,6 +148,15 @@ BROKEN: dict[str, tuple[Breaker, str]] = {
     "config is Latin-1": (puts("config.json", b'{"x": "\xe9"}'), "is not JSON"),
     "config nests": (puts("config.json", "[" * 200_000), "config.json is not JSON"),
     "config of others": (puts("config.json", '{"layers": 2}'), "names no model_type"),
+    "config says it twice": (
+        puts("config.json", '{"model_type": "a", "model_type": "bert"}'),
+        "twice",
+    ),
+    "settings are cut": (puts("generation_config.json", "{"), "generation_config.json is not JSON"),
+    "tokens are a list": (puts("special_tokens_map.json", "[]"), "holds a list, not an object"),
+    "whole numbers": (puts(WHOLE, header("weight", dtype="I32")), "holds weight as I32, which"),
+    "a tensor twice": (puts(WHOLE, TWICE), "the key 'x' is there twice"),
+    "pipe": (lambda f: (lacks(WHOLE)(f), os.mkfifo(f / WHOLE)), "model.safetensors is not a file"),
     "config loops": (loop, "config.json cannot be read"),
     "no tokenizer": (lacks("tokenizer.json"), "has no tokenizer"),
     "only its settings": (renamed("tokenizer.json", "tokenizer_config.json"), "has no tokenizer"),

@@ -127,3 +127,9 @@ def test_only_what_is_needed_is_asked_for(rooted):
     assert sources.find_model(name, ("weights",))[1] == "path"
     with pytest.raises(BadInput, match="has no tokenizer"):
         sources.find_model(name, ("tokenizer",))
+
+
+def test_masks_of_older_checkpoints_are_no_weights(rooted):
+    name = "gpt_neox.layers.0.attention.bias"
+    mask = model_folders.header(name, dtype="BOOL", data_offsets=[0, 8], shape=[8])
+    sources.find_model(rooted("path", model_folders.puts("model.safetensors", mask)))

@@ -151,6 +151,30 @@ def test_foreign_code_is_not_run(changed):
 BERT = "bert.encoder.layer.1.output.dense.bias"
 PLACED = "bert.embeddings.position_ids"
 HALF = {"num_hidden_layers": 1}
+WEIGHT = "bert.encoder.layer.1.output.dense.weight"
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda w: w[WEIGHT][0].fill_(float("nan")), f"{WEIGHT} is not finite"),
+    (lambda w: w[WEIGHT][0].fill_(float("inf")), f"{WEIGHT} is not finite"),
+    (lambda w: w[WEIGHT].zero_(), f"{WEIGHT} is zero"),
+    *((lambda w, kind=kind: w.update({WEIGHT: w[WEIGHT].to(kind)}), f"holds {WEIGHT} as {name}")
+      for kind, name in ((torch.int8, "I8"), (torch.int64, "I64"), (torch.bool, "BOOL"),
+                         (torch.float8_e4m3fn, "F8_E4M3"), (torch.complex64, "C64"))),
+])  # fmt: skip
+def test_weights_that_are_no_weights(change, message, changed):
+    with pytest.raises(BadInput, match=message):
+        classifier(changed("bert", change))
+
+
+def test_a_tokenizer_that_pads_with_another_id(saved, changed):
+    folder = changed("roberta")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    for pad, said in (("</s>", "pads with '</s>' .id 2., the model 1"), (None, "pads with None")):
+        text = json.dumps(settings | {"pad_token": pad})
+        (folder / "tokenizer_config.json").write_text(text)
+        with pytest.raises(BadInput, match=said):
+            classifier(folder)
 
 
 @pytest.mark.parametrize(

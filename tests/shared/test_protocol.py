@@ -110,6 +110,35 @@ def test_yaml_exponents_are_numbers(toy):
     assert paper.settings("cpu", "good", "plane")["lr"] == 1e-4
 
 
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize("content, said", [
+    (BOMB.encode(), "unfold"), (b"a: &a [*a]\n", "unfold"), (b"a: &a {b: *a}\n", "unfold"),
+    (b"a: 1\nb: 2\na: 3\n", "the key 'a' is there twice"), (b"a: caf\xe9\n", "utf-8"),
+    ("a: 1\n".encode("utf-16"), "utf-8"), (b"a: b\0c\n", "unacceptable character"),
+    (b"[" * 9999, "recursion"), (b"a: !!python/object/apply:os.system [ls]\n", "constructor"),
+    (b"a: b: c\n", "not allowed"), (b"a: &a 1\nb: *c\n", "undefined alias"),
+    (b"\ta: 1\n", "cannot start"), (b"a: 2026-13-45\n", "month"),
+], ids=[*"abcdefghijklm"])  # fmt: skip
+def test_yaml_that_is_none_is_refused(content, said, tmp_path):
+    (tmp_path / "x.yaml").write_bytes(content)
+    with pytest.raises(BadInput, match=rf"(?s)x.yaml is not valid YAML.*{said}"):
+        protocol.load_yaml(tmp_path / "x.yaml", "x.yaml")
+    (tmp_path / "x.yaml").unlink()
+    (tmp_path / "x.yaml").mkdir()
+    with pytest.raises(BadInput, match="not valid YAML"):
+        protocol.load_yaml(tmp_path / "x.yaml", "x.yaml")
+
+
+def test_aliases_that_repeat_a_part_are_read(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: &a [1, 2]\nb: *a\nc: {<<: {d: 1}, d: 2}\n")
+    read = protocol.load_yaml(tmp_path / "x.yaml", "x.yaml")
+    assert read == {"a": [1, 2], "b": [1, 2], "c": {"d": 2}}
+
+
 def test_config_is_read_without_a_method(toy):
     paper = Protocol(toy / "toy")
     assert {"scale", "arm", "task", "seed", "device", "out", "uses"} < set(paper.defaults)

@@ -85,8 +85,9 @@ def test_every_missing_folder_is_explained(layout):
 def test_layouts_cover_the_seven_papers():
     folders = {layout.folder for layout in sources.LAYOUTS}
     names = (
-        "glue super_glue cifar10 cifar100 imagenet bioner bionlp2004 nlg/e2e nlg/webnlg nlg/dart "
-        "molecules text c4 nasbench201.csv.gz tap/rct tap/agnews tap/imdb"
+        "glue super_glue cifar10 cifar100 imagenet cub cars inat2019 bioner bionlp2004 "
+        "nlg/e2e nlg/webnlg nlg/dart molecules text c4 nasbench201.csv.gz "
+        "tap/rct tap/agnews tap/imdb"
     )
     assert folders >= set(names.split())
     assert len(folders) == len(sources.LAYOUTS)

@@ -435,11 +435,101 @@ def test_what_a_paper_adds_to_its_run_is_deleted_with_it(toy, train):
     assert not (toy / "out" / "shift.json").exists() and record(toy / "out")["arm"] == "noisy"
 
 
+MANGLED = [{"fingerprint": []}, {"fingerprint": None}, {"metrics": "high"}, {"config": 3},
+           {"fingerprint": {"code": ["x"]}}, {"fingerprint": {"data": {"glue": "x"}}},
+           {"fingerprint": {"data": {"glue": {"sha256": 1}}}}, {"fingerprint": {"asked": {"x": 1}}},
+           {"fingerprint": {"uses": "stage"}}, {"fingerprint": {"machine": 5}},
+           {"fingerprint": {"machine": {"device": "cpu", "portable": False, "packages": [1]}}},
+           {"fingerprint": {"data": {"x": {"path": "REPRO_DATA/x"}}}},
+           {"fingerprint": {"data": {"x": {"sha256": "0", "path": 5}}}},
+           {"fingerprint": {"data": {"x": {"sha256": "0", "path": "REPRO_DATA/" + "x" * 999}}}},
+           {"fingerprint": {"asked": ["x"]}}, {"status": "running"}, {"status": ["finished"]},
+           {"metrics": {"accuracy": "high"}}, {"gates": "all"}, {"splits": None},
+           {"files": ["splits.npz"]}]  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", MANGLED, ids=str)
+def test_a_record_edited_by_hand_is_made_again(toy, train, parts, capsys):
+    train.run(config(train, toy))
+    path = toy / "out" / "record.json"
+    whole = record(toy / "out")
+    for name, part in parts.items():
+        whole[name] = {**whole[name], **part} if isinstance(part, dict) and part else part
+    write(path, json.dumps(whole))
+    train.run(config(train, toy))
+    assert "record.json is not as a run writes it" in capsys.readouterr().out
+    assert record(toy / "out")["metrics"]
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "[" * 200_000, '{"seed": ' + "9" * 5000 + "}",
+                                  "\0" * 9, '{"paper": "toy", '])  # fmt: skip
+def test_a_record_that_is_none_is_made_again(toy, train, text, capsys):
+    train.run(config(train, toy))
+    write(toy / "out" / "record.json", text)
+    train.run(config(train, toy))
+    assert "made again, record.json cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arm, name", [
+    ("noisy", "splits.npz"), ("noisy", "predictions.npz"), ("stage", "shift.json"),
+])  # fmt: skip
+@pytest.mark.parametrize("happens", [
+    lambda path: path.write_bytes(b"other"), lambda path: path.unlink(),
+    lambda path: (path.unlink(), path.mkdir()),
+])  # fmt: skip
+def test_a_file_that_is_not_as_its_run_left_it(toy, train, capsys, arm, name, happens):
+    train.run(config(train, toy, arm=arm))
+    train.run(config(train, toy, arm=arm))
+    assert "finished before" in capsys.readouterr().out
+    before = (toy / "out" / name).read_bytes()
+    happens(toy / "out" / name)
+    train.run(config(train, toy, arm=arm))
+    assert f"made again, {name} does not match its record" in capsys.readouterr().out
+    assert (toy / "out" / name).read_bytes() == before
+
+
+def other(**parts: object):
+    def change(toy: Path) -> None:
+        write(toy / "out" / "record.json", json.dumps(record(toy / "out") | parts))
+
+    return change
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda toy: write(toy / "out" / "shift.json", "{}"), "shift.json does not match its record"),
+    (lambda toy: (toy / "out" / "shift.json").unlink(), "shift.json does not match its record"),
+    (lambda toy: shutil.rmtree(toy / "out"), "not finished"),
+    (lambda toy: write(toy / "out" / "record.json", "{"), "not finished"),
+    (other(arm="noisy"), "is arm noisy of toy"), (other(paper="other"), "is arm stage of other"),
+    (other(status="diverged"), "diverged"), (other(fingerprint=None), "no run wrote"),
+    (other(fingerprint={"code": {}, "data": "x"}), "no run wrote"),
+    (other(gradient_evaluations_with_uses="9"), "no run wrote"), (other(files=[1]), "no run wrote"),
+])  # fmt: skip
+def test_a_run_that_is_used_is_whole_and_the_right_one(toy, train, change, said):
+    train.run(config(train, toy, arm="stage"))
+    good = {"arm": "good", "out": str(toy / "good"), "uses": {"stage": str(toy / "out")}}
+    change(toy)
+    with pytest.raises(BadInput, match=f"the run it uses, stage, .*{said}"):
+        train.run(config(train, toy, **good))
+    assert not (toy / "good" / "config.json").exists()
+
+
+def test_other_bytes_of_the_same_size_and_time_are_noticed(toy, train, capsys):
+    path = toy / "data" / "rows" / DATA
+    train.run(config(train, toy))
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    write(path, "tsrif")
+    os.utime(path, ns=times)
+    train.run(config(train, toy))
+    assert f"data changed: rows/{DATA}" in capsys.readouterr().out
+
+
 # --- the command line -------------------------------------------------------------------------
 
 
 ESCAPES = [("--tiny", "--task", "../../../../escape"), ("--task", "/tmp/escape"), ("--arm", "../x"),
-           ("--scale", "../x"), ("--seed", "../1"), ("--tiny", "--task", "..")]  # fmt: skip
+           ("--scale", "../x"), ("--seed", "../1"), ("--tiny", "--task", ".."),
+           ("--tiny", "--scale", "cpu")]  # fmt: skip
 
 
 def test_names_are_names(toy, train, monkeypatch):
@@ -460,6 +550,33 @@ def test_names_are_names(toy, train, monkeypatch):
             protocol.Protocol(toy / "toy")
     write(toy / "toy" / "protocol.yaml", text)
     assert content(toy) == before
+
+
+@pytest.mark.parametrize("words", [
+    *(("--out", place) for place in ("/dev/null", "/proc/x", "/etc/passwd/x", "x" * 5000, "loop")),
+    *((name, value) for name in ("--data", "--model")
+      for value in ("x" * 5000, "/dev/null", "loop")),
+    ("--seed", "9" * 5000), ("--seed", "\u0663"), ("--task", "x" * 5000), ("--lr", "nan"),
+    ("--steps", "9" * 5000),
+    *((f"{name}={value}",) for name in ("REPRO_DATA", "REPRO_CACHE", "REPRO_RUNS")
+      for value in ("/dev/null", "/proc/x", "x" * 5000, "loop")),
+    ("REPRO_DATA=~nobody-here/x",),
+], ids=lambda words: " ".join(words)[:30])  # fmt: skip
+def test_a_place_that_cannot_be_is_an_error_of_one_line(toy, train, monkeypatch, capsys, words):
+    monkeypatch.chdir(toy)
+    (toy / "loop").symlink_to("loop")
+    words, variables = [x for x in words if "=" not in x], [x for x in words if "=" in x]
+    for variable in variables:
+        monkeypatch.setenv(*variable.split("=", 1))
+    out = [] if variables == [] or "RUNS" in variables[0] else ["--out", "out"]
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["train.py", "--arm", "noisy", "--data", "rows", "--begin", "0.5", *out, *words],
+    )
+    with pytest.raises(SystemExit) as stopped:
+        runs.command_line(train.Config, train.run, train.__doc__, train.__file__)
+    assert stopped.value.code == 2 and capsys.readouterr().err
 
 
 def test_other_settings_stand_beside_the_protocols_run(toy, train, monkeypatch, capsys):

@@ -7,12 +7,14 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tapweight_problems import PROTOCOL
 
 from shared import protocol, runs
 from shared.sources import MissingInput
 from tapweight import data, encoders, language, rehearsal, train
 from tapweight.config import Config
+from tapweight.dropout import SharedMasks
 
 
 def rehearsal_config(task: str, **more) -> Config:
@@ -70,7 +72,7 @@ class NoRun:
         pass
 
 
-def closures(config: Config):
+def closures(config: Config, again: bool = False):
     """The first Level II loss and the first K pretraining losses of a run."""
     domain = language.Language(config, torch.device("cpu"))
     with warnings.catch_warnings():
@@ -80,7 +82,7 @@ def closures(config: Config):
     domain.encoder.train()
     unlabelled, labelled = (runs.Batches(torch.arange(n), 3, 0, "x") for n in domain.sizes[:2])
     task = train.task_loss(config, NoRun(), domain, domain.encoder, w, "train", labelled, 0)
-    return task, train.objectives(config, NoRun(), domain, unlabelled, 0)[0][0]
+    return task, train.objectives(config, NoRun(), domain, unlabelled, 0, again)[0][0]
 
 
 def test_official_accidents_are_chosen_by_settings(rehearsal_cache):
@@ -98,10 +100,43 @@ def test_official_accidents_are_chosen_by_settings(rehearsal_cache):
     assert losses["ours"] == 0.0 != losses["independent"]
 
 
+def test_masks_drawn_once_are_those_drawn_anew(rehearsal_cache):
+    """Dropout of modules, shared, and of attention, drawn again: all bits, with grad or not."""
+    anew, shared = (closures(rehearsal_config("stsb"), again)[1] for again in (False, True))
+    for grad in (True, False, False):
+        with torch.set_grad_enabled(grad):
+            pairs = list(zip(anew(), shared()))
+        assert all(torch.equal(a, b) and a.requires_grad == b.requires_grad for a, b in pairs)
+
+
+def test_masks_of_another_function_are_refused():
+    masks, x = SharedMasks(), torch.ones(2, 3)
+    with masks.evaluation():
+        first = F.dropout(x, 0.5)
+    with masks.evaluation():
+        assert torch.equal(F.dropout(x, 0.5), first)
+        with pytest.raises(RuntimeError, match="other dropout masks"):
+            F.dropout(x, 0.5)
+    with masks.evaluation(), pytest.raises(RuntimeError, match="other dropout masks"):
+        F.dropout(x[:1], 0.5)
+
+
+def test_movie_sentences_are_apart():
+    task = data.read("movie", 0, 0.75, 100, 300)
+    ids, texts = task.unlabelled
+    assert len(task.labelled) == 100 and len(set(ids.tolist())) == len(texts) == 300
+    assert len(task.inner) == 75 and set(task.labelled.ids) < set(ids)
+    for part in (task.test, task.spare):
+        assert len(part) and not set(ids.tolist()) & set(part.ids.tolist())
+    for texts in (100, 20_000):
+        with pytest.raises(ValueError, match=r"unlabelled = .* 1 to"):
+            data.read("movie", 0, 0.75, 100, texts)
+
+
 def test_unlabelled_texts_hold_no_test_text(rehearsal_cache):
     with rehearsal.inputs("rehearsal"):
         for name in ("mnli", "rct", "agnews", "stsb"):
-            task = data.read(name, 0, 0, 8 / 9)
+            task = data.read(name, 0, 8 / 9)
             ids, texts = task.unlabelled
             assert not set(ids.tolist()) & set(task.test.ids.tolist())
             assert len(texts) == sum(len(data.sentences(t)) for t in task.labelled.texts)
@@ -126,7 +161,7 @@ def test_tap_rows_are_refused_with_their_number(tmp_path, monkeypatch):
     ):
         path.write_text(json.dumps(row) + "\n")
         with pytest.raises(ValueError, match=text):
-            data.read("agnews", 0, 0, 0.5)
+            data.read("agnews", 0, 0.5)
     path.unlink()
     with pytest.raises(MissingInput, match=r"train\.jsonl"):
-        data.read("agnews", 0, 0, 0.5)
+        data.read("agnews", 0, 0.5)

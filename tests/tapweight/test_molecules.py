@@ -34,6 +34,10 @@ def test_13_reading_counts_what_it_drops(tmp_path, monkeypatch):
         path.write_text(content)
         with pytest.raises(ValueError, match=text):
             molecules.read("bbbp", rehearsal.made_up(), lines.append)
+    for column in ("BBBP", "p_np"):  # the second is DeepChem's own name for it
+        path.write_text(f"num,name,{column},smiles\n1,one,1,CCO\n2,two,0,CCC\n")
+        bbbp = molecules.read("bbbp", rehearsal.made_up(), lines.append)
+        assert sorted(bbbp.labels[:, 0].tolist()) == [0.0, 1.0]
     with pytest.raises(ValueError, match="did you mean 'bbbp'"):
         molecules.read("bbpb", rehearsal.made_up())
 

@@ -47,4 +47,15 @@ def test_figures_with_and_without_runs(tmp_path):
     row = {"arm": "tapweight", "task": "planted", "metrics": metrics}
     ((name, _, alt, _),) = figures.figures({"runs": [row]}, {})
     assert name == "final-weights" and "half-noise 0.25" in alt  # a name, not a number
+    rows = [
+        {"arm": arm, "task": "planted", "metrics": {"weight_of_aligned": w, "score": score}}
+        for arm, w, score in (
+            ("tapweight", 0.1, 0.5), ("tapweight", 0.9, 0.9), ("cp-uniform", 0.25, 0.8),
+            ("oracle", 1.0, 0.9), ("permuted", 0.0, 0.4),
+        )
+    ]  # fmt: skip
+    ((name, caption, alt, _),) = figures.figures({"runs": rows}, {})
+    assert name == "weight-and-score" and "end 1 of 2 seeds of tapweight." in caption
+    assert "tapweight 70.0 at weight 0.50" in alt and "permuted 40.0" in alt
+    assert figures.figures({"runs": rows[:2]}, {}) == []
     assert figures.objective_names("cola", 3) == ["CL", "MLM", "SOP"]

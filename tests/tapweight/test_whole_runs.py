@@ -79,6 +79,25 @@ def test_other_arms_and_options_run(tmp_path, more):
     assert record["status"] == "finished" and 0 <= record["metrics"]["accuracy"] <= 1
 
 
+def test_shuffled_labels_reach_the_levels_alone():
+    """Levels II and III see them on other images; the finetuning and the test items do not."""
+    true, other = (planted.Planted(1, torch.device("cpu"), on) for on in (False, True))
+    assert torch.equal(true.y, other.y) and torch.equal(true.level_y, true.y)
+    for part in ("train", "validation"):
+        rows = true.parts[part]
+        moved = other.level_y[rows]
+        assert torch.equal(moved.bincount(), true.y[rows].bincount())
+        assert float((moved != true.y[rows]).double().mean()) > 0.5
+    left = torch.cat([true.parts[part] for part in ("test", "unlabelled")])
+    assert torch.equal(other.level_y[left], true.y[left])
+    losses = [
+        domain.task_loss(domain.encoder, domain.head(), part, torch.arange(50)).item()
+        for part in ("labelled", "train")
+        for domain in (true, other)
+    ]
+    assert losses[0] == losses[1] and losses[2] != losses[3]
+
+
 def test_arms_of_a_seed_share_split_and_head(tmp_path):
     jobs = ("finetune", "fixed", "tapweight")
     records = [record_of(planted_config(tmp_path / job, job=job)) for job in jobs]
@@ -124,6 +143,10 @@ def test_learned_weights_are_read_back(tmp_path):
     lam = baselines.fixed_weights("learned", planted.NAMES, 1, uses)
     saved = torch.tensor(runs.load_arrays(directory / "predictions.npz")["_weights"])
     assert torch.allclose(lam.double(), saved, atol=1e-6)
+    moved = baselines.fixed_weights("permuted", planted.NAMES, 1, uses)
+    assert sorted(moved.tolist()) == sorted(lam.tolist()) and not (moved == lam).any()
+    with pytest.raises(ValueError, match="no other to trade with"):
+        baselines.fixed_weights("permuted", ("alone",), 1, uses)
     with pytest.raises(ValueError, match="this task has"):
         baselines.fixed_weights("learned", language.NAMES, 1, uses)
     with pytest.raises(ValueError, match=r"--uses\.tapweight"):

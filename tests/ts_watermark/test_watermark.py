@@ -1,10 +1,14 @@
 """The watermark as a tool: inside generate(), over another vocabulary, in a folder."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from watermark_toys import Letters, V, prompts_of, random_watermark, tiny_opt
 
+from shared.protocol import BadInput
+from ts_watermark import watermark as module
 from ts_watermark.detect import Detector
 from ts_watermark.watermark import (
     ConvertedLogitsProcessor,
@@ -92,3 +96,32 @@ def test_folder_round_trip_and_tampering(tmp_path, word_codec):
         Watermark.load(folder)
     with pytest.raises(FileNotFoundError, match="no watermark folder"):
         Watermark.load(tmp_path / "nowhere")
+
+
+def stamped(folder, **settings):
+    """Other settings, with the sha256 that `save` would write for them."""
+    kept = json.loads((folder / "watermark.json").read_text()) | settings
+    kept = {k: v for k, v in kept.items() if k != "sha256" and v != "absent"}
+    kept["sha256"] = module._hashes(folder, kept)
+    (folder / "watermark.json").write_text(json.dumps(kept))
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"vocab_size": "99"}, "not whole numbers"), ({"key": None}, "not whole numbers"),
+    ({"vocab_size": 10**6}, "steer lists of 1000000"), ({"permutation": "x"}, "choose from"),
+    ({"vocab_size": "absent"}, "another version's"), ({"more": 1}, "another version's"),
+])  # fmt: skip
+def test_settings_that_fit_no_watermark(settings, said, tmp_path, word_codec):
+    folder = random_watermark(len(word_codec)).save(tmp_path / "w", word_codec)
+    stamped(folder, **settings)
+    with pytest.raises(BadInput, match=said):
+        Detector.load(folder)
+
+
+@pytest.mark.parametrize("keep", ["{", "{}", "[]", "[-1]", "[99999]", "[1, 1]", '["a"]', "[true]"])
+def test_pieces_that_are_no_part_of_the_tokenizer(keep, tmp_path, word_codec):
+    folder = random_watermark(len(word_codec)).save(tmp_path / "w", word_codec)
+    (folder / "tokenizer" / "keep.json").write_text(keep)
+    stamped(folder)
+    with pytest.raises(BadInput, match=r"keep\.json"):
+        Detector.load(folder)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from shared import protocol
-from weight_mixup import data, gates, train
+from weight_mixup import data, gates, schedule, train
 from weight_mixup.config import Config
 from weight_mixup.method import factored
 
@@ -24,7 +24,7 @@ def gated(form=factored, rank=1, value=1.0):
     """(holder, Linear moved away from W0 and gated at `value`, a plain Linear with its W, W0)."""
     plain = linear()
     holder = nn.ModuleDict({"layer": nn.ModuleList([copy.deepcopy(plain)])})
-    gates.add_gates(holder, rank, form)
+    gates.attach(holder, rank, form)
     module = holder["layer"][0]
     W, W0 = module.parametrizations.weight.original, plain.weight.detach().clone()
     with torch.no_grad():
@@ -99,7 +99,8 @@ class Training:
     def __init__(self, tmp_path, problem=None, **changes):
         self.config = config(tmp_path, **changes)
         problem = problem or data.load(self.config)
-        self.items, self.plan = problem.train, train.plan_of(self.config, len(problem.train))
+        self.items = schedule.examples(self.config, problem)
+        self.plan = schedule.plan_of(self.config, schedule.own(self.config, self.items))
         self.network = train.prepare(self.config, problem.model)
         self.w, self.alpha = list(self.network.w.values()), self.network.alpha
 

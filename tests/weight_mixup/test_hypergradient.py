@@ -17,7 +17,7 @@ RADIUS = FiniteDifference(radius=0.01)
 def quadratic():
     """w, alpha, lower and upper loss of a gated 4 x 3 least-squares problem in float64."""
     holder = nn.ModuleDict({"layer": nn.ModuleList([linear(3, 4, torch.float64)])})
-    gates.add_gates(holder)
+    gates.attach(holder)
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(2, 8, 3, generator=generator, dtype=torch.float64)
     y = torch.randn(2, 8, 4, generator=generator, dtype=torch.float64)
@@ -113,7 +113,7 @@ def test_a_hypergradient_that_is_not_finite_is_an_error():
 
 def test_independent_dropout_masks_spoil_the_difference():
     model = bert(layers=1).train()
-    gates.add_gates(model)
+    gates.attach(model)
     inputs, labels = tokens(8)
     loss = lambda: data.task_loss(model(**inputs).logits, labels)  # noqa: E731
     problem = list(gates.w_of(model).values()), gates.alpha_of(model), loss, loss

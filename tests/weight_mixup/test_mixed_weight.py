@@ -1,11 +1,13 @@
 """The mixed weight and the gates of a model (docs/papers/weight_mixup.md, section 11: 1 to 6)."""
 
+import copy
+
 import pytest
 import torch
 from mixup_toys import bert, gated, linear, tokens
 from torch import nn
 
-from weight_mixup import gates, method
+from weight_mixup import folding, gates, method
 
 FORMS = [method.factored, method.convex]
 
@@ -67,20 +69,20 @@ def test_a_gated_transformer_computes_what_it_did():
     model = bert().eval()
     inputs, _ = tokens()
     before = model(**inputs).logits
-    gates.add_gates(model)
+    gates.attach(model)
     assert (model(**inputs).logits - before).abs().max() < 1e-5
 
 
 def test_exactly_the_intended_maps_are_gated():
     model = bert(layers=2)
-    gates.add_gates(model)
+    gates.attach(model)
     names = list(gates.gates_of(model))
     assert len(names) == 6 * 2 + 1 and "bert.pooler.dense" in names
     assert not any("embeddings" in n or "LayerNorm" in n or "classifier" in n for n in names)
     with pytest.raises(ValueError, match="gated already"):
-        gates.add_gates(model)
+        gates.attach(model)
     with pytest.raises(ValueError, match="nothing to gate"):
-        gates.add_gates(nn.Linear(3, 3))
+        gates.attach(nn.Linear(3, 3))
 
 
 def test_pretrained_weight_has_no_gradient_and_no_shared_storage():
@@ -97,7 +99,7 @@ def test_merged_transformer_gives_the_same_logits(tmp_path):
 
     model = bert().eval()
     names = set(model.state_dict())
-    gates.add_gates(model)
+    gates.attach(model)
     generator = torch.Generator().manual_seed(1)
     method.draw_gates(gates.alpha_of(model), 0.3, generator)
     with torch.no_grad():
@@ -123,3 +125,33 @@ def test_gates_outside_the_unit_interval_are_refused():
 def test_a_negative_spread_of_the_gates_is_refused():
     with pytest.raises(ValueError, match=r"-0\.1 is negative"):
         method.draw_gates([torch.ones(3)], -0.1, torch.Generator())
+
+
+def test_memory_is_written_again_only_when_its_graph_is_gone():
+    _, module, *_ = gated(value=0.7)
+    first, second = module.weight, module.weight  # two graphs at once
+    assert first.data_ptr() != second.data_ptr() and torch.equal(first, second)
+    place, value = second.data_ptr(), second.detach().clone()
+    (gradient,) = torch.autograd.grad(second.square().sum(), [module.parametrizations.weight[0].u])
+    del first, second
+    third = module.weight
+    assert third.data_ptr() == place and torch.equal(third, value)
+    (again,) = torch.autograd.grad(third.square().sum(), [module.parametrizations.weight[0].u])
+    assert torch.equal(gradient, again)
+    other = copy.deepcopy(module)  # a copy has memory of its own
+    assert other.weight.data_ptr() != third.data_ptr() and torch.equal(other.weight, third)
+
+
+def test_a_pass_for_the_weights_alone_leaves_the_gates_out(monkeypatch):
+    calls = []
+    backward = folding.GateGradient.backward
+    monkeypatch.setattr(
+        folding.GateGradient, "backward", lambda ctx, G: calls.append(1) or backward(ctx, G)
+    )
+    holder, module, *_ = gated(value=0.7)
+    loss = lambda: module(torch.ones(2, 6)).square().sum()  # noqa: E731
+    w, alpha = list(gates.w_of(holder).values()), gates.alpha_of(holder)
+    torch.autograd.grad(loss(), w)
+    assert not calls
+    torch.autograd.grad(loss(), [*w, *alpha])
+    assert len(calls) == 1

@@ -36,6 +36,27 @@ def test_arms_of_a_seed_share_subset_head_and_test_items(tmp_path, no_cache):
     assert np.array_equal(plain.test.ids, other.test.ids)
 
 
+def test_film_reviews_and_their_labels_are_read():
+    settings = PAPER.config("cpu", PAPER.node("cpu", "plain", "movie", 0))
+    train_part, validation, test, outputs = data.splits(Config(**settings))
+    assert outputs == 2 and [len(p.labels) for p in (train_part, validation, test)] == [
+        100,
+        300,
+        600,
+    ]
+    assert sorted(train_part.labels.tolist()) == [0] * 50 + [1] * 50
+
+
+def test_glue_examples_are_put_aside_after_the_n(tmp_path):
+    settings = rehearse(tmp_path, "plain", "mrpc")
+    alone, aside = (dataclasses.replace(settings, n=6, extra=extra) for extra in (0, 4))
+    plain, problem = data.load(alone), data.load(aside)
+    assert plain.train.ids.tolist() == problem.train.ids.tolist() and plain.extra is None
+    assert len(problem.extra) == 4 and len({*problem.ids()} - {"extra"}) == 3
+    both = problem.train.followed_by(problem.extra)
+    assert both.ids.tolist() == [*problem.train.ids, *problem.extra.ids] and len(both) == 10
+
+
 def stopped(settings, monkeypatch, stop_at):
     """The run is stopped after `stop_at` steps of all phases together; where it was."""
     asked = []

@@ -7,7 +7,7 @@ import torch
 from mixup_toys import Training, config, equal, record_of
 
 from shared import runs, vectors
-from weight_mixup import baselines, method, train
+from weight_mixup import baselines, method, schedule, train
 from weight_mixup.config import Config
 
 
@@ -142,18 +142,18 @@ def test_every_search_starts_from_the_same_head_and_weights(tmp_path, no_cache, 
 def test_numbers_of_steps():
     """N = 300: 48 iterations a search, 57 steps (docs/papers/weight_mixup.md, section 6)."""
     settings = Config(job="bilevel", K=5, search_epochs=3, epochs=3)
-    assert train.plan_of(settings, 300) == train.Plan(5, 48, 57)
+    assert schedule.plan_of(settings, 300) == schedule.Plan(5, 48, 57)
     sizes = {500: 78, 1000: 153, 2490: 375, 3668: 552, 5749: 864, 8551: 1284}
-    assert {n: train.plan_of(settings, n).T for n in sizes} == sizes
+    assert {n: schedule.plan_of(settings, n).T for n in sizes} == sizes
     longer = dataclasses.replace(settings, job="finetuning", length="updates")
-    assert train.plan_of(longer, 300) == train.Plan(0, 0, 5 * 48 + 57)
+    assert schedule.plan_of(longer, 300) == schedule.Plan(0, 0, 5 * 48 + 57)
     passes = dataclasses.replace(longer, length="passes")
-    assert train.plan_of(passes, 300).finetune == 5 * 5 * 48 + 57
+    assert schedule.plan_of(passes, 300).finetune == 5 * 5 * 48 + 57
 
 
 def test_rates():
-    assert [train.rate("linear", t, 20, 0.1) for t in (0, 1, 2, 20)] == [0.0, 0.5, 1.0, 0.0]
-    assert train.rate("cosine", 11, 20, 0.1) == pytest.approx(0.5)
+    assert [schedule.rate("linear", t, 20, 0.1) for t in (0, 1, 2, 20)] == [0.0, 0.5, 1.0, 0.0]
+    assert schedule.rate("cosine", 11, 20, 0.1) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +162,45 @@ def test_rates():
         (1, {"job": "averaging"}),
         (1, {"job": "joint"}),
         (2, {"estimator": "first_order"}),
-        (train.PASSES, {}),
+        (schedule.PASSES, {}),
         (5, {"official": ("double_step",)}),
     ],
 )
 def test_gradient_evaluations_are_counted(tmp_path, no_cache, passes, settings):
     settings = config(tmp_path, **settings)
     # T = 2 epochs of 24 // 16 + 1 batches; 2 epochs of 2 batches
-    assert train.plan_of(settings, 30) == train.Plan(2, 4, 4)
+    assert schedule.plan_of(settings, 30) == schedule.Plan(2, 4, 4)
     assert record_of(settings)["gradient_evaluations"] == 8 * passes + 4
+
+
+def test_gates_may_learn_on_labels_of_their_own(tmp_path, no_cache, monkeypatch):
+    training, used = Training(tmp_path, extra=12, labels="gates"), []
+    loss_of = train.loss_of
+    monkeypatch.setattr(
+        train, "loss_of", lambda m, b: used.append(set(b.ids.tolist())) or loss_of(m, b)
+    )
+    training.search(4)
+    own, aside = training.items.ids[:30].tolist(), training.items.ids[30:].tolist()
+    assert set().union(*used[0::2]) <= set(own) and set().union(*used[1::2]) == set(aside)
+    assert training.plan == schedule.plan_of(training.config, 30)
+
+
+def test_more_labels_are_those_put_aside(tmp_path, no_cache):
+    few = Training(tmp_path, job="finetuning", extra=12)
+    many = Training(tmp_path, job="finetuning", extra=12, labels="all")
+    assert many.items.ids[:30].tolist() == few.items.ids.tolist() and len(many.items) == 42
+    assert many.plan.finetune == 2 * 3 and few.plan.finetune == 2 * 2
+
+
+def test_an_average_of_the_weights_is_left_in_their_place(tmp_path, no_cache):
+    training, seen = Training(tmp_path, job="finetuning", ema=0.5), []
+    average = vectors.clone(training.w)
+
+    def look(step):
+        seen.append(vectors.clone(training.w))
+        for a, p in zip(average, seen[-1], strict=True):
+            a.lerp_(p, 0.5)
+
+    training.finetune(after=look)
+    assert all(torch.allclose(a, p) for a, p in zip(average, training.w, strict=True))
+    assert not equal(seen[-1], training.w)
