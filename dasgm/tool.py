@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,12 +112,14 @@ def search(
     if lam and not photographs and images[0].numel() > LARGEST:
         remedy = "resize them to 3 x 32 x 32, or take lam=0"
         raise BadInput(f"images of {' x '.join(map(str, problem.shape))} are too large; {remedy}")
+    # rates of the plain generator and of the search: those of scale cpu (protocol.yaml)
+    plain: dict[str, Any] = {"gan": "mlp", "gan_batch": 64, "gan_lr": 1e-3, "gan_lr_D": 1e-3}
     config = Config(
         scale="own", arm="tool", task="own", seed=seed, data="cifar10" if photographs else "digits",
         job="joint" if lam else "darts", lam=lam, epochs=epochs, batch=batch, nodes=nodes,
-        channels=channels, pool_norm=True, gan="residual" if photographs else "mlp",
+        channels=channels, pool_norm=True, lr=0.1, nesterov=True, arch_lr=3e-3,
         gan_steps=generator_steps, judge="retrain", retrain_epochs=training_epochs,
-        retrain_batch=batch, cutout=0,
+        retrain_batch=batch, retrain_lr=0.1, cutout=0, **({} if photographs else plain),
     )  # fmt: skip
     device = images.device
     views, fidelity = data.Views(config, problem), 0.0

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECTION = r"^## On (?:a model|images) of your own\n(.*?)(?=^## |\Z)"
 # what takes long -> what the test has in its place
 SHORT = {
-    "steps": 3, "epochs": 1, "searches": 2, "training_epochs": 1, "generator_steps": 800,
+    "steps": 3, "epochs": 1, "searches": 2, "training_epochs": 1, "generator_steps": 400,
     "size": 16, "img_size": 16, "patch": 4, "patch_size": 4,
 }  # fmt: skip
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
