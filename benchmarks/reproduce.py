@@ -45,7 +45,7 @@ from benchmarks.terminal import (
     time_left,
 )
 from benchmarks.words import duration, machines, stated
-from shared import protocol
+from shared import inputs, protocol
 from shared.protocol import BadInput, Node, Protocol
 
 ONE_PAPER = ("cell", "budget", "published")  # options that several papers cannot share
@@ -246,7 +246,8 @@ PLACES = {"REPRO_RUNS": "runs", "REPRO_CACHE": ".cache", "REPRO_REPORT": "report
 def no_room(error: OSError) -> str:
     """A folder that cannot be written, a file in its place, a full disk: what to do about it."""
     where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    folders = {name: Path(os.environ.get(name) or ROOT / place) for name, place in PLACES.items()}
+    home = inputs.writable(ROOT)
+    folders = {name: Path(os.environ.get(name) or home / place) for name, place in PLACES.items()}
     named = [name for name, folder in folders.items() if str(folder.absolute()) in where]
     unset = [name for name in PLACES if not os.environ.get(name)]
     others = " or ".join(f"{name}=..." for name in named or unset or PLACES)
