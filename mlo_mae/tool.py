@@ -61,7 +61,8 @@ def pretrain(
         image_size=size, patch=patch, width=width, depth=depth, heads=heads,
         decoder_width=max(2 * heads, width // 2 // (2 * heads) * 2 * heads), decoder_heads=heads,
         decoder_depth=max(1, depth // 4), steps=steps + -steps % Config.k1, batch=batch, lr=lr,
-        lr_mask=lr_mask, mask_ratio=mask_ratio, mask="learned", weight="scores", hypergrad="fd_forward",
+        lr_mask=lr_mask, mask_ratio=mask_ratio, mask="learned", weight="scores",
+        hypergrad="fd_forward",
     )  # fmt: skip
     problem = problem_of(config, Path(folder), runs.device(config))
     levels = train.begin(config, problem, problem.train.labels.device, _finite)
