@@ -31,8 +31,10 @@ LEADS = {
     "NOT RUN": "nothing was run on the claim that",
 }
 SMALL = {"cpu": "On small models and data", "gpu": "On smaller models and data"}
+STEP = 0.54  # between lines of a label
 EDGE = 6.0  # of the figure, in differences that matter: what lies beyond is marked at the edge
 LETTERS = 62  # of a line of a label
+HARD = "\N{NO-BREAK SPACE}"
 
 
 def sentence(claims: Sequence[Claim], scale: str) -> str:
@@ -57,9 +59,11 @@ def told(claim: Claim) -> str:
         statement = statement[0].lower() + statement[1:]
     if claim.effect is None:
         return statement
-    size = f"{number(claim.effect, signed=True)} {unit_of(claim)}"
-    ends = f", 95 % {interval(claim.ci95)}" if len(finite(claim.ci95)) == 2 else ""
-    less = f", less than the {margin(claim)} that would matter"
+    unit = "" if claim.unit == "raw" else f"{HARD}{unit_of(claim)}"  # a name of code says nothing
+    size = f"{number(claim.effect, signed=True)}{unit}"
+    ends = f", 95{HARD}% {interval(claim.ci95)}" if len(finite(claim.ci95)) == 2 else ""
+    matter = f"{claim.material:g}" if claim.unit == "raw" else margin(claim)
+    less = f", less than the {matter} that would matter"
     return f"{statement} ({size}{ends}{less if SMALLER.search(claim.verdict or '') else ''})"
 
 
@@ -103,7 +107,7 @@ def picture(papers: Sequence[tuple[str, Sequence[Claim]]]) -> plots.Picture | No
     caption = (
         "Diamond and bar: effect and 95 % t interval over seeds, measured from the claim's "
         "threshold in units of the smallest difference that would matter (named on each page). "
-        "Grey band: too small to matter. Right of zero favours the claim; an arrow: the bar goes on."
+        "Grey band: too small to matter. Right of zero favours the claim; an arrow: it goes on."
     )
     alt = f"Primary claims of all papers. {'. '.join(words)}."
     return plots.picture(figure(drawn), "primary claims", caption, alt, "primary-claims")
@@ -111,8 +115,8 @@ def picture(papers: Sequence[tuple[str, Sequence[Claim]]]) -> plots.Picture | No
 
 def figure(drawn: Sequence[Line]) -> Figure:
     labels = [
-        textwrap.wrap(line.claim.statement or line.claim.id, LETTERS, max_lines=2, placeholder=" …")
-        for line in drawn
+        textwrap.wrap(text[0].upper() + text[1:], LETTERS, max_lines=2, placeholder=" …")
+        for text in (line.claim.statement or line.claim.id for line in drawn)
     ]
     tops: list[float] = []
     heads: dict[str, float] = {}
@@ -121,21 +125,19 @@ def figure(drawn: Sequence[Line]) -> Figure:
         if line.paper not in heads:
             y -= 0.45 if heads else 0.0
             heads[line.paper] = y
-            y -= 0.55
+            y -= 0.68
         tops.append(y)
-        y -= 0.5 * len(label) + 0.8
+        y -= STEP * len(label) + 0.85
     with plots.style():
         made = Figure(figsize=(plots.WIDTH, 0.45 + 0.28 * -y))
         axes = made.add_subplot()
-        axes.axvspan(-1, 1, color=plots.FAINT, linewidth=0, zorder=0)
-        axes.axvline(0, color=plots.INK, linewidth=0.8, linestyle=(0, (2, 1.5)), zorder=0.5)
         across: Any = {"transform": axes.get_yaxis_transform(), "va": "center"}
         for paper, top in heads.items():
             axes.text(0, top, paper, fontsize=9, fontweight="bold", **across)
         for line, label, top in zip(drawn, labels, tops):
             for i, text in enumerate(label):
-                axes.text(0, top - 0.5 * i, text, fontsize=8, **across)
-            mark(axes, line, top - 0.5 * len(label) - 0.02)
+                axes.text(0, top - STEP * i, text, fontsize=8, **across)
+            mark(axes, line, top - STEP * len(label) - 0.04)
         axes.set(xlim=(-EDGE, EDGE), ylim=(y + 0.2, 0.5))
         axes.set_yticks([])
         axes.set_xticks([-5, -1, 0, 1, 5])
@@ -146,6 +148,9 @@ def figure(drawn: Sequence[Line]) -> Figure:
 
 def mark(axes: Any, line: Line, y: float) -> None:
     tone, inside = tone_of(line.claim.verdict), EDGE * 0.97
+    ends = [y - 0.3, y + 0.3]
+    axes.fill([-1, 1, 1, -1], [ends[0], ends[0], ends[1], ends[1]], plots.FAINT, lw=0, zorder=0)
+    axes.plot([0, 0], ends, color=plots.INK, linewidth=0.8, linestyle=(0, (2, 1.5)), zorder=0.5)
     low, high = (min(max(end, -inside), inside) for end in line.ends)
     if low < high:
         axes.plot([low, high], [y, y], color=tone, linewidth=3.2, solid_capstyle="butt")
@@ -153,7 +158,11 @@ def mark(axes: Any, line: Line, y: float) -> None:
         if abs(end) > inside:
             place, shape = (inside, ">") if end > 0 else (-inside, "<")
             axes.plot(place, y, shape, color=tone, markersize=6)
-    if abs(line.effect) <= inside:
+    if abs(line.effect) > inside:
+        side: Any = {"ha": "right" if line.effect > 0 else "left", "va": "center"}
+        place = 0.94 * inside * (1 if line.effect > 0 else -1)
+        axes.text(place, y, f"{line.effect:+.0f}".replace("-", "−"), color=tone, fontsize=8, **side)
+    else:
         edge: Any = {"markeredgecolor": plots.INK, "markeredgewidth": 0.6}
         axes.plot(line.effect, y, "D", markersize=4.6, color=tone, **edge)
 
@@ -163,7 +172,7 @@ def mark(axes: Any, line: Line, y: float) -> None:
 
 @dataclass(frozen=True)
 class Open:
-    """A primary claim without an answer, what would give one, and the CPU or GPU seconds of that."""
+    """A primary claim without an answer, what would give one, and the seconds of one process."""
 
     claim: Claim
     settles: str
