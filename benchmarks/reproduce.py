@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks import PAPERS, assemble, cluster, locks, recorded
+from benchmarks import PAPERS, assemble, cluster, locks, recorded, status
 from benchmarks.assemble import short
 from benchmarks.plan import ROOT, Plan, plan, say
 from benchmarks.pool import Key, Outcome, Pool
@@ -107,9 +107,10 @@ def train(plan: Plan) -> dict[Key, Outcome]:
     paper, scale = plan.paper, plan.scale
     outcomes = standing_runs(plan)
     left = [node for node in plan.nodes if node.key not in outcomes]
+    folder = protocol.runs_root(ROOT) / paper.paper / scale
+    status.write_plan(folder, [node.key for node in plan.nodes], plan.jobs)
     if not left:
         return outcomes
-    folder = protocol.runs_root(ROOT) / paper.paper / scale
     if not outcomes:  # from the beginning: nothing of the time spent before counts
         (folder / "wall.json").unlink(missing_ok=True)
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
