@@ -25,11 +25,12 @@ SHORT = {
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 32, "max_position_embeddings": 40}
 DISTIL = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
-GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
+GROUPED = SIZES | {"num_key_value_heads": 1, "max_position_embeddings": 256}
 CLASSIFIERS = {
     "Bert": SIZES, "Roberta": SIZES, "DebertaV2": SIZES, "DistilBert": DISTIL, "ModernBert": SIZES
 }  # fmt: skip
-CAUSAL = {"Llama": SIZES | {"num_key_value_heads": 1}, "Qwen2": SIZES, "GPT2": GPT2}
+CAUSAL = {"Llama": GROUPED, "Qwen2": GROUPED, "GPT2": GPT2}
 MODELS = {
     "autolora": CLASSIFIERS,
     "weight_mixup": CLASSIFIERS,
@@ -77,7 +78,10 @@ def tiny(kind: str, model: str) -> Any:
     sizes = MODELS["autolora"].get(model) or CAUSAL[model]
     config = getattr(transformers, f"{model}Config")(**sizes, **ids)
     torch.manual_seed(0)
-    return getattr(transformers, kind).from_config(config)
+    made = getattr(transformers, kind).from_config(config)
+    if kind == "AutoModelForCausalLM":
+        made.generation_config.eos_token_id = None  # texts of full length from random weights
+    return made
 
 
 @pytest.fixture
