@@ -21,7 +21,7 @@ ifneq ($(UNKNOWN),)
 $(error $(firstword $(UNKNOWN)) is no setting; $(shell $(PYTHON) scripts/nearest.py $(firstword $(UNKNOWN)) $(SETTINGS)))
 endif
 
-.PHONY: help setup data-cifar10 test test-slow test-gpu lint check audit reproduce rehearsal merge report bench cluster-check clean
+.PHONY: help setup data-cifar10 test test-slow test-gpu lint check audit reproduce rehearsal merge status report bench cluster-check clean
 .DEFAULT_GOAL := help
 
 help:  ## print this help
@@ -83,6 +83,9 @@ rehearsal: setup  ## the papers' full protocols on tiny random models, a few ste
 
 record-%: setup  ## (maintainers) keep the result of reproduce-X in X/results and write the README tables
 	@$(RUN) -m benchmarks.reproduce $(subst -,_,$*) --record $(if $(SCALE),--scale $(SCALE))
+
+status: setup  ## from another terminal: what runs, how far, what is left, the last verdicts
+	@$(RUN) -m benchmarks.status
 
 report: setup  ## the HTML report of what has been run or recorded
 	@$(RUN) -m benchmarks.report

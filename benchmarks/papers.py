@@ -62,6 +62,11 @@ class Paper(Document):
     repository: str | None = Field(default=None, pattern=r"^https://")  # the official one
     line: str  # the idea in one sentence
     questions: list[Question] = Field(min_length=1)
+    # what a metric measures, in words, where its name does not say it; for a statistic, in place of
+    # the first line of its function
+    metrics: dict[str, str] = Field(default_factory=dict)
+    # task -> bundled data that its items' ids are rows of: digits, or ratings/<domain>
+    items: dict[str, str] = Field(default_factory=dict)
     bounds: list[Bound] = Field(
         default_factory=list
     )  # of its step cost, measured by `benchmarks/methods/<dir>.py`

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.claims import Arms
 from benchmarks.rules import tidy
+from shared.inputs import writable
 from shared.protocol import BadInput, read_as
 
 SCHEMA = 2  # what is written; a result keeps the rule of its own: 1 had no *within*
@@ -325,7 +326,7 @@ def superseded(old: Results) -> Earlier:
 
 def report_root(root: Path) -> Path:
     """The folder of the report's pages."""
-    return Path(os.environ.get("REPRO_REPORT") or root / "report")
+    return Path(os.environ.get("REPRO_REPORT") or writable(root) / "report")
 
 
 def result_path(paper_dir: Path, scale: str) -> Path:

@@ -28,6 +28,7 @@ from markupsafe import Markup
 from benchmarks import (
     PAPERS,
     differences,
+    front,
     locks,
     pictures,
     plan_n,
@@ -37,6 +38,7 @@ from benchmarks import (
     views,
     words,
 )
+from benchmarks import items as items_of
 from benchmarks.arms import Cost, costs, parameter_count, uses_of
 from benchmarks.audit import Audit, audit_paper, data_folder
 from benchmarks.findings import Answer, answers, replica
@@ -129,15 +131,17 @@ def page(paper: Paper, result: Result | None) -> dict[str, Any]:
     places = {key: place for key, place in places.items() if place.is_dir()}
     own, problem = pictures.method_pictures(data, paper.directory, places, result.key)
     specs = {spec.id: spec for spec in declared.claims} if declared else {}
-    items = result.items()
+    items, judged = result.items(), result.claims()
     cost, short = costs(data, uses_of(paper.directory)), plan_n.short(paper.directory, data)
     return view | {
         "data": data,
         "head": views.headline(data),
         "claims": [
             (claim, views.claim_view(claim, result, specs.get(claim.id), items, short))
-            for claim in result.claims()
+            for claim in sorted(judged, key=lambda claim: claim.role != "primary")
         ],
+        "finding": front.sentence(judged, result.scale),
+        "item_tasks": items_of.of_result(paper.name, data, result.path),
         "strips": pictures.strip_pictures(data, declared, result.key),
         "curves": pictures.curve_pictures(data, places, result.key),
         "figures": own,
@@ -167,6 +171,11 @@ class Row:
     answers: list[Answer]
     costs: dict[str, Cost]
     workers_busy: float | None
+    finding: str
+    open: list[front.Open]
+    paper_hours: float | None
+    n_published: int
+    n_compared: int
     linked: bool  # whether its page exists
 
     def of_role(self, role: str) -> list[Claim]:
@@ -178,6 +187,7 @@ def overview(paper: Paper, out: Path) -> Row:
     claims = result.claims() if result else []
     data = result.data if result else None
     reported = views.reported_view(data, directory, tables.declared_claims(directory))
+    spent = costs(data, uses_of(directory)) if data else {}
     return Row(
         paper=paper.name,
         about=about(paper.name),
@@ -192,8 +202,13 @@ def overview(paper: Paper, out: Path) -> Row:
         not_found=len(reported.not_found),
         audit=audit_of(directory),
         answers=answers(paper.name, claims),
-        costs=costs(data, uses_of(directory)) if data else {},
+        costs=spent,
         workers_busy=workers_busy(paper, result),
+        finding=front.sentence(claims, result.scale if result else ""),
+        open=front.open_claims(claims, spent),
+        paper_hours=front.paper_hours(directory),
+        n_published=len(reported.rows),
+        n_compared=sum(row.answered for row in reported.rows),
         linked=(out / page_name(paper, result)).exists(),
     )
 
@@ -308,6 +323,7 @@ def templates() -> jinja2.Environment:
         "anchor": words.anchor,
         "minuses": minuses,
         "pretty": words.pretty,
+        "fold": fold,
         "svg": Markup,  # our own markup; everything else is escaped
     }
     environment.filters |= filters
@@ -325,6 +341,21 @@ def templates() -> jinja2.Environment:
         "unit_of": words.unit_of,
     }
     return environment
+
+
+def fold(page: str) -> Markup:
+    """Each section, from one <h2> to the next, in a <details> that its heading opens."""
+    before, *sections = re.split(r"(?=<h2 )", page)
+    folded = [
+        re.sub(
+            r"^(<h2 .*?</h2>)(.*)$",
+            r'<details class="part"><summary>\1</summary>\2</details>',
+            section,
+            flags=re.DOTALL,
+        )
+        for section in sections
+    ]
+    return Markup("".join([before, *folded]))
 
 
 def figures_of(root: Path, name: str) -> Any:
@@ -393,7 +424,8 @@ def write_pages(root: Path, papers: Sequence[str], runs: Path, out: Path) -> Pat
     replicas = [(row, twin) for row in rows if row.result and (twin := replica(row.result.data))]
     write("findings.html", "findings.html", groups=grouped(rows), rows=rows, replicas=replicas)
     counted = {name: figures_of(root, name) for name in ("reliability", "cluster")}
-    write("index.html", "index.html", rows=rows, speed=speed(root), **counted)
+    primary = front.picture([(row.paper, row.claims) for row in rows])
+    write("index.html", "index.html", rows=rows, primary=primary, speed=speed(root), **counted)
     text = json.dumps(summary(rows), indent=1, ensure_ascii=False, default=str)
     recorded.write_text(out / "summary.json", text + "\n")
     return out / (f"{papers[0]}.html" if len(papers) == 1 else "index.html")

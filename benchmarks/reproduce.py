@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks import PAPERS, assemble, cluster, locks, recorded
+from benchmarks import PAPERS, assemble, cluster, locks, recorded, status
 from benchmarks.assemble import short
 from benchmarks.plan import ROOT, Plan, plan, say
 from benchmarks.pool import Key, Outcome, Pool
@@ -45,7 +45,7 @@ from benchmarks.terminal import (
     time_left,
 )
 from benchmarks.words import duration, machines, stated
-from shared import protocol
+from shared import inputs, protocol
 from shared.protocol import BadInput, Node, Protocol
 
 ONE_PAPER = ("cell", "budget", "published")  # options that several papers cannot share
@@ -107,9 +107,10 @@ def train(plan: Plan) -> dict[Key, Outcome]:
     paper, scale = plan.paper, plan.scale
     outcomes = standing_runs(plan)
     left = [node for node in plan.nodes if node.key not in outcomes]
+    folder = protocol.runs_root(ROOT) / paper.paper / scale
+    status.write_plan(folder, [node.key for node in plan.nodes], plan.jobs)
     if not left:
         return outcomes
-    folder = protocol.runs_root(ROOT) / paper.paper / scale
     if not outcomes:  # from the beginning: nothing of the time spent before counts
         (folder / "wall.json").unlink(missing_ok=True)
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -246,7 +247,8 @@ PLACES = {"REPRO_RUNS": "runs", "REPRO_CACHE": ".cache", "REPRO_REPORT": "report
 def no_room(error: OSError) -> str:
     """A folder that cannot be written, a file in its place, a full disk: what to do about it."""
     where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    folders = {name: Path(os.environ.get(name) or ROOT / place) for name, place in PLACES.items()}
+    home = inputs.writable(ROOT)
+    folders = {name: Path(os.environ.get(name) or home / place) for name, place in PLACES.items()}
     named = [name for name, folder in folders.items() if str(folder.absolute()) in where]
     unset = [name for name in PLACES if not os.environ.get(name)]
     others = " or ".join(f"{name}=..." for name in named or unset or PLACES)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import arms, recorded, tables
+from benchmarks import PAPERS, arms, papers, recorded, tables
 from benchmarks.claims import Claims, ClaimSpec
 from benchmarks.pictures import claim_picture
 from benchmarks.plots import Picture
@@ -19,6 +19,7 @@ from benchmarks.reported import Published, target_of
 from benchmarks.rules import ALPHA, collapse_bound, flip_limit
 from benchmarks.scores import item_count
 from benchmarks.words import (
+    METRICS,
     full_verdict,
     interval,
     margin,
@@ -177,12 +178,17 @@ def data_of(claim: Claim, result: Result, items: dict[str, int]) -> str:
 
 
 def meaning(claim: Claim, paper: str) -> str:
-    """What a statistic measures: the first line of its function's docstring."""
+    """What the claim's metric measures, in words: the paper's own, else the first line of its
+    statistic's docstring, else what the name means everywhere."""
+    name = (claim.metric or "").partition("@")[0]
+    own = papers.paper(paper).metrics if paper in PAPERS else {}
+    if name in own:
+        return own[name]
     if claim.kind == "statistic":
         with contextlib.suppress(ImportError, AttributeError, KeyError):
             function = importlib.import_module(f"{paper}.evaluate").STATISTICS[claim.metric]
             return (function.__doc__ or "").strip().split("\n")[0]
-    return ""
+    return METRICS.get(name, "")
 
 
 def by_task(claim: Claim) -> list[tuple[str, str]]:

@@ -42,6 +42,19 @@ GROUPS = {
     "NOT RUN": "Not run",
 }
 
+# What a metric of several papers measures; `metrics` of a paper.yaml has its own.
+METRICS = {
+    "score": "the headline metric of each task",
+    "accuracy": "share of test items that are answered rightly",
+    "exact_match": "share of test items whose answer is the right one, word for word",
+    "f1": "balance of precision and recall: 1 where every case is found and nothing else",
+    "matthews": "correlation of predicted and true classes; 0 for a constant answer",
+    "pearson": "linear correlation of predictions and labels",
+    "spearman": "correlation of the ranks of predictions and labels",
+    "probe": "accuracy of a linear classifier on the frozen encoder's features",
+    "parameters": "trained parameters",
+}
+
 # Words of a verdict, an outcome or a comparison -> (style, sign); the first beginning that matches.
 # A sign and a word always stand together, so that colour is never the only carrier.
 BADGES = {

@@ -45,6 +45,12 @@ def root(variable: str) -> Path | None:
     return _expanded(value).resolve() if value else None
 
 
+def writable(root: Path) -> Path:
+    """Where runs, caches and reports of `root` go: there, or, if `root` is the folder that packages
+    are installed in, to the working directory."""
+    return Path.cwd() if root.name.endswith("-packages") else root
+
+
 def _expanded(path: str | Path) -> Path:
     """`~` of a user that is not there stays; `Path.expanduser` would stop the program."""
     return Path(os.path.expanduser(path))
@@ -52,7 +58,7 @@ def _expanded(path: str | Path) -> Path:
 
 def cache_root() -> Path:
     """Where values are kept that are made once; safe to delete."""
-    return _expanded(os.environ.get("REPRO_CACHE") or ROOT / ".cache").absolute()
+    return _expanded(os.environ.get("REPRO_CACHE") or writable(ROOT) / ".cache").absolute()
 
 
 def hub_cache() -> Path:

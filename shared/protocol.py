@@ -642,7 +642,7 @@ def _without(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 
 def runs_root(root: Path) -> Path:
-    return Path(os.environ.get("REPRO_RUNS") or root / "runs")
+    return Path(os.environ.get("REPRO_RUNS") or inputs.writable(root) / "runs")
 
 
 # --- fingerprints -----------------------------------------------------------------------------
