@@ -28,7 +28,9 @@ from markupsafe import Markup
 from benchmarks import (
     PAPERS,
     differences,
+    drawings,
     locks,
+    mathml,
     pictures,
     plan_n,
     plots,
@@ -122,6 +124,8 @@ def page(paper: Paper, result: Result | None) -> dict[str, Any]:
         "implemented": tables.implemented(paper.directory),
         "checked": tables.checked(paper.directory, scale),
         "differences": differences.blocks(text, measure),
+        "drawing": drawings.picture(paper.directory),
+        "equations": mathml.equations(text),
     }
     if result is None or data is None:
         return view
