@@ -124,6 +124,9 @@ def one_run(paper: Protocol, story: Story, arm: Arm, seed: int, train: Train, lo
     begun = time.monotonic()
     print(f"  {arm.role:9} {arm.say} ...", end="", flush=True)
     node, changed = paper.node(story.scale, arm.arm, story.task, seed), story.set | arm.set
+    for name in changed:
+        if name not in paper.defaults:
+            raise protocol.unknown(name, paper.defaults, f"{paper.paper}/story.yaml: set")
     with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changed.items()}
         directory = train(story.scale, node, [], changes)
