@@ -61,13 +61,20 @@ def cell(text: str) -> Markup:
     return Markup(typeset(text, inline))
 
 
-def equations(page: str) -> list[tuple[list[Markup], list[list[Markup]]]]:
-    """(head, rows) in HTML of the tables of a README that have a column of symbols or equations."""
-    tables = re.findall(r"^(\|.*\|)\n\|[-| :]+\|\n((?:\|.*\|\n)+)", page, re.MULTILINE)
+def tables(page: str) -> list[tuple[list[str], list[list[str]]]]:
+    """(head, rows) of the tables of a README that have a column of symbols or equations."""
     found = []
-    for head, body in tables:
+    for head, body in re.findall(r"^(\|.*\|)\n\|[-| :]+\|\n((?:\|.*\|\n)+)", page, re.MULTILINE):
         if "$" in body and re.search("equation|symbol", head):
             lines = [CELLS.split(line)[1:-1] for line in (head, *body.splitlines())]
-            first, *rows = [[cell(one.strip()) for one in line] for line in lines]
+            first, *rows = [[one.strip() for one in line] for line in lines]
             found.append((first, rows))
     return found
+
+
+def equations(page: str) -> list[tuple[list[Markup], list[list[Markup]]]]:
+    """`tables` in HTML."""
+    return [
+        ([cell(one) for one in head], [[cell(one) for one in row] for row in rows])
+        for head, rows in tables(page)
+    ]

@@ -15,6 +15,13 @@ from benchmarks.methods import tables as speed
 from benchmarks.words import cell, day, full_verdict, stated, table
 from shared import sources
 
+# The project's pages with generated tables -> their blocks.
+PROJECT_PAGES = {
+    "README.md": ["found"],
+    "docs/findings.md": ["findings", "verdicts", "replicas", "audit"],
+    "docs/speed.md": ["speed"],
+    "docs/data.md": ["layouts"],
+}
 NOTHING = "Nothing is recorded yet: `make reproduce-{0}`, then `make record-{0}`."
 
 
@@ -39,10 +46,14 @@ def paper_tables(paper_dir: Path) -> dict[str, str]:
 
 
 def project_tables(root: Path) -> dict[str, str]:
-    """Blocks of the project's README: `verdicts`, a row per paper, `speed`, `layouts`."""
+    """Block -> its table, of the project's pages (`PROJECT_PAGES`)."""
     head = ["paper", "scale", "primary claims", "implemented", "run", "checked"]
     return {
+        "found": findings.short_table(root),
+        "findings": findings.findings_table(root),
         "verdicts": table(head, [paper_row(root / paper) for paper in PAPERS]),
+        "replicas": findings.replicas_table(root),
+        "audit": audit_tables(root),
         "speed": speed.speed_table(root),
         "layouts": layouts_table(),
     }
@@ -58,7 +69,7 @@ def paper_row(paper_dir: Path) -> list[str]:
         if result and claim.role == "primary"
     ]
     return [
-        f"[{paper_dir.name}]({paper_dir.name}/README.md)",
+        f"[{paper_dir.name}](../{paper_dir.name}/README.md)",
         f"`{scale}`" if scale else "",
         "<br>".join(verdicts) or "not run",
         tables.implemented(paper_dir),
@@ -78,17 +89,15 @@ def layouts_table() -> str:
 
 
 def pages(root: Path, papers: Sequence[str] = PAPERS) -> list[tuple[Path, dict[str, str]]]:
-    """Those that exist of the papers' READMEs, the project's and docs/findings.md, with tables."""
+    """Those that exist of the papers' READMEs and the project's pages, with their tables."""
     listed = []
     for paper in papers:
         if (path := root / paper / "README.md").exists():
             listed.append((path, paper_tables(root / paper)))
-    if (path := root / "README.md").exists():
-        listed.append((path, project_tables(root)))
-    if (path := root / "docs" / "findings.md").exists():
-        answers, replicas = findings.findings_table(root), findings.replicas_table(root)
-        blocks = {"findings": answers, "replicas": replicas, "audit": audit_tables(root)}
-        listed.append((path, blocks))
+    there = {root / page: blocks for page, blocks in PROJECT_PAGES.items()}
+    there = {path: blocks for path, blocks in there.items() if path.exists()}
+    tables_of = project_tables(root) if there else {}
+    listed += [(path, {name: tables_of[name] for name in names}) for path, names in there.items()]
     return listed
 
 
