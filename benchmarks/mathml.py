@@ -39,7 +39,8 @@ def mathml(tex: str, block: bool = False) -> str:
     if left := re.search(r"\\\w+", made):  # it leaves a command that it does not have
         raise BadInput(f"no MathML of {tex!r}: {left[0]} is not a command that latex2mathml has")
     number = f'<span class="tag">({html.escape(tag[1])})</span>' if tag else ""
-    return f'<div class="math">{made}{number}</div>' if block else made
+    # Markdown would take a line that begins with <math> for a block.
+    return f'<div class="math">{made}{number}</div>' if block else f"<span>{made}</span>"
 
 
 def typeset(text: str, keep: Callable[[str], str] = str) -> str:

@@ -4,7 +4,7 @@ give the same bytes, so that `make check` compares.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import PAPERS, findings, plan_n, recorded, tables
@@ -15,13 +15,6 @@ from benchmarks.methods import tables as speed
 from benchmarks.words import cell, day, full_verdict, stated, table
 from shared import sources
 
-# The project's pages with generated tables -> their blocks.
-PROJECT_PAGES = {
-    "README.md": ["found"],
-    "docs/findings.md": ["findings", "verdicts", "replicas", "audit"],
-    "docs/speed.md": ["speed"],
-    "docs/data.md": ["layouts"],
-}
 NOTHING = "Nothing is recorded yet: `make reproduce-{0}`, then `make record-{0}`."
 
 
@@ -45,18 +38,10 @@ def paper_tables(paper_dir: Path) -> dict[str, str]:
     }
 
 
-def project_tables(root: Path) -> dict[str, str]:
-    """Block -> its table, of the project's pages (`PROJECT_PAGES`)."""
+def verdicts_table(root: Path) -> str:
+    """Block `verdicts`: a row per paper."""
     head = ["paper", "scale", "primary claims", "implemented", "run", "checked"]
-    return {
-        "found": findings.short_table(root),
-        "findings": findings.findings_table(root),
-        "verdicts": table(head, [paper_row(root / paper) for paper in PAPERS]),
-        "replicas": findings.replicas_table(root),
-        "audit": audit_tables(root),
-        "speed": speed.speed_table(root),
-        "layouts": layouts_table(),
-    }
+    return table(head, [paper_row(root / paper) for paper in PAPERS])
 
 
 def paper_row(paper_dir: Path) -> list[str]:
@@ -78,7 +63,7 @@ def paper_row(paper_dir: Path) -> list[str]:
     ]
 
 
-def layouts_table() -> str:
+def layouts_table(root: Path) -> str:
     """Every folder of REPRO_DATA that a loader knows."""
     head = ["folder of REPRO_DATA", "what", "files", "usual source", "licence", "to fetch"]
     rows = [
@@ -88,16 +73,31 @@ def layouts_table() -> str:
     return table(head, rows)
 
 
+# The project's pages with generated tables -> their blocks.
+PROJECT_PAGES: dict[str, dict[str, Callable[[Path], str]]] = {
+    "README.md": {"found": findings.short_table},
+    "docs/findings.md": {
+        "findings": findings.findings_table,
+        "verdicts": verdicts_table,
+        "replicas": findings.replicas_table,
+        "audit": audit_tables,
+    },
+    "docs/speed.md": {"speed": speed.speed_table},
+    "docs/data.md": {"layouts": layouts_table},
+}
+
+
 def pages(root: Path, papers: Sequence[str] = PAPERS) -> list[tuple[Path, dict[str, str]]]:
     """Those that exist of the papers' READMEs and the project's pages, with their tables."""
     listed = []
     for paper in papers:
         if (path := root / paper / "README.md").exists():
             listed.append((path, paper_tables(root / paper)))
-    there = {root / page: blocks for page, blocks in PROJECT_PAGES.items()}
-    there = {path: blocks for path, blocks in there.items() if path.exists()}
-    tables_of = project_tables(root) if there else {}
-    listed += [(path, {name: tables_of[name] for name in names}) for path, names in there.items()]
+    for page, blocks in PROJECT_PAGES.items():
+        if (path := root / page).exists():
+            text = path.read_text(encoding="utf-8")
+            there = {name: make for name, make in blocks.items() if f"generated: {name} " in text}
+            listed.append((path, {name: make(root) for name, make in there.items()}))
     return listed
 
 

@@ -41,8 +41,9 @@ Nav = list[dict[str, Any]]
 
 def pages() -> list[Path]:
     """The Markdown files that make the site, from the repository's folder."""
-    found = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("docs/**/*.md")]
-    return sorted(path.relative_to(ROOT) for path in found)
+    readmes = [ROOT / name / "README.md" for name in (*PAPERS, "shared")]
+    found = [*ROOT.glob("*.md"), *readmes, *ROOT.glob("docs/**/*.md")]
+    return sorted(path.relative_to(ROOT) for path in found if path.exists())
 
 
 def gather(folder: Path) -> Nav:
@@ -65,7 +66,8 @@ def gather(folder: Path) -> Nav:
             kind = path.suffix.lstrip(".") or "text"
             fenced = f'# {path}\n\n````{kind} linenums="1"\n{code}\n````\n'
             write_text(folder / f"{path}.md", fenced)
-    shutil.copyfile(ROOT / "docs" / "site.css", folder / "site.css")
+    for name in ("site.css", "iframe-worker.js"):
+        shutil.copyfile(ROOT / "docs" / name, folder / name)
     return navigation()
 
 
@@ -123,45 +125,45 @@ def navigation() -> Nav:
 def equations_page(name: str) -> str:
     """Each equation of the paper's README that names a function, then that function."""
     readme = (ROOT / name / "README.md").read_text(encoding="utf-8")
-    parts = [f"# {paper(name).title}: equations beside code\n"]
-    parts.append(
-        f"The lines are those of `{name}/`; symbols are explained in [the method](README.md).\n"
-    )
+    parts = [f"# {paper(name).title}: equations beside code"]
+    parts.append(f"The lines are those of `{name}/`; symbols are in [the method](README.md).")
+    shown: set[tuple[str, int]] = set()
     for head, rows in mathml.tables(readme):
-        if not any("equation" in title for title in head):
+        if not (places := [i for i, title in enumerate(head) if "equation" in title]):
             continue
-        shown: set[str] = set()
         for row in rows:
-            math = next(i for i, text in enumerate(row) if "$" in text or i == len(row) - 1)
-            number = f"{row[0]} " if math and len(row[0]) < 12 else ""
-            parts.append(
-                f"## {number.strip() or 'Equation'}\n\n{row[math]}\n" if "$" in row[math] else ""
-            )
-            for file, found in excerpts(name, " ".join(row[math + 1 :])):
-                if f"{file} {found.lineno}" in shown:
-                    parts.append(f"The same lines as above: `{file}`, line {found.lineno}.\n")
-                    continue
-                shown.add(f"{file} {found.lineno}")
-                lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
-                last = min(found.end_lineno or found.lineno, found.lineno + LONGEST - 1)
-                code = "\n".join(lines[found.lineno - 1 : last])
-                fence = f'```python linenums="{found.lineno}" title="{file}"'
-                parts.append(f"{fence}\n{code}\n```\n")
-    return "\n".join(parts)
+            place, found_here = places[0], list(excerpts(name, " ".join(row[places[0] + 1 :])))
+            numbered = re.match(r"\(\d+\)(?:, \(\d+\))*", row[place])
+            number = row[0] if place else numbered[0] if numbered else ""
+            number = number or (f"`{found_here[0][1].name}`" if found_here else "")
+            if "$" in row[place]:
+                parts.append(f"## {number or 'Equation'}\n\n{row[place]}")
+            for file, found in found_here:
+                where = (file, found.lineno)
+                parts.append(f"`{file}`, as above." if where in shown else code(file, found))
+                shown.add(where)
+    return "\n\n".join(parts) + "\n"
+
+
+def code(file: str, found: Any) -> str:
+    """The lines of a class or function, fenced, with their numbers."""
+    first, last = found.lineno, min(found.end_lineno, found.lineno + LONGEST - 1)
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()[first - 1 : last]
+    rest = [f"# ... to line {found.end_lineno}"] if last < found.end_lineno else []
+    text = "\n".join([*lines, *rest])
+    return f'```python linenums="{first}" title="{file}"\n{text}\n```'
 
 
 def excerpts(name: str, text: str) -> Iterator[tuple[str, Any]]:
-    """(file, syntax tree) of what `text` names in backquotes: `method.count`, `.weighted_loss`."""
+    """(file, syntax tree) of what `text` names in backquotes: `method.count`, `.weighted_loss`,
+    which is of the module before it; at first that is the method's."""
     module = "method"
-    for quoted in re.findall(r"`([\w./]+)`", text):
-        first, _, rest = quoted.rpartition(".") if quoted.count(".") == 1 else quoted.partition(".")
-        if quoted.count(".") > 1:
-            first, rest = quoted.split(".", 1)
-        elif "." not in quoted:
-            first, rest = "", quoted
-        module = first if (ROOT / name / f"{first}.py").exists() else module
+    for quoted in re.findall(r"`([\w.]+)`", text):
+        names = [word for word in quoted.split(".") if word]
+        if (ROOT / name / f"{names[0]}.py").exists():
+            module, *names = names
         file = f"{name}/{module}.py"
-        if found := definition(ROOT / file, rest.split(".")):
+        if names and (found := definition(ROOT / file, names)):
             yield file, found
 
 
@@ -213,7 +215,15 @@ def tools(root: Path) -> Path:
     digest = hashlib.sha256(wanted.read_bytes()).hexdigest()
     if not (mark.exists() and mark.read_text(encoding="utf-8") == digest):
         subprocess.run([sys.executable, "-m", "venv", "--clear", root / ".venv-docs"], check=True)
-        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", wanted]
+        install: list[str | Path] = [
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "-r",
+            wanted,
+        ]
         subprocess.run([python, *install], check=True)
         write_text(mark, digest)
     return python
@@ -233,7 +243,16 @@ def build(python: Path, out: Path) -> None:
         "plugins": {"mkdocstrings": {"handlers": handlers}},
     }
     write_text(place / "mkdocs.yml", yaml.safe_dump(config, sort_keys=False))
-    command = [python, "-m", "mkdocs", "build", "--quiet", "--clean", "-f", place / "mkdocs.yml"]
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "mkdocs",
+        "build",
+        "--quiet",
+        "--clean",
+        "-f",
+        place / "mkdocs.yml",
+    ]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
     subprocess.run(command, check=True, env=environment)
 
