@@ -105,18 +105,24 @@ def navigation() -> Nav:
     for entry, name in zip(methods, PAPERS):
         if not (ROOT / "docs" / "papers" / f"{name}.md").exists():
             del entry[name][2]
-    return [
+    listed: Nav = [
         {"Overview": "README.md"},
         {"What was found": "docs/findings.md"},
         {"Methods": methods},
         {"How a verdict is reached": "docs/verdicts.md"},
         {"Commands": "docs/commands.md"},
         {"Data and models": "docs/data.md"},
-        {"Cached prompts": "docs/alora.md"},
-        {"Speed": "docs/speed.md"},
         {"Add a paper": "CONTRIBUTING.md"},
-        {"Shared parts": [{"Hypergradients": "shared/README.md"}, {"API": "shared/api.md"}]},
     ]
+    named = {place for entry in listed for place in entry.values() if isinstance(place, str)}
+    for page in sorted(set(map(str, pages())) - named):
+        if re.fullmatch(r"docs/\w+\.md", page):
+            title = (ROOT / page).read_text(encoding="utf-8").split("\n", 1)[0]
+            listed.insert(-1, {title.removeprefix("# "): page})
+    listed.append(
+        {"Shared parts": [{"Hypergradients": "shared/README.md"}, {"API": "shared/api.md"}]}
+    )
+    return listed
 
 
 # --- equations beside code ------------------------------------------------------------------------

@@ -69,9 +69,10 @@ def test_equations_stand_beside_the_lines_that_compute_them(paper, gathered):
 
 
 def test_names_of_functions_are_found_as_pages_write_them():
-    named = "`method.level1`, `.weighted_loss`; `baselines.child_d`, `nothing`, `shared/runs.py`"
-    found = [(file, node.name) for file, node in site.excerpts("mlo_mae", named)]
-    assert found == [("mlo_mae/method.py", "level1"), ("mlo_mae/method.py", "weighted_loss")]
+    named = "`method.convex`, `.factored`; `baselines.child_d`, `nothing`, `shared/runs.py`"
+    found = [(file, node.name) for file, node in site.excerpts("weight_mixup", named)]
+    files = [f"weight_mixup/{name}.py" for name in ("method", "method", "baselines")]
+    assert found == list(zip(files, ("convex", "factored", "child_d")))
     (method,) = site.excerpts("autolora", "`method.SelectionLoRA.forward`")
     assert method[1].name == "forward"
 
