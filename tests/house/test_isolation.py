@@ -87,7 +87,8 @@ def test_a_copy_with_shared_alone_trains_and_evaluates(paper, tmp_path):
     method = next(arm.arm for arm in story.arms if arm.role == "method")
     claims = load_claims(ROOT / paper / "claims.yaml").claims
     assert not story.claim or story.claim in {claim.id for claim in claims}
-    (directory,) = (tmp_path / "runs" / paper / story.scale).glob(f"*/seed0/{method}*/")
+    records = (tmp_path / "runs" / paper / story.scale).glob("*/seed0/*/record.json")
+    (directory,) = [p.parent for p in records if json.loads(p.read_text())["arm"] == method]
     metrics = metrics[method]
     done = subprocess.run(
         [sys.executable, "-m", f"{paper}.evaluate", str(directory)],
