@@ -154,7 +154,10 @@ def fake(tmp_path, monkeypatch):
     (tmp_path / "benchmarks" / "__init__.py").touch()
     (folder / "__init__.py").touch()
     (folder / "autolora.py").write_text(SCRIPT)
-    (tmp_path / "README.md").write_text("<!-- generated: speed -->\n<!-- end generated -->\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "speed.md").write_text(
+        "<!-- generated: speed -->\n<!-- end generated -->\n"
+    )
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return tmp_path
