@@ -185,6 +185,17 @@ def picture(directory: Path) -> Picture | None:
     return Picture("method", draw(drawing), caption, drawing.alt, WIDTH)
 
 
+def write(directory: Path) -> list[Path]:
+    """`directory`/pictures/method.svg out of its drawing.yaml; nothing where it has none."""
+    drawing = read(directory)
+    if drawing is None:
+        return []
+    path = directory / "pictures" / "method.svg"
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, alone(draw(drawing), WIDTH))
+    return [path]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.drawings", description=(__doc__ or "").split("\n")[0]
@@ -194,10 +205,7 @@ def main() -> int:
         for name in parser.parse_args().papers or PAPERS:
             if name not in PAPERS:
                 raise unknown(name, PAPERS, "papers")
-            if drawing := read(ROOT / name):
-                path = ROOT / name / "pictures" / "method.svg"
-                path.parent.mkdir(exist_ok=True)
-                write_text(path, alone(draw(drawing), WIDTH))
+            for path in write(ROOT / name):
                 print(path.relative_to(ROOT))
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
