@@ -21,7 +21,7 @@ ifneq ($(UNKNOWN),)
 $(error $(firstword $(UNKNOWN)) is no setting; $(shell $(PYTHON) scripts/nearest.py $(firstword $(UNKNOWN)) $(SETTINGS)))
 endif
 
-.PHONY: help setup data-cifar10 test test-slow test-gpu lint check audit reproduce rehearsal merge status report bench cluster-check clean
+.PHONY: help setup data-cifar10 test test-slow test-gpu lint check audit reproduce rehearsal merge status report docs bench cluster-check clean
 .DEFAULT_GOAL := help
 
 help:  ## print this help
@@ -90,6 +90,9 @@ status: setup  ## from another terminal: what runs, how far, what is left, the l
 report: setup  ## the HTML report of what has been run or recorded
 	@$(RUN) -m benchmarks.report
 
+docs: setup  ## all pages as a site that needs no network, in site/ (its tools go to .venv-docs)
+	@$(RUN) -m benchmarks.site
+
 bench: setup  ## cost of hypergradients and of each method's training step, beside peers
 	@$(RUN) -m benchmarks.hypergradients.run
 	@$(RUN) -m benchmarks.methods
@@ -97,7 +100,7 @@ bench: setup  ## cost of hypergradients and of each method's training step, besi
 cluster-check: setup  ## (root, Debian) start a one-node Slurm, train on it, preempt, compare with a local run
 	@$(RUN) scripts/cluster_check.py
 
-clean:  ## delete caches, the report and Python's leftovers; runs/ and results are kept
+clean:  ## delete caches, the report, the site and Python's leftovers; runs/ and results are kept
 	@! command -v $(RUN) >/dev/null || $(RUN) -m benchmarks.locks
-	@rm -rf report .cache .pytest_cache .mypy_cache .ruff_cache; find . -name __pycache__ -prune -exec rm -rf {} +
+	@rm -rf report site .cache .pytest_cache .mypy_cache .ruff_cache; find . -name __pycache__ -prune -exec rm -rf {} +
 	@echo "kept: runs/ (delete it by hand to start over), recorded results, .venv"

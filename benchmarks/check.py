@@ -30,7 +30,7 @@ import numpy as np
 
 from benchmarks import PAPERS, history, readme, recorded, records, reported, verdicts
 from benchmarks.assemble import judge_sha256
-from benchmarks.blocks import outdated, update_readme
+from benchmarks.blocks import outdated
 from benchmarks.claims import Claims, load_claims
 from benchmarks.comparing import differences
 from benchmarks.predictions import (
@@ -453,8 +453,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         print("no git history here: earlier results and the code of a commit are not compared")
     status = max(report_paper(root / name, options) for name in papers)
     try:
-        if options.stamp and not status and (root / "README.md").exists():
-            update_readme(root / "README.md", readme.project_tables(root))
+        if options.stamp and not status:
+            readme.write_readmes(root, [])
         stale = check_pages(root) + ([] if options.paper else check_report(root))
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)

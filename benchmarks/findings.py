@@ -106,6 +106,27 @@ def findings_table(root: Path) -> str:
     return "\n\n".join(parts)
 
 
+def short_table(root: Path) -> str:
+    """Block `found` of README.md: the first question of each paper, its answer and one number."""
+    rows = []
+    for paper in PAPERS:
+        about = papers.paper(paper)
+        _, result = lead(root / paper)
+        link = f"[{paper}]({paper}/README.md)"
+        first = answers(paper, result.claims if result else [])[:1]
+        if not first:
+            rows.append([link, cell(about.questions[0].ask), "Not run", ""])
+        for one in first:
+            number_of = _one_number(one.claim) if one.claim.effect is not None else ""
+            rows.append([link, cell(one.ask), f"**{cell(one.words)}**", cell(number_of)])
+    return table(["method", "question", "answer", "one number: method − opponent"], rows)
+
+
+def _one_number(claim: Claim) -> str:
+    unit = unit_of(claim).replace("_", " ")
+    return f"{number(claim.effect, signed=True)} {unit} ({claim.n} seeds)"
+
+
 # --- the same seeds on another processor ----------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ give the same bytes, so that `make check` compares.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import PAPERS, findings, plan_n, recorded, tables
@@ -38,14 +38,10 @@ def paper_tables(paper_dir: Path) -> dict[str, str]:
     }
 
 
-def project_tables(root: Path) -> dict[str, str]:
-    """Blocks of the project's README: `verdicts`, a row per paper, `speed`, `layouts`."""
+def verdicts_table(root: Path) -> str:
+    """Block `verdicts`: a row per paper."""
     head = ["paper", "scale", "primary claims", "implemented", "run", "checked"]
-    return {
-        "verdicts": table(head, [paper_row(root / paper) for paper in PAPERS]),
-        "speed": speed.speed_table(root),
-        "layouts": layouts_table(),
-    }
+    return table(head, [paper_row(root / paper) for paper in PAPERS])
 
 
 def paper_row(paper_dir: Path) -> list[str]:
@@ -58,7 +54,7 @@ def paper_row(paper_dir: Path) -> list[str]:
         if result and claim.role == "primary"
     ]
     return [
-        f"[{paper_dir.name}]({paper_dir.name}/README.md)",
+        f"[{paper_dir.name}](../{paper_dir.name}/README.md)",
         f"`{scale}`" if scale else "",
         "<br>".join(verdicts) or "not run",
         tables.implemented(paper_dir),
@@ -67,7 +63,7 @@ def paper_row(paper_dir: Path) -> list[str]:
     ]
 
 
-def layouts_table() -> str:
+def layouts_table(root: Path) -> str:
     """Every folder of REPRO_DATA that a loader knows."""
     head = ["folder of REPRO_DATA", "what", "files", "usual source", "licence", "to fetch"]
     rows = [
@@ -77,18 +73,31 @@ def layouts_table() -> str:
     return table(head, rows)
 
 
+# The project's pages with generated tables -> their blocks.
+PROJECT_PAGES: dict[str, dict[str, Callable[[Path], str]]] = {
+    "README.md": {"found": findings.short_table},
+    "docs/findings.md": {
+        "findings": findings.findings_table,
+        "verdicts": verdicts_table,
+        "replicas": findings.replicas_table,
+        "audit": audit_tables,
+    },
+    "docs/speed.md": {"speed": speed.speed_table},
+    "docs/data.md": {"layouts": layouts_table},
+}
+
+
 def pages(root: Path, papers: Sequence[str] = PAPERS) -> list[tuple[Path, dict[str, str]]]:
-    """Those that exist of the papers' READMEs, the project's and docs/findings.md, with tables."""
+    """Those that exist of the papers' READMEs and the project's pages, with their tables."""
     listed = []
     for paper in papers:
         if (path := root / paper / "README.md").exists():
             listed.append((path, paper_tables(root / paper)))
-    if (path := root / "README.md").exists():
-        listed.append((path, project_tables(root)))
-    if (path := root / "docs" / "findings.md").exists():
-        answers, replicas = findings.findings_table(root), findings.replicas_table(root)
-        blocks = {"findings": answers, "replicas": replicas, "audit": audit_tables(root)}
-        listed.append((path, blocks))
+    for page, blocks in PROJECT_PAGES.items():
+        if (path := root / page).exists():
+            text = path.read_text(encoding="utf-8")
+            there = {name: make for name, make in blocks.items() if f"generated: {name} " in text}
+            listed.append((path, {name: make(root) for name, make in there.items()}))
     return listed
 
 

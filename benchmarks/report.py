@@ -28,8 +28,10 @@ from markupsafe import Markup
 from benchmarks import (
     PAPERS,
     differences,
+    drawings,
     front,
     locks,
+    mathml,
     pictures,
     plan_n,
     plots,
@@ -124,6 +126,8 @@ def page(paper: Paper, result: Result | None) -> dict[str, Any]:
         "implemented": tables.implemented(paper.directory),
         "checked": tables.checked(paper.directory, scale),
         "differences": differences.blocks(text, measure),
+        "drawing": drawings.picture(paper.directory),
+        "equations": mathml.equations(text),
     }
     if result is None or data is None:
         return view

@@ -28,7 +28,7 @@ from benchmarks.words import duration
 from shared import protocol
 from shared.protocol import BadInput, Node
 
-LAYOUTS = "(README, 'Data and models', has every layout)"
+LAYOUTS = "(docs/data.md has every layout)"
 
 # --- before the start -----------------------------------------------------------------------------
 

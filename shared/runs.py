@@ -22,6 +22,7 @@ import copy
 import dataclasses
 import fcntl
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -31,7 +32,7 @@ import signal
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -645,13 +646,23 @@ def command_line(
         import tyro
 
         paper = protocol.Protocol(Path(file).resolve().parent)
-        scale, node, words = _chosen_run(paper, doc)
-        default = config_class(**paper.config(scale, node))
-        prog = f"python -m {paper.paper}.train"
-        config = tyro.cli(config_class, prog=prog, default=default, args=words, description=doc)
-        paper.check(config)
-        _stop_on_signals()
-        run(_with_used(paper, scale, node, config, run))
+
+        def train(
+            scale: str, node: protocol.Node, words: list[str], changes: Mapping[str, Any]
+        ) -> Path:
+            default = config_class(**(paper.config(scale, node) | dict(changes)))
+            prog = f"python -m {paper.paper}.train"
+            config = tyro.cli(config_class, prog=prog, default=default, args=words, description=doc)
+            paper.check(config)
+            _stop_on_signals()
+            return run(_with_used(paper, scale, node, config, run))
+
+        alone = re.fullmatch(r"--tiny( --seed (\d{1,18}))?", " ".join(sys.argv[1:]))
+        if alone and "RANK" not in os.environ and (paper.directory / "story.yaml").exists():
+            # By name: words and picture are no part of a run, whose files are those it imports.
+            importlib.import_module("shared.story").tell(paper, int(alone[2] or 0), train)
+        else:
+            train(*_chosen_run(paper, doc), {})
     except (BadInput, inputs.MissingInput, OSError) as error:
         print(f"error: {inputs.in_words(error)}", file=sys.stderr)
         sys.exit(2)

@@ -3,7 +3,7 @@
     python -m benchmarks.methods     all papers, to runs/methods/cpu.json; says what became slower
     --only autolora dasgm            some papers: these replace what the file has
     --rounds 3                       timed rounds of each script instead of its own number
-    --record                         (maintainers) keep the result in results/ and write README.md
+    --record                         (maintainers) keep it in results/ and write docs/speed.md
 
 Each script runs in a process of its own, one thread, one after another; `peak_megabytes` is the
 largest resident size of that process. About 10 CPU minutes. Exit status 1 if a script failed; a

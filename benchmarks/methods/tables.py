@@ -1,4 +1,4 @@
-"""From measured costs of the methods to what slowed down, the table of README.md and its figure.
+"""From measured costs of the methods to what slowed down, the table of docs/speed.md, its figure.
 
     python -m benchmarks.methods.tables     table and figure from the committed result, unmeasured
 
@@ -118,7 +118,7 @@ def commits(result: Mapping[str, Any]) -> list[str]:
 
 
 def speed_table(root: Path = ROOT) -> str:
-    """Block `speed` of README.md."""
+    """Block `speed` of docs/speed.md."""
     result = load(root / RESULT)
     if not result["papers"]:
         return NOTHING
@@ -137,7 +137,7 @@ def speed_table(root: Path = ROOT) -> str:
     )
     picture = (
         "![Cost of one step of each method in plain steps, ours beside the official algorithm, "
-        f"with the bound reached by a minimal loop and the counted floor]({FIGURE})"
+        f"with the bound reached by a minimal loop and the counted floor](../{FIGURE})"
     )
     return "\n\n".join([table(head, rows, right=(1, 2, 3, 4, 5, 7, 8)), about, picture])
 
@@ -148,7 +148,7 @@ def _line(name: str, bound: Bound, ours: Mapping[str, Any], same: Mapping[str, A
 
     spread = f" [{ours['lowest']:.2f}, {ours['highest']:.2f}]" if "lowest" in ours else ""
     return [
-        f"[{cell(name)}]({name}/README.md): {cell(bound.work)}",
+        f"[{cell(name)}](../{name}/README.md): {cell(bound.work)}",
         shown(ours.get("ratio")) + spread or "NOT RUN",
         shown(same.get("ratio")),
         *(shown(value, "g") for value in (bound.official, bound.reached, bound.floor)),
@@ -184,12 +184,12 @@ def figure(result: Mapping[str, Any], path: Path) -> None:
 
 
 def write() -> None:
-    """README.md (its block `speed`) and the figure, from the committed result."""
+    """docs/speed.md (its block `speed`) and the figure, from the committed result."""
     result = load(ROOT / RESULT)
     if result["papers"]:
         figure(result, ROOT / FIGURE)
-    changed = update_readme(ROOT / "README.md", {"speed": speed_table()})
-    print("README.md:", "changed" if changed else "as it was")
+    changed = update_readme(ROOT / "docs" / "speed.md", {"speed": speed_table()})
+    print("docs/speed.md:", "changed" if changed else "as it was")
 
 
 if __name__ == "__main__":

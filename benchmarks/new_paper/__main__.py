@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import PAPERS, ROOT, papers
+from benchmarks import PAPERS, ROOT, drawings, papers
 from shared.protocol import BadInput
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -38,7 +38,7 @@ def create(name: str, root: Path = ROOT) -> list[Path]:
             target.write_text(text.replace("order: 1\n", f"order: {order}\n"), encoding="utf-8")
             files.append(target)
     tidy(files)
-    return files
+    return files + drawings.write(root / name)
 
 
 def tidy(files: list[Path]) -> None:

@@ -118,12 +118,10 @@ def test_a_row_that_bounds_name_must_be_measured():
     assert not tables.missing(result())
 
 
-def test_the_readme_holds_the_table():
-    names = [
-        name for _, name, _, _ in blocks.BLOCK.findall((tables.ROOT / "README.md").read_text())
-    ]
-    assert "speed" in names
-    assert not blocks.outdated(tables.ROOT / "README.md", {"speed": tables.speed_table()})
+def test_the_page_holds_the_table():
+    page = tables.ROOT / "docs" / "speed.md"
+    assert "speed" in [name for _, name, _, _ in blocks.BLOCK.findall(page.read_text())]
+    assert not blocks.outdated(page, {"speed": tables.speed_table()})
 
 
 def test_measure_and_write(tmp_path, capsys):
@@ -156,7 +154,10 @@ def fake(tmp_path, monkeypatch):
     (tmp_path / "benchmarks" / "__init__.py").touch()
     (folder / "__init__.py").touch()
     (folder / "autolora.py").write_text(SCRIPT)
-    (tmp_path / "README.md").write_text("<!-- generated: speed -->\n<!-- end generated -->\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "speed.md").write_text(
+        "<!-- generated: speed -->\n<!-- end generated -->\n"
+    )
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return tmp_path

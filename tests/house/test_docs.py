@@ -191,23 +191,35 @@ def test_make_without_a_target_prints_help():
         assert name in done.stdout, f"make help does not list {name}"
 
 
-def test_readme_names_every_target():
-    text = (
-        (ROOT / "README.md").read_text()
-        + (ROOT / "CONTRIBUTING.md").read_text()
-        + (ROOT / "shared" / "README.md").read_text()
-    )
+def test_pages_name_every_target():
+    named = ("README.md", "CONTRIBUTING.md", "shared/README.md", "docs/commands.md", "docs/data.md")
+    text = "".join((ROOT / name).read_text() for name in [*named, "docs/speed.md"])
     for name in targets():
         if name not in {"help", "setup", "reproduce"}:
             assert f"make {name.replace('%', '')}" in text, f"no page mentions make {name}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def headings(page: Path) -> set[str]:
+    """Anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+?)\s*$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *ROOT.glob("docs/papers/*.md")], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
-        target = page.parent / link
-        paper = Path(link).parts[0]
-        assert target.exists() or paper in PAPERS, f"{page.relative_to(ROOT)}: {link}"
+    text = re.sub(r"^```.*?^```$|`[^`\n]+`", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", text):
+        place, _, anchor = link.partition("#")
+        target = (page.parent / place) if place else page
+        assert target.exists(), f"{page.relative_to(ROOT)}: {link}"
+        assert not anchor or anchor in headings(target), f"{page.relative_to(ROOT)}: {link}"
+
+
+def test_the_front_page_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_committed_files_name_no_machine():

@@ -16,6 +16,7 @@ import pytest
 from benchmarks import PAPERS, plan_n
 from benchmarks.claims import load_claims
 from shared import protocol
+from shared.story import read as read_story
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {*PAPERS, "shared", "benchmarks", "tests"}
@@ -55,7 +56,8 @@ def test_the_judge_touches_only_the_interface_of_a_method(paper):
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_a_copy_with_shared_alone_trains_and_evaluates(paper, tmp_path):
-    """`--tiny` needs no argument, no download and nothing but <paper>/ and shared/."""
+    """`--tiny` needs no argument, no download and nothing but <paper>/ and shared/, and tells what
+    it did: sentences, a picture, no bare key of a metric."""
     for name in (paper, "shared"):
         shutil.copytree(
             ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results")
@@ -72,10 +74,22 @@ def test_a_copy_with_shared_alone_trains_and_evaluates(paper, tmp_path):
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert "tiny run" in done.stdout
-    paper_protocol = protocol.Protocol(tmp_path / paper)
-    tiny = paper_protocol.document.tiny
-    directory = tmp_path / "runs" / paper / "tiny" / tiny.task / "seed0" / tiny.arm
-    metrics = json.loads((directory / "record.json").read_text())["metrics"]
+    story = read_story(tmp_path / paper)
+    told = tmp_path / "runs" / paper / "story" / "seed0"
+    assert (told / "picture.png").read_bytes().startswith(b"\x89PNG")
+    metrics = json.loads((told / "metrics.json").read_text())
+    assert set(metrics) == {arm.arm for arm in story.arms}
+    said = " ".join(done.stdout.split())
+    for role in ("method", "opponent", "control"):
+        assert sum(arm.role == role for arm in story.arms) == 1
+    assert all(arm.say in said for arm in story.arms) and "One seed is an anecdote" in said
+    assert not re.search(r"\w+_\w+ = ", done.stdout)
+    method = next(arm.arm for arm in story.arms if arm.role == "method")
+    claims = load_claims(ROOT / paper / "claims.yaml").claims
+    assert not story.claim or story.claim in {claim.id for claim in claims}
+    records = (tmp_path / "runs" / paper / story.scale).glob("*/seed0/*/record.json")
+    (directory,) = [p.parent for p in records if json.loads(p.read_text())["arm"] == method]
+    metrics = metrics[method]
     done = subprocess.run(
         [sys.executable, "-m", f"{paper}.evaluate", str(directory)],
         cwd=tmp_path,

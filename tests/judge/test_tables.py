@@ -66,12 +66,13 @@ def test_readmes_are_filled_in_place_and_checked(checkout, tmp_path):
     for paper in ("autolora", "dasgm"):
         shutil.copytree(checkout / paper, tmp_path / paper)
     block = "<!-- generated: {} -->\nold\n<!-- end generated -->\n"
-    paper, project = tmp_path / "autolora/README.md", tmp_path / "README.md"
+    paper, project = tmp_path / "autolora/README.md", tmp_path / "docs/findings.md"
+    project.parent.mkdir()
     paper.write_text(
         "# A\n" + block.format("claims") + "\nwords | stay\n" + block.format("figures")
     )
     project.write_text(block.format("verdicts"))
-    assert stale_readmes(tmp_path) == ["autolora/README.md: claims", "README.md: verdicts"]
+    assert stale_readmes(tmp_path) == ["autolora/README.md: claims", "docs/findings.md: verdicts"]
     assert write_readmes(tmp_path) == [paper, project]
     assert stale_readmes(tmp_path) == [] and write_readmes(tmp_path) == []
     text = paper.read_text()

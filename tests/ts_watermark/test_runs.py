@@ -25,7 +25,7 @@ def test_tiny_run_from_the_command_line(tmp_path):
         "REPRO_RUNS": str(tmp_path / "runs"),
         "REPRO_CACHE": str(tmp_path / "cache"),
     }
-    command = [sys.executable, "-m", "ts_watermark.train", "--tiny"]
+    command = [sys.executable, "-m", "ts_watermark.train", "--tiny", "--device", "cpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     seed = tmp_path / "runs/ts_watermark/tiny/tiny/seed0"
