@@ -159,11 +159,14 @@ def cached_prompts(questions: Questions, items: Data) -> list[list[int]]:
 
 @torch.no_grad()
 def readable_mass(policy: Policy, questions: Questions, items: list[Item]) -> float:
-    """Mean probability of the answers that the rule can read: each word, as written and in small
-    letters (numbers: 0 to 5). A lower bound of the share of readable sampled answers."""
+    """Mean probability of answers that the rule can read: each word, as written and in small
+    letters (numbers: 0 to 5), in a chat also with a full stop. A lower bound of the share of
+    readable sampled answers."""
     task, form = questions.task, questions.config.form
     words = [str(n) for n in range(6)] if task.number else [*task.words]
     asked = {w for word in words for w in (word, word.lower())}
+    if form == "chat":
+        asked |= {f"{w}." for w in asked}
     mass = 0.0
     for item in items[:ASKED]:
         close = f" {prompts.CLOSE}"

@@ -9,8 +9,8 @@ A question has one of two forms. `tags`, the official code's, is plain text; the
     <Judgement>
 
 `chat` is the model's own chat template around `messages`; the whole answer is the model's turn. The
-parser is strict: the text before the first closing tag (`chat`: the whole text), stripped, must BE
-one of the answers. Finding an answer somewhere in the text would let "Yes and No" pass and read
+parser is strict: the text before the first closing tag (`chat`: the whole text, less a final full
+stop, for a chat model writes sentences), stripped, must BE one of the answers. Finding an answer somewhere in the text would let "Yes and No" pass and read
 "None" as "No" (ppo_nlu/official.py does that)."""
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Task:
     plain: bool = False
     # of an answer that is a number: decimals that a supervised model learns to write
     decimals: int = 1
-    # what a chat asks right before the instance, beside the answers; `role` says it elsewhere
+    # what a chat asks before the instance, beside the answers; `role` says it elsewhere
     question: str = ""
 
     @property
@@ -187,20 +187,22 @@ def messages(
 ) -> list[dict[str, str]]:
     """The same question as a chat: each solved example is a turn of its own."""
     turns = [{"role": "system", "content": _role(task, fields)}]
-    if task.number:
-        answer = "Answer with exactly one number from 0 to 5."
-    else:
-        answer = f"Answer with exactly one {_unit(task)}: {' or '.join(reversed(task.words))}."
-    # in front: the model reads the instance with the question in mind
-    ask = task.question + answer
     for shown, label in examples:
-        turns.append({"role": "user", "content": f"{ask}\n\n{instance(task, shown)}"})
+        turns.append({"role": "user", "content": _asked(task, shown)})
         turns.append({"role": "assistant", "content": task.word(label)})
-    return [*turns, {"role": "user", "content": f"{ask}\n\n{instance(task, fields)}"}]
+    return [*turns, {"role": "user", "content": _asked(task, fields)}]
 
 
-def _unit(task: Task) -> str:
-    return "phrase" if any(" " in word for word in task.words) else "word"
+def _asked(task: Task, fields: Mapping[str, str]) -> str:
+    """Asked in front, so that the model reads the instance with the question in mind, and once more
+    behind it: else a small chat model writes a sentence where a word is asked for."""
+    unit = "number" if task.number else "phrase" if " " in task.words[0] else "word"
+    choice = " from 0 to 5" if task.number else f", {' or '.join(reversed(task.words))}"
+    text = instance(task, fields)
+    if not any(name for _, name in task.fields):
+        text = f'"{text}"'
+    ask = f"{task.question}Answer with exactly one {unit}."
+    return f"{ask}\n\n{text}\n\nOne {unit}{choice}:"
 
 
 def target(task: Task, label: float, form: Form = "tags") -> str:
@@ -214,6 +216,8 @@ def parse(task: Task, text: str, form: Form = "tags") -> float | None:
     if bool(tag) != (form == "tags"):
         return None
     content = " ".join(content.split()).lower()
+    if form == "chat":
+        content = content.removesuffix(".")
     if task.number:
         return float(content) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", content) else None
     words = [w.lower() for w in task.words]

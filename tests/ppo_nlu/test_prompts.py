@@ -39,7 +39,9 @@ def test_a_chat_answer_is_the_whole_turn(task):
         f" {right.lower()}\n": 1.0,
         wrong: 0.0,
         "": -1.0,
-        f"{right}.": -1.0,
+        f"{right}.": 1.0,
+        f"{right}..": -1.0,
+        f"{right}!": -1.0,
         f"{right} </Judgement>": -1.0,
         f"{right} or {wrong}": -1.0,
     }
