@@ -18,7 +18,7 @@ from shared import pretrained, runs
 from shared.protocol import BadInput
 
 LONGEST = 31  # tokens of an answer where its length is drawn
-ASKED = 8  # items whose probability of a readable answer is looked at before training
+ASKED = 4  # items whose probability of a readable answer is looked at before training
 LEAST_MASS = 0.05  # below this sampling hardly ever meets an answer that can be paid
 
 
@@ -52,6 +52,11 @@ class Questions:
             self.encoded[item.id] = self.encode(item, self.target(item))
         question, target = self.encoded[item.id]
         return ([self.row[item.id]] if self.row else question), target
+
+    def length(self, item: Item) -> int:
+        """Tokens of the question, also where it stands for them by its row."""
+        self.ids(item)
+        return len(self.encoded[item.id][0])
 
     def encode(self, item: Item, answer: str) -> tuple[list[int], list[int]]:
         special = self.config.form == "tags"
@@ -108,14 +113,14 @@ def questions_of(
     questions = Questions(config, tokenizer, items.task, items.train, [], shown)
     train = items.train
     if config.job != "prompt":
-        train = [x for x in train if len(questions.ids(x)[0]) <= config.max_prompt]
+        train = [x for x in train if questions.length(x) <= config.max_prompt]
     limit = f"max_prompt = {config.max_prompt} tokens"
     if not train:
         remedy = "raise --max-prompt"
         raise BadInput(f"{items.task.name}: every training prompt exceeds {limit}; {remedy}")
     if dropped := len(items.train) - len(train):
         say(f"{dropped} of {len(items.train)} training prompts exceed {limit} and are left out")
-    longest = max(len(questions.ids(x)[0]) for x in [*train, *items.test, *items.validation])
+    longest = max(questions.length(x) for x in [*train, *items.test, *items.validation])
     answer = config.max_new or LONGEST
     if longest + answer > context:
         what = f"{items.task.name}: a prompt of {longest} tokens and an answer of {answer}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,36 @@ from torch import Tensor, nn
 from ppo_nlu.policy import Policy, Rollout, Tokenizer, base_of
 from shared.alora import PromptCache
 
+if TYPE_CHECKING:
+    from transformers import DynamicCache
+
+
+class Batchwise(PromptCache):
+    """As `PromptCache`; keys and values of the last batch stay in memory, for PPO passes over the
+    same prompts seven times."""
+
+    last: dict[tuple[range, int], tuple[list[int], DynamicCache]]
+
+    def _filled(self, rows: Sequence[int], layers: range, cut: int) -> DynamicCache:
+        from transformers import DynamicCache
+
+        memory = self.__dict__.setdefault("last", {})
+        before, kept = memory.get((layers, cut), (None, None))
+        if before != list(rows):
+            kept = super()._filled(rows, layers, cut)
+            memory[layers, cut] = list(rows), kept
+        copied = DynamicCache()  # a pass appends to what it is given
+        for number, layer in enumerate(kept.layers):
+            copied.update(layer.keys, layer.values, number)
+        return copied
+
 
 class CachedPolicy(Policy):
     """As `Policy`, for questions of one column: the row of their prompt among `prompts`."""
 
     def __init__(self, lm: nn.Module, prompts: Sequence[Sequence[int]]):
         super().__init__(lm)
-        self.prompts = PromptCache(lm, prompts)  # type: ignore[arg-type]
+        self.prompts = Batchwise(lm, prompts)  # type: ignore[arg-type]
         self.entering = torch.empty(0)
         base_of(lm).get_output_embeddings().register_forward_pre_hook(self._note)  # type: ignore
 

@@ -130,9 +130,9 @@ TASKS = {t.name: t for t in [
     Task("axb", _ENTAILS, _PAIR, YES_NO, True, "matthews"),
     Task("axg", _ENTAILS, _PAIR, YES_NO, True),
     Task("movie", "You judge film reviews.", (("sentence", ""),), ("Negative", "Positive"),
-         question="Is the sentiment of this sentence positive or negative? "),
+         question="Is the sentiment of this sentence positive or negative?"),
     Task("rating", "You rate messages.", (("sentence", ""),), (), False, "correlation", decimals=0,
-         question="How positive is this message, from 0 (very negative) to 5 (very positive)? "),
+         question="How positive is this message, from 0 (very negative) to 5 (very positive)?"),
     Task("digits", "", (("pixels", ""),), NO_YES, plain=True),
 ]}  # fmt: skip
 
@@ -195,14 +195,15 @@ def messages(
 
 def _asked(task: Task, fields: Mapping[str, str]) -> str:
     """Asked in front, so that the model reads the instance with the question in mind, and once more
-    behind it: else a small chat model writes a sentence where a word is asked for."""
-    unit = "number" if task.number else "phrase" if " " in task.words[0] else "word"
-    choice = " from 0 to 5" if task.number else f", {' or '.join(reversed(task.words))}"
+    behind it: else a small chat model writes a sentence where a word is asked for. The words stand
+    in the question alone: where they are listed behind, it says the one that is listed first."""
     text = instance(task, fields)
-    if not any(name for _, name in task.fields):
-        text = f'"{text}"'
-    ask = f"{task.question}Answer with exactly one {unit}."
-    return f"{ask}\n\n{text}\n\nOne {unit}{choice}:"
+    if task.question:
+        ask, again = task.question, f"Answer with one {'number' if task.number else 'word'}."
+        return f"{ask} {again}\n\n{text}\n\n{again}"
+    unit = "number" if task.number else "phrase" if " " in task.words[0] else "word"
+    choice = " from 0 to 5" if task.number else f": {' or '.join(reversed(task.words))}"
+    return f"{text}\n\nAnswer with one {unit}{choice}."
 
 
 def target(task: Task, label: float, form: Form = "tags") -> str:

@@ -27,7 +27,7 @@ class Sheet:
         self.questions, self.items, self.name = questions, items, name
         self.texts = [[""] * len(items) for _ in range(1 + k)]  # greedy first
         self.kl = 0.0  # sum over the answers of the first sampled column
-        lengths = torch.tensor([len(questions.ids(x)[0]) for x in items])
+        lengths = torch.tensor([questions.length(x) for x in items])
         size = 64 if questions.config.from_hub else 512
         self.rows = [
             rows.tolist() for rows in lengths.argsort(stable=True).split(size) if len(rows)
@@ -44,7 +44,7 @@ class Sheet:
     def fill(self, policy: Policy, batch: int, moved: bool = False) -> None:
         """Ask one batch of one column; where the policy has `moved`, of the first sampled one also
         the KL."""
-        column, part = divmod(batch, len(self.rows))
+        part, column = divmod(batch, len(self.texts))
         config, rows = self.questions.config, self.rows[part]
         max_new = config.max_new or LONGEST
         uniforms = None
