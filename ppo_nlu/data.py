@@ -125,7 +125,7 @@ def mixed(parts: list[Data], least: int = 0) -> Data:
 # --- sentences that people rated ------------------------------------------------------------------
 
 # task: domain, whether a sign is asked for, and the sizes of the training and test parts
-RATED = {"movie": ("movie", True, 400, 400), "rating": ("tweets", False, 240, 150)}
+RATED = {"movie": ("movie", True, 400, 400), "rating": ("tweets", False, 1920, 600)}
 RATED_VALIDATION = 100
 
 

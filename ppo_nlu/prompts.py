@@ -94,7 +94,7 @@ _ENTAILS = f"{_REASONER} Decide whether the first sentence entails the second."
 _ASKS_THE_SAME = "Decide whether the two questions ask the same thing."
 
 # a tag without a yes or no costs 1 in ReCoRD and 3 elsewhere: the official reward table;
-# movie, rating (scale cpu): sentences that people rated; digits (--tiny): grey levels of a digit,
+# movie (scale cpu), rating (gpu): sentences that people rated; digits (--tiny): grey levels of a digit,
 # "is it at least five?"
 TASKS = {t.name: t for t in [
     Task("cola", f"{_LINGUIST} Decide whether the sentence is acceptable English.",

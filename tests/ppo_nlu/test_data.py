@@ -37,7 +37,7 @@ def test_digits_parts():
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [("movie", (400, 100, 400)), ("rating", (240, 100, 150))]
+    ("name", "sizes"), [("movie", (400, 100, 400)), ("rating", (1920, 100, 600))]
 )
 def test_rated_sentences_are_the_same_for_every_seed_in_another_order(name, sizes):
     """So that prompts are computed once."""
