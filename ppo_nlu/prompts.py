@@ -10,8 +10,9 @@ A question has one of two forms. `tags`, the official code's, is plain text; the
 
 `chat` is the model's own chat template around `messages`; the whole answer is the model's turn. The
 parser is strict: the text before the first closing tag (`chat`: the whole text, less a final full
-stop, for a chat model writes sentences), stripped, must BE one of the answers. Finding an answer somewhere in the text would let "Yes and No" pass and read
-"None" as "No" (ppo_nlu/official.py does that)."""
+stop, for a chat model writes sentences), stripped, must BE one of the answers. Finding an answer
+somewhere in the text would let "Yes and No" pass and read "None" as "No" (ppo_nlu/official.py does
+that)."""
 
 from __future__ import annotations
 
@@ -94,8 +95,8 @@ _ENTAILS = f"{_REASONER} Decide whether the first sentence entails the second."
 _ASKS_THE_SAME = "Decide whether the two questions ask the same thing."
 
 # a tag without a yes or no costs 1 in ReCoRD and 3 elsewhere: the official reward table;
-# movie (scale cpu), rating (gpu): sentences that people rated; digits (--tiny): grey levels of a digit,
-# "is it at least five?"
+# movie (scale cpu), rating (gpu): sentences that people rated; digits (--tiny): grey levels of a
+# digit, "is it at least five?"
 TASKS = {t.name: t for t in [
     Task("cola", f"{_LINGUIST} Decide whether the sentence is acceptable English.",
          _SENTENCE, NO_YES, True, "matthews"),
