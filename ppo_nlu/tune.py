@@ -1,7 +1,7 @@
 """A setting for several arms: equal trials, development seeds, chosen on validation items.
 
     python -m ppo_nlu.tune --arms sft sft_4 ppo --tasks movie --values 3e-4 1e-3 3e-3 --seeds 0 1 2
-    python -m ppo_nlu.tune --arms few_shot --field shots --values 1 2 3 --seeds 0
+    python -m ppo_nlu.tune --scale paper --arms ppo --tasks rte --field batch --values 4 8 16
 
 Prints the entries of `tuning:` in protocol.yaml (score_greedy, means over seeds). Each trial is a
 line of `--out`, whose trials are not run again. Runs stand in temporary folders; test scores are
