@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +25,16 @@ class Batchwise(PromptCache):
     """As `PromptCache`; keys and values of the last batch stay in memory, for PPO passes over the
     same prompts seven times."""
 
-    last: dict[tuple[range, int], tuple[list[int], DynamicCache]]
+    def __init__(self, lm: nn.Module, prompts: Sequence[Sequence[int]]):
+        self.last: dict[tuple[range, int], tuple[list[int], DynamicCache]] = {}
+        super().__init__(lm, prompts)  # type: ignore[arg-type]
 
     def _filled(self, rows: Sequence[int], layers: range, cut: int) -> DynamicCache:
         from transformers import DynamicCache
 
-        memory = self.__dict__.setdefault("last", {})
-        before, kept = memory.get((layers, cut), (None, None))
-        if before != list(rows):
-            kept = super()._filled(rows, layers, cut)
-            memory[layers, cut] = list(rows), kept
+        if self.last.get((layers, cut), ([],))[0] != list(rows):
+            self.last[layers, cut] = list(rows), super()._filled(rows, layers, cut)
+        kept: Any = self.last[layers, cut][1]  # layers of several kinds to the type checker
         copied = DynamicCache()  # a pass appends to what it is given
         for number, layer in enumerate(kept.layers):
             copied.update(layer.keys, layer.values, number)
@@ -46,7 +46,7 @@ class CachedPolicy(Policy):
 
     def __init__(self, lm: nn.Module, prompts: Sequence[Sequence[int]]):
         super().__init__(lm)
-        self.prompts = Batchwise(lm, prompts)  # type: ignore[arg-type]
+        self.prompts = Batchwise(lm, prompts)
         self.entering = torch.empty(0)
         base_of(lm).get_output_embeddings().register_forward_pre_hook(self._note)  # type: ignore
 

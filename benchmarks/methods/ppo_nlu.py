@@ -95,18 +95,24 @@ def language_model() -> dict[str, cost.Step]:
     asked, ids = [[row] for row in range(32)], Ids()
     targets = torch.randint(10, alora.VOCABULARY, (32, 2), generator=generator).tolist()
 
-    def plain() -> None:
+    def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         method.sft_loss(p, asked, targets, ids.pad_token_id).backward()
         optimizer.step()
 
+    def plain() -> None:
+        p.prompts.last.clear()  # a batch is of other prompts than the one before
+        step()
+
     def ppo() -> None:
+        p.prompts.last.clear()
         answers = p.answers(ids, asked, 2, torch.rand(32, 2, generator=generator))
         method.update(p, optimizer, answers, torch.randn(32), 0.2, PPO(minibatch=32))
 
     def four() -> None:
+        p.prompts.last.clear()
         for _ in range(4):
-            plain()
+            step()
 
     return {
         "plain": plain,
