@@ -7,20 +7,23 @@ columns; `evaluate.py` turns the columns into metrics and statistics.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 
 from shared import pretrained, runs
-from ts_watermark import attacks, baselines, data, evaluate, models
+from ts_watermark import attacks, baselines, checkpoints, data, evaluate, models
 from ts_watermark.config import Config
 from ts_watermark.data import Passages
 from ts_watermark.detect import Detector
 from ts_watermark.models import Base
+from ts_watermark.synthid import SynthID
 from ts_watermark.watermark import (
     ConvertedLogitsProcessor,
     Converter,
@@ -53,20 +56,28 @@ class Arm:
     config: Config
     base: Base
     test: Passages
-    null: Passages
-    watermarks: dict[str, Watermark]
+    watermarks: Mapping[str, Watermark | SynthID]
     converter: Converter | None
     sweet_threshold: float | None
     plain: tuple[Tensor, Tensor]
 
     @functools.lru_cache(maxsize=1)  # noqa: B019  a strength's batches follow each other
-    def detector(self, name: str) -> Detector:
-        base = self.base
-        return Detector(self.watermarks[name], base.codec, base.model.device, self.converter)
+    def detector(self, name: str) -> Detector | SynthID:
+        watermark = self.watermarks[name]
+        if isinstance(watermark, SynthID):
+            return watermark
+        return Detector(watermark, self.base.codec, self.converter)
+
+    def processor(self, name: str) -> LogitsProcessor:
+        watermark = self.watermarks[name]
+        if isinstance(watermark, SynthID):
+            return watermark.processor(self.base.model.device)
+        return self._with_lists(name)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
-    def processor(self, name: str) -> WatermarkLogitsProcessor:
+    def _with_lists(self, name: str) -> WatermarkLogitsProcessor:
         watermark, device = self.watermarks[name], self.base.model.device
+        assert isinstance(watermark, Watermark)
         if self.sweet_threshold is not None:
             return baselines.SweetLogitsProcessor(watermark, self.sweet_threshold, device)
         if self.converter is not None:
@@ -77,27 +88,33 @@ class Arm:
 def prepare(config: Config, base: Base, plain: tuple[Tensor, Tensor]) -> Arm:
     """The arm's watermarks, and what they are measured with."""
     vocab_size = base.model.config.vocab_size
-    test, null = data.load_passages(config, "test"), data.load_passages(config, "null")
+    test = data.load_passages(config, "test")
     converter, P = None, vocab_size
     if config.steering:  # another vocabulary's ids choose the lists
         steering = data.load_codec(models.named(config.steering, Path(config.uses["base"])))
         converter, P = Converter(base.codec, steering), len(steering)
+    if config.family == "unigram":
+        converter = baselines.OneList()
     threshold = mean_entropy(config, base) if config.family == "sweet" else None
-    watermarks = family(config, vocab_size, P)
-    return Arm(config, base, test, null, watermarks, converter, threshold, plain)
+    watermarks = family(config, base, vocab_size, P)
+    return Arm(config, base, test, watermarks, converter, threshold, plain)
 
 
-def family(config: Config, vocab_size: int, P: int) -> dict[str, Watermark]:
+def family(
+    config: Config, base: Base, vocab_size: int, P: int
+) -> Mapping[str, Watermark | SynthID]:
     """Name -> watermark, one per point of the arm's frontier. P: number of previous tokens."""
+    key = hash_key(config)
+    if config.family == "synthid":
+        return {name: SynthID(int(init_values(name)[1]), key) for name in config.strengths}
+    settings: Any = {"vocab_size": vocab_size, "key": key, "size_rounding": config.size_rounding}
+    if config.family == "unigram":
+        return {n: baselines.unigram(*init_values(n), **settings) for n in config.strengths}
     if config.family in ("kgw", "sweet"):
-        constant = functools.partial(
-            baselines.kgw,
-            vocab_size=vocab_size,
-            previous_size=P,
-            key=hash_key(config),
-            size_rounding=config.size_rounding,
-        )
-        return {name: constant(*init_values(name)) for name in config.strengths}
+        settings["previous_size"] = P
+        return {n: baselines.kgw(*init_values(n), **settings) for n in config.strengths}
+    if config.family == "official":
+        return checkpoints.watermarks(config, base, vocab_size, key)
     source = Path(next(d for arm, d in config.uses.items() if arm != "base"))
     folders = sorted((source / ("start" if config.family == "start" else "export")).iterdir())
     trained = {f.name: replace(Watermark.load(f), vocab_size=vocab_size) for f in folders}
@@ -138,7 +155,7 @@ Measurement = Callable[[Arm, Batch], Columns]
 
 
 def measurements(config: Config) -> dict[str, Measurement]:
-    """What is measured in an arm, by name; attacks are not run against SWEET."""
+    """What is measured in an arm, by name; attacks are not run against SWEET and SynthID."""
     measured: dict[str, Measurement] = {
         "similarity": similarity,
         "fluency": fluency,
@@ -151,7 +168,7 @@ def measurements(config: Config) -> dict[str, Measurement]:
 
 
 def attacked_by(config: Config) -> tuple[str, ...]:
-    return () if config.family == "sweet" else config.attacks
+    return () if config.family in ("sweet", "synthid") else config.attacks
 
 
 def similarity(arm: Arm, batch: Batch) -> Columns:
@@ -168,7 +185,7 @@ def fluency(arm: Arm, batch: Batch) -> Columns:
 
 
 def detection(arm: Arm, batch: Batch) -> Columns:
-    """z of the texts, decoded and tokenised again, of the human continuations and null texts."""
+    """z of the texts, decoded and tokenised again and of the human continuations."""
     detector, codec = arm.detector(batch.strength), arm.base.codec
     rows, human = codec.encode_all(codec.decode_all(batch.ids())), arm.test[batch.rows]
     columns = {
@@ -177,7 +194,12 @@ def detection(arm: Arm, batch: Batch) -> Columns:
     }
     if arm.sweet_threshold is None:
         columns |= {"z": detector.z_all(rows), "z_human": detector.z_all(human.human)}
+        share = arm.config.seen_share
+        columns["evidence"] = detector.evidence_all(
+            [row[: round(share * len(row))] for row in rows]
+        )
     else:  # only uncertain positions count; `blind` computes entropies without the prompt
+        assert isinstance(detector, Detector)
         none: list[list[int]] = [[]] * len(rows)
         for key, texts, prompts in [
             ("z", rows, human.prompts),
@@ -188,18 +210,16 @@ def detection(arm: Arm, batch: Batch) -> Columns:
             entropies = baselines.entropies(arm.base.model, prompts, texts)
             uncertain = [(e > arm.sweet_threshold).numpy() for e in entropies]
             columns[key] = detector.z_all(texts, uncertain)
-    if n := len(arm.null) // len(arm.test):  # null texts per item
-        null = arm.null[slice(batch.rows.start * n, batch.rows.stop * n)]
-        per_item = detector.z_all(null.human).reshape(-1, n)
-        columns |= {f"z_null_{k}": per_item[:, k] for k in range(n)}
+            if not key.endswith("human"):
+                columns[key.replace("z", "evidence")] = detector.evidence_all(texts, uncertain)
     return columns
 
 
 def values(arm: Arm, batch: Batch) -> Columns:
     """gamma and delta at the tokens of the texts, delta also by class of word."""
-    if arm.converter is not None:
-        return {}  # gamma and delta belong to another vocabulary
     watermark, ids, codec = arm.watermarks[batch.strength], batch.texts.numpy(), arm.base.codec
+    if arm.converter is not None or isinstance(watermark, SynthID):
+        return {}  # gamma and delta belong to another vocabulary, or there are none
     words = np.array([w.strip().lower() for w in codec.pieces(range(len(codec)))])
     gamma, delta = watermark.gamma.double().numpy(), watermark.delta.double().numpy()
     columns = {"gamma_mean": gamma[ids].mean(1), "delta_mean": delta[ids].mean(1)}
@@ -214,6 +234,7 @@ def values(arm: Arm, batch: Batch) -> Columns:
 def attacked(name: str, arm: Arm, batch: Batch) -> Columns:
     """z after an attack; for copy-paste also the human z that sets its threshold."""
     detector, codec = arm.detector(batch.strength), arm.base.codec
+    assert isinstance(detector, Detector)
     if batch.rows.start == 0:  # the same draws for every strength
         batch.draws[name].set_state(runs.stream(arm.config.seed, name).get_state())
     draws = batch.draws[name]
