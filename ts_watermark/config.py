@@ -150,8 +150,9 @@ class Evaluation:
     window: int = 200
     # hash key, the watermark's secret; official: the prime 15485863
     key: int = 15485863
-    # another key for each seed, so that seeds replicate the null distribution too
-    key_per_seed: bool = False
+    # keys of each seed's own, which its batches of test prompts take in turn, so that no result
+    # hangs on the lists of one key; 0: `key` for all; paper: 0
+    keys: int = 0
     # of a list's size V gamma; official runs: fp16 (docs/papers/ts_watermark.md, section 3.8)
     size_rounding: Literal["floor", "fp16"] = "floor"
 

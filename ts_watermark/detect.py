@@ -132,13 +132,11 @@ class Detector:
         if self.codec is None:
             remedy = "give token ids instead of text"
             raise BadInput(f"this watermark folder has no tokenizer/: {remedy}")
-        ids = self.codec.encode(text)
-        checked_ids(ids, self.watermark.vocab_size)
         share = self.codec.known_share(text)
         if share < KNOWN_SHARE:
             what = f"only {share:.0%} of the text's word pieces are in the watermark's vocabulary"
             raise BadInput(f"{what}: it was not written by this model")
-        return ids
+        return self.codec.encode(text)
 
     def evidence(self, ids: np.ndarray) -> Evidence:
         """What each of the positions 2..n of one text says."""

@@ -40,8 +40,11 @@ def init_values(name: str) -> tuple[float, float]:
     return gamma, delta
 
 
-def hash_key(config: Config) -> int:
-    return config.key + 2 * config.seed if config.key_per_seed else config.key
+def hash_key(config: Config, batch: int = 0) -> int:
+    """The key of a batch of prompts."""
+    if not config.keys:
+        return config.key
+    return config.key + 2 * (config.seed * config.keys + batch % config.keys)
 
 
 # --- the watermarks of an arm ---------------------------------------------------------------------
@@ -49,7 +52,8 @@ def hash_key(config: Config) -> int:
 
 @dataclass(eq=False)  # hashed by identity, for the caches
 class Arm:
-    """What all strengths share. converter: where another vocabulary steers the lists (LLaMA).
+    """What all strengths share. watermarks: by strength, under the key of the first batch.
+    converter: where another vocabulary steers the lists (LLaMA).
     sweet_threshold: entropy above which SWEET acts, None for the others. plain: the unwatermarked
     texts (n, T) and their embeddings (n, d_out)."""
 
@@ -61,23 +65,27 @@ class Arm:
     sweet_threshold: float | None
     plain: tuple[Tensor, Tensor]
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019  a strength's batches follow each other
-    def detector(self, name: str) -> Detector | SynthID:
-        watermark = self.watermarks[name]
-        if isinstance(watermark, SynthID):
-            return watermark
-        return Detector(watermark, self.base.codec, self.converter)
+    def detector(self, name: str, batch: int) -> Detector | SynthID:
+        return self._detector(name, hash_key(self.config, batch))
 
-    def processor(self, name: str) -> LogitsProcessor:
+    @functools.lru_cache(maxsize=1)  # noqa: B019  a strength's batches follow each other
+    def _detector(self, name: str, key: int) -> Detector | SynthID:
         watermark = self.watermarks[name]
         if isinstance(watermark, SynthID):
-            return watermark.processor(self.base.model.device)
-        return self._with_lists(name)
+            return replace(watermark, key=key)
+        return Detector(replace(watermark, key=key), self.base.codec, self.converter)
+
+    def processor(self, name: str, batch: int) -> LogitsProcessor:
+        watermark, key = self.watermarks[name], hash_key(self.config, batch)
+        if isinstance(watermark, SynthID):
+            return replace(watermark, key=key).processor(self.base.model.device)
+        return self._with_lists(name, key)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
-    def _with_lists(self, name: str) -> WatermarkLogitsProcessor:
+    def _with_lists(self, name: str, key: int) -> WatermarkLogitsProcessor:
         watermark, device = self.watermarks[name], self.base.model.device
         assert isinstance(watermark, Watermark)
+        watermark = replace(watermark, key=key)
         if self.sweet_threshold is not None:
             return baselines.SweetLogitsProcessor(watermark, self.sweet_threshold, device)
         if self.converter is not None:
@@ -140,11 +148,12 @@ def mean_entropy(config: Config, base: Base) -> float:
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts (B, T) that one strength wrote for the test items `rows`."""
+    """Texts (B, T) that one strength wrote for the test items `rows`, batch `number` of them."""
 
     texts: Tensor
     rows: slice
     strength: str
+    number: int
     draws: dict[str, torch.Generator]  # of each attack, from one batch of a strength to the next
 
     def ids(self) -> list[list[int]]:
@@ -186,7 +195,7 @@ def fluency(arm: Arm, batch: Batch) -> Columns:
 
 def detection(arm: Arm, batch: Batch) -> Columns:
     """z of the texts, decoded and tokenised again and of the human continuations."""
-    detector, codec = arm.detector(batch.strength), arm.base.codec
+    detector, codec = arm.detector(batch.strength, batch.number), arm.base.codec
     rows, human = codec.encode_all(codec.decode_all(batch.ids())), arm.test[batch.rows]
     columns = {
         "roundtrip": np.array([a == b for a, b in zip(rows, batch.ids())], dtype=float),
@@ -233,7 +242,7 @@ def values(arm: Arm, batch: Batch) -> Columns:
 
 def attacked(name: str, arm: Arm, batch: Batch) -> Columns:
     """z after an attack; for copy-paste also the human z that sets its threshold."""
-    detector, codec = arm.detector(batch.strength), arm.base.codec
+    detector, codec = arm.detector(batch.strength, batch.number), arm.base.codec
     assert isinstance(detector, Detector)
     if batch.rows.start == 0:  # the same draws for every strength
         batch.draws[name].set_state(runs.stream(arm.config.seed, name).get_state())
@@ -280,7 +289,10 @@ def paraphrased(arm: Arm, batch: Batch) -> Columns:
         for p, row in zip(prompts, rows)
     ]
     cosine = torch.cosine_similarity(torch.stack(embeddings), plain).double().cpu().numpy()
-    return {"z_dipper": arm.detector(batch.strength).z_all(rows), "cosine_dipper": cosine}
+    return {
+        "z_dipper": arm.detector(batch.strength, batch.number).z_all(rows),
+        "cosine_dipper": cosine,
+    }
 
 
 @functools.cache

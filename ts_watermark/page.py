@@ -146,8 +146,8 @@ svg text {{ font-size: 11px; fill: var(--soft) }}
 </style>
 <h1>{title}</h1><p>{sentence}</p>
 {drawing}
-<p><span class="t g">green</span> <span class="t r">red</span> <span class="t s">not scored, or a
-pair that came before</span>; point at a token to see the share gamma of its list.</p>
+<p><span class="t g">green</span> <span class="t r">red</span> <span class="s">not scored, or a pair
+that came before</span>; point at a token to see the share gamma of its list.</p>
 <p class="text">{tokens}</p>
 <table>{rows}</table></html>
 """

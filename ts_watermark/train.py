@@ -199,12 +199,12 @@ def evaluate_arm(config: Config, run: Run, device: torch.device) -> None:
     plan = list(itertools.product(names, range(0, len(test), size), ["write", *measurements]))
     for step in run.phase("test", len(plan), work):
         name, first, action = plan[step]
-        rows = slice(first, first + size)
+        rows, batch = slice(first, first + size), first // size
         if action == "write":
-            prompts, batch = test.prompts[rows], first // size
-            texts[rows] = models.generate(config, base, prompts, batch, arm.processor(name))
+            processor = arm.processor(name, batch)
+            texts[rows] = models.generate(config, base, test.prompts[rows], batch, processor)
             continue
-        values = measurements[action](arm, measure.Batch(texts[rows], rows, name, draws))
+        values = measurements[action](arm, measure.Batch(texts[rows], rows, name, batch, draws))
         for key, value in values.items():
             column = columns.setdefault(key, torch.zeros(len(test), len(names)))
             column[rows, names.index(name)] = torch.from_numpy(np.nan_to_num(value)).float()
