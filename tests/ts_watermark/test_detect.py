@@ -131,7 +131,8 @@ def test_detect_command_and_html(tmp_path, word_codec, monkeypatch, capsys):
         (b"", [], "empty"),
         (b"caf\xe9", [], r"text.txt row 1: byte 0xe9 .* not UTF-8"),
         ("ba be".encode("utf-16"), [], "not UTF-8"),
-        ("ba be".encode("utf-16-le"), [], "NUL characters"),
+        ("ba be".encode("utf-16-le"), [], "a NUL"),
+        ("\u4eca\u5929".encode(), [], "0% of the text's word pieces are in the watermark's"),
         (b"word", ["--html", tmp_path / "no" / "o.html"], "no is no folder"),
     ):
         text.write_bytes(content)
