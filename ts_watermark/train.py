@@ -1,6 +1,6 @@
 """One run: the language model and its prompts, the generators, or an arm's texts and scores.
 
-What to expect. Scale `cpu`: 12 seeds in about 15 minutes on 2 cores; TS traces KGW's frontier
+What to expect. Scale `cpu`: 11 seeds in about 14 minutes on 2 cores; TS traces KGW's frontier
 closely (cosine within about 0.01 at equal evidence), and any gain comes with its interval. Scale
 `gpu`: 20 minutes on an H200. Scale `paper`: OPT-1.3B and C4, 220 GPU hours. See README.md.
 
