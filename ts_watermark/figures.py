@@ -140,8 +140,9 @@ def frontier(points: Points, task: str) -> Picture | None:
         return None
     figure, axis = plt.subplots(figsize=(4.4, 3.4))
     x = detectability(points, task)
-    for arm in arms:
-        curve(axis, points[task, arm], x, "cosine", arm)
+    pairs = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    for arm, color in zip(arms, pairs[::2] + pairs[1::2]):  # the usual ten, then their light ones
+        curve(axis, points[task, arm], x, "cosine", arm, color)
     axis.set_title(f"Frontier, {task}")
     axis.set(xlabel=f"mean {x} of watermarked text", ylabel="cosine to the unwatermarked text")
     legend_below(figure, axis)
