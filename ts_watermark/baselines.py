@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from shared import processes
+from ts_watermark.method import Seen, norms_and_angle, two_gradients
 from ts_watermark.official import WEIGHTED_SUM_FACTOR
-from ts_watermark.watermark import Watermark, WatermarkLogitsProcessor
+from ts_watermark.watermark import Converter, Watermark, WatermarkLogitsProcessor
 
 SWEET_ENTROPY = (
     2.33  # nats, mean of human text under OPT-1.3B; other models: measured on validation
@@ -29,6 +31,21 @@ def kgw(
     previous_size: P, number of previous tokens, V if None. settings: other fields of Watermark."""
     ones = torch.ones(previous_size or vocab_size)
     return Watermark(gamma * ones, delta * ones, vocab_size, **settings)
+
+
+def unigram(gamma: float, delta: float, vocab_size: int, **settings: Any) -> Watermark:
+    """Unigram (Zhao et al., 2024): one green list after every token, that of `OneList`."""
+    return Watermark(torch.full((2,), gamma), torch.full((2,), delta), vocab_size, **settings)
+
+
+class OneList(Converter):
+    """Every context chooses list 1 (that of 0 is the same under every key)."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, ids: Sequence[int]) -> int:
+        return 1
 
 
 def permuted(watermark: Watermark, generator: torch.Generator) -> Watermark:
@@ -47,10 +64,22 @@ def constant_like(watermark: Watermark, gamma: float, delta: float) -> Watermark
 
 def weighted_sum(
     loss_D: Tensor, loss_S: Tensor, parameters: Sequence[nn.Parameter]
-) -> tuple[Tensor, float]:
-    """In place of MGDA, one backward pass of 4e-4 L_D + L_S (Figure 10): gradient, no lambda."""
+) -> tuple[Tensor, Seen]:
+    """In place of MGDA, one backward pass of 4e-4 L_D + L_S (Figure 10)."""
     gradients = torch.autograd.grad(WEIGHTED_SUM_FACTOR * loss_D + loss_S, parameters)
-    return torch.cat([g.reshape(-1) for g in gradients]), float("nan")
+    return torch.cat([g.reshape(-1) for g in gradients]), {}
+
+
+def normalised_mgda(
+    loss_D: Tensor, loss_S: Tensor, parameters: Sequence[nn.Parameter]
+) -> tuple[Tensor, Seen]:
+    """MGDA over gradients of norm 1, which their own scale no longer weighs: their mean.
+
+    MGDA gives both losses the same *absolute* decrease. z and a cosine have other units, so that
+    the loss with the smaller gradient alone decides. Here each falls in proportion to its norm."""
+    g_D, g_S = processes.all_mean(two_gradients(loss_D, loss_S, parameters))
+    parts = [g / g.norm().clamp_min(1e-30) for g in (g_D, g_S)]
+    return (parts[0] + parts[1]) / 2, {"lam": 0.5} | norms_and_angle(g_D, g_S)
 
 
 # --- SWEET ----------------------------------------------------------------------------------------

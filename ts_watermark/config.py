@@ -17,16 +17,18 @@ from shared.protocol import BadInput, RunConfig
 class Job:
     """What the run does."""
 
-    # base: language model and prompts; generators: train them; evaluate: generate, attack, score
-    job: Literal["base", "generators", "evaluate"] = "evaluate"
+    # base: language model and prompts; generators: train them; evaluate: generate, attack, score;
+    # null: the test on human text, without a language model
+    job: Literal["base", "generators", "evaluate", "null"] = "evaluate"
 
 
 @dataclass(frozen=True)
 class Models:
     """The frozen models around the generators."""
 
-    # language model: small (trained here, stage base), a folder, or a hub id; tiny:<name>: a
-    # rehearsal's stand-in; paper: facebook/opt-1.3b
+    # language model: small (trained here, stage base), smollm2 (packaged; its ids are not the
+    # encoder's), a folder, or a hub id; tiny:<name>: a rehearsal's stand-in; paper:
+    # facebook/opt-1.3b
     model: str = "small"
     # sentence encoder: minilm (bundled), a folder, or a hub id; paper:
     # princeton-nlp/sup-simcse-roberta-base
@@ -89,16 +91,17 @@ class Prompts:
     validation_prompts: int = 500
     # test prompts; paper: 500
     test_prompts: int = 500
-    # further human texts per test item, for the null distribution of z
-    null_texts: int = 0
+    # keys of a run of job `null`
+    null_keys: int = 20
 
 
 @dataclass(frozen=True)
 class Training:
     """The two networks and their training (docs/papers/ts_watermark.md, sections 3.3 to 3.7)."""
 
-    # moo: MGDA; weighted_sum: 4e-4 on -zhat (the paper's Figure 10)
-    objective: Literal["moo", "weighted_sum"] = "moo"
+    # moo: MGDA; moo_normalised: of gradients of norm 1; weighted_sum: 4e-4 on -zhat (the paper's
+    # Figure 10)
+    objective: Literal["moo", "moo_normalised", "weighted_sum"] = "moo"
     # initial gamma and delta of each pair of networks, the strength knob; official: 0.25_1.75
     inits: tuple[str, ...] = ("0.25_1.75",)
     # widths between embedding and output; official: 64, or 256 32, or 512 128 64 16
@@ -123,11 +126,18 @@ class Training:
 class Evaluation:
     """Texts, attacks, detection (docs/papers/ts_watermark.md, section 6)."""
 
-    # ts: trained generators; start: untrained ones; permuted and matched: controls; kgw and sweet:
-    # opponents
-    family: Literal["ts", "start", "permuted", "matched", "kgw", "sweet"] = "ts"
-    # kgw and sweet: gamma_delta of each point of the sweep; the others have one point per init
+    # ts: trained generators; start: untrained ones; official: the authors' own; permuted and
+    # matched: controls; kgw, sweet, unigram and synthid: opponents
+    family: Literal[
+        "ts", "start", "official", "permuted", "matched", "kgw", "sweet", "unigram", "synthid"
+    ] = "ts"
+    # of family official: folder of REPRO_DATA with init_<gamma>_<delta>.pth
+    checkpoints: str = "official/TS_watermark/ckpt/opt"
+    # opponents: gamma_delta of each point of the sweep (SynthID: 0.5_rounds); the others have one
+    # point per init
     strengths: tuple[str, ...] = ()
+    # share of a text that the detector sees: below 1 a handicap of known sign (positive control)
+    seen_share: float = 1.0
     # tokens that sampling chooses from; paper: 50
     top_k: int = 50
     # the likeliest token instead of a sampled one (the paper's settings 1 and 3)
@@ -140,8 +150,9 @@ class Evaluation:
     window: int = 200
     # hash key, the watermark's secret; official: the prime 15485863
     key: int = 15485863
-    # another key for each seed, so that seeds replicate the null distribution too
-    key_per_seed: bool = False
+    # keys of each seed's own, which its batches of test prompts take in turn, so that no result
+    # hangs on the lists of one key; 0: `key` for all; paper: 0
+    keys: int = 0
     # of a list's size V gamma; official runs: fp16 (docs/papers/ts_watermark.md, section 3.8)
     size_rounding: Literal["floor", "fp16"] = "floor"
 

@@ -158,9 +158,11 @@ def cut(
     """The first `limit` texts that pass the filter, as passages, and the names of all looked at.
 
     A text passes with at least min_prompt + tokens tokens (and at most max_total, if not 0); the
-    prompt is what comes before its last `tokens` tokens, of which the last max_prompt are taken.
+    prompt is what comes before its last `tokens` tokens, of which the last max_prompt are taken. Of
+    texts that end alike only the first passes: the others would be the same item again.
     """
     passages, names, waiting = Passages([], [], []), set[str](), list[str]()
+    endings = set[tuple[int, ...]]()
 
     def take() -> None:
         if not passages.ids:
@@ -170,7 +172,8 @@ def cut(
                 break
             names.add(name_of(text))
             fits = len(row) >= min_prompt + tokens and (not max_total or len(row) <= max_total)
-            if fits:
+            if fits and tuple(row[-tokens:]) not in endings:
+                endings.add(tuple(row[-tokens:]))
                 passages.ids.append(name_of(text))
                 passages.prompts.append(row[:-tokens][-max_prompt:])
                 passages.human.append(row[-tokens:])
@@ -199,18 +202,17 @@ class Cut:
     left: list[str]
 
     def parts(self, config: Config) -> dict[str, Passages]:
-        """train, validation, test and, if there are any, null."""
+        """train, validation and test."""
         v, t = config.validation_prompts, config.validation_prompts + config.test_prompts
         whole = self.evaluation
-        parts = {"train": self.train, "validation": whole[:v], "test": whole[v:t]}
-        return parts | {"null": whole[t:]}
+        return {"train": self.train, "validation": whole[:v], "test": whole[v:t]}
 
 
 def cut_all(config: Config, codec: Codec, texts: list[str] | None, root: Path | None) -> Cut:
     """Cut the listed texts (evaluation first), or C4's two splits where `texts` is None.
 
     As in the paper, C4's texts have an upper limit of tokens, too."""
-    n = config.validation_prompts + config.test_prompts * (1 + config.null_texts)
+    n = config.validation_prompts + config.test_prompts
     of_evaluation = (config.new_tokens, config.min_prompt, config.max_prompt, n)
     of_training = (
         config.train_tokens,

@@ -2,76 +2,90 @@
 
     python -m ts_watermark.detect FILE --generators DIR [--html OUT]
 
-FILE holds plain text, or JSON: a list of token ids. DIR is a folder that `Watermark.save` wrote,
-e.g. the export/ of a run. Prints z, the p-value and the decision; --html writes the text with every
+FILE holds plain text; `.json`: a list of token ids; `.jsonl`: rows {"text": ...}, a line each. DIR
+is a folder that `Watermark.save` wrote, e.g. the export/ of a run. --html writes a page with every
 token coloured.
+
+Decides by the exact law of the number of green tokens over the distinct (previous, token) pairs: a
+pair that comes again is the same coin, not a second one. Beside it stands the paper's z, which
+counts every pair and reads a normal tail: it calls repeated human text watermarked.
 """
 
 from __future__ import annotations
 
 import argparse
-import html
+import re
 import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
 from shared import tables
 from shared.protocol import BadInput
+from ts_watermark import page
 from ts_watermark.data import KNOWN_SHARE, Codec, load_codec
-from ts_watermark.hashing import checked_ids, p_value, z_from_counts
+from ts_watermark.hashing import checked_ids, exact_tail, exact_tails
 from ts_watermark.watermark import Converter, Watermark
 
-Z_THRESHOLD = 4.0  # the default decision: one false alarm in 31,600 under the normal approximation
+LEVEL = 1e-5  # false alarms that the decision allows: one text in 100,000
+
+# What copying and word processors leave in a text: it means nothing and splits tokens.
+SPACES = re.compile("[\u00a0\u2000-\u200a\u202f\u205f]")
+LINE_ENDS = re.compile("\r\n|[\r\u0085\u2028\u2029]")
+LATIN = "[\x00-\u024f]"  # elsewhere joiners are letters' own
+INVISIBLE = re.compile(
+    f"[\u00ad\u200b\u2060\ufeff]|(?<={LATIN})[\u200c\u200d]|[\u200c\u200d](?={LATIN})"
+)
 
 
 class Evidence(NamedTuple):
     """Position by position, entry t for token t + 1: (n - 1,) each.
 
     previous: id that chose the list. green: the token is in it. gamma: share of the list. counted:
-    False where a position was skipped."""
+    False where a position was skipped. first: counted, and the first time of this pair."""
 
     previous: np.ndarray
     green: np.ndarray
     gamma: np.ndarray
     counted: np.ndarray
-
-    def z_of_windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """z of each window of `length` tokens (length - 1 pairs); -inf where nothing is counted."""
-
-        def total(x: np.ndarray) -> np.ndarray:
-            sums = np.concatenate([[0.0], np.cumsum(np.where(self.counted, x, 0.0))])
-            return sums[starts + length - 1] - sums[starts]
-
-        excess = total(self.green) - total(self.gamma)
-        variance = total(self.gamma * (1 - self.gamma))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(variance > 1e-12, excess / np.sqrt(variance), -np.inf)
+    first: np.ndarray
 
 
 @dataclass(frozen=True)
 class Detection:
-    """z, its p-value (upper tail; Bonferroni over the windows), counts of the best window.
+    """What one text says, over its distinct pairs; of its best window, if windows were asked for.
 
-    ids: (n,) scored text. start: first token of the best window."""
+    p_value: exact chance of as many green pairs without the watermark (Bonferroni over the
+    windows); least_p: that of the most telling outcome. z: the paper's, over all pairs (the largest
+    of all windows). z_unique: over the distinct ones. green_count, expected: green pairs of the
+    `scored` ones, and how many chance gives. repeats: share of the pairs that came before. ids:
+    (n,). start, length: tokens of the best window."""
 
-    z: float
     p_value: float
+    least_p: float
+    level: float
+    z: float
+    z_unique: float
     green_count: int
+    expected: float
     scored: int
+    repeats: float
     ids: np.ndarray
     evidence: Evidence
-    windows: int = 1
-    start: int = 0
+    windows: int
+    start: int
+    length: int
 
     @property
-    def watermarked(self) -> bool:
-        return self.z > Z_THRESHOLD
+    def decision(self) -> Literal["found", "not found", "too short"]:
+        if self.p_value <= self.level:
+            return "found"
+        return "not found" if self.least_p <= self.level else "too short"
 
 
 class Detector:
@@ -82,118 +96,155 @@ class Detector:
     """
 
     def __init__(
-        self,
-        watermark: Watermark,
-        codec: Codec | None = None,
-        device: torch.device | str = "cpu",
-        converter: Converter | None = None,
+        self, watermark: Watermark, codec: Codec | None = None, converter: Converter | None = None
     ):
         if converter is None and len(watermark.gamma) < watermark.vocab_size:
             sizes = f"{len(watermark.gamma)} tokens steer lists of {watermark.vocab_size}"
             raise BadInput(f"{sizes}: the text is of another vocabulary; give a converter")
         self.watermark, self.codec, self.converter = watermark, codec, converter
-        self.lists = watermark.green_lists(device)
+        self.is_green = watermark.green_pairs()
         self.gamma = watermark.gamma.double().numpy()
 
     @classmethod
-    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> Detector:
+    def load(cls, folder: str | Path) -> Detector:
         """From a folder that `Watermark.save` wrote, with the tokenizer in it if there is one."""
         watermark = Watermark.load(folder)
         tokenizer = Path(folder) / "tokenizer"
-        return cls(watermark, load_codec(tokenizer) if tokenizer.is_dir() else None, device)
+        return cls(watermark, load_codec(tokenizer) if tokenizer.is_dir() else None)
 
     def encode(self, text_or_ids: str | ArrayLike) -> np.ndarray:
         """(n,) ids, special tokens removed; BadInput for a text that cannot be scored."""
         if isinstance(text_or_ids, str):
-            if not text_or_ids.strip():
-                need = "at least 2 tokens are needed (the first is not scored)"
-                raise BadInput(f"the text is empty; {need}")
-            if self.codec is None:
-                remedy = "give token ids instead of text"
-                raise BadInput(f"this watermark folder has no tokenizer/: {remedy}")
-            text_or_ids = self.codec.encode(text_or_ids)
+            text_or_ids = self._encode_text(as_written(text_or_ids))
         ids = checked_ids(text_or_ids, self.watermark.vocab_size)
         bos = self.codec.bos if self.codec else None
         if bos is not None and ids[0] == bos:  # it is the tokenizer's, not the model's
             ids = checked_ids(ids[1:], self.watermark.vocab_size)
         return ids
 
-    def evidence(self, ids: np.ndarray, unique_bigrams: bool = False) -> Evidence:
+    def _encode_text(self, text: str) -> list[int]:
+        if not text.strip():
+            need = "at least 2 tokens are needed (the first is not scored)"
+            raise BadInput(f"the text is empty; {need}")
+        if "\0" in text:
+            what = "the text has NUL characters: a binary file, or UTF-16"
+            raise BadInput(f"{what}. Remedy: save it as UTF-8 text")
+        if self.codec is None:
+            remedy = "give token ids instead of text"
+            raise BadInput(f"this watermark folder has no tokenizer/: {remedy}")
+        share = self.codec.known_share(text)
+        if share < KNOWN_SHARE:
+            what = f"only {share:.0%} of the text's word pieces are in the watermark's vocabulary"
+            raise BadInput(f"{what}: it was not written by this model")
+        return self.codec.encode(text)
+
+    def evidence(self, ids: np.ndarray) -> Evidence:
         """What each of the positions 2..n of one text says."""
         if self.converter is None:
             previous = ids[:-1]
         else:
             windows = [ids[max(0, t - Converter.WINDOW) : t].tolist() for t in range(1, len(ids))]
             previous = np.array([self.converter(window) for window in windows])
-        counted = previous >= 0
-        if unique_bigrams:
-            pairs = np.stack([previous, ids[1:]], axis=1)
-            first = np.unique(pairs, axis=0, return_index=True)[1]
-            counted = counted & np.isin(np.arange(len(previous)), first)
-        tokens = torch.from_numpy(np.maximum(previous, 0))
-        following = torch.from_numpy(ids[1:])
-        green = np.zeros(len(tokens), dtype=bool)
-        for part in torch.arange(len(tokens)).split(256):  # never a (n, V) table for a long text
-            masks = self.lists.masks(tokens[part])
-            picked = masks.gather(1, following[part].to(masks.device)[:, None])[:, 0]
-            green[part.numpy()] = picked.cpu().numpy()
-        return Evidence(previous, green & counted, self.gamma[tokens.numpy()], counted)
+        counted, token = previous >= 0, np.maximum(previous, 0)
+        green = self.is_green(token, ids[1:]) & counted
+        first = first_of(previous * self.watermark.vocab_size + ids[1:], counted)
+        return Evidence(previous, green, self.gamma[token], counted, first)
+
+    # --- many texts -------------------------------------------------------------------------------
 
     def z_all(
-        self, rows: Sequence[Sequence[int]], counts: Sequence[np.ndarray] | None = None
+        self,
+        rows: Sequence[Sequence[int]],
+        counts: Sequence[np.ndarray] | None = None,
+        unique_bigrams: bool = False,
     ) -> np.ndarray:
-        """z of many id lists at once, (n,); nan for one that cannot be scored.
+        """The paper's z of many id lists at once, (n,); nan for one that cannot be scored.
 
         As `score(ids).z`, without checks. counts: for each text a (len,) bool array, True where a
-        position counts (SWEET)."""
+        position counts (SWEET). unique_bigrams: as `score(ids).z_unique`."""
+        owner, green, gamma = self._coins(rows, counts, unique_bigrams)
+
+        def total(x: np.ndarray) -> np.ndarray:
+            return np.bincount(owner, x, minlength=len(rows))
+
+        variance = total(gamma * (1 - gamma))
+        z, scored = np.full(len(rows), np.nan), variance > 0
+        z[scored] = (total(green * 1.0) - total(gamma))[scored] / np.sqrt(variance[scored])
+        return z
+
+    def p_all(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """Exact p-values of many id lists, (n,): as `score(ids).p_value`, without checks; 1 for a
+        text without a pair."""
+        return self._tails(rows, None)[0]
+
+    def evidence_all(
+        self, rows: Sequence[Sequence[int]], counts: Sequence[np.ndarray] | None = None
+    ) -> np.ndarray:
+        """Normal scores of the exact mid-p-values, (n,): of mean 0 and sd 1 on human text whatever
+        the gammas, unlike z, whose law is skewed where gamma is small."""
+        return normal_scores(*self._tails(rows, counts))
+
+    def _tails(
+        self, rows: Sequence[Sequence[int]], counts: Sequence[np.ndarray] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Chance of as many green pairs, and of more: (n,) each."""
+        owner, green, gamma = self._coins(rows, counts, unique_bigrams=True)
+        scored = np.bincount(owner, minlength=len(rows))
+        place = np.arange(len(owner)) - np.repeat(np.cumsum(scored) - scored, scored)
+        coins = np.zeros((len(rows), max(1, scored.max(initial=0))))
+        coins[owner, place] = gamma
+        count = np.bincount(owner, green, minlength=len(rows))
+        return exact_tails(coins, count)
+
+    def _coins(
+        self,
+        rows: Sequence[Sequence[int]],
+        counts: Sequence[np.ndarray] | None,
+        unique_bigrams: bool,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Row, colour and gamma of every position that counts, text after text: (m,) each."""
         lengths = np.array([len(row) for row in rows])
-        z = np.full(len(rows), np.nan)
         if lengths.sum() < 2:
-            return z
+            return np.zeros(0, int), np.zeros(0, bool), np.zeros(0)
         owner = np.repeat(np.arange(len(rows)), lengths)
         if self.converter is None:  # as one long text, for speed
             ids = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
-            _, green, gamma, counted = self.evidence(ids)
+            previous, green, gamma, counted, _ = self.evidence(ids)
             counted = counted & (owner[1:] == owner[:-1])  # no pair across two texts
-            owner = owner[1:]
+            owner, following = owner[1:], ids[1:]
         else:
-            parts = [self.evidence(np.asarray(row)) for row in rows if len(row) > 1]
-            _, green, gamma, counted = (np.concatenate(column) for column in zip(*parts))
+            scored = [np.asarray(row) for row in rows if len(row) > 1]
+            columns = zip(*(self.evidence(row) for row in scored))
+            previous, green, gamma, counted, _ = map(np.concatenate, columns)
+            following = np.concatenate([row[1:] for row in scored])
             owner = np.repeat(np.arange(len(rows)), np.maximum(lengths - 1, 0))
         if counts is not None:
             inside = np.concatenate([np.asarray(k, dtype=bool) for k in counts])
             counted = counted & (inside[1:] if self.converter is None else inside)
+        if unique_bigrams:
+            pairs = (owner * len(self.gamma) + previous) * self.watermark.vocab_size + following
+            counted = first_of(pairs, counted)
+        return owner[counted], green[counted], gamma[counted]
 
-        def total(x: np.ndarray) -> np.ndarray:
-            return np.bincount(owner[counted], x[counted], minlength=len(rows))
-
-        variance = total(gamma * (1 - gamma))
-        scored = variance > 0
-        z[scored] = (total(green * 1.0) - total(gamma))[scored] / np.sqrt(variance[scored])
-        return z
+    # --- one text ---------------------------------------------------------------------------------
 
     def score(
         self,
         text_or_ids: str | ArrayLike,
-        unique_bigrams: bool = False,
         window: int | None = None,
         stride: int = 10,
+        level: float = LEVEL,
     ) -> Detection:
-        """z of the text; with `window`, the largest z over windows of so many tokens.
+        """Is the watermark in the text, or in one of its windows of so many tokens?
 
         Windows start at 0, stride, 2 stride, ...; they find a watermarked piece inside other text
-        (copy-paste). A text not longer than the window is scored whole. unique_bigrams counts each
-        (previous, next) pair once (off in the paper).
+        (copy-paste). A text not longer than the window is scored whole. A pair counts where it
+        first comes in the text. level: false alarms that the decision allows.
         """
+        if not 0 < level < 1:
+            raise BadInput(f"level = {level} must lie inside (0, 1): 1e-5 is one text in 100,000")
         ids = self.encode(text_or_ids)
-        evidence = self.evidence(ids, unique_bigrams)
-        if isinstance(text_or_ids, str) and self.codec is not None:
-            share = self.codec.known_share(text_or_ids)
-            if share < KNOWN_SHARE:
-                what = (
-                    f"only {share:.0%} of the text's word pieces are in the watermark's vocabulary"
-                )
-                raise BadInput(f"{what}: it was not written by this model")
+        evidence = self.evidence(ids)
         if not evidence.counted.any():
             raise BadInput("no position of this text can be scored: no token of it converts")
         length = len(ids) if window is None or len(ids) <= window else window
@@ -201,100 +252,113 @@ class Detector:
             need = "at least 2 tokens are needed (the first is not scored)"
             raise BadInput(f"window={window}: {need}")
         starts = np.arange(0, len(ids) - length + 1, stride)
-        best = int(evidence.z_of_windows(starts, length).argmax())
+
+        def total(x: np.ndarray, counted: np.ndarray) -> np.ndarray:
+            """Sum over the counted positions of each window."""
+            sums = np.concatenate([[0.0], np.cumsum(np.where(counted, x, 0.0))])
+            return sums[starts + length - 1] - sums[starts]
+
+        def z_of(counted: np.ndarray) -> np.ndarray:
+            _, green, gamma, *_ = evidence
+            excess, variance = total(green - gamma, counted), total(gamma * (1 - gamma), counted)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                return np.where(variance > 1e-12, excess / np.sqrt(variance), -np.inf)
+
+        z_unique = z_of(evidence.first)
+        best = int(z_unique.argmax())
         inside = slice(starts[best], starts[best] + length - 1)
-        _, green, gamma, counted = (column[inside] for column in evidence)
-        coins = gamma[counted]
-        z = z_from_counts(green.sum(), coins.sum(), (coins * (1 - coins)).sum())
+        _, green, gamma, counted, first = (column[inside] for column in evidence)
+        coins, count = gamma[first], int(green[first].sum())
+        most_telling = total(np.log(evidence.gamma), evidence.first).min()
         return Detection(
-            z=z,
-            p_value=min(1.0, p_value(z) * len(starts)),
-            green_count=int(green.sum()),
-            scored=int(counted.sum()),
+            p_value=min(1.0, exact_tail(coins, count) * len(starts)),
+            least_p=min(1.0, float(np.exp(most_telling)) * len(starts)),
+            level=level,
+            z=float(z_of(evidence.counted).max()),
+            z_unique=float(z_unique[best]),
+            green_count=count,
+            expected=float(coins.sum()),
+            scored=len(coins),
+            repeats=1 - len(coins) / max(1, int(counted.sum())),
             ids=ids,
             evidence=evidence,
             windows=len(starts),
             start=int(starts[best]),
+            length=length,
         )
 
-
-# --- the coloured view ----------------------------------------------------------------------------
-
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Watermark: {verdict}</title>
-<style>
-body {{ font: 16px/1.9 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1b1b1b }}
-.t {{ padding: 2px 0; border-bottom: 3px solid transparent; white-space: pre-wrap }}
-.g {{ background: #d7f0dd; border-color: #1b7a3d }}
-.r {{ background: #fbe0de; border-color: #b3372f }}
-.s {{ color: #777 }}
-dt {{ float: left; clear: left; width: 11rem; color: #555 }} dd {{ margin-left: 12rem }}
-</style>
-<h1>{verdict}</h1><dl><dt>z</dt><dd>{z:.3f}</dd><dt>p-value</dt><dd>{p:.3g}</dd>
-<dt>green tokens</dt><dd>{green} of {scored} (expected {expected:.1f} without a watermark)</dd>
-<dt>window</dt><dd>{window}</dd></dl>
-<p><span class="t g">green</span> <span class="t r">red</span> <span class="t s">not scored</span>;
-point at a token to see its list's share gamma.</p><p>{tokens}</p></html>
-"""
+    def pieces(self, ids: np.ndarray) -> list[str]:
+        """Printable text of each token."""
+        return self.codec.pieces(ids) if self.codec else [f"{i} " for i in ids]
 
 
-def to_html(detection: Detection, pieces: list[str]) -> str:
-    """One page, no script, no outside file. pieces: (n,) printable text of each token."""
-    evidence = detection.evidence
-    first = "the first token has no list"
-    spans = [f'<span class="t s" title="{first}">{html.escape(pieces[0])}</span>']
-    for t, piece in enumerate(pieces[1:]):
-        color, word = ("g", "green") if evidence.green[t] else ("r", "red")
-        title = f"{word}; gamma {evidence.gamma[t]:.3f}"
-        if not evidence.counted[t]:
-            color, title = "s", "not scored"
-        spans.append(f'<span class="t {color}" title="{title}">{html.escape(piece)}</span>')
-    after = slice(detection.start, None)
-    gamma = evidence.gamma[after][evidence.counted[after]]
-    window = f"best of {detection.windows}, from token {detection.start}"
-    return PAGE.format(
-        verdict=verdict(detection),
-        z=detection.z,
-        p=detection.p_value,
-        green=detection.green_count,
-        scored=detection.scored,
-        expected=float(gamma[: detection.scored].sum()),
-        window="the whole text" if detection.windows == 1 else window,
-        tokens="".join(spans),
-    )
+def normal_scores(as_many: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """Normal quantiles of mid-p-values: half the chance of exactly this outcome is left out."""
+    from scipy import stats
+
+    mid = np.clip((as_many + more) / 2, 1e-290, 1 - 1e-16)
+    return np.asarray(stats.norm.isf(mid))
 
 
-def verdict(detection: Detection) -> str:
-    return "watermark found" if detection.watermarked else "no watermark found"
+def first_of(pairs: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """(m,) bool: counted, and no equal pair is counted before. pairs: (m,) a number for each."""
+    index = np.flatnonzero(counted)
+    first = np.zeros(len(pairs), dtype=bool)
+    first[index[np.unique(pairs[index], return_index=True)[1]]] = True
+    return first
+
+
+def as_written(text: str) -> str:
+    """The text without what copying adds: other spaces, line ends, invisible characters."""
+    text = INVISIBLE.sub("", LINE_ENDS.sub("\n", SPACES.sub(" ", text)))
+    return unicodedata.normalize("NFC", text)
+
+
+# --- the command ----------------------------------------------------------------------------------
 
 
 def main() -> None:
-    about = (__doc__ or "").split("\n\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m ts_watermark.detect", description=about)
-    parser.add_argument("file", type=Path, help="text, or a JSON list of token ids")
+    about, *_, rule = (__doc__ or "").strip().split("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m ts_watermark.detect", description=about, epilog=rule
+    )
+    what = "text, a .json list of token ids, or .jsonl rows with a text"
+    parser.add_argument("file", type=Path, help=what)
     parser.add_argument("--generators", type=Path, required=True, help="folder of the watermark")
     parser.add_argument("--html", type=Path, help="write the coloured text into this file")
-    parser.add_argument("--window", type=int, help="largest z over windows of so many tokens")
-    once = "count each pair of tokens once"
-    parser.add_argument("--unique-bigrams", action="store_true", help=once)
+    parser.add_argument("--window", type=int, help="the best window of so many tokens")
+    level = f"false alarms that the decision allows (default: {LEVEL:g})"
+    parser.add_argument("--level", type=float, default=LEVEL, help=level)
     options = parser.parse_args()
     try:
-        if options.html and not options.html.parent.is_dir():
-            what = f"--html {options.html}: {options.html.parent} is no folder"
-            raise BadInput(f"{what}. Remedy: make it first")
-        detector = Detector.load(options.generators)
-        detection = detector.score(_content(options.file), options.unique_bigrams, options.window)
-        if options.html:
-            codec = detector.codec
-            pieces = codec.pieces(detection.ids) if codec else [f"{i} " for i in detection.ids]
-            options.html.write_text(to_html(detection, pieces), encoding="utf-8")
+        report(options)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"{verdict(detection)} (threshold z > {Z_THRESHOLD:g})")
-    counts = f"green {detection.green_count} of {detection.scored}"
-    print(f"z = {detection.z:.3f}   p = {detection.p_value:.3g}   {counts}")
+
+
+def report(options: argparse.Namespace) -> None:
+    """Print what the options ask for."""
+    many = options.file.suffix == ".jsonl"
+    if options.html and (many or not options.html.parent.is_dir()):
+        why = "for one text only" if many else f"{options.html.parent} is no folder"
+        raise BadInput(f"--html {options.html}: {why}. Remedy: give another place, or one text")
+    detector = Detector.load(options.generators)
+    how = {"window": options.window, "level": options.level}
+    if many:
+        print("row\tdecision\tp\tz of all pairs\tgreen\tscored\trepeats")
+        for number, (at, row) in enumerate(tables.json_lines(options.file), 1):
+            d = detector.score(tables.text_in(row, "text", at), **how)
+            counts = f"{d.green_count}\t{d.scored}\t{d.repeats:.2f}"
+            print(f"{number}\t{d.decision}\t{d.p_value:.3g}\t{d.z:.2f}\t{counts}")
+        return
+    detection = detector.score(_content(options.file), **how)
+    print(page.sentence(detection))
+    for name, value in page.numbers(detection).items():
+        print(f"  {name:22} {value}")
     if options.html:
+        html = page.write(detection, detector.pieces(detection.ids))
+        options.html.write_text(html, encoding="utf-8")
         print(f"coloured text: {options.html}")
 
 

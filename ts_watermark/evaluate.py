@@ -4,7 +4,9 @@
 
 An arm is a watermark traced over its strengths: arrays are (n items, K strengths), `_strengths`
 names the columns. Frontiers are compared at equal detectability, never at equal delta: the
-opponent's value is interpolated, linearly in its mean z, at the mean z of the method.
+opponent's value is read off a curve through its strengths, at the method's mean evidence. Evidence
+is the normal score of the exact p-value over distinct pairs: z of different gammas is not
+comparable.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ WORD_CLASSES = {  # where Figure 4 finds small and large delta
     "determiner": DETERMINERS,
     "punctuation": set(".,;:!?)"),
 }
+
+LEVELS = {"1pct": 1e-2, "0.1pct": 1e-3, "0.01pct": 1e-4}  # of the tests on human text
 
 Predictions = dict[str, np.ndarray]
 Statistic = Callable[[dict[str, Predictions]], float]
@@ -63,6 +67,8 @@ def best_f1(positive: np.ndarray, negative: np.ndarray) -> float:
 
 def score(predictions: Predictions) -> dict[str, float]:
     """Metrics per strength, `<metric>@<gamma>_<delta>`; README.md explains them."""
+    if "_keys" in predictions:
+        return score_null(predictions)
     metrics: dict[str, float] = {}
     numbers = {k: v for k, v in predictions.items() if k not in ("id", "_strengths")}
     columns = {k: np.asarray(v, dtype=float) for k, v in numbers.items()}
@@ -73,12 +79,28 @@ def score(predictions: Predictions) -> dict[str, float]:
     return metrics | {"detection_model_passes": float(passes)}
 
 
+def score_null(predictions: dict[str, np.ndarray]) -> dict[str, float]:
+    """Mean and sd of z, and the share of (text, key) pairs that each test calls watermarked."""
+    keys = float(predictions["_keys"])
+    metrics: dict[str, float] = {}
+    for counted in ("all", "distinct"):
+        mean = float(np.mean(predictions[f"{counted}_z"]) / keys)
+        square = float(np.mean(predictions[f"{counted}_z2"]) / keys)
+        metrics |= {f"{counted}_mean": mean, f"{counted}_sd": (square - mean**2) ** 0.5}
+    for test in ("all", "distinct", "exact"):
+        for name in LEVELS:
+            column = f"{test}_{name}"
+            metrics[f"false_alarms_{column}"] = float(np.mean(predictions[column]) / keys)
+    return metrics
+
+
 def score_strength(p: Predictions) -> dict[str, float]:
     """Metrics of one strength from its columns (n,)."""
     z, human = p["z"], p["z_human"]
     metrics = {
         "z": z.mean(),
         "z_sd": z.std(ddof=1) if len(z) > 1 else 0.0,
+        "evidence": p["evidence"].mean(),
         "cosine": p["cosine"].mean(),
         "auroc": auroc(z, human),
         "f1": best_f1(z, human),
@@ -93,7 +115,7 @@ def score_strength(p: Predictions) -> dict[str, float]:
             metrics[key] = p[key].mean()
     metrics |= at_thresholds(z, human, "")
     for key in p:
-        if key.startswith("z_") and not key.endswith("human") and "null" not in key:
+        if key.startswith("z_") and not key.endswith("human"):
             metrics |= score_attack(key.removeprefix("z_"), p[key], p.get(f"{key}_human", human))
     return metrics
 
@@ -123,18 +145,19 @@ def at_thresholds(z: np.ndarray, human: np.ndarray, suffix: str) -> dict[str, fl
 
 
 def interpolated(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    """Value at x of the line through neighbouring points (xs, ys); beyond the ends, the last
-    segment goes on."""
-    order = np.argsort(xs, kind="stable")
-    xs, ys = xs[order], ys[order]
-    right = np.clip(np.searchsorted(xs, x), 1, len(xs) - 1)
-    x0, x1, y0, y1 = xs[right - 1], xs[right], ys[right - 1], ys[right]
-    return y0 + (x - x0) * (y1 - y0) / np.maximum(x1 - x0, 1e-9)
+    """Value at x of the curve through the points (xs, ys): a parabola through three, a line through
+    two, the least-squares cubic of more.
+
+    Frontiers are convex: chords between distant strengths lie above them, by 0.003 in cosine where
+    three strengths span four units of evidence, which would count against the method."""
+    degree, middle = min(3, len(xs) - 1), xs.mean()
+    curve = np.linalg.lstsq(np.vander(xs - middle, degree + 1), ys, rcond=None)[0]
+    return np.polyval(curve, x - middle)
 
 
-def gap_at_equal_z(method: Predictions, sweep: Predictions, value: str, z: str = "z") -> float:
-    """Mean over the method's strengths of value(method) - value(sweep at the method's mean z)."""
-    opponent = interpolated(mean(method, "z"), mean(sweep, z), mean(sweep, value))
+def gap(method: Predictions, sweep: Predictions, value: str, at: str = "evidence") -> float:
+    """Mean over the method's strengths of value(method) - value(sweep at the method's evidence)."""
+    opponent = interpolated(mean(method, "evidence"), mean(sweep, at), mean(sweep, value))
     return float((mean(method, value) - opponent).mean())
 
 
@@ -150,57 +173,40 @@ def two(predictions: dict[str, Predictions]) -> tuple[Predictions, Predictions]:
 
 
 def frontier_gap(predictions: dict[str, Predictions]) -> float:
-    """Cosine of the method minus the opponent's at the same mean z."""
-    return gap_at_equal_z(*two(predictions), "cosine")
+    """Cosine of the method minus the opponent's at the same mean evidence."""
+    return gap(*two(predictions), "cosine")
 
 
 def frontier_gap_blind(predictions: dict[str, Predictions]) -> float:
     """As `frontier_gap`, against SWEET's detector without the prompt."""
-    return gap_at_equal_z(*two(predictions), "cosine", z="z_blind")
+    return gap(*two(predictions), "cosine", at="evidence_blind")
 
 
 def fluency_gap(predictions: dict[str, Predictions]) -> float:
-    """Opponent's negative log-likelihood minus the method's, at the same mean z (nats a token;
-    positive = better)."""
-    return -gap_at_equal_z(*two(predictions), "nll")
+    """Opponent's negative log-likelihood minus the method's, at the same mean evidence (nats a
+    token; positive = better)."""
+    return -gap(*two(predictions), "nll")
 
 
 def survival(attack: str) -> Statistic:
-    """Statistic: z after an attack, minus the opponent's at the same mean z before it."""
+    """Statistic: z after an attack, minus the opponent's at the same mean evidence before it."""
 
     def statistic(predictions: dict[str, Predictions]) -> float:
         method, sweep = two(predictions)
-        return gap_at_equal_z(method, sweep, f"z_{attack}")
+        return gap(method, sweep, f"z_{attack}")
 
     return statistic
 
 
-def frontier_dominance(predictions: dict[str, Predictions]) -> float:
-    """Smaller of the two gains of the first arm over the second, strength by strength, in units of
-    their scale: cosine / 0.01 and z / 0.1. Positive only if both objectives improve."""
-    method, start = two(predictions)
-    cosine = (mean(method, "cosine") - mean(start, "cosine")).mean() / 0.01
-    z = (mean(method, "z") - mean(start, "z")).mean() / 0.1
-    return float(min(cosine, z))
+def spared(test: str, name: str) -> Statistic:
+    """Statistic: a level minus the share of human texts that a test calls watermarked at it, in
+    units of the level: 0 = as it says, 1 = none, -1 = twice as many."""
 
+    def statistic(predictions: dict[str, Predictions]) -> float:
+        (p,) = predictions.values()
+        return 1 - float(np.mean(p[f"{test}_{name}"]) / float(p["_keys"])) / LEVELS[name]
 
-def null_z(predictions: Predictions) -> np.ndarray:
-    """z of human texts under the arm's watermarks, flat."""
-    columns = [v for k, v in predictions.items() if k == "z_human" or k.startswith("z_null_")]
-    return np.concatenate([np.asarray(c, dtype=float).ravel() for c in columns])
-
-
-def null_calibration(predictions: dict[str, Predictions]) -> float:
-    """0.15 minus the larger of |mean| and |sd - 1| of z on human text: positive = calibrated within
-    0.15."""
-    z = null_z(next(iter(predictions.values())))
-    return float(0.15 - max(abs(z.mean()), abs(z.std(ddof=1) - 1)))
-
-
-def null_tail(predictions: dict[str, Predictions]) -> float:
-    """0.02 minus the share of human texts above the analytic 1 % threshold: positive = at most
-    twice the nominal rate."""
-    return float(0.02 - (null_z(next(iter(predictions.values()))) > 2.326).mean())
+    return statistic
 
 
 def punctuation_over_determiners(predictions: dict[str, Predictions]) -> float:
@@ -216,10 +222,10 @@ def punctuation_over_determiners(predictions: dict[str, Predictions]) -> float:
 
 
 def gamma_spread(predictions: dict[str, Predictions]) -> float:
-    """0.01 minus the larger distance, in cosine at equal z, of the other gammas' frontiers from the
-    last arm's."""
+    """0.01 minus the larger distance, in cosine at equal evidence, of the other gammas' frontiers
+    from the last arm's."""
     *others, sweep = list(predictions.values())
-    return float(0.01 - max(abs(gap_at_equal_z(other, sweep, "cosine")) for other in others))
+    return float(0.01 - max(abs(gap(other, sweep, "cosine")) for other in others))
 
 
 STATISTICS: dict[str, Statistic] = {
@@ -231,9 +237,7 @@ STATISTICS: dict[str, Statistic] = {
     "delete_gap": survival("delete_0.2"),
     "substitute_gap": survival("substitute_0.2"),
     "dipper_gap": survival("dipper"),
-    "both_objectives": frontier_dominance,
-    "null_calibration": null_calibration,
-    "null_tail": null_tail,
+    **{f"{test}_{k}": spared(test, k) for test in ("all", "exact") for k in ("1pct", "0.1pct")},
     "gamma_spread": gamma_spread,
     "punctuation_over_determiners": punctuation_over_determiners,
 }

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ts_watermark.evaluate import WORD_CLASSES, null_z
+from ts_watermark.evaluate import WORD_CLASSES
 from ts_watermark.method import mgda_weight
 from ts_watermark.watermark import Watermark
 
@@ -23,11 +23,17 @@ LABELS = {
     "matched": "matched constant",
     "start": "TS before training",
     "weighted_sum": "TS, weighted sum",
+    "moo_normalised": "TS (MGDA, norm 1)",
+    "official": "TS, authors' networks",
     "sweet": "SWEET",
     "kgw_0.1": "KGW, gamma 0.1",
+    "kgw_0.15": "KGW, gamma 0.15",
     "kgw_0.5": "KGW, gamma 0.5",
+    "unigram": "Unigram",
+    "synthid": "SynthID",
 }
-MARKERS = dict(zip(LABELS, "os^vDPXdp"))
+MARKERS = dict(zip(LABELS, "os^vDPX<>dph*8"))
+TRAINED = ("ts", "moo_normalised", "weighted_sum")
 ATTACKS = ("copy_paste_1", "copy_paste_3", "delete_0.2", "substitute_0.2", "dipper")
 
 
@@ -79,7 +85,8 @@ def figures(results: dict[str, Any], run_dirs: Runs) -> list[Picture]:
     made = [frontier(points, task) for task in tasks]
     made += [paper_figure(name, points) for name in PAPER]
     made += [robustness(points, task) for task in tasks]
-    made += [null_distribution(run_dirs), tokens(run_dirs), segment()]
+    made += [path(points, task) for task in tasks]
+    made += [null_distribution(run_dirs), tokens(run_dirs), gradients(run_dirs), segment()]
     return [picture for picture in made if picture is not None]
 
 
@@ -132,17 +139,97 @@ def frontier(points: Points, task: str) -> Picture | None:
     if not arms:
         return None
     figure, axis = plt.subplots(figsize=(4.4, 3.4))
-    for arm in arms:
-        curve(axis, points[task, arm], "z", "cosine", arm)
+    x = detectability(points, task)
+    pairs = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    for arm, color in zip(arms, pairs[::2] + pairs[1::2]):  # the usual ten, then their light ones
+        curve(axis, points[task, arm], x, "cosine", arm, color)
     axis.set_title(f"Frontier, {task}")
-    axis.set(xlabel="mean z of watermarked text", ylabel="cosine to the unwatermarked text")
+    axis.set(xlabel=f"mean {x} of watermarked text", ylabel="cosine to the unwatermarked text")
     legend_below(figure, axis)
     caption = (
         "Meaning that stays against detectability, one point per strength; mean and 95 % interval "
-        "over seeds. Methods are compared at equal z, not at equal delta."
+        f"over seeds. Methods are compared at equal {x}, not at equal delta."
     )
-    alt = f"Cosine similarity falls as mean z grows, for {len(arms)} methods on {task}."
+    alt = f"Cosine similarity falls as mean {x} grows, for {len(arms)} methods on {task}."
     return f"frontier-{task}", caption, alt, figure
+
+
+def detectability(points: Points, task: str) -> str:
+    """`evidence`; `z` for results that were recorded before it was measured."""
+    measured = {
+        key for (t, _), curves in points.items() if t == task for c in curves.values() for key in c
+    }
+    return "evidence" if "evidence" in measured else "z"
+
+
+def path(points: Points, task: str) -> Picture | None:
+    """Where training leads: from the untrained networks to the trained ones, over the frontier."""
+    import matplotlib.pyplot as plt
+
+    start, x = points.get((task, "start")), detectability(points, task)
+    trained = [arm for arm in TRAINED if (task, arm) in points]
+    if not start or not trained:
+        return None
+    figure, axis = plt.subplots(figsize=(4.4, 3.4))
+    for k, arm in enumerate(a for a in LABELS if a.startswith("kgw") and (task, a) in points):
+        curve(axis, points[task, arm], x, "cosine", arm, f"{0.75 - 0.2 * k:.2f}")
+
+    def place(of_arm: Curve, strength: str) -> tuple[float, float]:
+        of_strength = of_arm[strength]
+        return float(np.mean(of_strength[x])), float(np.mean(of_strength["cosine"]))
+
+    for k, arm in enumerate(trained):
+        for strength in start.keys() & points[task, arm].keys():
+            begin, end = place(start, strength), place(points[task, arm], strength)
+            arrow = {"arrowstyle": "->", "color": f"C{k}", "linewidth": 1.5}
+            axis.annotate("", end, begin, arrowprops=arrow)
+            axis.plot(*begin, "o", color="black", markersize=4)
+            axis.plot(*end, MARKERS[arm], color=f"C{k}", markersize=5)
+        axis.plot([], [], MARKERS[arm], color=f"C{k}", label=LABELS[arm])
+    axis.plot([], [], "o", color="black", label=LABELS["start"])
+    axis.set_title(f"What training does, {task}")
+    axis.set(xlabel=f"mean {x} of watermarked text", ylabel="cosine to the unwatermarked text")
+    legend_below(figure, axis)
+    caption = (
+        "From the untrained networks to the trained ones, means over seeds, over KGW's frontiers. "
+        "An arrow along a frontier trades one objective for the other; only one that leaves it "
+        "upwards gains."
+    )
+    alt = f"Arrows from the start to the trained networks on {task}, over KGW's frontiers."
+    return f"path-{task}", caption, alt, figure
+
+
+def gradients(run_dirs: Runs) -> Picture | None:
+    """Norms of both gradients, their cosine and the weight of L_D over training."""
+    import matplotlib.pyplot as plt
+
+    files = [
+        Path(folder) / "metrics.jsonl"
+        for (arm, _, _), folder in run_dirs.items()
+        if arm == "generators"
+    ]
+    rows = [
+        json.loads(line) for f in files if f.exists() for line in f.read_text("utf-8").splitlines()
+    ]
+    rows = [row for row in rows if "norm_D" in row]
+    if not rows:
+        return None
+    figure, axes = plt.subplots(1, 3, figsize=(7.4, 2.6))
+    panels = (("norm_D", "norm_S"), ("cosine_DS",), ("lam",))
+    steps = sorted({row["step"] for row in rows})
+    for axis, names, title in zip(axes, panels, ("norms", "cosine", "weight of L_D")):
+        for name in names:
+            means = [np.mean([row[name] for row in rows if row["step"] == s]) for s in steps]
+            axis.plot(steps, means, label=name)
+        axis.set(xlabel="step", title=title)
+    axes[0].set_yscale("log")
+    axes[0].legend()
+    figure.tight_layout()
+    caption = (
+        "The two gradients during training, means over seeds and initialisations. MGDA weighs them "
+        "so that both losses fall by the same amount; z and a cosine have other units."
+    )
+    return "gradients", caption, "Norms, cosine and weight of the two gradients by step.", figure
 
 
 def paper_figure(name: str, points: Points) -> Picture | None:
@@ -240,7 +327,7 @@ def null_distribution(run_dirs: Runs) -> Picture | None:
         file = Path(folder) / "predictions.npz"
         if arm in ("ts", "kgw") and file.exists():
             with np.load(file) as stored:
-                of_arm.setdefault(arm, []).append(null_z(dict(stored)))
+                of_arm.setdefault(arm, []).append(stored["z_human"].ravel())
     if not of_arm:
         return None
     figure, axis = plt.subplots(figsize=(4.4, 3.4))

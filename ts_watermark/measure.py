@@ -7,20 +7,23 @@ columns; `evaluate.py` turns the columns into metrics and statistics.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 
 from shared import pretrained, runs
-from ts_watermark import attacks, baselines, data, evaluate, models
+from ts_watermark import attacks, baselines, checkpoints, data, evaluate, models
 from ts_watermark.config import Config
 from ts_watermark.data import Passages
 from ts_watermark.detect import Detector
 from ts_watermark.models import Base
+from ts_watermark.synthid import SynthID
 from ts_watermark.watermark import (
     ConvertedLogitsProcessor,
     Converter,
@@ -37,8 +40,11 @@ def init_values(name: str) -> tuple[float, float]:
     return gamma, delta
 
 
-def hash_key(config: Config) -> int:
-    return config.key + 2 * config.seed if config.key_per_seed else config.key
+def hash_key(config: Config, batch: int = 0) -> int:
+    """The key of a batch of prompts."""
+    if not config.keys:
+        return config.key
+    return config.key + 2 * (config.seed * config.keys + batch % config.keys)
 
 
 # --- the watermarks of an arm ---------------------------------------------------------------------
@@ -46,27 +52,40 @@ def hash_key(config: Config) -> int:
 
 @dataclass(eq=False)  # hashed by identity, for the caches
 class Arm:
-    """What all strengths share. converter: where another vocabulary steers the lists (LLaMA).
+    """What all strengths share. watermarks: by strength, under the key of the first batch.
+    converter: where another vocabulary steers the lists (LLaMA).
     sweet_threshold: entropy above which SWEET acts, None for the others. plain: the unwatermarked
     texts (n, T) and their embeddings (n, d_out)."""
 
     config: Config
     base: Base
     test: Passages
-    null: Passages
-    watermarks: dict[str, Watermark]
+    watermarks: Mapping[str, Watermark | SynthID]
     converter: Converter | None
     sweet_threshold: float | None
     plain: tuple[Tensor, Tensor]
 
+    def detector(self, name: str, batch: int) -> Detector | SynthID:
+        return self._detector(name, hash_key(self.config, batch))
+
     @functools.lru_cache(maxsize=1)  # noqa: B019  a strength's batches follow each other
-    def detector(self, name: str) -> Detector:
-        base = self.base
-        return Detector(self.watermarks[name], base.codec, base.model.device, self.converter)
+    def _detector(self, name: str, key: int) -> Detector | SynthID:
+        watermark = self.watermarks[name]
+        if isinstance(watermark, SynthID):
+            return replace(watermark, key=key)
+        return Detector(replace(watermark, key=key), self.base.codec, self.converter)
+
+    def processor(self, name: str, batch: int) -> LogitsProcessor:
+        watermark, key = self.watermarks[name], hash_key(self.config, batch)
+        if isinstance(watermark, SynthID):
+            return replace(watermark, key=key).processor(self.base.model.device)
+        return self._with_lists(name, key)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
-    def processor(self, name: str) -> WatermarkLogitsProcessor:
+    def _with_lists(self, name: str, key: int) -> WatermarkLogitsProcessor:
         watermark, device = self.watermarks[name], self.base.model.device
+        assert isinstance(watermark, Watermark)
+        watermark = replace(watermark, key=key)
         if self.sweet_threshold is not None:
             return baselines.SweetLogitsProcessor(watermark, self.sweet_threshold, device)
         if self.converter is not None:
@@ -77,27 +96,33 @@ class Arm:
 def prepare(config: Config, base: Base, plain: tuple[Tensor, Tensor]) -> Arm:
     """The arm's watermarks, and what they are measured with."""
     vocab_size = base.model.config.vocab_size
-    test, null = data.load_passages(config, "test"), data.load_passages(config, "null")
+    test = data.load_passages(config, "test")
     converter, P = None, vocab_size
     if config.steering:  # another vocabulary's ids choose the lists
         steering = data.load_codec(models.named(config.steering, Path(config.uses["base"])))
         converter, P = Converter(base.codec, steering), len(steering)
+    if config.family == "unigram":
+        converter = baselines.OneList()
     threshold = mean_entropy(config, base) if config.family == "sweet" else None
-    watermarks = family(config, vocab_size, P)
-    return Arm(config, base, test, null, watermarks, converter, threshold, plain)
+    watermarks = family(config, base, vocab_size, P)
+    return Arm(config, base, test, watermarks, converter, threshold, plain)
 
 
-def family(config: Config, vocab_size: int, P: int) -> dict[str, Watermark]:
+def family(
+    config: Config, base: Base, vocab_size: int, P: int
+) -> Mapping[str, Watermark | SynthID]:
     """Name -> watermark, one per point of the arm's frontier. P: number of previous tokens."""
+    key = hash_key(config)
+    if config.family == "synthid":
+        return {name: SynthID(int(init_values(name)[1]), key) for name in config.strengths}
+    settings: Any = {"vocab_size": vocab_size, "key": key, "size_rounding": config.size_rounding}
+    if config.family == "unigram":
+        return {n: baselines.unigram(*init_values(n), **settings) for n in config.strengths}
     if config.family in ("kgw", "sweet"):
-        constant = functools.partial(
-            baselines.kgw,
-            vocab_size=vocab_size,
-            previous_size=P,
-            key=hash_key(config),
-            size_rounding=config.size_rounding,
-        )
-        return {name: constant(*init_values(name)) for name in config.strengths}
+        settings["previous_size"] = P
+        return {n: baselines.kgw(*init_values(n), **settings) for n in config.strengths}
+    if config.family == "official":
+        return checkpoints.watermarks(config, base, vocab_size, key)
     source = Path(next(d for arm, d in config.uses.items() if arm != "base"))
     folders = sorted((source / ("start" if config.family == "start" else "export")).iterdir())
     trained = {f.name: replace(Watermark.load(f), vocab_size=vocab_size) for f in folders}
@@ -123,11 +148,12 @@ def mean_entropy(config: Config, base: Base) -> float:
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts (B, T) that one strength wrote for the test items `rows`."""
+    """Texts (B, T) that one strength wrote for the test items `rows`, batch `number` of them."""
 
     texts: Tensor
     rows: slice
     strength: str
+    number: int
     draws: dict[str, torch.Generator]  # of each attack, from one batch of a strength to the next
 
     def ids(self) -> list[list[int]]:
@@ -138,7 +164,7 @@ Measurement = Callable[[Arm, Batch], Columns]
 
 
 def measurements(config: Config) -> dict[str, Measurement]:
-    """What is measured in an arm, by name; attacks are not run against SWEET."""
+    """What is measured in an arm, by name; attacks are not run against SWEET and SynthID."""
     measured: dict[str, Measurement] = {
         "similarity": similarity,
         "fluency": fluency,
@@ -151,7 +177,7 @@ def measurements(config: Config) -> dict[str, Measurement]:
 
 
 def attacked_by(config: Config) -> tuple[str, ...]:
-    return () if config.family == "sweet" else config.attacks
+    return () if config.family in ("sweet", "synthid") else config.attacks
 
 
 def similarity(arm: Arm, batch: Batch) -> Columns:
@@ -168,8 +194,8 @@ def fluency(arm: Arm, batch: Batch) -> Columns:
 
 
 def detection(arm: Arm, batch: Batch) -> Columns:
-    """z of the texts, decoded and tokenised again, of the human continuations and null texts."""
-    detector, codec = arm.detector(batch.strength), arm.base.codec
+    """z of the texts, decoded and tokenised again and of the human continuations."""
+    detector, codec = arm.detector(batch.strength, batch.number), arm.base.codec
     rows, human = codec.encode_all(codec.decode_all(batch.ids())), arm.test[batch.rows]
     columns = {
         "roundtrip": np.array([a == b for a, b in zip(rows, batch.ids())], dtype=float),
@@ -177,7 +203,12 @@ def detection(arm: Arm, batch: Batch) -> Columns:
     }
     if arm.sweet_threshold is None:
         columns |= {"z": detector.z_all(rows), "z_human": detector.z_all(human.human)}
+        share = arm.config.seen_share
+        columns["evidence"] = detector.evidence_all(
+            [row[: round(share * len(row))] for row in rows]
+        )
     else:  # only uncertain positions count; `blind` computes entropies without the prompt
+        assert isinstance(detector, Detector)
         none: list[list[int]] = [[]] * len(rows)
         for key, texts, prompts in [
             ("z", rows, human.prompts),
@@ -188,18 +219,16 @@ def detection(arm: Arm, batch: Batch) -> Columns:
             entropies = baselines.entropies(arm.base.model, prompts, texts)
             uncertain = [(e > arm.sweet_threshold).numpy() for e in entropies]
             columns[key] = detector.z_all(texts, uncertain)
-    if n := len(arm.null) // len(arm.test):  # null texts per item
-        null = arm.null[slice(batch.rows.start * n, batch.rows.stop * n)]
-        per_item = detector.z_all(null.human).reshape(-1, n)
-        columns |= {f"z_null_{k}": per_item[:, k] for k in range(n)}
+            if not key.endswith("human"):
+                columns[key.replace("z", "evidence")] = detector.evidence_all(texts, uncertain)
     return columns
 
 
 def values(arm: Arm, batch: Batch) -> Columns:
     """gamma and delta at the tokens of the texts, delta also by class of word."""
-    if arm.converter is not None:
-        return {}  # gamma and delta belong to another vocabulary
     watermark, ids, codec = arm.watermarks[batch.strength], batch.texts.numpy(), arm.base.codec
+    if arm.converter is not None or isinstance(watermark, SynthID):
+        return {}  # gamma and delta belong to another vocabulary, or there are none
     words = np.array([w.strip().lower() for w in codec.pieces(range(len(codec)))])
     gamma, delta = watermark.gamma.double().numpy(), watermark.delta.double().numpy()
     columns = {"gamma_mean": gamma[ids].mean(1), "delta_mean": delta[ids].mean(1)}
@@ -213,7 +242,8 @@ def values(arm: Arm, batch: Batch) -> Columns:
 
 def attacked(name: str, arm: Arm, batch: Batch) -> Columns:
     """z after an attack; for copy-paste also the human z that sets its threshold."""
-    detector, codec = arm.detector(batch.strength), arm.base.codec
+    detector, codec = arm.detector(batch.strength, batch.number), arm.base.codec
+    assert isinstance(detector, Detector)
     if batch.rows.start == 0:  # the same draws for every strength
         batch.draws[name].set_state(runs.stream(arm.config.seed, name).get_state())
     draws = batch.draws[name]
@@ -259,7 +289,10 @@ def paraphrased(arm: Arm, batch: Batch) -> Columns:
         for p, row in zip(prompts, rows)
     ]
     cosine = torch.cosine_similarity(torch.stack(embeddings), plain).double().cpu().numpy()
-    return {"z_dipper": arm.detector(batch.strength).z_all(rows), "cosine_dipper": cosine}
+    return {
+        "z_dipper": arm.detector(batch.strength, batch.number).z_all(rows),
+        "cosine_dipper": cosine,
+    }
 
 
 @functools.cache

@@ -40,12 +40,13 @@ GAMMA_LIMIT = 1e-3  # gamma stays in [1e-3, 1 - 1e-3]: a variance of 0 or log 0 
 CONTEXT = 5  # prompt tokens that the sentence encoder reads before the text (section 3.5)
 
 Noise = Callable[[torch.Size], Tensor]
-Descent = Callable[[Tensor, Tensor, Sequence[nn.Parameter]], tuple[Tensor, float]]
+Seen = dict[str, float]  # what a descent saw, by its name in metrics.jsonl
+Descent = Callable[[Tensor, Tensor, Sequence[nn.Parameter]], tuple[Tensor, Seen]]
 
 
 @dataclass
 class Frozen:
-    """A causal language model, and a sentence encoder over the same token ids with its word
+    """A causal language model; a sentence encoder over the same token ids, with its word
     embeddings `sim` (V_sim, d_sim) and its pooling, `mean` or `pooler`."""
 
     model: PreTrainedModel
@@ -58,11 +59,11 @@ class Frozen:
 
 
 class Step(NamedTuple):
-    """What a step did: both losses, lambda (nan without MGDA), the gradient (n,) and the text."""
+    """What a step did: both losses, what the descent saw, the gradient (n,) and the text."""
 
     loss_D: Tensor
     loss_S: Tensor
-    lam: float
+    seen: Seen
     gradient: Tensor
     text: SoftText
 
@@ -86,10 +87,10 @@ def training_step(
     loss_D = detection_loss(text)
     loss_S = semantic_loss(meaning(frozen, prompt, text), reference)
     parameters = list(generators.parameters())
-    gradient, lam = descent(loss_D, loss_S, parameters)
+    gradient, seen = descent(loss_D, loss_S, parameters)
     set_gradient(parameters, gradient)
     optimizer.step()
-    return Step(loss_D.detach(), loss_S.detach(), lam, gradient, text)
+    return Step(loss_D.detach(), loss_S.detach(), seen, gradient, text)
 
 
 # --- the two generators (section 3.3) -------------------------------------------------------------
@@ -143,7 +144,7 @@ def mlp(
 def relaxed_green_mask(gamma: Tensor, noise: Tensor, tau: float = 0.1) -> Tensor:
     """m_t[v] = sigmoid((logit(gamma_t) + L_tv) / tau): a soft coin per item, (B,) -> (B, V).
 
-    Noise L: (B, V), standard logistic: a two-class Gumbel-softmax in law. P(m > 1/2) = gamma."""
+    L: (B, V), standard logistic: a two-class Gumbel-softmax in law. P(m > 1/2) = gamma."""
     return torch.sigmoid((torch.logit(gamma)[:, None] + noise) / tau)
 
 
@@ -179,7 +180,6 @@ def soft_decode(
     mix: float = 0.5,
 ) -> SoftText:
     """Greedy decoding with soft tokens; the language model runs without gradient, over a cache.
-
         l'_t = l_t + delta_t m_t                               l_t: logits of the language model
         s_t = softmax(l'_t)
         a_t = mix onehot(argmax s_t) + (1 - mix) s_t           the soft token
@@ -189,10 +189,8 @@ def soft_decode(
 
     sim: E_sim (V_sim, d_sim); ids above V_sim are cut off (7 unused ids of OPT). noise: (B, V) ->
     noise of a step. Without generators: the unwatermarked text, decoded alike with m = 0.
-
     Gradient reaches gamma and delta through q_t and through the chain E_t -> generators at t + 1,
-    never through the language model. So a cache serves: the official code has the same gradient and
-    runs the whole prefix again for each token (`official.prefix_decode`)."""
+    never through the language model. So a cache serves (official: `official.prefix_decode`)."""
     (table,) = model.get_input_embeddings().parameters()  # (V, d)
     E = table[prompt["input_ids"]]
     mask, last, cache = prompt["attention_mask"], E[:, -1], None
@@ -225,7 +223,6 @@ def soft_decode(
 
 def relaxed_z(q: Tensor, gamma: Tensor) -> Tensor:
     """zhat = mean over the batch of sum_t (q_t - gamma_t) / sqrt(sum_t gamma_t (1 - gamma_t)).
-
     q, gamma: (B, T). z itself, with the relaxed q_t in place of the green flags."""
     return ((q - gamma).sum(1) * (gamma * (1 - gamma)).sum(1).rsqrt()).mean()
 
@@ -244,9 +241,8 @@ def meaning(frozen: Frozen, prompt: dict[str, Tensor], text: SoftText) -> Tensor
 
 
 def sentence_embedding(encoder: PreTrainedModel, embeddings: Tensor, pooling: str) -> Tensor:
-    """Enc(F): a sentence encoder fed with word embeddings (B, L, d_sim), no padding -> (B, d_out).
-
-    It adds positions itself. pooling: `mean` of the last layer (MiniLM) or `pooler` (SimCSE)."""
+    """Enc(F) of word embeddings (B, L, d_sim), no padding -> (B, d_out). The encoder adds
+    positions. pooling: `mean` of the last layer (MiniLM) or `pooler` (SimCSE)."""
     out = encoder(inputs_embeds=embeddings)
     return out.pooler_output if pooling == "pooler" else out.last_hidden_state.mean(1)
 
@@ -261,16 +257,20 @@ def semantic_loss(watermarked: Tensor, reference: Tensor) -> Tensor:
 
 def mgda(
     loss_D: Tensor, loss_S: Tensor, parameters: Sequence[nn.Parameter], cap: float | None = None
-) -> tuple[Tensor, float]:
-    """g = lambda g_D + (1 - lambda) g_S, (n,), and lambda."""
+) -> tuple[Tensor, Seen]:
+    """g = lambda g_D + (1 - lambda) g_S, (n,), with lambda, both norms and the cosine."""
     g_D, g_S = processes.all_mean(two_gradients(loss_D, loss_S, parameters))
     lam = mgda_weight(g_D, g_S, cap)
-    return lam * g_D + (1 - lam) * g_S, lam
+    return lam * g_D + (1 - lam) * g_S, {"lam": lam} | norms_and_angle(g_D, g_S)
+
+
+def norms_and_angle(g_D: Tensor, g_S: Tensor) -> Seen:
+    cosine = float(torch.cosine_similarity(g_D, g_S, dim=0))
+    return {"norm_D": float(g_D.norm()), "norm_S": float(g_S.norm()), "cosine_DS": cosine}
 
 
 def mgda_weight(g_D: Tensor, g_S: Tensor, cap: float | None = None) -> float:
     """lambda = argmin over [0, 1] of ||lambda g_D + (1 - lambda) g_S||^2: the weight of L_D.
-
     The closest point of a segment to the origin. Uncapped, it has a non-negative product with both
     gradients, so both losses fall. With the cap (official: 0.01) binding, L_D *need not* fall."""
     g_D, g_S = g_D.double(), g_S.double()
@@ -288,7 +288,7 @@ def two_gradients(
     loss_D: Tensor, loss_S: Tensor, parameters: Sequence[nn.Parameter]
 ) -> tuple[Tensor, Tensor]:
     """g_D, g_S as flat vectors (n,): two backward passes through one graph."""
-    missing: Any = {"allow_unused": True, "materialize_grads": True}  # unused weights count as 0
+    missing: Any = {"allow_unused": True, "materialize_grads": True}  # unused weights: 0
     g_D = torch.autograd.grad(loss_D, parameters, retain_graph=True, **missing)
     g_S = torch.autograd.grad(loss_S, parameters, **missing)
     return torch.cat([g.reshape(-1) for g in g_D]), torch.cat([g.reshape(-1) for g in g_S])

@@ -2,7 +2,8 @@
 
 A language model, a sentence encoder that shares its token ids, a judge of fluency. At `cpu` and
 `gpu` the language model is trained here (stage `base`) on the encoder's own word pieces, because
-soft tokens must mean something to both (the official pair, OPT and RoBERTa, shares its ids).
+soft tokens must mean something to both (the official pair, OPT and RoBERTa, shares its ids). For
+any other model MiniLM reads each token as the mean of its own pieces of that token's text.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
-from shared import bundled, pretrained, runs
+from shared import bundled, pretrained, runs, smollm2
 from ts_watermark import method
 from ts_watermark.config import Config
 from ts_watermark.data import Codec, load_codec
@@ -58,8 +59,23 @@ def minilm_encoder(keep: Tensor | None) -> tuple[PreTrainedModel, Codec, Tensor]
     return encoder, Codec(tokenizer), sim if keep is None else sim[keep]
 
 
+@torch.no_grad()
+def mean_pieces(codec: Codec, encoder_codec: Codec, words: Tensor) -> Tensor:
+    """Embedding of each token of another vocabulary: the mean of those of the encoder's pieces of
+    its text; 0 where there are none. words: (V_enc, d_sim) -> (V, d_sim)."""
+    rows = encoder_codec.encode_all([codec.decode([i]) for i in range(len(codec))])
+    lengths = torch.tensor([len(row) for row in rows])
+    owner = torch.repeat_interleave(torch.arange(len(rows)), lengths)
+    pieces = torch.tensor([piece for row in rows for piece in row], dtype=torch.long)
+    sums = torch.zeros(len(rows), words.shape[1]).index_add_(0, owner, words[pieces])
+    return sums / lengths.clamp(min=1)[:, None]
+
+
 def named(name: str, stand_ins: Path) -> str | Path:
-    """What `shared.pretrained` finds a model by: `tiny:<name>` is a rehearsal's stand-in."""
+    """What `shared.pretrained` finds a model by: `tiny:<name>` is a rehearsal's stand-in, `smollm2`
+    the packaged SmolLM2-135M-Instruct."""
+    if name == "smollm2":
+        return smollm2.smollm2()
     return stand_ins / name.removeprefix("tiny:") if name.startswith("tiny:") else name
 
 
@@ -82,6 +98,8 @@ def load(config: Config, device: torch.device) -> Base:
     codec = load_codec(folder / "tokenizer" if small else where, model.config.vocab_size)
     if config.encoder == "minilm":
         encoder, encoder_codec, sim = minilm_encoder(codec.keep)
+        if not small:
+            sim = mean_pieces(codec, encoder_codec, sim)
     else:
         name = named(config.encoder, folder)
         encoder = pretrained.load_model(name, AutoModel, ENCODER)

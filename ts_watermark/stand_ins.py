@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from shared import runs
 from ts_watermark import data
 from ts_watermark.config import Config
+from ts_watermark.method import Generators
 
 SYLLABLES = ("ka", "lo", "mi", "ten", "ra", "vos", "du", "per", "sin", "ga", "bel", "or")
 PAIRS = [a + b for a in SYLLABLES for b in SYLLABLES]
@@ -24,7 +25,7 @@ TRIPLES = [a + b + c for a in SYLLABLES[:5] for b in SYLLABLES for c in SYLLABLE
 
 def make(config: Config, folder: Path) -> Path:
     """Texts in C4's layout and the models under `folder`; returns the texts' root for `data.c4`."""
-    n = 4 * (config.validation_prompts + config.test_prompts * (1 + config.null_texts))
+    n = 4 * (config.validation_prompts + config.test_prompts)
     root = sample(config.task, n, runs.stream(config.seed, "sample"), folder)
     models(folder, list(data.c4("train", root)), config.seed)
     return root
@@ -95,6 +96,18 @@ def models(folder: Path, texts: list[str], seed: int) -> None:
     ]:
         model.save_pretrained(folder / name)
         words.save_pretrained(folder / name)
+    checkpoint(folder / "checkpoints" / "init_0.25_1.75_default.pth", small["hidden_size"])
+
+
+def checkpoint(path: Path, d: int) -> None:
+    """Untrained networks in the layout of the published ones."""
+    state = Generators(d, (8,)).state_dict()
+    halves = {
+        f"{name}_state_dict": {k: v for k, v in state.items() if k.startswith(name)}
+        for name in ("gamma", "delta")
+    }
+    path.parent.mkdir(exist_ok=True)
+    torch.save(halves, path)
 
 
 def tokenizer(texts: list[str], size: int, bos: bool) -> PreTrainedTokenizerFast:

@@ -1,7 +1,7 @@
 """One run: the language model and its prompts, the generators, or an arm's texts and scores.
 
-What to expect. Scale `cpu`: 5 seeds in about 8 minutes on 2 cores; TS traces KGW's frontier closely
-(cosine within about 0.01 at equal z), and any clear gain or loss comes with its interval. Scale
+What to expect. Scale `cpu`: 11 seeds in about 14 minutes on 2 cores; TS traces KGW's frontier
+closely (cosine within about 0.01 at equal evidence), and any gain comes with its interval. Scale
 `gpu`: 20 minutes on an H200. Scale `paper`: OPT-1.3B and C4, 220 GPU hours. See README.md.
 
     python -m ts_watermark.train --tiny                          # under a minute, no download
@@ -26,6 +26,7 @@ from ts_watermark.config import Config
 from ts_watermark.data import Codec, Passages
 from ts_watermark.method import Generators
 from ts_watermark.models import Base
+from ts_watermark.null import evaluate_keys
 
 WEIGHT_DECAY = 1e-5  # of the generators' Adam; official code
 
@@ -34,7 +35,8 @@ def run(config: Config) -> Path:
     jobs = {"base": prepare_base, "generators": train_generators, "evaluate": evaluate_arm}
     with runs.start(config, __file__) as run:
         if not run.finished:
-            jobs[config.job](config, run, runs.device(config))
+            job = jobs.get(config.job, evaluate_keys)
+            job(config, run, runs.device(config))
     return run.directory
 
 
@@ -93,6 +95,7 @@ def train_generators(config: Config, run: Run, device: torch.device) -> None:
     batches = runs.Batches(torch.arange(len(train)), config.batch, config.seed, "batches")
     descents: dict[str, method.Descent] = {
         "moo": functools.partial(method.mgda, cap=config.mgda_cap),
+        "moo_normalised": baselines.normalised_mgda,
         "weighted_sum": baselines.weighted_sum,
     }
     pairs, in_range = [], {"gamma": True}
@@ -123,7 +126,7 @@ def train_generators(config: Config, run: Run, device: torch.device) -> None:
                 init=init,
                 zhat=-done.loss_D.item(),
                 cosine=-done.loss_S.item(),
-                lam=done.lam,
+                **done.seen,
                 gamma=gamma.mean().item(),
                 delta=delta.mean().item(),
             )
@@ -131,7 +134,7 @@ def train_generators(config: Config, run: Run, device: torch.device) -> None:
     run.gate("gamma-in-range", in_range["gamma"], "gamma inside (0, 1) at every training step")
     untrained = [fresh(config, base, init)[0] for init in config.inits]
     folders.export(config, run, base, untrained, pairs, validation)
-    passes = 2 if config.objective == "moo" else 1
+    passes = 1 if config.objective == "weighted_sum" else 2
     run.finish(
         state=[t for pair in pairs for t in pair.state_dict().values()],
         gradient_evaluations=passes * config.train_steps * len(config.inits),
@@ -186,8 +189,7 @@ def evaluate_arm(config: Config, run: Run, device: torch.device) -> None:
     """Write with every watermark of the arm, attack, detect on the text, compare meanings."""
     base, test = models.load(config, device), data.load_passages(config, "test")
     arm = measure.prepare(config, base, unwatermarked(config, run, base, test))
-    null = {"null": arm.null.ids} if len(arm.null) else {}
-    run.splits(test=test.ids, **null)
+    run.splits(test=test.ids)
     names, size = list(arm.watermarks), config.eval_batch
     measurements = measure.measurements(config)
     draws = {name: torch.Generator() for name in measure.attacked_by(config)}
@@ -197,12 +199,12 @@ def evaluate_arm(config: Config, run: Run, device: torch.device) -> None:
     plan = list(itertools.product(names, range(0, len(test), size), ["write", *measurements]))
     for step in run.phase("test", len(plan), work):
         name, first, action = plan[step]
-        rows = slice(first, first + size)
+        rows, batch = slice(first, first + size), first // size
         if action == "write":
-            prompts, batch = test.prompts[rows], first // size
-            texts[rows] = models.generate(config, base, prompts, batch, arm.processor(name))
+            processor = arm.processor(name, batch)
+            texts[rows] = models.generate(config, base, test.prompts[rows], batch, processor)
             continue
-        values = measurements[action](arm, measure.Batch(texts[rows], rows, name, draws))
+        values = measurements[action](arm, measure.Batch(texts[rows], rows, name, batch, draws))
         for key, value in values.items():
             column = columns.setdefault(key, torch.zeros(len(test), len(names)))
             column[rows, names.index(name)] = torch.from_numpy(np.nan_to_num(value)).float()

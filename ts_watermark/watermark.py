@@ -25,7 +25,7 @@ from transformers import LogitsProcessor
 
 from shared import door
 from shared.protocol import BadInput
-from ts_watermark.hashing import KEY, PERMUTATIONS, ROUNDINGS, GreenLists, list_sizes
+from ts_watermark.hashing import KEY, PERMUTATIONS, ROUNDINGS, GreenLists, GreenPairs, list_sizes
 from ts_watermark.method import Generators
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ class Watermark:
     def green_lists(self, device: torch.device | str = "cpu", max_bytes: int = 2**28) -> GreenLists:
         sizes = list_sizes(self.gamma, self.vocab_size, self.size_rounding)
         return GreenLists(sizes, self.vocab_size, self.key, self.permutation, device, max_bytes)
+
+    def green_pairs(self) -> GreenPairs:
+        sizes = list_sizes(self.gamma, self.vocab_size, self.size_rounding)
+        return GreenPairs(sizes, self.vocab_size, self.key, self.permutation)
 
     def save(self, folder: Path, tokenizer: Codec | None = None) -> Path:
         """Write safetensors, the tokenizer if any, and a JSON of settings and sha256 of all."""
@@ -165,7 +169,8 @@ class WatermarkLogitsProcessor(LogitsProcessor):
             raise BadInput(f"{sizes}: they belong to different vocabularies")
         p = input_ids[:, -1]
         bias = self.delta[p].to(scores.dtype)[:, None]
-        return scores + self.lists.masks(p) * bias  # a third of the time of torch.where
+        green = self.lists.masks(p).view(torch.uint8).to(scores.dtype)
+        return torch.addcmul(scores, green, bias)  # a fifth of the time of torch.where
 
 
 class ConvertedLogitsProcessor(WatermarkLogitsProcessor):

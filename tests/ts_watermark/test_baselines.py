@@ -7,6 +7,9 @@ import torch
 from watermark_toys import V, random_watermark, tiny_opt
 
 from ts_watermark import attacks, baselines
+from ts_watermark.detect import Detector
+from ts_watermark.synthid import NGRAM, SynthID
+from ts_watermark.watermark import ConvertedLogitsProcessor, WatermarkLogitsProcessor
 
 
 def test_sweet_leaves_certain_positions_alone():
@@ -40,6 +43,59 @@ def test_permuted_keeps_the_values_and_matched_their_mean():
     assert baselines.constant_like(watermark, 0.2, 1.5).gamma.unique().tolist() == pytest.approx(
         [0.2]
     )
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.25, 0.5])
+def test_kgw_is_that_of_transformers(gamma):
+    """With a CPU generator: the same logits, green tokens and z as `WatermarkingConfig`."""
+    from transformers import WatermarkDetector, WatermarkingConfig
+
+    model = tiny_opt(V, dtype=torch.float32)
+    config = WatermarkingConfig(greenlist_ratio=gamma, bias=2.0)
+    theirs = config.construct_processor(V, "cpu")
+    watermark = baselines.kgw(gamma, 2.0, V, permutation="torch")
+    ids, scores = torch.randint(V, (4, 6)), torch.randn(4, V)
+    torch.testing.assert_close(
+        WatermarkLogitsProcessor(watermark)(ids, scores), theirs(ids, scores.clone())
+    )
+    text = torch.randint(V, (1, 80))
+    model.config.bos_token_id = V  # their detector asks for one; this is no token
+    detector = WatermarkDetector(model.config, "cpu", config)
+    out = detector(text, return_dict=True)
+    ours = Detector(watermark).score(text[0].tolist())
+    assert ours.z == pytest.approx(out.z_score[0], abs=1e-6)
+    assert ours.evidence.green.sum() == out.num_green_tokens[0]
+
+
+def test_unigram_has_one_list():
+    watermark = baselines.unigram(0.25, 2.0, V, key=7919)
+    one = baselines.OneList()
+    scores = torch.zeros(3, V)
+    added = ConvertedLogitsProcessor(watermark, one)(torch.tensor([[1], [50], [299]]), scores)
+    assert torch.equal(added[0], added[1]) and torch.equal(added[0], added[2])
+    assert (added[0] == 2).sum() == V // 4
+    green = added[0].nonzero()[:30, 0].tolist()
+    detector = Detector(watermark, converter=one)
+    assert detector.score(green).evidence.green.all()
+    assert detector.score(green[:3] * 9).scored == 3  # a token counts once
+    other = baselines.unigram(0.25, 2.0, V, key=7921)
+    assert not torch.equal(
+        ConvertedLogitsProcessor(other, one)(torch.tensor([[1]]), scores)[0], added[0]
+    )
+
+
+def test_synthid_is_found_in_its_own_texts_only():
+    model, opponent = tiny_opt(V, dtype=torch.float32), SynthID(8, key=3)
+    prompt = {"input_ids": torch.randint(V, (6, 5)), "attention_mask": torch.ones(6, 5).long()}
+    how = {"do_sample": True, "max_new_tokens": 50, "pad_token_id": 0}
+    rows = {}
+    for name, processors in {"plain": [], "marked": [opponent.processor()]}.items():
+        rows[name] = model.generate(**prompt, **how, logits_processor=processors)[:, 5:].tolist()
+    assert opponent.z_all(rows["marked"]).mean() > 4 > abs(opponent.z_all(rows["plain"]).mean())
+    assert opponent.evidence_all(rows["marked"]).mean() > 4
+    assert abs(SynthID(8, key=4).z_all(rows["marked"]).mean()) < 2  # another key
+    assert math.isnan(opponent.z_all([[1] * (NGRAM - 1)])[0])
+    assert opponent.evidence_all([[1] * (NGRAM - 1)])[0] == pytest.approx(0, abs=1e-9)
 
 
 def test_attacks():

@@ -28,5 +28,7 @@ def test_passages_are_cut_as_the_paper_does(word_codec):
     assert passages.ids == [data.name_of(texts[1]), data.name_of(texts[3])] and len(names) == 4
     whole = word_codec.encode(texts[1])
     assert passages.human[0] == whole[-8:] and passages.prompts[0] == whole[:-8][-20:]
+    alike, _ = data.cut([texts[1], "bi " + texts[1], texts[3]], word_codec, limit=2, **how)
+    assert alike.ids == passages.ids  # of texts that end alike the first
     with pytest.raises(data.sources.MissingInput, match="only 2 of 9"):
         data.cut(texts, word_codec, limit=9, **how)

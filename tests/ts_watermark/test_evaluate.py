@@ -22,9 +22,22 @@ def test_thresholds():
 def test_frontier_gap_of_a_shifted_curve():
     """A method 0.05 above the sweep's line, placed between its points, has a gap of 0.05."""
     z = np.array([1.0, 2.0, 4.0])
-    sweep = {"z": np.tile(z, (6, 1)), "cosine": np.tile(1 - 0.1 * z, (6, 1))}
+    sweep = {"evidence": np.tile(z, (6, 1)), "cosine": np.tile(1 - 0.1 * z, (6, 1))}
     z_of_method = np.array([1.5, 3.0])
-    method_ = {"z": np.tile(z_of_method, (6, 1))}
-    method_["cosine"] = 1 - 0.1 * method_["z"] + 0.05
+    method_ = {"evidence": np.tile(z_of_method, (6, 1))}
+    method_["cosine"] = 1 - 0.1 * method_["evidence"] + 0.05
     assert evaluate.frontier_gap({"ts": method_, "kgw": sweep}) == pytest.approx(0.05)
     assert evaluate.frontier_gap({"kgw": sweep, "again": sweep}) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("strengths", [3, 4, 9])
+def test_a_convex_frontier_has_no_gap_to_itself_between_its_strengths(strengths):
+    """Chords would show one of 0.03 between three strengths."""
+
+    def frontier(evidence):
+        return {"evidence": evidence[None], "cosine": np.exp(-evidence / 4)[None]}
+
+    sweep = frontier(np.linspace(1.0, 7.0, strengths))
+    between = frontier(np.array([2.5, 5.5]))
+    assert abs(evaluate.frontier_gap({"ts": between, "kgw": sweep})) < 0.005
+    assert evaluate.frontier_gap({"kgw": sweep, "again": sweep}) == pytest.approx(0, abs=1e-3)

@@ -144,3 +144,51 @@ def test_cache_is_bounded_and_changes_nothing():
 def test_bad_input_is_refused(ids, gammas, more, words):
     with pytest.raises(ValueError, match=words):
         hashing.z_score(ids, gammas, V, **more)
+
+
+@pytest.mark.parametrize("permutation", hashing.PERMUTATIONS)
+@pytest.mark.parametrize("vocab_size", [V, 4000, 50_272])
+def test_green_pairs_are_those_of_the_lists(vocab_size, permutation):
+    rng = np.random.default_rng(2)
+    gamma = torch.rand(vocab_size) * 0.5 + 0.001
+    gamma[:2] = torch.tensor([0.001, 0.999])  # also nearly empty and nearly full lists
+    sizes = hashing.list_sizes(gamma, vocab_size)
+    is_green = hashing.GreenPairs(sizes, vocab_size, hashing.KEY, permutation)
+    previous = np.repeat([0, 1, *rng.integers(2, vocab_size, 4)], 1000)
+    following = rng.integers(0, vocab_size, len(previous))
+    lists = hashing.GreenLists(sizes, vocab_size, permutation=permutation)
+    masks = lists.masks(torch.from_numpy(previous[::1000])).numpy()
+    assert np.array_equal(
+        is_green(previous, following), np.repeat(masks, 1000, 0)[range(len(previous)), following]
+    )
+
+
+def test_a_list_that_ends_between_equal_keys(monkeypatch):
+    """Keys of 10 bits tie often: there the whole permutation decides."""
+    monkeypatch.setattr(hashing, "key_bits", lambda n: 10)
+    sizes = torch.full((V,), V // 4)
+    is_green = hashing.GreenPairs(sizes, V, hashing.KEY, "philox_cuda")
+    lists = hashing.GreenLists(sizes, V)
+    for p in range(40):
+        row = is_green(np.full(V, p), np.arange(V))
+        assert np.array_equal(row, lists.masks(torch.tensor([p]))[0].numpy())
+    assert is_green.lists and is_green.last  # both ways were taken
+
+
+def test_exact_tails():
+    from scipy import stats
+
+    rng = np.random.default_rng(3)
+    for n, k in ((7, 7), (300, 110), (3000, 900)):
+        exact = hashing.exact_tail(np.full(n, 0.25), k)
+        assert exact == pytest.approx(stats.binom.sf(k - 1, n, 0.25), rel=1e-10)
+    assert hashing.exact_tail(np.full(300, 0.25), 300) == pytest.approx(0.25**300)  # no floor
+    coins = rng.uniform(0.1, 0.5, (3, 40))
+    coins[2, 25:] = 0  # a shorter row
+    green = np.array([20, 8, 11])
+    tails, more = hashing.exact_tails(coins, green, rows=2)
+    assert more == pytest.approx(hashing.exact_tails(coins, green + 1)[0])
+    for row, k, tail in zip(coins, green, tails):
+        assert tail == pytest.approx(stats.poisson_binom.sf(k - 1, row), abs=1e-12)
+        assert tail == pytest.approx(hashing.exact_tail(row[row > 0], int(k)), rel=1e-12)
+    assert hashing.exact_tails(coins, np.zeros(3))[0] == pytest.approx([1, 1, 1])

@@ -169,6 +169,21 @@ def test_thirty_training_steps(objective):
 
 def test_weighted_sum_is_the_gradient_of_the_weighted_loss():
     w = torch.tensor([1.0, -2.0], requires_grad=True)
-    gradient, lam = baselines.weighted_sum((3 * w).sum(), (w**2).sum(), [w])
+    gradient, seen = baselines.weighted_sum((3 * w).sum(), (w**2).sum(), [w])
     torch.testing.assert_close(gradient, torch.tensor([2 + 3 * 4e-4, -4 + 3 * 4e-4]))
-    assert math.isnan(lam)
+    assert seen == {}
+
+
+def test_normalised_mgda_does_not_depend_on_the_units_of_a_loss():
+    w = torch.tensor([1.0, -2.0], requires_grad=True)
+    gradients = []
+    for units in (1.0, 1e-3):
+        loss_D, loss_S = units * (3 * w).sum(), (w**2).sum()
+        gradient, seen = baselines.normalised_mgda(loss_D, loss_S, [w])
+        gradients.append(gradient)
+        assert seen["norm_D"] == pytest.approx(units * math.sqrt(18))
+        assert seen["norm_S"] == pytest.approx(math.sqrt(20))
+        assert seen["cosine_DS"] == pytest.approx((2 - 4) / math.sqrt(2 * 20))
+    torch.testing.assert_close(*gradients)
+    d, s = torch.tensor([3.0, 3.0]), torch.tensor([2.0, -4.0])
+    assert gradients[0] @ d > 0 and gradients[0] @ s > 0  # both losses fall
