@@ -1,4 +1,4 @@
-"""What the tools refuse, in words that name the value and the remedy, before anything is trained."""
+"""What the tools refuse, naming the value and the remedy, before anything is trained."""
 
 from __future__ import annotations
 
