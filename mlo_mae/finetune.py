@@ -59,21 +59,25 @@ class Classifier:
 
 
 def begin(
-    config: Config, problem: Problem, E: Encoder, labels: int, finite: Callable[..., None]
+    config: Config, problem: Problem, E: Encoder, labels: int, again: int, finite: Callable[..., None]
 ) -> Classifier:
-    """`E`, which is trained in place, with a fresh head, on so many labels (0: all)."""
+    """`E`, which is trained in place, with a fresh head, on so many labels (0: all).
+
+    again: number of this finetuning among those of as many labels, which differ in all draws."""
     c, test = config, problem.test
-    runs.seed_global(c.seed, "finetune head", labels)
+    which = (labels, again) if again else (labels,)
+    runs.seed_global(c.seed, "finetune head", *which)
     C = Head(c.width, problem.classes, c.dropout).to(E.cls_token.device)
     for k, block in enumerate(E.blocks):
         cast(Block, block).drop_path = c.drop_path * k / max(1, len(E.blocks) - 1)
     other_std = "finetune_std" in c.official and problem.name == "cifar10"
     recipe = Recipe(c.cutout, c.erasing, c.randaug, official.FINETUNE_STD if other_std else ())
     rows = labelled_rows(problem, labels, c.seed)
-    order = runs.Batches(rows, c.finetune_batch, c.seed, f"finetune {labels}")
-    batch = Loader(problem.train, order, c.seed, ("finetune crop",), recipe)
+    order = runs.Batches(rows, c.finetune_batch, c.seed, f"finetune {labels}", *which[1:])
+    crops = ("finetune crop", *map(str, which[1:]))
+    batch = Loader(problem.train, order, c.seed, crops, recipe)
     optimizer = torch.optim.AdamW(groups(c, E, C), betas=(0.9, c.finetune_beta2), fused=True)
-    looked = "best_epoch" in c.official and labels == c.finetune_labels[0]
+    looked = "best_epoch" in c.official and labels == c.finetune_labels[0] and not again
     looks = chunks(np.arange(len(test)), PREDICTED) if looked else []
     return Classifier(c, E, C, optimizer, batch, test, looks, finite)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from shared import runs
 from shared.runs import Parts, Run
 
-from . import analysis, data, estimators, evaluate, finetune, method, official, rehearsal
+from . import analysis, data, directions, estimators, evaluate, finetune, method, official, rehearsal
 from .analysis import Notes
 from .config import Config
 from .data import Images, Problem, chunks
@@ -65,13 +65,17 @@ def run(config: Config) -> Path:
         validation: dict[str, float] = {}
         evaluations = analysis.evaluations(levels)
         for labels in config.finetune_labels:
-            f = finetune.begin(config, problem, copy.deepcopy(E), labels, run.finite)
-            for k in run.phase(f"finetuning {labels}", f.steps, f.parts()):
-                if facts := finetune.step(f, k):
-                    run.log(phase=f"finetuning {labels}", **facts)
-            predictions |= test(run, f, problem, labels)
-            validation |= validate(run, f, problem, labels)
-            evaluations += f.updates
+            rounds = []
+            for again in range(config.finetune_repeats):
+                f = finetune.begin(config, problem, copy.deepcopy(E), labels, again, run.finite)
+                name = f"{labels} {again + 1}" if again else f"{labels}"
+                for k in run.phase(f"finetuning {name}", f.steps, f.parts()):
+                    if facts := finetune.step(f, k):
+                        run.log(phase=f"finetuning {name}", **facts)
+                rounds.append((test(run, f, problem, name), validate(run, f, problem, name)))
+                evaluations += f.updates
+            predictions |= named(labels, [tested for tested, _ in rounds], f)
+            validation |= means(labels, [share for _, share in rounds])
         predictions |= probe(run, levels, problem)
         predictions |= last_looks(run, levels, problem, notes)
         gates(run, levels, problem, notes.facts)
@@ -131,8 +135,8 @@ def before_cycle(levels: Levels, problem: Problem, notes: Notes, t: int) -> Esti
     estimate = estimators.ESTIMATORS[c.hypergrad]
     if c.self_checks and t in (0, cycles - 1):
         estimate = analysis.compared(estimate, notes.facts, "last" if t else "first")
-    if t in analysis.trial_cycles(cycles, c.descent_trials):
-        notes.descent.append(analysis.descent_trial(levels, t, estimate))
+    if t in directions.trial_cycles(cycles, c.direction_trials):
+        notes.directions.append(directions.trial(levels, problem, t))
     return estimate
 
 
@@ -156,21 +160,33 @@ def after_cycle(
 # --- test and probe -------------------------------------------------------------------------------
 
 
-def test(run: Run, f: Classifier, problem: Problem, labels: int) -> dict[str, np.ndarray]:
-    """Classes of the test images, under the names that `evaluate.score` reads."""
+def test(run: Run, f: Classifier, problem: Problem, name: str) -> np.ndarray:
+    """Classes (n,) of the test images."""
+    rows = np.arange(len(problem.test))
+    return predict(run, f"test {name}", f, problem.test, rows).numpy()
+
+
+def validate(run: Run, f: Classifier, problem: Problem, name: str) -> float | None:
+    """Accuracy on validation images, else on D_val; None where finetuning saw its labels."""
+    images: Images | Files = problem.validation or problem.train
+    rows = np.arange(len(images)) if problem.validation else problem.outer
+    if not problem.validation and np.isin(rows, f.batch.order.rows).any():
+        return None
+    classes = predict(run, f"validation {name}", f, images, rows)
+    return (classes == data.labels_of(images, rows).cpu()).float().mean().item()
+
+
+def named(labels: int, classes: list[np.ndarray], f: Classifier) -> dict[str, np.ndarray]:
+    """Under the names that `evaluate.score` reads; (n, rounds) where there are several."""
     first = labels == f.config.finetune_labels[0]
-    classes = predict(run, f"test {labels}", f, problem.test, np.arange(len(problem.test)))
+    found = classes[0] if len(classes) == 1 else np.stack(classes, 1)
     best = {"prediction_best_epoch": np.array(f.best["prediction"])} if f.best else {}
-    return {"prediction" if first else f"prediction_{labels}": classes.numpy(), **best}
+    return {"prediction" if first else f"prediction_{labels}": found, **best}
 
 
-def validate(run: Run, f: Classifier, problem: Problem, labels: int) -> dict[str, float]:
-    """Accuracy on D_val; none where finetuning saw its labels."""
-    if labels == 0:
-        return {}
-    classes = predict(run, f"validation {labels}", f, problem.train, problem.outer)
-    right = classes == data.labels_of(problem.train, problem.outer).cpu()
-    return {f"accuracy_{labels}": right.float().mean().item()}
+def means(labels: int, shares: list[float | None]) -> dict[str, float]:
+    right = [share for share in shares if share is not None]
+    return {f"accuracy_{labels}": float(np.mean(right))} if right else {}
 
 
 def predict(run: Run, name: str, f: Classifier, images: Images | Files, rows: np.ndarray) -> Tensor:
@@ -183,7 +199,7 @@ def predict(run: Run, name: str, f: Classifier, images: Images | Files, rows: np
 
 
 def probe(run: Run, levels: Levels, problem: Problem) -> dict[str, np.ndarray]:
-    """Classes of the test images by linear maps that see all training labels: on features of the
+    """Classes of the test images by linear maps that see all labels: on features of the
     frozen encoder and, for reference, on raw pixels."""
     c, train, inputs = levels.config, problem.train, {}
     rows, test_rows = problem.everything, np.arange(len(problem.test))
@@ -207,10 +223,10 @@ def last_looks(run: Run, levels: Levels, problem: Problem, notes: Notes) -> dict
     """The mechanism's rows of the predictions; masks for the figures, and the export."""
     c = levels.config
     rows: dict[str, np.ndarray] = {}
-    if problem.quadrant is not None and scored(c):
-        rows |= analysis.planted(levels, problem, problem.quadrant)
-    if notes.descent:
-        rows["_descent"] = np.array(notes.descent)
+    if problem.name == "codes" and scored(c):
+        rows |= analysis.planted(levels, problem)
+    if notes.directions:
+        rows["_directions"] = np.array(notes.directions)
     if c.curve_points and c.steps:
         analysis.show(levels, problem, notes, c.steps)
         analysis.write_masks(run.directory / "masks.npz", levels, problem, notes)
@@ -226,7 +242,7 @@ def gates(run: Run, levels: Levels, problem: Problem, facts: dict[str, float]) -
     """The checks that claims.yaml lists."""
     c, E = levels.config, levels.nets.E
     apart = not np.intersect1d(problem.inner, problem.outer).size
-    level1 = c.pretrain_on == "all" or not np.setdiff1d(problem.pretrain, problem.inner).size
+    level1 = c.pretrain_on == "all" or not np.intersect1d(problem.pretrain, problem.outer).size
     sizes = f"D_tr {len(problem.inner)}, D_val {len(problem.outer)}, test {len(problem.test)}"
     run.gate("roles", apart and level1, f"{sizes}: disjoint; level 1 sees {c.pretrain_on}")
     shapes = {k: tuple(v.shape) for k, v in E.state_dict().items()}
