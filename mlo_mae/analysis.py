@@ -183,8 +183,8 @@ def standardised(train: Tensor, *others: Tensor) -> list[Tensor]:
 def curve_point(nets: Networks, problem: Problem) -> float:
     """Accuracy of least squares on features of D_tr, on validation images or else on D_val; at most
     5,000 and 2,000 images."""
-    inner, images = problem.inner[:5000], problem.validation or problem.train
-    judged = (np.arange(len(images)) if problem.validation else problem.outer)[:2000]
+    inner, (images, rows) = problem.inner[:5000], problem.judged
+    judged = rows[:2000]
     train, test = (
         torch.cat([features(nets, of, part) for part in chunks(rows, 512)])
         for of, rows in ((problem.train, inner), (images, judged))

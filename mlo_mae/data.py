@@ -124,6 +124,13 @@ class Problem:
         """Labelled rows: those of D_tr and D_val."""
         return np.sort(np.concatenate([self.inner, self.outer]))
 
+    @property
+    def judged(self) -> tuple[Images | Files, np.ndarray]:
+        """Images and rows on which settings are chosen: the validation images, or else D_val."""
+        if self.validation:
+            return self.validation, np.arange(len(self.validation))
+        return self.train, self.outer
+
     def levels(self, size: int, seed: int) -> dict[str, Loader]:
         """Batches of `size` images for the three levels."""
         rows = {"first": self.pretrain, "second": self.inner, "third": self.outer}

@@ -1,13 +1,13 @@
 """Which way does the validation loss fall? Estimates of g_T beside the true gradient, in float64.
 
-    python -m mlo_mae.directions            a minute on one core; prints a table, writes cosines.svg
+    python -m mlo_mae.directions     two minutes on one core; prints a table, writes cosines.svg
 
 A trial takes the networks as they stand before a cycle and replays its inner steps as a function of
-T: k1 steps of AdamW of E and D on L1, k2 of C on L2, then L3 on all of D_val. Differentiated through
-every one of these steps, with the masks held, that is the true gradient (tests compare it with
+T: k1 steps of AdamW of E and D on L1, k2 of C on L2, then L3 on all of D_val. Differentiated
+through every one of them, with the masks held, that is the true gradient (tests compare it with
 differences of L3). Each way of `head_path` has its cosine with it. Then T is moved, and L3 shows
-whether the move descends: with masks held, where T acts through the weights alone, which is all that
-a gradient knows of, and with masks free to follow T, as they are in training.
+whether the move descends: with masks held, where T acts through the weights alone, which is all a
+gradient knows of, and with masks free to follow T, as they are in training.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ from shared import runs, vectors
 from shared.unrolled import Adam
 from shared.vectors import Vector
 
-from . import method
-from .data import Problem
+from . import data, figures, method
+from .config import Config
+from .data import Problem, labels_of
+from .estimators import ESTIMATORS
 from .evaluate import COLUMNS, PATHS
 from .method import Levels, Point
-from .networks import Mask
+from .networks import Mask, Networks
 
 STEP = 0.2  # norm of a move of T; about one step of AdamW at scale cpu
 RADIUS = 1e-4  # of the finite difference: float64 has room
@@ -81,8 +84,8 @@ class Inner:
                     self.taken[name[p]] = int(state.get("step", 0))
                     both = [state.get(k, torch.zeros_like(p)) for k in ("exp_avg", "exp_avg_sq")]
                     self.moments[name[p]] = [v.detach().double() for v in both]
-        self.xv, self.yv = problem.train.batch(problem.outer).double(), None
-        self.yv = problem.train.labels[torch.as_tensor(problem.outer, device=self.xv.device)]
+        self.xv = problem.train.batch(problem.outer).double()
+        self.yv = labels_of(problem.train, problem.outer)
 
     def call(self, values: Values, compute: Callable[[], Tensor]) -> Tensor:
         return torch.func.functional_call(self.whole, values, (compute,))
@@ -97,28 +100,21 @@ class Inner:
         moments = dict(self.moments)
         for n, i in enumerate(range(self.t * c.k1, (self.t + 1) * c.k1)):
             x = self.L.batch["first"](i).x.double()
-            s = self.call(values, lambda x=x: nets.T(nets.E.embed(x)))
+            s = self.call(values, partial(scores, nets, x))
             mask = masks[n] if masks else method.choose(c, s, x, nets.E.N, i)
             w = 1.0 if c.weight == "one" else method.weights(s, mask.m, c.normalise_scores)
-            used.append(mask)
-
-            def L1(x: Tensor = x, mask: Mask = mask, w: Tensor | float = w) -> Tensor:
-                return method.weighted_loss(nets.errors(x, mask), mask.m, w)
-
+            L1 = partial(reconstruction_loss, nets, x, mask, w)
             self._descend("first", values, moments, L1, i, n, graph)
+            used.append(mask)
         nets.C.train()
         for n, j in enumerate(range(self.t * c.k2, (self.t + 1) * c.k2)):
             x2, y2, _ = self.L.batch["second"](j)
-            z2 = self.call(values, lambda x2=x2: nets.features(x2.double()))
+            z2 = self.call(values, partial(nets.features, x2.double()))
             runs.seed_global(c.seed, "dropout", j)
-
-            def L2(z2: Tensor = z2, y2: Tensor = y2) -> Tensor:
-                return nets.head_loss(z2, y2)
-
+            L2 = partial(nets.head_loss, z2, y2)
             self._descend("second", values, moments, L2, j, n, graph)
         nets.C.eval()
-        L3 = self.call(values, lambda: nets.head_loss(nets.features(self.xv), self.yv))
-        return L3, used, values
+        return self.call(values, partial(validation_loss, nets, self.xv, self.yv)), used, values
 
     def _descend(
         self,
@@ -134,9 +130,8 @@ class Inner:
         names = [name for group, _ in self.groups[level] for name in group]
         # copies, so that the gradient leaves out what reaches the loss by the scores or features
         moving = {name: values[name].requires_grad_() + 0.0 for name in names}
-        with sdpa_kernel(SDPBackend.MATH) if graph else sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            g = dict(zip(names, grad(self.call({**values, **moving}, loss), list(moving.values()),
-                                     create_graph=graph)))
+        value = self.call({**values, **moving}, loss)
+        g = dict(zip(names, grad(value, list(moving.values()), create_graph=graph)))
         factor = runs.schedule("cosine", k, self.config.steps)
         for group, settings in self.groups[level]:
             rate = settings["peak"] * factor
@@ -144,9 +139,8 @@ class Inner:
             for name in group:
                 p = values[name] * (1 - rate * settings["weight_decay"])
                 step = self.taken[name] + n + 1
-                values[name], moments[name] = rule.step(p, g[name], moments[name], rate, step)
-                if not graph:
-                    values[name] = values[name].detach()
+                p, moments[name] = rule.step(p, g[name], moments[name], rate, step)
+                values[name] = p if graph else p.detach()
 
     def loss(self, T: Vector, masks: list[Mask] | None = None) -> float:
         return self.run(T, masks)[0].item()
@@ -171,6 +165,18 @@ class Inner:
         return Point(x, e, mask, x2.double(), y2, self.xv, self.yv)
 
 
+def scores(nets: Networks, x: Tensor) -> Tensor:
+    return nets.T(nets.E.embed(x))
+
+
+def reconstruction_loss(nets: Networks, x: Tensor, mask: Mask, w: Tensor | float) -> Tensor:
+    return method.weighted_loss(nets.errors(x, mask), mask.m, w)
+
+
+def validation_loss(nets: Networks, x: Tensor, y: Tensor) -> Tensor:
+    return nets.head_loss(nets.features(x), y)
+
+
 def trial(L: Levels, problem: Problem, t: int) -> list[float]:
     """A row of `evaluate.COLUMNS`. Nothing of L changes."""
     c = L.config
@@ -178,10 +184,10 @@ def trial(L: Levels, problem: Problem, t: int) -> list[float]:
     T = [inner.start[name] for name in inner.T]
     true, masks, values, start = inner.gradient(T)
     at = inner.point(values)
-    row = {"L3": start}
+    row = {"step": float(t * c.k1), "L3": start}
     moves = {"random": [torch.randn(p.shape, generator=draw, dtype=torch.float64) for p in T]}
     for path in PATHS:
-        config = replace(c, head_path=path)
+        config = replace(c, head_path=path)  # type: ignore[arg-type]
         its = replace(at, head_rate=method.head_rate(config, (t + 1) * c.k2 - 1))
         v = method.validation_direction(inner.nets, its)
         a = method.alignment(inner.nets, its.x, its.mask, v, RADIUS)
@@ -198,3 +204,44 @@ def trial(L: Levels, problem: Problem, t: int) -> list[float]:
         row[f"{name}_held"] = inner.loss(moved, masks) - start
         row[f"{name}_free"] = inner.loss(moved) - start
     return [row[name] for name in COLUMNS]
+
+
+def main() -> None:
+    """A run of the arm `mlo` at scale cpu, a trial every few cycles."""
+    from shared.protocol import Protocol
+
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    options.add_argument("--task", default="codes", help="codes (small) or mnist (default: codes)")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--trials", type=int, default=20)
+    options.add_argument("--out", default="cosines.svg")
+    asked = options.parse_args()
+    paper = Protocol(Path(__file__).resolve().parent)
+    settings = paper.config("cpu", paper.node("cpu", "mlo", asked.task, asked.seed))
+    config = Config(**settings | {"device": "cpu"})
+    rows = followed(config, asked.trials)
+    figures.cosines(asked.task, [rows])[-1].savefig(asked.out)
+    print(f"wrote {asked.out}")
+
+
+def followed(config: Config, trials: int) -> np.ndarray:
+    """Rows of `evaluate.COLUMNS` over a pretraining without anything after it; prints them."""
+    from . import train
+
+    problem = data.load(config, torch.device("cpu"))
+    levels = train.begin(config, problem, torch.device("cpu"), lambda *_: None)
+    estimate, cycles = ESTIMATORS[config.hypergrad], config.steps // config.k1
+    shown, rows = trial_cycles(cycles, trials), []
+    print("  ".join(f"{name:>15}" for name in COLUMNS), flush=True)
+    for t in range(cycles):
+        if t in shown:
+            rows.append(trial(levels, problem, t))
+            print("  ".join(f"{v:15.3g}" for v in rows[-1]), flush=True)
+        method.cycle(levels, t, estimate)
+    return np.array(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,9 +11,11 @@ from shared import scores
 
 Arrays = dict[str, np.ndarray]
 PATHS = ("unrolled", "identity", "none")  # of `head_path`
-# Of a trial (`directions.trial`): L3 after the inner steps; cosine of each estimate with the true
-# gradient; change of L3 when T moves along -g_T, the same with shuffled a_j, or at random
+# Of a trial (`directions.trial`): level-1 steps before it; L3 after the inner steps; cosine of each
+# estimate with the true gradient; change of L3 when T moves along -g_T of the run's own estimate,
+# along the same with shuffled a_j, or at random
 COLUMNS = (
+    "step",
     "L3",
     *(f"cosine_{path}" for path in PATHS),
     *(f"{move}_{masks}" for move in ("own", "shuffled", "random") for masks in ("held", "free")),

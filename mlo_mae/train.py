@@ -14,7 +14,6 @@ step: nothing is selected on test items.
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,13 +26,21 @@ from torch import Tensor
 from shared import runs
 from shared.runs import Parts, Run
 
-from . import analysis, data, directions, estimators, evaluate, finetune, method, official, rehearsal
+from . import (
+    analysis,
+    data,
+    directions,
+    estimators,
+    evaluate,
+    finetune,
+    method,
+    official,
+    rehearsal,
+)
 from .analysis import Notes
 from .config import Config
-from .data import Images, Problem, chunks
+from .data import Problem, chunks
 from .export import expected_shapes, load_encoder, write_export
-from .finetune import Classifier
-from .folders import Files
 from .method import Estimator, First, Levels
 from .networks import build, scored
 
@@ -65,17 +72,9 @@ def run(config: Config) -> Path:
         validation: dict[str, float] = {}
         evaluations = analysis.evaluations(levels)
         for labels in config.finetune_labels:
-            rounds = []
-            for again in range(config.finetune_repeats):
-                f = finetune.begin(config, problem, copy.deepcopy(E), labels, again, run.finite)
-                name = f"{labels} {again + 1}" if again else f"{labels}"
-                for k in run.phase(f"finetuning {name}", f.steps, f.parts()):
-                    if facts := finetune.step(f, k):
-                        run.log(phase=f"finetuning {name}", **facts)
-                rounds.append((test(run, f, problem, name), validate(run, f, problem, name)))
-                evaluations += f.updates
-            predictions |= named(labels, [tested for tested, _ in rounds], f)
-            validation |= means(labels, [share for _, share in rounds])
+            found, right, f = finetune.rounds(run, config, problem, E, labels)
+            predictions, validation = predictions | found, validation | right
+            evaluations += config.finetune_repeats * f.updates
         predictions |= probe(run, levels, problem)
         predictions |= last_looks(run, levels, problem, notes)
         gates(run, levels, problem, notes.facts)
@@ -89,6 +88,7 @@ def run(config: Config) -> Path:
             exports=["export"] if config.export else [],
             updates=analysis.updates(levels),
             facts=notes.facts,
+            directions=[[float(f"{x:.6g}") for x in row] for row in notes.directions],
             sizes=levels.nets.sizes(),
         )
     return run.directory
@@ -157,45 +157,7 @@ def after_cycle(
     return facts
 
 
-# --- test and probe -------------------------------------------------------------------------------
-
-
-def test(run: Run, f: Classifier, problem: Problem, name: str) -> np.ndarray:
-    """Classes (n,) of the test images."""
-    rows = np.arange(len(problem.test))
-    return predict(run, f"test {name}", f, problem.test, rows).numpy()
-
-
-def validate(run: Run, f: Classifier, problem: Problem, name: str) -> float | None:
-    """Accuracy on validation images, else on D_val; None where finetuning saw its labels."""
-    images: Images | Files = problem.validation or problem.train
-    rows = np.arange(len(images)) if problem.validation else problem.outer
-    if not problem.validation and np.isin(rows, f.batch.order.rows).any():
-        return None
-    classes = predict(run, f"validation {name}", f, images, rows)
-    return (classes == data.labels_of(images, rows).cpu()).float().mean().item()
-
-
-def named(labels: int, classes: list[np.ndarray], f: Classifier) -> dict[str, np.ndarray]:
-    """Under the names that `evaluate.score` reads; (n, rounds) where there are several."""
-    first = labels == f.config.finetune_labels[0]
-    found = classes[0] if len(classes) == 1 else np.stack(classes, 1)
-    best = {"prediction_best_epoch": np.array(f.best["prediction"])} if f.best else {}
-    return {"prediction" if first else f"prediction_{labels}": found, **best}
-
-
-def means(labels: int, shares: list[float | None]) -> dict[str, float]:
-    right = [share for share in shares if share is not None]
-    return {f"accuracy_{labels}": float(np.mean(right))} if right else {}
-
-
-def predict(run: Run, name: str, f: Classifier, images: Images | Files, rows: np.ndarray) -> Tensor:
-    """Classes (n,) of whole images, on the CPU."""
-    classes: list[int] = []
-    batches = chunks(rows, finetune.PREDICTED)
-    for k in run.phase(name, len(batches), Parts(classes=classes)):
-        classes += finetune.classes(f, images, batches[k]).tolist()
-    return torch.tensor(classes)
+# --- probe and last looks -------------------------------------------------------------------------
 
 
 def probe(run: Run, levels: Levels, problem: Problem) -> dict[str, np.ndarray]:
