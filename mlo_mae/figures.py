@@ -94,8 +94,8 @@ def cosines(task: str, trials: list[np.ndarray]) -> Entry:
     caption = (
         f"{task}: cosine of three estimates of g_T with the gradient of the validation loss "
         f"through the real inner steps, in float64, in {len(trials)} pretraining(s) of mlo; above "
-        "0 a small step descends. Marks: trials; lines: means over seeds. They differ in what stands "
-        "for the inverse Hessian of the head: its learning rate, 1 (official), or 0."
+        "0 a small step descends. Marks: trials; lines: means over seeds. They differ in "
+        "what stands for the inverse Hessian of the head: its learning rate, 1 (official), or 0."
     )
     return f"cosines-{task}", caption, f"Mean cosines: {', '.join(means.values())}.", figure
 
