@@ -38,7 +38,8 @@ from .evaluate import COLUMNS, PATHS
 from .method import Levels, Point
 from .networks import Mask, Networks
 
-STEP = 0.2  # norm of a move of T; about one step of AdamW at scale cpu
+SMALL = 0.02  # norm of a move of T that asks for the direction alone: L3 is nearly linear over it
+TAKEN = 0.2  # norm of a move as training makes it: about a step of AdamW at scale cpu
 RADIUS = 1e-4  # of the finite difference: float64 has room
 Values = dict[str, Tensor]  # parameters by name
 
@@ -199,10 +200,10 @@ def trial(L: Levels, problem: Problem, t: int) -> list[float]:
             a = a.masked_scatter(hidden, a[hidden][order])
             moves["shuffled"] = method.mask_gradient(inner.nets, its.e, its.mask.m, a)
     for name, direction in moves.items():
-        factor = -STEP / max(vectors.norm(direction), 1e-30)
-        moved = [p + factor * d.to(p.device) for p, d in zip(T, direction)]
-        row[f"{name}_held"] = inner.loss(moved, masks) - start
-        row[f"{name}_free"] = inner.loss(moved) - start
+        unit = [-d.to(p.device) / max(vectors.norm(direction), 1e-30) for p, d in zip(T, direction)]
+        held, free = (TAKEN if name == "random" else SMALL), TAKEN
+        row[f"{name}_held"] = inner.loss(vectors.minus(T, unit, -held), masks) - start
+        row[f"{name}_free"] = inner.loss(vectors.minus(T, unit, -free)) - start
     return [row[name] for name in COLUMNS]
 
 

@@ -135,7 +135,7 @@ def before_cycle(levels: Levels, problem: Problem, notes: Notes, t: int) -> Esti
     estimate = estimators.ESTIMATORS[c.hypergrad]
     if c.self_checks and t in (0, cycles - 1):
         estimate = analysis.compared(estimate, notes.facts, "last" if t else "first")
-    if t in directions.trial_cycles(cycles, c.direction_trials):
+    if c.weight == "scores" and t in directions.trial_cycles(cycles, c.direction_trials):
         notes.directions.append(directions.trial(levels, problem, t))
     return estimate
 
