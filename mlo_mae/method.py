@@ -72,10 +72,10 @@ def cycle(L: Levels, t: int, estimate: Estimator | None) -> tuple[dict[str, floa
     nets.C.train()
     for j in range(t * c.k2, (t + 1) * c.k2):
         x2, y2, ids = L.batch["second"](j)
-        with torch.set_grad_enabled(reused(c)):
+        with torch.no_grad():
             z2 = nets.features(x2)
         runs.seed_global(c.seed, "dropout", j)
-        L2 = nets.head_loss(z2.detach(), y2)
+        L2 = nets.head_loss(z2, y2)
         L.descend("second", L2, j, ids)
 
     # level 3: T moves so that what E and C learn serves validation images; no dropout
@@ -84,8 +84,7 @@ def cycle(L: Levels, t: int, estimate: Estimator | None) -> tuple[dict[str, floa
     with torch.no_grad():
         e = nets.E.embed(x)
         mask = choose(c, nets.T(e), x, nets.E.N, i)
-    rate = head_rate(c, j)
-    at = Point(x, e, mask, x2, y2, xv, yv, z2 if reused(c) else None, rate, ids)
+    at = Point(x, e, mask, x2, y2, xv, yv, head_rate(c, j))
     g_T = all_mean(estimate(nets, at, c.radius))
     size = vectors.norm(g_T)
     L.follow("third", g_T, size, t, ids)
@@ -96,11 +95,6 @@ def head_rate(c: Config, j: int) -> float:
     """What stands for the inverse Hessian of the head in step j: its rate, 1, or 0: no path."""
     rate = c.lr_head * runs.schedule("cosine", j, c.steps)
     return {"unrolled": rate, "identity": 1.0, "none": 0.0}[c.head_path]
-
-
-def reused(c: Config) -> bool:
-    """Whether level 3 uses the features of level 2, with their graph."""
-    return c.head_path != "none" and c.hypergrad in ("fd_forward", "jvp")
 
 
 @dataclass
@@ -158,8 +152,8 @@ class First:
 class Point:
     """Where level 3 is differentiated: after the inner updates, on the last batches of the levels.
 
-    e (B, N, d) and mask are those of x, computed once, at the unperturbed E. z2 (B, d): features of
-    x2 with their graph, or None: computed anew. head_rate: see `method.head_rate`."""
+    e (B, N, d) and mask are those of x, computed once, at the unperturbed E. head_rate: what the
+    function of that name gives."""
 
     x: Tensor
     e: Tensor
@@ -168,9 +162,7 @@ class Point:
     y2: Tensor
     xv: Tensor
     yv: Tensor
-    z2: Tensor | None = None
     head_rate: float = 1.0
-    ids: np.ndarray | None = None  # of the validation images
 
 
 Estimator = Callable[[Networks, Point, float], Vector]  # networks, point, radius -> g_T
@@ -209,16 +201,17 @@ def weighted_loss(l: Tensor, m: Tensor, w: Tensor | float = 1.0) -> Tensor:  # n
 
 
 def validation_direction(nets: Networks, at: Point) -> Vector:
-    """v, shaped like E's parameters; one backward pass through E carries both paths."""
+    """v, shaped like E's parameters. The graph of one batch of whole images is alive at a time:
+    keeping that of level 2 until here would save a forward pass and cost twice the memory."""
     E, C = list(nets.E.parameters()), list(nets.C.parameters())
     z = nets.features(at.xv)
     dz, *v_C = grad(nets.head_loss(z, at.yv), [z, *C])
-    outputs, arriving = [z], [dz]
+    v = list(grad(z, E, dz))
     if at.head_rate:
-        z2 = at.z2 if at.z2 is not None else nets.features(at.x2)
-        outputs.append(z2)
-        arriving.append(-at.head_rate * head_reaction(nets, z2, at.y2, all_mean(v_C)))
-    return all_mean(grad(outputs, E, arriving))
+        z2 = nets.features(at.x2)
+        reaction = head_reaction(nets, z2, at.y2, all_mean(v_C))
+        vectors.add_(v, grad(z2, E, reaction), -at.head_rate)
+    return all_mean(v)
 
 
 def head_reaction(nets: Networks, z2: Tensor, y2: Tensor, v_C: Vector) -> Tensor:

@@ -91,7 +91,7 @@ def accuracies(batch: int, device: torch.device) -> dict[str, dict[str, float]]:
 
     def noting(nets: Networks, at: Point, radius: float) -> Vector:
         for name, chosen in VARIANTS.items():
-            its = replace(at, z2=None, head_rate=float(chosen.get("head_path") != "none"))
+            its = replace(at, head_rate=float(chosen.get("head_path") != "none"))
             estimate = ESTIMATORS[chosen["hypergrad"]]
             measured[name].append(analysis.agreement(estimate, nets, its, radius))
         return method.hypergradient(nets, at, radius)

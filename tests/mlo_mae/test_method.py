@@ -74,8 +74,6 @@ def test_level_3_sees_the_last_batches_and_a_head_without_dropout():
     assert not seen["training"] and at.x is last.x
     assert torch.equal(at.x, L.batch["first"](7).x) and torch.equal(at.x2, L.batch["second"](3).x)
     assert torch.equal(at.xv, L.batch["third"](3).x)
-    with torch.no_grad():
-        assert torch.equal(at.z2, L.nets.features(at.x2))
     assert at.mask.m.sum(1).eq(12).all()
 
 

@@ -91,8 +91,8 @@ def test_the_best_epoch_is_the_best_of_all(tmp_path):
 
 
 def test_stopped_in_any_phase_and_continued_it_is_the_same_run(tmp_path, monkeypatch):
-    """In a cycle after a trial of directions, between epochs, within a look at the test set, in a test, in
-    the probe."""
+    """In a cycle after a trial of directions, between epochs, in a look at the test set, in a test,
+    in the second of two finetunings, in the probe."""
     settings = {"direction_trials": 3, "curve_points": 2, "finetune_labels": (100, 50)}
     settings |= {"official": ("best_epoch",), "finetune_repeats": 2}
     whole = short(tmp_path / "whole", **settings)
@@ -104,8 +104,8 @@ def test_stopped_in_any_phase_and_continued_it_is_the_same_run(tmp_path, monkeyp
             phases.append(name)
             yield step
 
-    stop_at = ["pretraining", "finetuning 100", "test 100", "validation 100", "finetuning 50"]
-    stop_at += ["finetuning 50 2", "test 50 2", "validation 50", "probe"]
+    stop_at = ["pretraining", "finetuning 100", "test 100", "validation 100", "finetuning 100 2"]
+    stop_at += ["finetuning 50", "test 50", "validation 50", "finetuning 50 2", "probe"]
     monkeypatch.setattr(runs.Run, "_steps", noted)
     for phase in stop_at:
         phases.clear()
