@@ -81,6 +81,9 @@ class Masking:
     # path of the hypergradient through the head: unrolled (times the head's rate, exact for one
     # step), identity (times 1, official) or none (row 17)
     head_path: Literal["unrolled", "identity", "none"] = "unrolled"
+    # keep level 2's graph for level 3: a forward pass less, and nearly twice the memory; fd_forward
+    # and jvp with a head path use it
+    keep_graph: bool = False
     # length of a finite difference: step = radius / |v|; less in small networks (row 18)
     radius: float = 0.01
     # divide scores by their batch mean over masked patches, gradient included; ours (section 8)
@@ -191,6 +194,13 @@ class Config(RunConfig, Data, Network, Masking, Pretraining, Finetuning, Evaluat
             raise BadInput(
                 "mask random with weight one: T neither masks nor weighs, so its gradient is zero; "
                 "give --mask learned or --weight scores, or --hypergrad none"
+            )
+        if self.keep_graph and (
+            self.head_path == "none" or self.hypergrad not in ("fd_forward", "jvp")
+        ):
+            raise BadInput(
+                f"keep_graph with hypergrad {self.hypergrad} and head_path {self.head_path}: "
+                "nothing uses that graph; leave it out"
             )
         if self.labels and "index_split" in self.official:
             raise BadInput(

@@ -72,6 +72,10 @@ def ascent_held(arms: dict[str, Arrays]) -> float:
     return -descent_held(arms)
 
 
+def derived_over_official(arms: dict[str, Arrays]) -> float:
+    return descent_held({"mlo": arms["mlo"]}) - descent_held({"mlo_official": arms["mlo_official"]})
+
+
 def descent_free(arms: dict[str, Arrays]) -> float:
     """The same with masks that follow T."""
     trials = _trials(arms)
@@ -108,6 +112,7 @@ def planted_score(arms: dict[str, Arrays]) -> float:
 STATISTICS = {
     "descent_held": descent_held,
     "ascent_held": ascent_held,
+    "derived_over_official": derived_over_official,
     "descent_free": descent_free,
     "flips": flips,
     "planted_alignment": planted_alignment,

@@ -72,10 +72,10 @@ def cycle(L: Levels, t: int, estimate: Estimator | None) -> tuple[dict[str, floa
     nets.C.train()
     for j in range(t * c.k2, (t + 1) * c.k2):
         x2, y2, ids = L.batch["second"](j)
-        with torch.no_grad():
+        with torch.set_grad_enabled(c.keep_graph):
             z2 = nets.features(x2)
         runs.seed_global(c.seed, "dropout", j)
-        L2 = nets.head_loss(z2, y2)
+        L2 = nets.head_loss(z2.detach(), y2)
         L.descend("second", L2, j, ids)
 
     # level 3: T moves so that what E and C learn serves validation images; no dropout
@@ -84,7 +84,7 @@ def cycle(L: Levels, t: int, estimate: Estimator | None) -> tuple[dict[str, floa
     with torch.no_grad():
         e = nets.E.embed(x)
         mask = choose(c, nets.T(e), x, nets.E.N, i)
-    at = Point(x, e, mask, x2, y2, xv, yv, head_rate(c, j))
+    at = Point(x, e, mask, x2, y2, xv, yv, head_rate(c, j), z2 if c.keep_graph else None)
     g_T = all_mean(estimate(nets, at, c.radius))
     size = vectors.norm(g_T)
     L.follow("third", g_T, size, t, ids)
@@ -153,7 +153,7 @@ class Point:
     """Where level 3 is differentiated: after the inner updates, on the last batches of the levels.
 
     e (B, N, d) and mask are those of x, computed once, at the unperturbed E. head_rate: what the
-    function of that name gives."""
+    function of that name gives. z2 (B, d): features of x2 with their graph; None: to compute."""
 
     x: Tensor
     e: Tensor
@@ -163,6 +163,7 @@ class Point:
     xv: Tensor
     yv: Tensor
     head_rate: float = 1.0
+    z2: Tensor | None = None
 
 
 Estimator = Callable[[Networks, Point, float], Vector]  # networks, point, radius -> g_T
@@ -201,14 +202,15 @@ def weighted_loss(l: Tensor, m: Tensor, w: Tensor | float = 1.0) -> Tensor:  # n
 
 
 def validation_direction(nets: Networks, at: Point) -> Vector:
-    """v, shaped like E's parameters. The graph of one batch of whole images is alive at a time:
-    keeping that of level 2 until here would save a forward pass and cost twice the memory."""
+    """v, shaped like E's parameters.
+
+    The graph of one batch of whole images is alive at a time, unless that of level 2 was kept."""
     E, C = list(nets.E.parameters()), list(nets.C.parameters())
     z = nets.features(at.xv)
     dz, *v_C = grad(nets.head_loss(z, at.yv), [z, *C])
     v = list(grad(z, E, dz))
     if at.head_rate:
-        z2 = nets.features(at.x2)
+        z2 = nets.features(at.x2) if at.z2 is None else at.z2
         reaction = head_reaction(nets, z2, at.y2, all_mean(v_C))
         vectors.add_(v, grad(z2, E, reaction), -at.head_rate)
     return all_mean(v)

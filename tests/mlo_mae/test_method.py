@@ -77,6 +77,13 @@ def test_level_3_sees_the_last_batches_and_a_head_without_dropout():
     assert at.mask.m.sum(1).eq(12).all()
 
 
+def test_a_kept_graph_is_the_same_gradient():
+    one, two = (levels(replace(TINY, keep_graph=kept)) for kept in (False, True))
+    for L in (one, two):
+        method.cycle(L, 0, method.hypergradient)
+    assert all(torch.equal(p, q) for p, q in zip(one.nets.T.parameters(), two.nets.T.parameters()))
+
+
 @pytest.mark.parametrize(
     ("path", "rate"), [("unrolled", 1e-3 * 0.854), ("identity", 1.0), ("none", 0.0)]
 )
