@@ -154,7 +154,7 @@ def planted(L: Levels, problem: Problem) -> dict[str, np.ndarray]:
         x2, xv = (problem.train.batch(rows) for rows in (problem.inner, problem.outer))
         y2, yv = (labels_of(problem.train, rows) for rows in (problem.inner, problem.outer))
         random = rank(torch.rand(s.shape, generator=draw).to(x.device), K)
-        rate = method.head_rate(c, 0)
+        rate = method.head_rate(c, c.head_path, 0)
         v = method.validation_direction(nets, Point(x, x, random, x2, y2, xv, yv, head_rate=rate))
         values["a"] = (method.alignment(nets, x, random, v, c.radius), random.m)
     rows = {}

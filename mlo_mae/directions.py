@@ -27,7 +27,6 @@ from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shared import runs, vectors
-from shared.unrolled import Adam
 from shared.vectors import Vector
 
 from . import data, figures, method
@@ -135,12 +134,11 @@ class Inner:
         g = dict(zip(names, grad(value, list(moving.values()), create_graph=graph)))
         factor = runs.schedule("cosine", k, self.config.steps)
         for group, settings in self.groups[level]:
-            rate = settings["peak"] * factor
-            rule = Adam(settings["betas"], settings["eps"])
             for name in group:
-                p = values[name] * (1 - rate * settings["weight_decay"])
                 step = self.taken[name] + n + 1
-                p, moments[name] = rule.step(p, g[name], moments[name], rate, step)
+                p, moments[name] = adamw_step(
+                    values[name], g[name], moments[name], settings, settings["peak"] * factor, step
+                )
                 values[name] = p if graph else p.detach()
 
     def loss(self, T: Vector, masks: list[Mask] | None = None) -> float:
@@ -166,6 +164,18 @@ class Inner:
         return Point(x, e, mask, x2.double(), y2, self.xv, self.yv)
 
 
+def adamw_step(
+    p: Tensor, g: Tensor, moments: list[Tensor], group: dict[str, Any], rate: float, step: int
+) -> tuple[Tensor, list[Tensor]]:
+    """AdamW's step number `step` (from 1) as a function: p and both moments after it."""
+    a, b = group["betas"]
+    m, s = a * moments[0] + (1 - a) * g, b * moments[1] + (1 - b) * g * g
+    # a root of zero has no derivative: where the gradient always was zero, the size is a constant
+    size = torch.where(s > 0, vectors.root(torch.where(s > 0, s, 1.0) / (1 - b**step)), 0.0)
+    p = p * (1 - rate * group["weight_decay"]) - rate * m / (1 - a**step) / (size + group["eps"])
+    return p, [m, s]
+
+
 def scores(nets: Networks, x: Tensor) -> Tensor:
     return nets.T(nets.E.embed(x))
 
@@ -188,8 +198,7 @@ def trial(L: Levels, problem: Problem, t: int) -> list[float]:
     row = {"step": float(t * c.k1), "L3": start}
     moves = {"random": [torch.randn(p.shape, generator=draw, dtype=torch.float64) for p in T]}
     for path in PATHS:
-        config = replace(c, head_path=path)  # type: ignore[arg-type]
-        its = replace(at, head_rate=method.head_rate(config, (t + 1) * c.k2 - 1))
+        its = replace(at, head_rate=method.head_rate(c, path, (t + 1) * c.k2 - 1))
         v = method.validation_direction(inner.nets, its)
         a = method.alignment(inner.nets, its.x, its.mask, v, RADIUS)
         g = method.mask_gradient(inner.nets, its.e, its.mask.m, a)

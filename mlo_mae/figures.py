@@ -258,6 +258,7 @@ def mechanism(results: dict) -> Entry | None:
     import matplotlib.pyplot as plt
 
     names = {
+        "derived-over-official": "derived -\nofficial",
         "derived-descends": "derived,\nmasks held",
         "official-ascends": "official,\nmasks held",
         "derived-masks-free": "derived,\nmasks free",

@@ -84,17 +84,19 @@ def cycle(L: Levels, t: int, estimate: Estimator | None) -> tuple[dict[str, floa
     with torch.no_grad():
         e = nets.E.embed(x)
         mask = choose(c, nets.T(e), x, nets.E.N, i)
-    at = Point(x, e, mask, x2, y2, xv, yv, head_rate(c, j), z2 if c.keep_graph else None)
+    at = Point(
+        x, e, mask, x2, y2, xv, yv, head_rate(c, c.head_path, j), z2 if c.keep_graph else None
+    )
     g_T = all_mean(estimate(nets, at, c.radius))
     size = vectors.norm(g_T)
     L.follow("third", g_T, size, t, ids)
     return {"loss": L1.item(), "head_loss": L2.item(), "hypergradient": size}, last
 
 
-def head_rate(c: Config, j: int) -> float:
+def head_rate(c: Config, path: str, j: int) -> float:
     """What stands for the inverse Hessian of the head in step j: its rate, 1, or 0: no path."""
     rate = c.lr_head * runs.schedule("cosine", j, c.steps)
-    return {"unrolled": rate, "identity": 1.0, "none": 0.0}[c.head_path]
+    return {"unrolled": rate, "identity": 1.0, "none": 0.0}[path]
 
 
 @dataclass

@@ -13,7 +13,7 @@ from mlo_mae import data, directions, estimators, figures, method, train
 from mlo_mae.evaluate import COLUMNS, STATISTICS, flips
 from shared import vectors
 
-SMALL = replace(TINY, labels=60, val_share=0.5, dropout=0.0, batch=16)
+SMALL = replace(TINY, labels=60, val_share=0.5, dropout=0.0, batch=16, keep_graph=True)
 
 
 @pytest.fixture(scope="module")
@@ -90,5 +90,7 @@ def test_statistics_of_the_trials():
     assert STATISTICS["descent_held"](run) == 0.25 == -STATISTICS["ascent_held"](run)
     assert STATISTICS["descent_free"](run) == -0.25
     assert flips(run) == pytest.approx(2)
+    both = run | {"mlo_official": {"_directions": rows * -1}}
+    assert STATISTICS["derived_over_official"](both) == 0.5
     name, caption, alt, _ = figures.cosines("mnist", [rows, rows])
     assert name == "cosines-mnist" and "2 pretraining(s)" in caption and "identity +0.00" in alt
