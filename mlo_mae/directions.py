@@ -195,8 +195,7 @@ def trial(L: Levels, problem: Problem, t: int) -> list[float]:
     T = [inner.start[name] for name in inner.T]
     true, masks, values, start = inner.gradient(T)
     at = inner.point(values)
-    row = {"step": float(t * c.k1), "L3": start}
-    moves = {"random": [torch.randn(p.shape, generator=draw, dtype=torch.float64) for p in T]}
+    row, moves = {"step": float(t * c.k1), "L3": start}, {}
     for path in PATHS:
         its = replace(at, head_rate=method.head_rate(c, path, (t + 1) * c.k2 - 1))
         v = method.validation_direction(inner.nets, its)
@@ -208,11 +207,12 @@ def trial(L: Levels, problem: Problem, t: int) -> list[float]:
             order = torch.randperm(int(hidden.sum()), generator=draw).to(a.device)
             a = a.masked_scatter(hidden, a[hidden][order])
             moves["shuffled"] = method.mask_gradient(inner.nets, its.e, its.mask.m, a)
-    for name, direction in moves.items():
-        unit = [-d.to(p.device) / max(vectors.norm(direction), 1e-30) for p, d in zip(T, direction)]
-        held, free = (TAKEN if name == "random" else SMALL), TAKEN
-        row[f"{name}_held"] = inner.loss(vectors.minus(T, unit, -held), masks) - start
-        row[f"{name}_free"] = inner.loss(vectors.minus(T, unit, -free)) - start
+    for name, g in moves.items():
+        unit = vectors.scaled(g, 1 / max(vectors.norm(g), 1e-30))
+        for size, step in (("small", SMALL), ("taken", TAKEN)):
+            moved = vectors.minus(T, unit, step)
+            row[f"{name}_{size}"] = inner.loss(moved, masks) - start
+        row[f"{name}_free"] = inner.loss(moved) - start
     return [row[name] for name in COLUMNS]
 
 

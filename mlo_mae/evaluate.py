@@ -13,12 +13,13 @@ Arrays = dict[str, np.ndarray]
 PATHS = ("unrolled", "identity", "none")  # of `head_path`
 # Of a trial (`directions.trial`): level-1 steps before it; L3 after the inner steps; cosine of each
 # estimate with the true gradient; change of L3 when T moves along -g_T of the run's own estimate,
-# along the same with shuffled a_j, or at random
+# or the same with shuffled a_j: a small step and one as training takes it, both with masks held,
+# and the latter with masks free
 COLUMNS = (
     "step",
     "L3",
     *(f"cosine_{path}" for path in PATHS),
-    *(f"{move}_{masks}" for move in ("own", "shuffled", "random") for masks in ("held", "free")),
+    *(f"{move}_{how}" for move in ("own", "shuffled") for how in ("small", "taken", "free")),
 )
 
 
@@ -65,7 +66,7 @@ def descent_held(arms: dict[str, Arrays]) -> float:
     """How much more often than in half of the trials a step along -g_T lowers the validation loss
     more than the same with the a_j shuffled, masks held."""
     trials = _trials(arms)
-    return _wins(trials["own_held"], trials["shuffled_held"])
+    return _wins(trials["own_small"], trials["shuffled_small"])
 
 
 def ascent_held(arms: dict[str, Arrays]) -> float:
@@ -83,11 +84,11 @@ def descent_free(arms: dict[str, Arrays]) -> float:
 
 
 def flips(arms: dict[str, Arrays]) -> float:
-    """log10 of how much more a random move of T changes the validation loss through flipped masks
-    (masks free minus held) than through weights (masks held); means of absolute changes."""
+    """log10 of how much more a step of T as training takes it changes the validation loss through
+    flipped masks (masks free minus held) than through weights (held); means of absolute changes."""
     trials = _trials(arms)
-    flipped = np.abs(trials["random_free"] - trials["random_held"]).mean()
-    return float(np.log10(max(flipped, 1e-30) / max(np.abs(trials["random_held"]).mean(), 1e-30)))
+    flipped = np.abs(trials["own_free"] - trials["own_taken"]).mean()
+    return float(np.log10(max(flipped, 1e-30) / max(np.abs(trials["own_taken"]).mean(), 1e-30)))
 
 
 def planted_alignment(arms: dict[str, Arrays]) -> float:
