@@ -195,24 +195,29 @@ def trial(L: Levels, problem: Problem, t: int) -> list[float]:
     T = [inner.start[name] for name in inner.T]
     true, masks, values, start = inner.gradient(T)
     at = inner.point(values)
-    row, moves = {"step": float(t * c.k1), "L3": start}, {}
+    row = {"step": float(t * c.k1), "L3": start}
+
+    def change(g: Vector, size: float, held: list[Mask] | None) -> float:
+        """Of L3, when T moves along -g by that much."""
+        return inner.loss(vectors.minus(T, g, size / max(vectors.norm(g), 1e-30)), held) - start
+
     for path in PATHS:
         its = replace(at, head_rate=method.head_rate(c, path, (t + 1) * c.k2 - 1))
         v = method.validation_direction(inner.nets, its)
         a = method.alignment(inner.nets, its.x, its.mask, v, RADIUS)
         g = method.mask_gradient(inner.nets, its.e, its.mask.m, a)
-        row[f"cosine_{path}"] = vectors.cosine(g, true)
+        row[f"cosine_{path}"], row[f"small_{path}"] = (
+            vectors.cosine(g, true),
+            change(g, SMALL, masks),
+        )
         if path == c.head_path:
-            moves["own"], hidden = g, its.mask.m > 0
+            row["taken"], row["free"] = change(g, TAKEN, masks), change(g, TAKEN, None)
+            row["small"], hidden = row[f"small_{path}"], its.mask.m > 0
             order = torch.randperm(int(hidden.sum()), generator=draw).to(a.device)
             a = a.masked_scatter(hidden, a[hidden][order])
-            moves["shuffled"] = method.mask_gradient(inner.nets, its.e, its.mask.m, a)
-    for name, g in moves.items():
-        unit = vectors.scaled(g, 1 / max(vectors.norm(g), 1e-30))
-        for size, step in (("small", SMALL), ("taken", TAKEN)):
-            moved = vectors.minus(T, unit, step)
-            row[f"{name}_{size}"] = inner.loss(moved, masks) - start
-        row[f"{name}_free"] = inner.loss(moved) - start
+            g = method.mask_gradient(inner.nets, its.e, its.mask.m, a)
+            row["shuffled_small"] = change(g, SMALL, masks)
+            row["shuffled_free"] = change(g, TAKEN, None)
     return [row[name] for name in COLUMNS]
 
 

@@ -11,15 +11,16 @@ from shared import scores
 
 Arrays = dict[str, np.ndarray]
 PATHS = ("unrolled", "identity", "none")  # of `head_path`
-# Of a trial (`directions.trial`): level-1 steps before it; L3 after the inner steps; cosine of each
-# estimate with the true gradient; change of L3 when T moves along -g_T of the run's own estimate,
-# or the same with shuffled a_j: a small step and one as training takes it, both with masks held,
-# and the latter with masks free
+# Of a trial (`directions.trial`): level-1 steps before it; L3 after the inner steps; the cosine of
+# each estimate with the true gradient; changes of L3: after a small move of T along -g_T of each
+# estimate, masks held; of the run's own estimate also after a step as training takes it, masks held
+# (`taken`) and free; the same with shuffled a_j
 COLUMNS = (
     "step",
     "L3",
     *(f"cosine_{path}" for path in PATHS),
-    *(f"{move}_{how}" for move in ("own", "shuffled") for how in ("small", "taken", "free")),
+    *(f"small_{path}" for path in PATHS),
+    *("small", "taken", "free", "shuffled_small", "shuffled_free"),
 )
 
 
@@ -66,7 +67,7 @@ def descent_held(arms: dict[str, Arrays]) -> float:
     """How much more often than in half of the trials a step along -g_T lowers the validation loss
     more than the same with the a_j shuffled, masks held."""
     trials = _trials(arms)
-    return _wins(trials["own_small"], trials["shuffled_small"])
+    return _wins(trials["small"], trials["shuffled_small"])
 
 
 def ascent_held(arms: dict[str, Arrays]) -> float:
@@ -74,21 +75,27 @@ def ascent_held(arms: dict[str, Arrays]) -> float:
 
 
 def derived_over_official(arms: dict[str, Arrays]) -> float:
-    return descent_held({"mlo": arms["mlo"]}) - descent_held({"mlo_official": arms["mlo_official"]})
+    """The same for a small step along the derived -g_T against one along the official, from one
+    place, over the trials of all arms."""
+    trials = [_trials({"": arrays}) for arrays in arms.values()]
+    derived, official = (
+        np.concatenate([t[f"small_{path}"] for t in trials]) for path in ("unrolled", "identity")
+    )
+    return _wins(derived, official)
 
 
 def descent_free(arms: dict[str, Arrays]) -> float:
     """The same with masks that follow T."""
     trials = _trials(arms)
-    return _wins(trials["own_free"], trials["shuffled_free"])
+    return _wins(trials["free"], trials["shuffled_free"])
 
 
 def flips(arms: dict[str, Arrays]) -> float:
     """log10 of how much more a step of T as training takes it changes the validation loss through
     flipped masks (masks free minus held) than through weights (held); means of absolute changes."""
     trials = _trials(arms)
-    flipped = np.abs(trials["own_free"] - trials["own_taken"]).mean()
-    return float(np.log10(max(flipped, 1e-30) / max(np.abs(trials["own_taken"]).mean(), 1e-30)))
+    flipped = np.abs(trials["free"] - trials["taken"]).mean()
+    return float(np.log10(max(flipped, 1e-30) / max(np.abs(trials["taken"]).mean(), 1e-30)))
 
 
 def planted_alignment(arms: dict[str, Arrays]) -> float:
