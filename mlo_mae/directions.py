@@ -39,6 +39,7 @@ from .networks import Mask, Networks
 
 SMALL = 0.02  # norm of a move of T that asks for the direction alone: L3 is nearly linear over it
 TAKEN = 0.2  # norm of a move as training makes it: about a step of AdamW at scale cpu
+SHOWN = 8  # columns that are printed: cosines and changes of L3 by a small move, masks held
 RADIUS = 1e-4  # of the finite difference: float64 has room
 Values = dict[str, Tensor]  # parameters by name
 
@@ -228,7 +229,7 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    options.add_argument("--task", default="codes", help="codes (small) or mnist (default: codes)")
+    options.add_argument("--task", default="codes", choices=("codes", "mnist"))
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--trials", type=int, default=20)
     options.add_argument("--out", default="cosines.svg")
@@ -249,11 +250,11 @@ def followed(config: Config, trials: int) -> np.ndarray:
     levels = train.begin(config, problem, torch.device("cpu"), lambda *_: None)
     estimate, cycles = ESTIMATORS[config.hypergrad], config.steps // config.k1
     shown, rows = trial_cycles(cycles, trials), []
-    print("  ".join(f"{name:>15}" for name in COLUMNS), flush=True)
+    print("  ".join(f"{name:>15}" for name in COLUMNS[:SHOWN]), flush=True)
     for t in range(cycles):
         if t in shown:
             rows.append(trial(levels, problem, t))
-            print("  ".join(f"{v:15.3g}" for v in rows[-1]), flush=True)
+            print("  ".join(f"{v:15.3g}" for v in rows[-1][:SHOWN]), flush=True)
         method.cycle(levels, t, estimate)
     return np.array(rows)
 
