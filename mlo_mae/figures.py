@@ -241,7 +241,7 @@ def curves(run_dirs: Runs, task: str, x: str) -> Entry | None:
     axis.legend(ncols=2)
     figure.tight_layout()
     caption = (
-        f"{task}: accuracy of least squares on the frozen CLS feature during pretraining, "
+        f"{task}: accuracy of least squares on the frozen features during pretraining, "
         f"validation items, mean over seeds, against {'level-1 steps' if x == 'step' else 'time'}. "
         "Arms with labels in pretraining: mlo, random+weights, joint."
     )
