@@ -3,7 +3,6 @@ the planted signal, probes. None of them changes what is trained."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,13 @@ from torch import Tensor
 from shared import runs, vectors
 from shared.processes import single
 
-from . import estimators, method
-from .data import Images, Problem, chunks, digit_patches, labels_of
+from . import data, estimators, method
+from .data import Images, Problem, chunks, labels_of
 from .folders import Files, Rows
 from .method import Estimator, First, Levels, Point
 from .networks import Mask, Networks, rank, scored, visible
 
 CHECKED = 16  # images of each batch for the double backward pass: its memory grows with the batch
-DESCENT_STEP = 0.2  # norm of a move of T in the descent test; about one AdamW step at scale cpu
 SHOWN = 6  # test images whose masks are kept for the figures
 
 
@@ -32,7 +30,7 @@ class Notes:
     """What is written down during pretraining."""
 
     facts: dict[str, float] = field(default_factory=lambda: {"restored": 1.0})
-    descent: list[list[float]] = field(default_factory=list)  # a row of `descent_trial` per trial
+    directions: list[list[float]] = field(default_factory=list)  # a row of `directions.trial` each
     masks: list[dict[str, Any]] = field(
         default_factory=list
     )  # step, scores, masks of `SHOWN` images
@@ -72,46 +70,6 @@ def agreement(estimate: Estimator, nets: Networks, at: Point, radius: float) -> 
         ours, true = estimate(nets, small, radius), method.exact(nets, small)
     ratio = vectors.norm(ours) / max(vectors.norm(true), 1e-30)
     return {"cosine": vectors.cosine(ours, true), "norm_ratio": ratio}
-
-
-def trial_cycles(cycles: int, trials: int) -> set[int]:
-    """Cycles of the descent test, spread evenly over training."""
-    return {int((k + 0.5) * cycles / trials) for k in range(trials)}
-
-
-def descent_trial(L: Levels, t: int, estimate: Estimator) -> list[float]:
-    """L3 after the lower levels of cycle t, run from one state on the same batches with T moved.
-
-    -> [unmoved, along -g_T, along a random direction, and these two with the masks as they were].
-    Both moves have norm DESCENT_STEP. With the masks as they were, T acts through the weights
-    alone, which is all that g_T knows of. Everything is put back."""
-    c, T = L.config, list(L.nets.T.parameters())
-    work = runs.Parts(**L.parts())
-    start = copy.deepcopy(work.state())
-    steps, heads = range(t * c.k1, (t + 1) * c.k1), range(t * c.k2, (t + 1) * c.k2)
-    lower = [method.level1(L, i) for i in steps]
-    at = method.point(L, lower[-1], [method.level2(L, j) for j in heads][-1], t)
-    losses = [validation_loss(L.nets, at)]
-    g = method.all_mean(estimate(L.nets, at, c.radius))
-    draw = runs.stream(c.seed, "descent", t)
-    random = [torch.randn(x.shape, generator=draw).to(x) for x in g]
-    for masks in (None, [first.mask for first in lower]):
-        for direction in (g, random):
-            work.load(copy.deepcopy(start))
-            vectors.add_(T, direction, -DESCENT_STEP / max(vectors.norm(direction), 1e-30))
-            for i in steps:
-                method.level1(L, i, masks[i - steps[0]] if masks else None)
-            for j in heads:
-                method.level2(L, j)
-            L.nets.C.eval()
-            losses.append(validation_loss(L.nets, at))
-    work.load(copy.deepcopy(start))
-    return losses
-
-
-@torch.no_grad()
-def validation_loss(nets: Networks, at: Point) -> float:
-    return nets.head_loss(nets.features(at.xv), at.yv).item()
 
 
 def updates(L: Levels) -> dict[str, int]:
@@ -180,13 +138,13 @@ def write_masks(path: Path, L: Levels, problem: Problem, notes: Notes) -> None:
     runs.save_arrays(path, {"images": many[:SHOWN].cpu(), "steps": steps, **shown, **means})
 
 
-def planted(L: Levels, problem: Problem, quadrant: np.ndarray) -> dict[str, np.ndarray]:
-    """Per test image, over the patches of the digit's `quadrant` and over the others: how often
-    masked, mean score, and the mean a_j of those that uniformly random masks hide, which do not
-    depend on what T prefers."""
+def planted(L: Levels, problem: Problem) -> dict[str, np.ndarray]:
+    """Per test image of `codes`, over the patches of the quadrant that is the label and over the
+    others: how often masked, mean score, and the mean a_j of those that uniformly random masks
+    hide, which do not depend on what T prefers."""
     c, nets, N = L.config, L.nets, L.nets.E.N
     x = problem.test.batch(range(len(problem.test)))
-    inside = torch.from_numpy(digit_patches(quadrant, round(N**0.5))).to(x.device)
+    inside = torch.from_numpy(data.coded_patches(round(N**0.5))).to(x.device)
     s, m = scores_and_masks(L, x)
     everywhere = torch.ones_like(s)
     values = {"masked": (m, everywhere), "score": (s, everywhere)}
@@ -195,14 +153,13 @@ def planted(L: Levels, problem: Problem, quadrant: np.ndarray) -> dict[str, np.n
         K, draw = visible(N, c.mask_ratio), runs.stream(c.seed, "planted masks")
         x2, xv = (problem.train.batch(rows) for rows in (problem.inner, problem.outer))
         y2, yv = (labels_of(problem.train, rows) for rows in (problem.inner, problem.outer))
-        head_rate = {"identity": 1.0, "unrolled": c.lr_head, "none": 0.0}[c.head_path]
         random = rank(torch.rand(s.shape, generator=draw).to(x.device), K)
-        at = Point(x, x, random, x2, y2, xv, yv, head_rate=head_rate)
-        v = method.validation_direction(nets, at)
+        rate = method.head_rate(c, c.head_path, 0)
+        v = method.validation_direction(nets, Point(x, x, random, x2, y2, xv, yv, head_rate=rate))
         values["a"] = (method.alignment(nets, x, random, v, c.radius), random.m)
     rows = {}
     for name, (value, used) in values.items():
-        for side, where in (("digit", inside), ("other", ~inside)):
+        for side, where in (("code", inside), ("other", ~inside)):
             mean = (value * used * where).sum(1) / (used * where).sum(1).clamp(min=1)
             rows[f"{name}_{side}"] = mean.cpu().numpy()
     return rows
@@ -224,13 +181,15 @@ def standardised(train: Tensor, *others: Tensor) -> list[Tensor]:
 
 
 def curve_point(nets: Networks, problem: Problem) -> float:
-    """Accuracy on D_val of least squares on features of D_tr; at most 2,000 and 5,000 images."""
-    inner, outer = problem.inner[:5000], problem.outer[:2000]
+    """Accuracy of least squares on features of D_tr, on validation images or else on D_val; at most
+    5,000 and 2,000 images."""
+    inner, (images, rows) = problem.inner[:5000], problem.judged
+    judged = rows[:2000]
     train, test = (
-        torch.cat([features(nets, problem.train, part) for part in chunks(rows, 512)])
-        for rows in (inner, outer)
+        torch.cat([features(nets, of, part) for part in chunks(rows, 512)])
+        for of, rows in ((problem.train, inner), (images, judged))
     )
-    y, y_test = labels_of(problem.train, inner), labels_of(problem.train, outer)
+    y, y_test = labels_of(problem.train, inner), labels_of(images, judged)
     return ridge_accuracy(train, y, test, y_test, problem.classes)
 
 

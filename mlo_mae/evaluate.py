@@ -10,6 +10,18 @@ import numpy as np
 from shared import scores
 
 Arrays = dict[str, np.ndarray]
+PATHS = ("unrolled", "identity", "none")  # of `head_path`
+# Of a trial (`directions.trial`): level-1 steps before it; L3 after the inner steps; the cosine of
+# each estimate with the true gradient; changes of L3: after a small move of T along -g_T of each
+# estimate, masks held; of the run's own estimate also after a step as training takes it, masks held
+# (`taken`) and free; the same with shuffled a_j
+COLUMNS = (
+    "step",
+    "L3",
+    *(f"cosine_{path}" for path in PATHS),
+    *(f"small_{path}" for path in PATHS),
+    *("small", "taken", "free", "shuffled_small", "shuffled_free"),
+)
 
 
 def score(predictions: Arrays) -> dict[str, float]:
@@ -19,7 +31,7 @@ def score(predictions: Arrays) -> dict[str, float]:
 
 
 def item_values(predictions: Arrays) -> dict[str, np.ndarray]:
-    """Per test item: right (1) or wrong (0), for every metric of `score`."""
+    """Per test item: right (1) or wrong (0), or the share of finetunings that were right."""
     label = predictions["label"]
     names = {"accuracy": "prediction", "probe": "probe", "pixels": "pixels"}
     names |= {
@@ -28,7 +40,7 @@ def item_values(predictions: Arrays) -> dict[str, np.ndarray]:
         if n.startswith("prediction_")
     }
     return {
-        metric: (predictions[n] == label).astype(float)
+        metric: (predictions[n].reshape(len(label), -1) == label[:, None]).mean(1)
         for metric, n in names.items()
         if n in predictions
     }
@@ -41,45 +53,76 @@ def _only(arms: dict[str, Arrays]) -> Arrays:
     return next(iter(arms.values()))
 
 
-def _wins(trials: np.ndarray, ours: int, other: int) -> float:
-    """Share of trials in which the first column is lower, ties counting half, minus 1/2."""
-    return float(np.mean(np.sign(trials[:, other] - trials[:, ours])) / 2)
+def _trials(arms: dict[str, Arrays]) -> dict[str, np.ndarray]:
+    """The trials of a run: by the names of `COLUMNS`."""
+    return dict(zip(COLUMNS, _only(arms)["_directions"].T))
 
 
-def descent(arms: dict[str, Arrays]) -> float:
+def _wins(ours: np.ndarray, other: np.ndarray) -> float:
+    """Share of trials in which ours is lower, ties counting half, minus 1/2."""
+    return float(np.mean(np.sign(other - ours)) / 2)
+
+
+def descent_held(arms: dict[str, Arrays]) -> float:
     """How much more often than in half of the trials a step along -g_T lowers the validation loss
-    more than a random step.
+    more than the same with the a_j shuffled, masks held."""
+    trials = _trials(arms)
+    return _wins(trials["small"], trials["shuffled_small"])
 
-    Columns of `_descent`: unmoved, along -g_T, random; these two with the masks as they were."""
-    return _wins(_only(arms)["_descent"], 1, 2)
+
+def ascent_held(arms: dict[str, Arrays]) -> float:
+    return -descent_held(arms)
 
 
-def descent_masks_held(arms: dict[str, Arrays]) -> float:
-    return _wins(_only(arms)["_descent"], 3, 4)
+def derived_over_official(arms: dict[str, Arrays]) -> float:
+    """The same for a small step along the derived -g_T against one along the official, from one
+    place, over the trials of all arms."""
+    trials = [_trials({"": arrays}) for arrays in arms.values()]
+    derived, official = (
+        np.concatenate([t[f"small_{path}"] for t in trials]) for path in ("unrolled", "identity")
+    )
+    return _wins(derived, official)
+
+
+def descent_free(arms: dict[str, Arrays]) -> float:
+    """The same with masks that follow T."""
+    trials = _trials(arms)
+    return _wins(trials["free"], trials["shuffled_free"])
+
+
+def flips(arms: dict[str, Arrays]) -> float:
+    """log10 of how much more a step of T as training takes it changes the validation loss through
+    flipped masks (masks free minus held) than through weights (held); means of absolute changes."""
+    trials = _trials(arms)
+    flipped = np.abs(trials["free"] - trials["taken"]).mean()
+    return float(np.log10(max(flipped, 1e-30) / max(np.abs(trials["taken"]).mean(), 1e-30)))
 
 
 def planted_alignment(arms: dict[str, Arrays]) -> float:
-    """Mean a_j on patches of the digit minus that on distractor patches, over the spread of both
+    """Mean a_j on patches of the label's quadrant minus that on the others, over the spread of both
     between images."""
     p = _only(arms)
-    spread = np.concatenate([p["a_digit"], p["a_other"]]).std()
-    return float((p["a_digit"].mean() - p["a_other"].mean()) / max(spread, 1e-30))
+    spread = np.concatenate([p["a_code"], p["a_other"]]).std()
+    return float((p["a_code"].mean() - p["a_other"].mean()) / max(spread, 1e-30))
 
 
 def planted_masking(arms: dict[str, Arrays]) -> float:
-    """Share of digit patches that is masked minus share of distractor patches that is."""
+    """Share masked of the label's patches minus that of the others."""
     p = _only(arms)
-    return float(p["masked_digit"].mean() - p["masked_other"].mean())
+    return float(p["masked_code"].mean() - p["masked_other"].mean())
 
 
 def planted_score(arms: dict[str, Arrays]) -> float:
     p = _only(arms)
-    return float(p["score_digit"].mean() - p["score_other"].mean())
+    return float(p["score_code"].mean() - p["score_other"].mean())
 
 
 STATISTICS = {
-    "descent": descent,
-    "descent_masks_held": descent_masks_held,
+    "descent_held": descent_held,
+    "ascent_held": ascent_held,
+    "derived_over_official": derived_over_official,
+    "descent_free": descent_free,
+    "flips": flips,
     "planted_alignment": planted_alignment,
     "planted_masking": planted_masking,
     "planted_score": planted_score,
@@ -89,14 +132,16 @@ STATISTICS = {
 def all_scores(arrays: dict[str, np.ndarray]) -> dict[str, float]:
     """What a person sees: the scores, and statistics of the run alone."""
     metrics = score(arrays)
-    if "_descent" in arrays:
-        names = ("descent", "descent_masks_held")
+    if "_directions" in arrays:
+        names = ("descent_held", "descent_free", "flips")
         metrics |= {name: STATISTICS[name]({"run": arrays}) for name in names}
-    if "masked_digit" in arrays:
+        cosines = {name: v for name, v in _trials({"run": arrays}).items() if "cosine" in name}
+        metrics |= {name: float(v.mean()) for name, v in cosines.items()}
+    if "masked_code" in arrays:
         metrics |= {
             n: f({"run": arrays})
             for n, f in STATISTICS.items()
-            if n.startswith("planted") and (n != "planted_alignment" or "a_digit" in arrays)
+            if n.startswith("planted") and (n != "planted_alignment" or "a_code" in arrays)
         }
     return metrics
 

@@ -1,16 +1,22 @@
-"""The method's own pictures: masks over training, score maps, masking by position, accuracy."""
+"""The method's own pictures: cosines with the true gradient, what moves of T do, masks over
+training, score maps, masking by position, accuracy."""
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .evaluate import COLUMNS, PATHS
+
+HERE = Path(__file__).resolve().parent
 ORDER = (
     "mae",
     "mlo",
+    "mlo_official",
     "frozen_T",
     "random+weights",
     "joint",
@@ -30,6 +36,8 @@ def figures(results: dict, run_dirs: Runs) -> list[Entry]:
 
     matplotlib.use("Agg")
     made: list[Entry | None] = [mechanism(results)]
+    of_task = trials_of(results, run_dirs)
+    made += [cosines(task, rows) for task, rows in of_task.items()]
     for task in tasks_of(run_dirs):
         masks = first_masks(run_dirs, task)
         if masks is not None:
@@ -40,6 +48,56 @@ def figures(results: dict, run_dirs: Runs) -> list[Entry]:
 
 def tasks_of(run_dirs: Runs) -> list[str]:
     return list(dict.fromkeys(task for _, task, _ in sorted(run_dirs)))
+
+
+def trials_of(results: dict, run_dirs: Runs) -> dict[str, list[np.ndarray]]:
+    """task -> per seed of `mlo` its trials (trials, columns): from the runs' records, and for a
+    recorded run whose folder is elsewhere from the file beside the result."""
+    records: dict[str, dict] = {}
+    path = HERE / "results" / f"{results.get('scale')}.records.jsonl.gz"
+    if path.exists():
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            records = {r["state_sha256"]: r for r in map(json.loads, file) if "state_sha256" in r}
+    found: dict[str, list[np.ndarray]] = {}
+    for run in results.get("runs", []):
+        where = run_dirs.get((run["arm"], run["task"], run["seed"]))
+        record = records.get(run.get("state_sha256") or "", {})
+        if where and (Path(where) / "record.json").exists():
+            record = json.loads((Path(where) / "record.json").read_text(encoding="utf-8"))
+        if run["arm"] == "mlo" and (rows := record.get("details", {}).get("directions")):
+            found.setdefault(run["task"], []).append(np.array(rows))
+    return found
+
+
+def cosines(task: str, trials: list[np.ndarray]) -> Entry:
+    """trials: per seed an array (trials, `COLUMNS`)."""
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(4.4, 2.6))
+    axis.axhline(0, linewidth=0.7, color="0.5")
+    words = {"unrolled": "derived: head's rate", "identity": "official: 1", "none": "no head path"}
+    means = {}
+    styles = dict(zip(PATHS, (("o", "-"), ("s", "-"), ("x", ":"))))
+    for path in PATHS:
+        place, (marker, line) = COLUMNS.index(f"cosine_{path}"), styles[path]
+        values = np.array([rows[:, place] for rows in trials])  # (seeds, trials)
+        steps = trials[0][:, COLUMNS.index("step")]
+        (drawn,) = axis.plot(steps, values.mean(0), line, label=words[path])
+        for row in values:
+            axis.plot(steps, row, marker, color=drawn.get_color(), markersize=2.5, alpha=0.5)
+        means[path] = f"{path} {values.mean():+.2f}"
+    axis.set_ylim(-1, 1)
+    axis.set_xlabel("level-1 steps")
+    axis.set_ylabel("cosine with the true gradient")
+    axis.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.tight_layout(pad=0.4)
+    caption = (
+        f"{task}: cosine of three estimates of g_T with the gradient of the validation loss "
+        f"through the real inner steps, in float64, in {len(trials)} pretraining(s) of mlo; above "
+        "0 a small step descends. Marks: trials; lines: means over seeds. They differ in "
+        "what stands for the inverse Hessian of the head: its learning rate, 1 (official), or 0."
+    )
+    return f"cosines-{task}", caption, f"Mean cosines: {', '.join(means.values())}.", figure
 
 
 def load(directory: Path, name: str = "masks.npz") -> dict[str, np.ndarray] | None:
@@ -183,7 +241,7 @@ def curves(run_dirs: Runs, task: str, x: str) -> Entry | None:
     axis.legend(ncols=2)
     figure.tight_layout()
     caption = (
-        f"{task}: accuracy of least squares on the frozen CLS feature during pretraining, "
+        f"{task}: accuracy of least squares on the frozen features during pretraining, "
         f"validation items, mean over seeds, against {'level-1 steps' if x == 'step' else 'time'}. "
         "Arms with labels in pretraining: mlo, random+weights, joint."
     )
@@ -200,11 +258,12 @@ def mechanism(results: dict) -> Entry | None:
     import matplotlib.pyplot as plt
 
     names = {
-        "descent": "descent",
-        "descent-masks-held": "descent,\nmasks held",
-        "planted-alignment": "a_j: digit\n- other",
-        "planted-masking": "masked: digit\n- other",
-        "planted-score": "score: digit\n- other",
+        "derived-over-official": "derived -\nofficial",
+        "derived-descends": "derived,\nmasks held",
+        "official-ascends": "official,\nmasks held",
+        "derived-masks-free": "derived,\nmasks free",
+        "planted-masking": "masked: code\n- other",
+        "planted-alignment": "a_j: code\n- other",
     }
     claims = {c["id"]: c for c in results.get("claims", []) if c["id"] in names and c.get("d")}
     if not claims:
@@ -221,9 +280,9 @@ def mechanism(results: dict) -> Entry | None:
     axes[0][0].set_ylabel("statistic of one seed; 0: no effect", fontsize=7)
     figure.tight_layout(pad=0.4)
     caption = (
-        "The mechanism, a dot per seed. Descent: share of trials in which a step of T along -g_T "
-        "lowers the validation loss more than a random step, minus 1/2. The others: digit patches "
-        "minus distractor patches on the planted task."
+        "The mechanism, a dot per seed. First: share of trials in which a step of T along -g_T "
+        "lowers the validation loss more than the same with shuffled a_j (official: less), "
+        "minus 1/2. Planted: patches of the label's quadrant minus the others."
     )
     return (
         "mechanism",

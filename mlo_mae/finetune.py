@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -12,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared import glue, runs
+from shared.runs import Run
 
 from . import official
 from .config import Config
-from .data import Images, Loader, Problem, chunks
+from .data import Images, Loader, Problem, chunks, labels_of
 from .folders import Files, Recipe, Rows
 from .networks import Block, Encoder, Head, autocast
 
@@ -58,20 +60,67 @@ class Classifier:
         return runs.Parts(E=self.E, C=self.C, optimizer=self.optimizer, best=self.best)
 
 
+def rounds(
+    run: Run, config: Config, problem: Problem, E: Encoder, labels: int
+) -> tuple[dict[str, np.ndarray], dict[str, float], Classifier]:
+    """All finetunings of copies of `E` on so many labels (0: all): predictions under the names that
+    `evaluate.score` reads, (n,) or (n, rounds); accuracy on validation images; the last one.
+
+    No accuracy where all images with labels were trained on."""
+    answers, right = [], []
+    for again in range(config.finetune_repeats):
+        f = begin(config, problem, copy.deepcopy(E), labels, again, run.finite)
+        name = f"{labels} {again + 1}" if again else f"{labels}"
+        for k in run.phase(f"finetuning {name}", f.steps, f.parts()):
+            if facts := step(f, k):
+                run.log(phase=f"finetuning {name}", **facts)
+        rows = np.arange(len(problem.test))
+        answers.append(predict(run, f"test {name}", f, problem.test, rows))
+        judged, rows = problem.judged
+        if problem.validation or labels:
+            guesses = predict(run, f"validation {name}", f, judged, rows)
+            right.append(float(np.mean(guesses == labels_of(judged, rows).cpu().numpy())))
+    key = "prediction" if labels == config.finetune_labels[0] else f"prediction_{labels}"
+    found = {key: np.stack(answers, 1) if len(answers) > 1 else answers[0]}
+    if f.best:
+        found["prediction_best_epoch"] = np.array(f.best["prediction"])
+    return found, {f"accuracy_{labels}": float(np.mean(right))} if right else {}, f
+
+
+def predict(
+    run: Run, name: str, f: Classifier, images: Images | Files, rows: np.ndarray
+) -> np.ndarray:
+    """Classes (n,) of whole images."""
+    found: list[int] = []
+    batches = chunks(rows, PREDICTED)
+    for k in run.phase(name, len(batches), runs.Parts(classes=found)):
+        found += classes(f, images, batches[k]).tolist()
+    return np.array(found)
+
+
 def begin(
-    config: Config, problem: Problem, E: Encoder, labels: int, finite: Callable[..., None]
+    config: Config,
+    problem: Problem,
+    E: Encoder,
+    labels: int,
+    again: int,
+    finite: Callable[..., None],
 ) -> Classifier:
-    """`E`, which is trained in place, with a fresh head, on so many labels (0: all)."""
+    """`E`, which is trained in place, with a fresh head, on so many labels (0: all).
+
+    again: number of this finetuning among those of as many labels, which differ in all draws."""
     c, test = config, problem.test
-    runs.seed_global(c.seed, "finetune head", labels)
+    which = (labels, again) if again else (labels,)
+    runs.seed_global(c.seed, "finetune head", *which)
     C = Head(c.width, problem.classes, c.dropout).to(E.cls_token.device)
     for k, block in enumerate(E.blocks):
         cast(Block, block).drop_path = c.drop_path * k / max(1, len(E.blocks) - 1)
     other_std = "finetune_std" in c.official and problem.name == "cifar10"
     recipe = Recipe(c.cutout, c.erasing, c.randaug, official.FINETUNE_STD if other_std else ())
     rows = labelled_rows(problem, labels, c.seed)
-    order = runs.Batches(rows, c.finetune_batch, c.seed, f"finetune {labels}")
-    batch = Loader(problem.train, order, c.seed, ("finetune crop",), recipe)
+    order = runs.Batches(rows, c.finetune_batch, c.seed, f"finetune {labels}", *which[1:])
+    crops = ("finetune crop", *map(str, which[1:]))
+    batch = Loader(problem.train, order, c.seed, crops, recipe)
     optimizer = torch.optim.AdamW(groups(c, E, C), betas=(0.9, c.finetune_beta2), fused=True)
     looked = "best_epoch" in c.official and labels == c.finetune_labels[0]
     looks = chunks(np.arange(len(test)), PREDICTED) if looked else []

@@ -2,21 +2,25 @@
 
     level 1  E, D   L1 = sum_j m_j s_j l_j / sum_j m_j    s = T(embed(x)); m masks the N - K largest
                                                           s; l_j error of patch j; s, m constant
-    level 2  C      L2 = CE(C(E(x2)_CLS), y2)             whole images; E constant
-    level 3  T      L3 = CE(C*(E*(T)(xv)_CLS), yv)        T reaches L3 only via what E learned
+    level 2  C      L2 = CE(C(E(x2)), y2)                 whole images; E constant
+    level 3  T      L3 = CE(C*(E*(T)(xv)), yv)            T reaches L3 only via what E learned
 
 E: encoder, D: decoder, C: head, T: masking network; x, x2: images of D_tr, xv: of D_val; K of the N
 patches stay visible. `cycle`: k1 steps of E and D, k2 of C, then one of T, down g_T. Choosing
-patches (a ranking) has no gradient, the weight s_j has. With every inverse Hessian replaced by the
-identity, dL3/dT is (docs/papers/mlo_mae.md, section 3.3)
+patches (a ranking) has no gradient, the weight s_j has. With one step of E and one of C, of rates
+lr_E and lr_C, dL3/dT is lr_E g_T (docs/papers/mlo_mae.md, section 3.3)
 
-    v   = dL3/dE - [d2 L2 / dE dC] dL3/dC                 what validation wants of E
+    v   = dL3/dE - lr_C [d2 L2 / dE dC] dL3/dC            what validation wants of E
     g_T = -[d2 L1 / dT dE] v
         = -(1 / sum m) sum_j m_j a_j ds_j/dT,             a_j = <grad_E l_j, v>
 
 because L1 is linear in s. So: raise the score of a masked patch if learning to reconstruct it also
 lowers the validation loss (a_j > 0), lower it, in the end unmask it, otherwise. All a_j cost two
 forward passes without gradient; then one backward pass goes through T alone, two linear maps.
+
+The official code has 1 in place of lr_C (`head_path: identity`). That makes the second term of v,
+which points away from the first, several times longer than the first, and g_T points uphill
+(README, "What was found").
 """
 
 from __future__ import annotations
@@ -40,6 +44,60 @@ from .config import Config
 from .data import Batch
 from .networks import Mask, Networks, autocast, rank, scored, visible
 
+# --- the alternation (docs/papers/mlo_mae.md, section 3.4) ----------------------------------------
+
+
+def cycle(L: Levels, t: int, estimate: Estimator | None) -> tuple[dict[str, float], First]:
+    """Cycle t: k1 steps of E and D, k2 of C, one of T. Returns losses and |g_T|; the last masks.
+
+    estimate: `hypergradient`, or another way to g_T; None for arms without levels 2 and 3."""
+    c, nets = L.config, L.nets
+
+    # level 1: E and D learn to fill in what is masked, most where T's score is high
+    for i in range(t * c.k1, (t + 1) * c.k1):
+        x, _, ids = L.batch["first"](i)
+        s = L.scores(nets, x) if scored(c) else None
+        mask = choose(c, s, x, nets.E.N, i)
+        with autocast(c, x.device):
+            tokens = nets.E(x, mask.keep)
+            l = nets.reconstruction(tokens, x, mask)  # noqa: E741  (the paper's letter)
+        w = 1.0 if s is None or c.weight == "one" else weights(s, mask.m, c.normalise_scores)
+        L1 = weighted_loss(l, mask.m, w) + baselines.extra(L, tokens, i)
+        L.descend("first", L1, i, ids)
+    last = First(x, s, mask)
+    if estimate is None:
+        return {"loss": L1.item()}, last
+
+    # level 2: the head C learns the classes of whole images, from features of E as it now is
+    nets.C.train()
+    for j in range(t * c.k2, (t + 1) * c.k2):
+        x2, y2, ids = L.batch["second"](j)
+        with torch.set_grad_enabled(c.keep_graph):
+            z2 = nets.features(x2)
+        runs.seed_global(c.seed, "dropout", j)
+        L2 = nets.head_loss(z2.detach(), y2)
+        L.descend("second", L2, j, ids)
+
+    # level 3: T moves so that what E and C learn serves validation images; no dropout
+    nets.C.eval()
+    xv, yv, ids = L.batch["third"](t)
+    with torch.no_grad():
+        e = nets.E.embed(x)
+        mask = choose(c, nets.T(e), x, nets.E.N, i)
+    at = Point(
+        x, e, mask, x2, y2, xv, yv, head_rate(c, c.head_path, j), z2 if c.keep_graph else None
+    )
+    g_T = all_mean(estimate(nets, at, c.radius))
+    size = vectors.norm(g_T)
+    L.follow("third", g_T, size, t, ids)
+    return {"loss": L1.item(), "head_loss": L2.item(), "hypergradient": size}, last
+
+
+def head_rate(c: Config, path: str, j: int) -> float:
+    """What stands for the inverse Hessian of the head in step j: its rate, 1, or 0: no path."""
+    rate = c.lr_head * runs.schedule("cosine", j, c.steps)
+    return {"unrolled": rate, "identity": 1.0, "none": 0.0}[path]
+
 
 @dataclass
 class Levels:
@@ -57,9 +115,17 @@ class Levels:
         self.finite(loss, level, k, ids)
         groups = self.optimizers[level].param_groups
         loss.backward(inputs=[p for group in groups for p in group["params"]])
-        self.advance(level, k)
+        self._advance(level, k)
 
-    def advance(self, level: str, k: int) -> None:
+    def follow(self, level: str, g: Vector, size: float, k: int, ids: np.ndarray) -> None:
+        """Step k of a level along -g, of norm `size`."""
+        self.finite(size, level, k, ids)
+        groups = self.optimizers[level].param_groups
+        for p, d in zip((p for group in groups for p in group["params"]), g):
+            p.grad = d
+        self._advance(level, k)
+
+    def _advance(self, level: str, k: int) -> None:
         """Step k of a level along `.grad`.
 
         All rates fall by a cosine over the number of level-1 steps: those of C and T, which step
@@ -77,30 +143,19 @@ class Levels:
 
 @dataclass
 class First:
-    """What a step of level 1 leaves: images (B, C, H, W), scores (B, N; None without T), masks."""
+    """The last batch of level 1: images (B, C, H, W), scores (B, N; None without T), masks."""
 
     x: Tensor
     s: Tensor | None
     mask: Mask
-    loss: float
-
-
-@dataclass
-class Second:
-    """What a step of level 2 leaves. z: features (B, d) with their graph, if level 3 uses it."""
-
-    x: Tensor
-    y: Tensor
-    z: Tensor | None
-    loss: float
 
 
 @dataclass
 class Point:
     """Where level 3 is differentiated: after the inner updates, on the last batches of the levels.
 
-    e (B, N, d) and mask are those of x, computed once, at the unperturbed E. head_rate: factor of
-    the path through the head; 0: left out, 1: the head's inverse Hessian is the identity."""
+    e (B, N, d) and mask are those of x, computed once, at the unperturbed E. head_rate: what the
+    function of that name gives. z2 (B, d): features of x2 with their graph; None: to compute."""
 
     x: Tensor
     e: Tensor
@@ -109,85 +164,11 @@ class Point:
     y2: Tensor
     xv: Tensor
     yv: Tensor
-    z2: Tensor | None = None
     head_rate: float = 1.0
-    ids: np.ndarray | None = None  # of the validation images
+    z2: Tensor | None = None
 
 
 Estimator = Callable[[Networks, Point, float], Vector]  # networks, point, radius -> g_T
-
-
-# --- the alternation (docs/papers/mlo_mae.md, section 3.4) ----------------------------------------
-
-
-def cycle(L: Levels, t: int, estimate: Estimator | None) -> tuple[dict[str, float], First]:
-    """Cycle t: k1 steps of E and D, k2 of C, one of T. Returns losses and |g_T|; the last masks.
-
-    estimate: `hypergradient`, or another way to g_T; None for arms without levels 2 and 3."""
-    c = L.config
-    for i in range(t * c.k1, (t + 1) * c.k1):
-        first = level1(L, i)
-    if estimate is None:
-        return {"loss": first.loss}, first
-    for j in range(t * c.k2, (t + 1) * c.k2):
-        second = level2(L, j)
-    size = level3(L, point(L, first, second, t), t, estimate)
-    return {"loss": first.loss, "head_loss": second.loss, "hypergradient": size}, first
-
-
-def level1(L: Levels, i: int, mask: Mask | None = None) -> First:
-    """Step i of E and D on L1. `mask`: to use instead of the one that T chooses."""
-    c, nets = L.config, L.nets
-    x, _, ids = L.batch["first"](i)
-    s = L.scores(nets, x) if scored(c) else None
-    mask = mask or choose(c, s, x, nets.E.N, i)
-    w = 1.0 if s is None or c.weight == "one" else weights(s, mask.m, c.normalise_scores)
-    with autocast(c, x.device):
-        tokens = nets.E(x, mask.keep)
-        l = nets.reconstruction(tokens, x, mask)  # noqa: E741  (the paper's letter)
-    loss = weighted_loss(l, mask.m, w)
-    if c.uniformity or c.joint_weight:
-        loss = loss + baselines.extra(L, tokens, i)
-    L.descend("first", loss, i, ids)
-    return First(x, s, mask, loss.item())
-
-
-def level2(L: Levels, j: int) -> Second:
-    """Step j of C on L2."""
-    c, nets = L.config, L.nets
-    x, y, ids = L.batch["second"](j)
-    used_again = c.head_path != "none" and c.hypergrad in ("fd_forward", "jvp")
-    with torch.set_grad_enabled(used_again):
-        z = nets.features(x)
-    runs.seed_global(c.seed, "dropout", j)
-    nets.C.train()
-    loss = nets.head_loss(z.detach(), y)
-    L.descend("second", loss, j, ids)
-    return Second(x, y, z if used_again else None, loss.item())
-
-
-def point(L: Levels, first: First, second: Second, t: int) -> Point:
-    """Where cycle t differentiates level 3. The head is in evaluation mode: no dropout."""
-    c, nets = L.config, L.nets
-    xv, yv, ids = L.batch["third"](t)
-    nets.C.eval()
-    with torch.no_grad():
-        e = nets.E.embed(first.x)
-        mask = choose(c, nets.T(e), first.x, nets.E.N, (t + 1) * c.k1 - 1)
-    last_rate = c.lr_head * runs.schedule("cosine", (t + 1) * c.k2 - 1, c.steps)
-    head_rate = {"identity": 1.0, "unrolled": last_rate, "none": 0.0}[c.head_path]
-    return Point(first.x, e, mask, second.x, second.y, xv, yv, second.z, head_rate, ids)
-
-
-def level3(L: Levels, at: Point, t: int, estimate: Estimator) -> float:
-    """Step t of T along -g_T. Returns |g_T|."""
-    g_T = all_mean(estimate(L.nets, at, L.config.radius))
-    size = vectors.norm(g_T)
-    L.finite(size, "third", t, at.ids)
-    for p, g in zip(L.nets.T.parameters(), g_T):
-        p.grad = g
-    L.advance("third", t)
-    return size
 
 
 # --- scores, masks, L1 ----------------------------------------------------------------------------
@@ -223,16 +204,18 @@ def weighted_loss(l: Tensor, m: Tensor, w: Tensor | float = 1.0) -> Tensor:  # n
 
 
 def validation_direction(nets: Networks, at: Point) -> Vector:
-    """v, shaped like E's parameters; one backward pass through E carries both paths."""
+    """v, shaped like E's parameters.
+
+    The graph of one batch of whole images is alive at a time, unless that of level 2 was kept."""
     E, C = list(nets.E.parameters()), list(nets.C.parameters())
     z = nets.features(at.xv)
     dz, *v_C = grad(nets.head_loss(z, at.yv), [z, *C])
-    outputs, arriving = [z], [dz]
+    v = list(grad(z, E, dz))
     if at.head_rate:
-        z2 = at.z2 if at.z2 is not None else nets.features(at.x2)
-        outputs.append(z2)
-        arriving.append(-at.head_rate * head_reaction(nets, z2, at.y2, all_mean(v_C)))
-    return all_mean(grad(outputs, E, arriving))
+        z2 = nets.features(at.x2) if at.z2 is None else at.z2
+        reaction = head_reaction(nets, z2, at.y2, all_mean(v_C))
+        vectors.add_(v, grad(z2, E, reaction), -at.head_rate)
+    return all_mean(v)
 
 
 def head_reaction(nets: Networks, z2: Tensor, y2: Tensor, v_C: Vector) -> Tensor:

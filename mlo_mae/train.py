@@ -14,7 +14,6 @@ step: nothing is selected on test items.
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,13 +26,21 @@ from torch import Tensor
 from shared import runs
 from shared.runs import Parts, Run
 
-from . import analysis, data, estimators, evaluate, finetune, method, official, rehearsal
+from . import (
+    analysis,
+    data,
+    directions,
+    estimators,
+    evaluate,
+    finetune,
+    method,
+    official,
+    rehearsal,
+)
 from .analysis import Notes
 from .config import Config
-from .data import Images, Problem, chunks
+from .data import Problem, chunks
 from .export import expected_shapes, load_encoder, write_export
-from .finetune import Classifier
-from .folders import Files
 from .method import Estimator, First, Levels
 from .networks import build, scored
 
@@ -65,13 +72,9 @@ def run(config: Config) -> Path:
         validation: dict[str, float] = {}
         evaluations = analysis.evaluations(levels)
         for labels in config.finetune_labels:
-            f = finetune.begin(config, problem, copy.deepcopy(E), labels, run.finite)
-            for k in run.phase(f"finetuning {labels}", f.steps, f.parts()):
-                if facts := finetune.step(f, k):
-                    run.log(phase=f"finetuning {labels}", **facts)
-            predictions |= test(run, f, problem, labels)
-            validation |= validate(run, f, problem, labels)
-            evaluations += f.updates
+            found, right, f = finetune.rounds(run, config, problem, E, labels)
+            predictions, validation = predictions | found, validation | right
+            evaluations += config.finetune_repeats * f.updates
         predictions |= probe(run, levels, problem)
         predictions |= last_looks(run, levels, problem, notes)
         gates(run, levels, problem, notes.facts)
@@ -85,6 +88,7 @@ def run(config: Config) -> Path:
             exports=["export"] if config.export else [],
             updates=analysis.updates(levels),
             facts=notes.facts,
+            directions=[[float(f"{x:.6g}") for x in row] for row in notes.directions],
             sizes=levels.nets.sizes(),
         )
     return run.directory
@@ -131,8 +135,8 @@ def before_cycle(levels: Levels, problem: Problem, notes: Notes, t: int) -> Esti
     estimate = estimators.ESTIMATORS[c.hypergrad]
     if c.self_checks and t in (0, cycles - 1):
         estimate = analysis.compared(estimate, notes.facts, "last" if t else "first")
-    if t in analysis.trial_cycles(cycles, c.descent_trials):
-        notes.descent.append(analysis.descent_trial(levels, t, estimate))
+    if c.weight == "scores" and t in directions.trial_cycles(cycles, c.direction_trials):
+        notes.directions.append(directions.trial(levels, problem, t))
     return estimate
 
 
@@ -153,37 +157,11 @@ def after_cycle(
     return facts
 
 
-# --- test and probe -------------------------------------------------------------------------------
-
-
-def test(run: Run, f: Classifier, problem: Problem, labels: int) -> dict[str, np.ndarray]:
-    """Classes of the test images, under the names that `evaluate.score` reads."""
-    first = labels == f.config.finetune_labels[0]
-    classes = predict(run, f"test {labels}", f, problem.test, np.arange(len(problem.test)))
-    best = {"prediction_best_epoch": np.array(f.best["prediction"])} if f.best else {}
-    return {"prediction" if first else f"prediction_{labels}": classes.numpy(), **best}
-
-
-def validate(run: Run, f: Classifier, problem: Problem, labels: int) -> dict[str, float]:
-    """Accuracy on D_val; none where finetuning saw its labels."""
-    if labels == 0:
-        return {}
-    classes = predict(run, f"validation {labels}", f, problem.train, problem.outer)
-    right = classes == data.labels_of(problem.train, problem.outer).cpu()
-    return {f"accuracy_{labels}": right.float().mean().item()}
-
-
-def predict(run: Run, name: str, f: Classifier, images: Images | Files, rows: np.ndarray) -> Tensor:
-    """Classes (n,) of whole images, on the CPU."""
-    classes: list[int] = []
-    batches = chunks(rows, finetune.PREDICTED)
-    for k in run.phase(name, len(batches), Parts(classes=classes)):
-        classes += finetune.classes(f, images, batches[k]).tolist()
-    return torch.tensor(classes)
+# --- probe and last looks -------------------------------------------------------------------------
 
 
 def probe(run: Run, levels: Levels, problem: Problem) -> dict[str, np.ndarray]:
-    """Classes of the test images by linear maps that see all training labels: on features of the
+    """Classes of the test images by linear maps that see all labels: on features of the
     frozen encoder and, for reference, on raw pixels."""
     c, train, inputs = levels.config, problem.train, {}
     rows, test_rows = problem.everything, np.arange(len(problem.test))
@@ -207,10 +185,10 @@ def last_looks(run: Run, levels: Levels, problem: Problem, notes: Notes) -> dict
     """The mechanism's rows of the predictions; masks for the figures, and the export."""
     c = levels.config
     rows: dict[str, np.ndarray] = {}
-    if problem.quadrant is not None and scored(c):
-        rows |= analysis.planted(levels, problem, problem.quadrant)
-    if notes.descent:
-        rows["_descent"] = np.array(notes.descent)
+    if problem.name == "codes" and scored(c):
+        rows |= analysis.planted(levels, problem)
+    if notes.directions:
+        rows["_directions"] = np.array(notes.directions)
     if c.curve_points and c.steps:
         analysis.show(levels, problem, notes, c.steps)
         analysis.write_masks(run.directory / "masks.npz", levels, problem, notes)
@@ -226,7 +204,7 @@ def gates(run: Run, levels: Levels, problem: Problem, facts: dict[str, float]) -
     """The checks that claims.yaml lists."""
     c, E = levels.config, levels.nets.E
     apart = not np.intersect1d(problem.inner, problem.outer).size
-    level1 = c.pretrain_on == "all" or not np.setdiff1d(problem.pretrain, problem.inner).size
+    level1 = c.pretrain_on == "all" or not np.intersect1d(problem.pretrain, problem.outer).size
     sizes = f"D_tr {len(problem.inner)}, D_val {len(problem.outer)}, test {len(problem.test)}"
     run.gate("roles", apart and level1, f"{sizes}: disjoint; level 1 sees {c.pretrain_on}")
     shapes = {k: tuple(v.shape) for k, v in E.state_dict().items()}

@@ -89,6 +89,8 @@ WRONG = {
     "each once": {"finetune_labels": (100, 100)},
     "joint_weight 1.0": {"joint_weight": 1.0},
     "k2 0": {"k2": 0},
+    "keep_graph": {"keep_graph": True, "head_path": "none"},
+    "labels 60": {"labels": 60, "official": ("index_split",)},
 }
 
 

@@ -41,19 +41,43 @@ def test_batches_of_a_level_come_from_its_part():
         assert x.shape == (32, 1, 8, 8) and y.shape == (32,) == ids.shape
 
 
-def test_planted_digits_lie_where_they_are_said_to():
-    _, test, quadrant = data.digits(planted=True)
-    _, plain_test, _ = data.digits(planted=False)
-    assert np.array_equal(test.ids, plain_test.ids) and len(np.unique(quadrant)) == 4
-    inside = data.digit_patches(quadrant, 4)
-    assert (inside.sum(1) == 4).all()
-    for k in range(20):
-        quarters = test.pixels[k, 0].reshape(2, 8, 2, 8).permute(0, 2, 1, 3).reshape(4, 8, 8)
-        assert torch.equal(quarters[quadrant[k]], plain_test.pixels[k, 0])
-        map_of_patches = np.kron(inside[k].reshape(4, 4), np.ones((4, 4)))
-        at = patchify(torch.from_numpy(map_of_patches)[None, None], 4)
-        place = divmod(int(quadrant[k]), 2)
-        assert at.reshape(4, 4, 16)[2 * place[0], 2 * place[1]].all()
+def test_few_labels_leave_the_others_to_level_1():
+    problem = data.load(replace(TINY, labels=60, val_share=0.5), CPU)
+    inner, outer, first = (set(r) for r in (problem.inner, problem.outer, problem.pretrain))
+    assert len(inner) == len(outer) == 30 and not inner & outer and not first & outer
+    assert inner <= first and len(first) == 1397 - 30
+    assert set(problem.everything) == inner | outer
+    counts = np.bincount(problem.train.labels.numpy()[problem.everything], minlength=10)
+    assert counts.min() >= 5 and counts.max() <= 7
+    with pytest.raises(runs.BadInput, match="1397"):
+        data.load(replace(TINY, labels=5000), CPU)
+
+
+def test_mnist_is_cut_to_its_digit_and_has_images_for_choices():
+    problem = data.load(replace(TINY, data="mnist", patch=5), CPU)
+    assert problem.train.pixels.shape == (3500, 1, 20, 20) and len(problem.test) == 1000
+    images, rows = problem.judged
+    assert len(rows) == 500 and images is problem.validation
+    parts = [set(p.ids) for p in (problem.train, problem.test, problem.validation)]
+    assert len(set.union(*parts)) == 5000
+    assert abs(problem.train.pixels.mean()) < 1e-3 and abs(problem.train.pixels.std() - 1) < 1e-3
+
+
+def test_only_one_quadrant_tells_the_label_of_a_code():
+    train, test, _ = data.codes()
+    assert len(train) == data.CODE_ITEMS and len(test) == data.CODE_TEST
+    inside = data.coded_patches(4)
+    assert inside.sum() == 4 and inside.reshape(4, 4)[:2, :2].all()
+    patches = patchify(train.pixels, 4)
+    for where, share in ((inside, 0.95), (~inside, 0.0)):
+        x = patches[:, where].flatten(1)
+        means = torch.stack([x[train.labels == k].mean(0) for k in range(10)])
+        nearest = torch.cdist(patchify(test.pixels, 4)[:, where].flatten(1), means).argmin(1)
+        right = (nearest == test.labels).float().mean()
+        assert right > share if share else right < 0.2
+    # the quadrants look alike: same mean and spread
+    spread = patches.std(0).mean(1)
+    assert (spread.max() / spread.min()) < 1.2
 
 
 def test_image_folders(tmp_path, monkeypatch):

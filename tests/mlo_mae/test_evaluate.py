@@ -23,27 +23,20 @@ def test_score_is_the_share_of_right_answers():
         "prediction_50": np.array([0, 1, 0, 0]),
     }
     assert evaluate.score(arrays) == {"accuracy": 0.75, "probe": 0.25, "accuracy_50": 0.5}
+    twice = arrays | {"prediction": np.array([[0, 0], [1, 0], [2, 2], [0, 3]])}
+    assert evaluate.score(twice)["accuracy"] == 0.75
+    assert evaluate.item_values(twice)["accuracy"].tolist() == [1.0, 0.5, 1.0, 0.5]
     for name, values in evaluate.item_values(arrays).items():
         assert values.mean() == evaluate.score(arrays)[name]
 
 
-def test_statistics():
-    trials = np.array(
-        [
-            [1, 0.5, 0.9, 0.8, 0.7],
-            [1, 0.5, 0.9, 0.8, 0.7],
-            [1, 0.9, 0.9, 0.6, 0.7],
-            [1, 1.1, 0.9, 0.6, 0.7],
-        ]
-    )
-    assert evaluate.descent({"mlo": {"_descent": trials}}) == pytest.approx((2 - 1) / 4 / 2)
-    assert evaluate.descent_masks_held({"mlo": {"_descent": trials}}) == 0.0
+def test_statistics_of_the_planted_task():
     rows = {
-        "masked_digit": np.array([1.0, 0.5]),
+        "masked_code": np.array([1.0, 0.5]),
         "masked_other": np.array([0.5, 0.5]),
-        "score_digit": np.zeros(2),
+        "score_code": np.zeros(2),
         "score_other": np.ones(2),
-        "a_digit": np.array([2.0, 4.0]),
+        "a_code": np.array([2.0, 4.0]),
         "a_other": np.array([1.0, 1.0]),
     }
     assert evaluate.planted_masking({"mlo": rows}) == 0.25
@@ -64,7 +57,7 @@ def test_softmax_regression_agrees_with_scikit_learn():
 
 
 def test_figures_without_runs():
-    claims = [{"id": "descent", "d": [0.1, None, 0.2]}, {"id": "planted-score", "d": []}]
+    claims = [{"id": "derived-descends", "d": [0.1, None, 0.2]}, {"id": "planted-score", "d": []}]
     assert figures.figures({}, {}) == []
     assert [name for name, *_ in figures.figures({"claims": claims}, {})] == ["mechanism"]
 

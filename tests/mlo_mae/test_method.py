@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from toy_levels import estimate, levels, networks, point, stream
+from toy_levels import TINY, estimate, levels, networks, point, stream
 
 from mlo_mae import method, official
 from mlo_mae.estimators import ESTIMATORS, alignment_jvp
@@ -41,25 +43,54 @@ def test_level_1_leaves_T_alone_and_takes_scores_as_constants():
     assert vectors.relative_error(leaked, list(ours[: len(E)])) > 1e-3
 
 
+def caught(L, t=0):
+    """The point of level 3 in cycle t, and the networks there: `estimate` sees both."""
+    seen = {}
+
+    def estimator(nets, at, radius):
+        flat = [*nets.E.parameters(), *nets.D.parameters()]
+        seen.update(at=at, theta=vectors.clone(flat), training=nets.C.training)
+        return method.hypergradient(nets, at, radius)
+
+    _, last = method.cycle(L, t, estimator)
+    return seen, last
+
+
 def test_levels_2_and_3_do_not_train_the_encoder():
-    L = levels()
-    first = [method.level1(L, i) for i in (0, 1)][-1]
-    theta = [*L.nets.E.parameters(), *L.nets.D.parameters()]
-    before, T = vectors.clone(theta), vectors.clone(list(L.nets.T.parameters()))
-    at = method.point(L, first, method.level2(L, 0), 0)
-    method.level3(L, at, 0, method.hypergradient)
-    assert all(torch.equal(p, q) for p, q in zip(theta, before))
+    L, plain = levels(), levels()
+    T = vectors.clone(list(L.nets.T.parameters()))
+    seen, _ = caught(L)
+    method.cycle(plain, 0, None)  # level 1 alone
+    for theta in ([*L.nets.E.parameters(), *L.nets.D.parameters()], seen["theta"]):
+        alone = [*plain.nets.E.parameters(), *plain.nets.D.parameters()]
+        assert all(torch.equal(p, q) for p, q in zip(theta, alone))
     assert any(not torch.equal(p, q) for p, q in zip(L.nets.T.parameters(), T))
 
 
-def test_level_3_sees_the_masks_of_the_last_level_1_batch_and_a_head_without_dropout():
+def test_level_3_sees_the_last_batches_and_a_head_without_dropout():
     L = levels()
-    first = [method.level1(L, i) for i in (0, 1)][-1]
-    second = method.level2(L, 0)
-    assert L.nets.C.training
-    at = method.point(L, first, second, 0)
-    assert not L.nets.C.training and at.x is first.x and at.x2 is second.x
-    assert torch.equal(at.mask.m, method.choose(L.config, L.nets.T(at.e), at.x, 16, 1).m)
+    seen, last = caught(L, 3)
+    at = seen["at"]
+    assert not seen["training"] and at.x is last.x
+    assert torch.equal(at.x, L.batch["first"](7).x) and torch.equal(at.x2, L.batch["second"](3).x)
+    assert torch.equal(at.xv, L.batch["third"](3).x)
+    assert at.mask.m.sum(1).eq(12).all()
+
+
+def test_a_kept_graph_is_the_same_gradient():
+    one, two = (levels(replace(TINY, keep_graph=kept)) for kept in (False, True))
+    for L in (one, two):
+        method.cycle(L, 0, method.hypergradient)
+    assert all(torch.equal(p, q) for p, q in zip(one.nets.T.parameters(), two.nets.T.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("path", "rate"), [("unrolled", 1e-3 * 0.854), ("identity", 1.0), ("none", 0.0)]
+)
+def test_what_stands_for_the_heads_inverse_hessian(path, rate):
+    """Step 3 of 12 has (1 + cos(pi / 4)) / 2 = 0.854 of the peak."""
+    L = levels(replace(TINY, head_path=path))
+    assert caught(L, 3)[0]["at"].head_rate == pytest.approx(rate, rel=1e-3)
 
 
 # --- g_T ------------------------------------------------------------------------------------------
@@ -185,6 +216,50 @@ def test_three_quadratics_in_closed_form():
     # one step of each level, differentiated where the steps ended, as for L2 and L3
     v_E, v_C = stepped_E - p, stepped_C - q
     torch.testing.assert_close(lr_E * A.T @ (v_E + lr_C * B.T @ v_C).detach(), full)
+
+
+@pytest.mark.parametrize("head_path", HEAD_RATES)
+def test_a_step_of_each_level_by_brute_force(head_path):
+    """One short SGD step of E, one of C where the path counts its rate, masks held: the slope of L3
+    along a move of T is lr_E times that of g_T. For `identity` the head has Hessian 1 and goes to
+    its optimum."""
+    nets, lr_E = networks(), 1e-6
+    rate = HEAD_RATES[head_path]
+    at = point(nets, head_rate=rate)
+    E, C, T = (list(part.parameters()) for part in (nets.E, nets.C, nets.T))
+    if head_path == "identity":  # L2 = |C - C_0|^2 / 2 + <C, grad L2(C_0)>: the same mixed product
+        first = vectors.clone(C)
+
+    def L3(direction, eps):
+        start = vectors.clone(E + C)
+        with vectors.perturbed(T, direction, eps):
+            w = nets.T(at.e).detach()
+        slope = grad(weighted_loss(nets.errors(at.x, at.mask), at.mask.m, w), E)
+        vectors.add_(E, slope, -lr_E)
+        slope = grad(nets.head_loss(nets.features(at.x2), at.y2), C)
+        if head_path == "identity":
+            vectors.copy_(C, [c - s for c, s in zip(first, slope)])  # argmin of L2
+        else:
+            vectors.add_(C, slope, -rate)
+        loss = nets.head_loss(nets.features(at.xv), at.yv).item()
+        moved = vectors.clone(C)
+        vectors.copy_(E + C, start)
+        return loss, moved
+
+    direction = [torch.randn(p.shape, dtype=p.dtype, generator=stream(9)) for p in T]
+    eps = 1e-3
+    slope = (L3(direction, eps)[0] - L3(direction, -eps)[0]) / (2 * eps * lr_E)
+    here = vectors.clone(C)
+    vectors.copy_(C, L3(direction, 0.0)[1])  # L3 is differentiated where the head's step ended ...
+    flat = grad(nets.head_loss(nets.features(at.xv), at.yv), E + C)
+    v, v_C = list(flat[: len(E)]), list(flat[len(E) :])
+    vectors.copy_(C, here)  # ... and the mixed product is that of where it began
+    if rate:
+        z2 = nets.features(at.x2)
+        vectors.add_(v, grad(z2, E, head_reaction(nets, z2, at.y2, v_C)), -rate)
+    a = alignment_jvp(nets, at.x, at.mask, v)
+    g = mask_gradient(nets, at.e, at.mask.m, a)
+    assert slope == pytest.approx(vectors.dot(g, direction), rel=1e-3)
 
 
 def test_a_helpful_patch_rises_and_a_harmful_one_falls():

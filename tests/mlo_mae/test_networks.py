@@ -135,9 +135,9 @@ def test_statistics_tell_one_mask_for_all_from_many():
     at = point(nets)
     s = nets.T(at.e)
     m = at.mask.m[:1].expand(6, -1)
-    facts = analysis.statistics(First(at.x, s, at.mask, 0.0))
+    facts = analysis.statistics(First(at.x, s, at.mask))
     mask = Mask(at.mask.keep, at.mask.restore, m)
-    one = analysis.statistics(First(at.x, s[:1].expand(6, -1), mask, 0.0))
+    one = analysis.statistics(First(at.x, s[:1].expand(6, -1), mask))
     assert one["mask_overlap"] == pytest.approx(1.0)
     assert one["mask_entropy"] < 1e-6 <= facts["mask_entropy"] + 1e-6
     assert one["spread_images"] < 1e-12 < facts["spread_images"]

@@ -20,7 +20,7 @@ ROOT = Path(train.__file__).parent.parent
 
 
 def test_a_run_its_schedule_and_its_repetition(tmp_path):
-    settings = {"curve_points": 2, "descent_trials": 2, "export": True}
+    settings = {"curve_points": 2, "direction_trials": 2, "export": True}
     one, again = tmp_path / "a", tmp_path / "b"
     record, repeated = short(one, **settings), short(again, **settings)
     assert logged(one) == logged(again) and record["state_sha256"] == repeated["state_sha256"]
@@ -30,8 +30,8 @@ def test_a_run_its_schedule_and_its_repetition(tmp_path):
     names = ("roles", "timm-layout", "cycle", "restored", "hypergradient")
     assert gates == dict.fromkeys(names, True)
     arrays = runs.load_arrays(one / "predictions.npz")
-    assert arrays["_descent"].shape == (2, 5)
-    assert -0.5 <= evaluate.STATISTICS["descent"]({"mlo": arrays}) <= 0.5
+    assert arrays["_directions"].shape == (2, len(evaluate.COLUMNS))
+    assert -0.5 <= evaluate.STATISTICS["descent_held"]({"mlo": arrays}) <= 0.5
     shown = runs.load_arrays(one / "masks.npz")
     assert (shown["masks"].sum(-1) == 12).all()
     assert shown["frequency"].sum() == pytest.approx(12)
@@ -67,7 +67,8 @@ def test_arms_share_starts_and_batches():
         {"hypergrad": "official", "official": ("attached_scores", "best_epoch")},
         {"T_arch": "patchwise", "score_noise": "gumbel", "mix_random": 0.5, "pool": "mean"},
         {"normalise_scores": True, "head_path": "none"},
-        {"data": "planted", "patch": 4},
+        {"data": "codes", "patch": 4, "labels": 200},
+        {"head_path": "identity", "finetune_repeats": 2, "direction_trials": 1},
         {**MAE, "steps": 0, "pixels": True},
     ],
     ids=lambda settings: " ".join(settings),
@@ -90,10 +91,10 @@ def test_the_best_epoch_is_the_best_of_all(tmp_path):
 
 
 def test_stopped_in_any_phase_and_continued_it_is_the_same_run(tmp_path, monkeypatch):
-    """In a cycle after a descent test, between epochs, within a look at the test set, in a test, in
-    the probe."""
-    settings = {"descent_trials": 3, "curve_points": 2, "finetune_labels": (100, 50)}
-    settings |= {"official": ("best_epoch",)}
+    """In a cycle after a trial of directions, between epochs, in a look at the test set, in a test,
+    in the second of two finetunings, in the probe."""
+    settings = {"direction_trials": 3, "curve_points": 2, "finetune_labels": (100, 50)}
+    settings |= {"official": ("best_epoch",), "finetune_repeats": 2}
     whole = short(tmp_path / "whole", **settings)
     phases: list[str] = []
     steps = runs.Run._steps
@@ -103,8 +104,8 @@ def test_stopped_in_any_phase_and_continued_it_is_the_same_run(tmp_path, monkeyp
             phases.append(name)
             yield step
 
-    stop_at = ["pretraining", "finetuning 100", "test 100", "validation 100", "finetuning 50"]
-    stop_at += ["test 50", "validation 50", "probe"]
+    stop_at = ["pretraining", "finetuning 100", "test 100", "validation 100", "finetuning 100 2"]
+    stop_at += ["finetuning 50", "test 50", "validation 50", "finetuning 50 2", "probe"]
     monkeypatch.setattr(runs.Run, "_steps", noted)
     for phase in stop_at:
         phases.clear()
@@ -143,7 +144,7 @@ def test_two_processes_equal_one(tmp_path):
     from test_processes import launch
 
     words = ["-m", "mlo_mae.train", "--tiny", "--device", "cpu", "--dropout", "0.0"]
-    words += ["--steps", "8", "--descent_trials", "0", "--export", "--out"]
+    words += ["--steps", "8", "--direction_trials", "0", "--export", "--out"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *words, str(tmp_path / "one")]
     one = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
