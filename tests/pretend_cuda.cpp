@@ -5,6 +5,7 @@
 // of the device.
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -234,6 +235,22 @@ const std::set<string> WAITING = {"aten::nonzero", "aten::masked_select", "aten:
 const std::set<string> NO_SCALARS = {"aten::mm", "aten::bmm", "aten::addmm", "aten::cat",
     "aten::gather", "aten::index_select", "aten::embedding", "aten::native_layer_norm",
     "aten::native_batch_norm", "aten::convolution", "aten::scatter_.src", "aten::scatter_add_"};
+// whose kernels add in any order, and refuse under torch.use_deterministic_algorithms
+const std::set<string> UNORDERED = {"aten::_adaptive_avg_pool2d_backward",
+    "aten::adaptive_max_pool2d_backward", "aten::upsample_linear1d_backward",
+    "aten::upsample_bilinear2d_backward", "aten::upsample_bicubic2d_backward",
+    "aten::_upsample_bilinear2d_aa_backward", "aten::reflection_pad1d_backward",
+    "aten::reflection_pad2d_backward", "aten::nll_loss2d_forward", "aten::histc", "aten::put_",
+    "aten::grid_sampler_2d_backward", "aten::kthvalue", "aten::median.dim", "aten::cumsum",
+    "aten::cumsum.out", "aten::cumsum_"};
+
+void refuse_unordered(const string& name, const Tensor& first) {
+  if (!at::globalContext().deterministicAlgorithms() || !UNORDERED.count(name)) return;
+  bool sums = name.rfind("aten::cumsum", 0) == 0;  // whole numbers can be added in any order
+  TORCH_CHECK(sums && first.defined() && !first.is_floating_point(), name,
+      " does not have a deterministic implementation, but you set "
+      "'torch.use_deterministic_algorithms(True)'");
+}
 
 int64_t kernels(const string& name, int64_t members) {  // a list of tensors: a hundred a launch
   for (const char* start : {"aten::_foreach", "aten::_fused_adam", "aten::_fused_sgd"})
@@ -344,6 +361,7 @@ void boxed(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto name = c10::toString(op.operator_name());
   const size_t n = schema.arguments().size();
   const Arguments in(op, name, stack);
+  if (in.on_device && n) refuse_unordered(name, in.tensors[0]);
   const bool to_be_raised = (in.on_device || in.asks_device) && !in.asks_cpu;
   std::vector<IValue> low(stack->end() - n, stack->end());
   launched(name, kernels(name, in.members));

@@ -47,7 +47,9 @@ def lacks() -> str:
 
     if torch.version.cuda is not None:
         return "this torch has CUDA of its own: make test-gpu"
-    return "" if shutil.which("g++") else "g++, which compiles the pretended CUDA device, is missing"
+    return (
+        "" if shutil.which("g++") else "g++, which compiles the pretended CUDA device, is missing"
+    )
 
 
 def install() -> None:
