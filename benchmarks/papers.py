@@ -62,6 +62,8 @@ class Paper(Document):
     repository: str | None = Field(default=None, pattern=r"^https://")  # the official one
     line: str  # the idea in one sentence
     questions: list[Question] = Field(min_length=1)
+    # most waits of the host for a GPU in a step of training, see benchmarks/methods/launches.py
+    waits: int | None = Field(default=None, ge=0)
     bounds: list[Bound] = Field(
         default_factory=list
     )  # of its step cost, measured by `benchmarks/methods/<dir>.py`

@@ -11,6 +11,7 @@ from benchmarks import PAPERS, findings, plan_n, recorded, tables
 from benchmarks.arms import uses_of
 from benchmarks.audit import audit_tables
 from benchmarks.blocks import outdated, update_readme
+from benchmarks.methods import launch_tables
 from benchmarks.methods import tables as speed
 from benchmarks.words import cell, day, full_verdict, stated, table
 from shared import sources
@@ -78,7 +79,7 @@ def layouts_table() -> str:
 
 
 def pages(root: Path, papers: Sequence[str] = PAPERS) -> list[tuple[Path, dict[str, str]]]:
-    """Those that exist of the papers' READMEs, the project's and docs/findings.md, with tables."""
+    """Those that exist of the papers' READMEs, the project's and two of docs/, with tables."""
     listed = []
     for paper in papers:
         if (path := root / paper / "README.md").exists():
@@ -89,6 +90,8 @@ def pages(root: Path, papers: Sequence[str] = PAPERS) -> list[tuple[Path, dict[s
         answers, replicas = findings.findings_table(root), findings.replicas_table(root)
         blocks = {"findings": answers, "replicas": replicas, "audit": audit_tables(root)}
         listed.append((path, blocks))
+    if (path := root / "docs" / "gpu.md").exists():
+        listed.append((path, launch_tables.blocks(root)))
     return listed
 
 

@@ -47,6 +47,7 @@ const DispatchKeySet ON_CPU(DispatchKey::CPU), ON_CUDA(DispatchKey::CUDA);
 // --- counts
 
 std::atomic<int64_t> launches{0}, waits{0}, bytes_now{0}, bytes_peak{0};
+std::atomic<int64_t> products_16{0}, products_32{0};  // operations of matrix products, by bits
 std::atomic<bool> counting{true};
 std::map<string, int64_t> launches_of, waits_of;
 std::mutex names_lock;
@@ -258,6 +259,23 @@ int64_t kernels(const string& name, int64_t members) {  // a list of tensors: a 
   return 1;
 }
 
+int64_t row(const Tensor& t) { return t.size(-1); }  // numbers in a row
+int64_t in_filter(const Tensor& weight) { return weight.numel() / weight.size(0); }
+
+// Additions and multiplications of a matrix product or convolution, before it runs.
+int64_t operations(const string& name, const std::vector<Tensor>& t, const IValue& last) {
+  if (name == "aten::mm" || name == "aten::bmm") return 2 * t[0].numel() * row(t[1]);
+  if (name == "aten::addmm" || name == "aten::baddbmm") return 2 * t[1].numel() * row(t[2]);
+  if (name == "aten::convolution_backward") {  // one for the input, one for the weights
+    auto asked = last.toBoolList();
+    return 2 * t[0].numel() * in_filter(t[2]) * (int64_t(asked[0]) + int64_t(asked[1]));
+  }
+  return 0;
+}
+void computed(int64_t n, const Tensor& factor) {
+  (factor.element_size() == 2 ? products_16 : products_32) += n;
+}
+
 struct Arguments {
   std::vector<Tensor> tensors;
   std::vector<std::vector<Tensor>> lists;
@@ -362,6 +380,8 @@ void boxed(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const size_t n = schema.arguments().size();
   const Arguments in(op, name, stack);
   if (in.on_device && n) refuse_unordered(name, in.tensors[0]);
+  if (auto product = operations(name, in.tensors, n ? stack->back() : IValue()))
+    computed(product, in.tensors[1]);
   const bool to_be_raised = (in.on_device || in.asks_device) && !in.asks_cpu;
   std::vector<IValue> low(stack->end() - n, stack->end());
   launched(name, kernels(name, in.members));
@@ -382,6 +402,8 @@ void boxed(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     }
   }
   const size_t m = schema.returns().size(), out = stack->size() - m;
+  if (name == "aten::convolution")
+    computed(2 * stack->back().toTensor().numel() * in_filter(in.tensors[1]), in.tensors[1]);
   for (size_t r = 0; r < m; r++) {
     IValue& v = (*stack)[out + r];
     const auto& result = schema.returns()[r];
@@ -501,7 +523,7 @@ string lines(const std::map<string, int64_t>& counts) {
 }
 TORCH_LIBRARY(pretend_cuda, m) {
   m.def("counts() -> int[]", []() {
-    return std::vector<int64_t>{launches, waits, bytes_now, bytes_peak};
+    return std::vector<int64_t>{launches, waits, bytes_now, bytes_peak, products_16, products_32};
   });
   m.def("names() -> str[]", []() {
     Lock guard(names_lock);
@@ -509,7 +531,7 @@ TORCH_LIBRARY(pretend_cuda, m) {
   });
   m.def("reset() -> ()", []() {
     Lock guard(names_lock);
-    launches = waits = 0;
+    launches = waits = products_16 = products_32 = 0;
     launches_of.clear();
     waits_of.clear();
   });

@@ -14,7 +14,7 @@ by the CPU kernel on the same memory (pretend_cuda.cpp):
   - scaled_dot_product_attention is a fused kernel, which has no second derivative and no forward
     mode, unless SDPBackend.MATH alone is enabled;
   - counted: kernel launches, waits of the host for the device (`.item()`, `.cpu()`, boolean masks,
-    nonzero), bytes. Optimisers' lists of tensors count as one launch for each hundred.
+    nonzero), bytes, operations of matrix products. Optimisers' lists of tensors count as one launch for each hundred.
 
 What it cannot show: speed, numerics of tensor cores and of cuDNN, kernels whose order of additions
 varies, fragmented memory, several devices, streams, dtypes that only one of CPU and CUDA has.
@@ -67,11 +67,16 @@ def install() -> None:
     _installed = True
 
 
+def installed() -> bool:
+    return _installed
+
+
 def counts() -> dict[str, int]:
-    """Launches and waits since `reset()`, bytes now and at their peak."""
+    """Launches, waits and operations of matrix products, in 16 and in 32 bits, since `reset()`;
+    bytes now and at their peak."""
     import torch
 
-    names = ("launches", "waits", "bytes", "peak_bytes")
+    names = ("launches", "waits", "bytes", "peak_bytes", "products_16", "products_32")
     return dict(zip(names, torch.ops.pretend_cuda.counts(), strict=True))
 
 

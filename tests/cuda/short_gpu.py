@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,22 @@ import numpy as np
 import pytest
 import reliable
 import torch
+from reliable import ROOT
 
 from autolora import corpora
 from benchmarks.claims import load_claims
 from dasgm import nasbench, tables
-from reliable import ROOT
 from shared import cifar, glue, protocol, runs
 from tapweight import rehearsal as tapweight_inputs
 
 # a word of a setting's name -> the most that the setting may be
 CAPS = {
     "steps": 2, "epochs": 1, "batch": 4, "minibatch": 4, "tokens": 6, "window": 6, "prompts": 4,
-    "length": 32, "examples": 16, "K": 2, "n": 8, "extra": 8, "items": 16, "labels": 40,
+    "length": 32, "examples": 16, "K": 1, "n": 8, "extra": 8, "items": 16, "labels": 40,
     "out": 20, "points": 1, "trials": 1, "samples": 1, "beams": 2, "texts": 1, "stack": 2,
     "new": 4, "warmup": 0,
 }  # fmt: skip
-ROWS = 48  # of each made-up data set
+ROWS = 48  # of a made-up data set; twice as many images
 
 
 def cut(settings: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
@@ -55,50 +55,52 @@ def cut(settings: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
 # --- made-up data --------------------------------------------------------------------------------
 
 
-def glue_rows(root: Path, name: str) -> None:
+def glue_rows(root: Path, name: str, rows: int) -> None:
     task = name.rpartition("/")[2].replace("-", "").lower()
-    glue.write_sample(root, task, ROWS, runs.stream(0, task))
+    glue.write_sample(root, task, rows, runs.stream(0, task))
 
 
-def tagged(root: Path, name: str) -> None:
-    for file, content in corpora.sample_files("ncbi", ROWS, runs.stream(0)).items():
+def tagged(root: Path, name: str, rows: int) -> None:
+    for file, content in corpora.sample_files("ncbi", rows, runs.stream(0)).items():
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).write_text(content, encoding="utf-8")
 
 
-def cells(root: Path, name: str) -> None:
+def cells(root: Path, name: str, rows: int) -> None:
     columns = ["arch", *tables.NASBENCH_COLUMNS.values()]
-    rows = [f"{cell},{i % 90},{i % 70},{i % 40}" for i, cell in enumerate(nasbench.all_cells(4))]
-    text = "\n".join([",".join(columns), *rows]) + "\n"
+    lines = [f"{cell},{i % 90},{i % 70},{i % 40}" for i, cell in enumerate(nasbench.all_cells(4))]
+    text = "\n".join([",".join(columns), *lines]) + "\n"
     (root / name).write_bytes(gzip.compress(text.encode()))
 
 
-def prose(root: Path, name: str) -> None:
-    words = "The committee met on Monday and agreed that a bridge be built by the river".split()
+def prose(root: Path, name: str, rows: int) -> None:
+    sentence = "The committee met on Monday and agreed that a bridge be built by the river"
+    words = sentence.split()
     g = np.random.default_rng(0)
 
     def document() -> str:
         sentences = (" ".join(g.choice(words, 11)).capitalize() for _ in range(40))
         return ". ".join(sentences) + "."
 
-    lines = [json.dumps({"source": f"s{i}", "text": document()}) for i in range(ROWS)]
+    lines = [json.dumps({"source": f"s{i}", "text": document()}) for i in range(rows)]
     (root / name).mkdir()
     (root / name / "english.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
 
 
-WRITERS: dict[str, Callable[[Path, str], Any]] = {
+WRITERS: dict[str, Callable[[Path, str, int], Any]] = {
     "glue": glue_rows, "bioner": tagged, "nasbench201.csv.gz": cells, "text": prose,
-    "cifar10": lambda root, name: cifar.write_sample(root, name, 2 * ROWS, runs.stream(0)),
-    "molecules": lambda root, name: tapweight_inputs.write_data(root),
+    "cifar10": lambda root, name, n: cifar.write_sample(root, name, 2 * n, runs.stream(0)),
+    "molecules": lambda root, name, rows: tapweight_inputs.write_data(root),
 }  # fmt: skip
 
 
-def write_data(root: Path, papers: list[str]) -> None:
+def write_data(root: Path, papers: Iterable[str], rows: int = ROWS) -> None:
     """A folder for REPRO_DATA with all that scale `gpu` of these papers needs."""
     root.mkdir()
-    names = [protocol.Protocol(ROOT / p).scale("gpu").needs.data for p in papers]
-    for name in dict.fromkeys(name for listed in names for name in listed):
-        WRITERS[name.partition("/")[0]](root, name)
+    needs = [protocol.Protocol(ROOT / p).scale("gpu").needs.data for p in papers]
+    names = sorted({name for listed in needs for name in listed}, key=lambda n: n != "molecules")
+    for name in names:  # molecules first: with them come small sets of other kinds
+        WRITERS[name.partition("/")[0]](root, name, rows)
 
 
 # --- runs ----------------------------------------------------------------------------------------
@@ -137,22 +139,23 @@ class Paper:
         for key in node.uses:
             if not (self.directory(key) / "record.json").exists():
                 self.run(self.protocol.node(self.scale, *key))
-        values = self.protocol.config(self.scale, node) | {"device": self.device}
+        values = self.settings(node, out or self.directory(node.key))
         if self.scale == "gpu":
-            values = cut(values, self.protocol.scale("rehearsal").set)
-        values["out"] = str(out or self.directory(node.key))
-        values["uses"] = {key[0]: str(self.directory(key)) for key in node.uses}
-        values |= {"seed": node.seed, **changes}
-        return self.train.run(self.train.Config(**values))
+            values |= cut(self.changeable(values), self.protocol.scale("rehearsal").set)
+        return self.train.run(self.train.Config(**values | changes))
+
+    def settings(self, node: protocol.Node, out: Path) -> dict[str, Any]:
+        """Every field of Config as the protocol has it, the run in `out`."""
+        values = self.protocol.config(self.scale, node) | {"device": self.device, "out": str(out)}
+        return values | {"uses": {key[0]: str(self.directory(key)) for key in node.uses}}
+
+    def changeable(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The settings among the fields: not which run it is, and where."""
+        run = {*vars(protocol.RunConfig()), "uses"}
+        return {name: value for name, value in values.items() if name not in run}
 
     def record(self, node: protocol.Node) -> dict[str, Any]:
         return reliable.record(self.directory(node.key))
-
-    def nodes(self) -> Iterator[protocol.Node]:
-        """Every run with a score of the scale, on each task that differs in kind from the first."""
-        for arm in self.protocol.selected(self.scale, "all"):
-            for task in self.protocol.arm_tasks(arm, self.scale):
-                yield self.node(arm, task)
 
 
 def record_on(device: str, directory: Path) -> dict[str, Any]:

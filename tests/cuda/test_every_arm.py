@@ -13,7 +13,7 @@ from short_gpu import Paper, difference, record_on, trained_tensors
 from test_trainings import chain
 
 from benchmarks import PAPERS
-from shared import protocol, runs
+from shared import protocol
 from shared.inputs import MissingInput
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import reliable
 import torch
+from counted import Steps, hand_over
 from safetensors.torch import load_file
 from short_gpu import Paper, record_on
 
-from benchmarks import PAPERS
+from benchmarks import PAPERS, papers
 from shared import protocol, runs
 
 pytestmark = pytest.mark.gpu
@@ -54,15 +56,16 @@ def chain(paper: Paper, node: protocol.Node) -> list[protocol.Node]:
     return [*nodes, node]
 
 
-def goes_on(paper: Paper, node: protocol.Node, steps: int, out: Path) -> None:
-    """Stopped in its middle and continued after other draws, a run ends with the same bits."""
+def continued(paper: Paper, node: protocol.Node, out: Path) -> dict[str, Any]:
+    """The record of a run that was stopped after its first step, and went on after other draws."""
+    torch.manual_seed(1)
     with pytest.MonkeyPatch.context() as patch:
-        reliable.stop_after(patch, max(1, steps // 2))
+        reliable.stop_after(patch, 1)
         with pytest.raises(runs.Stopped):
             paper.run(node, out)
     assert reliable.checkpoints(out)
     torch.manual_seed(999)
-    reliable.assert_same(record_on(paper.device, paper.run(node, out)), paper.record(node))
+    return record_on(paper.device, paper.run(node, out))
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -71,14 +74,22 @@ def test_the_method_and_an_opponent(name, device, tmp_path):
     paper, steps = Paper(name, tmp_path, device), {}
     nodes = chain(paper, paper.node(paper.method))
     for node in nodes:
-        with reliable.steps_taken() as steps[node.key]:
+        with Steps() as steps[node.key]:
             directory = paper.run(node)
+        hand_over(name, node, steps[node.key])
+        steps[node.key].within(papers.paper(name).waits)
         record_on(device, directory)
         exports_are_of_no_device(directory)
     scores_again(name, directory)
     trained = [node for node in nodes if paper.record(node)["gradient_evaluations"]]
-    goes_on(paper, trained[-1], len(steps[trained[-1].key]), tmp_path / "halves")
+    again = continued(paper, trained[-1], tmp_path / "halves")
+    assert {k: again[k] for k in reliable.SAME} == {
+        k: paper.record(trained[-1])[k] for k in reliable.SAME
+    }
     for arm in paper.opponents():  # the first that trains: some only ask a model
-        if record_on(device, paper.run(paper.node(arm)))["gradient_evaluations"]:
-            return
+        node = paper.node(arm)
+        with Steps() as of_opponent:
+            directory = paper.run(node)
+        if record_on(device, directory)["gradient_evaluations"]:
+            return hand_over(name, node, of_opponent)
     pytest.fail("no opponent trains")
