@@ -13,8 +13,9 @@ by the CPU kernel on the same memory (pretend_cuda.cpp):
   - `.numpy()`, `from_numpy` and `torch.save` behave as with a CUDA tensor, for it is one;
   - scaled_dot_product_attention is a fused kernel, which has no second derivative and no forward
     mode, unless SDPBackend.MATH alone is enabled;
-  - counted: kernel launches, waits of the host for the device (`.item()`, `.cpu()`, boolean masks,
-    nonzero), bytes, operations of matrix products. Optimisers' lists of tensors count as one launch for each hundred.
+  - counted: kernel launches (of an optimiser's list of tensors one for each hundred), waits of the
+    host for the device (`.item()`, `.cpu()`, boolean masks, nonzero), operations of matrix
+    products, bytes.
 
 What it cannot show: speed, numerics of tensor cores and of cuDNN, kernels whose order of additions
 varies, fragmented memory, several devices, streams, dtypes that only one of CPU and CUDA has.

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +35,19 @@ def main() -> None:
     asked = options()
     path = tables.ROOT / (tables.RESULT if asked.record else "runs/methods/launches.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    commit, problems = runs.commit(tables.ROOT), []
-    for name in asked.only:
-        print(f"\n{name}", flush=True)
-        rows, failed = counted(name)
-        problems += [f"{name}: {failed}"] if failed else []
-        if not rows:
-            continue
-        command = " ".join(["python -m benchmarks.methods.launches", *sys.argv[1:]])
-        about = {"command": command, "commit": commit}
-        about["created"] = time.strftime("%Y-%m-%d", time.gmtime())
-        result = tables.load(path)
-        result["papers"][name] = {"rows": rows, **about}
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print("\n".join([*problems, f"written: {path.relative_to(tables.ROOT)}"]))
+    command = " ".join(["python -m benchmarks.methods.launches", *sys.argv[1:]])
+    about = {"command": command, "commit": runs.commit(tables.ROOT)}
+    about["created"] = time.strftime("%Y-%m-%d", time.gmtime())
+    status, rows = counted(asked.only)
+    result = tables.load(path)
+    for name in {row["paper"]: None for row in rows}:
+        own = [{k: v for k, v in r.items() if k != "paper"} for r in rows if r["paper"] == name]
+        result["papers"][name] = {"rows": own, **about}
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {path.relative_to(tables.ROOT)}")
     if asked.record:
         tables.write()
-    sys.exit(1 if problems else 0)
+    sys.exit(status)
 
 
 def options() -> argparse.Namespace:
@@ -61,21 +58,20 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def counted(name: str) -> tuple[list[dict[str, Any]], str]:
-    """Rows of the trainings of a paper, the opponent's last; and what failed, or ""."""
+def counted(papers: Sequence[str]) -> tuple[int, list[dict[str, Any]]]:
+    """Exit status of pytest and rows of the trainings, the opponent's last in each paper."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "steps.jsonl"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "pretend_cuda", "--pretend-cuda"]
-        command += ["-p", "no:cacheprovider", "-m", "gpu and not slow", "-k", name]
-        command += [str(TESTS / "cuda" / "test_trainings.py")]
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "pretend_cuda", "--pretend-cuda"]
+        command += ["-p", "no:cacheprovider", "-m", "gpu and not slow"]
+        test = TESTS / "cuda" / "test_trainings.py::test_the_method_and_an_opponent"
+        command += [f"{test}[{paper}]" for paper in papers]
         path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH", "")]))
         env = {**os.environ, "PYTHONPATH": path, "COUNTED_STEPS": str(file)}
         env |= {"CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=tables.ROOT, env=env)
         text = file.read_text(encoding="utf-8") if file.exists() else ""
-    rows = [json.loads(line) for line in text.splitlines()]
-    failed = f"pytest ended with status {done.returncode}" if done.returncode else ""
-    return [row for row in rows if row.pop("paper") == name], failed
+    return done.returncode, [json.loads(line) for line in text.splitlines()]
 
 
 if __name__ == "__main__":

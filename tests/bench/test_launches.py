@@ -8,49 +8,45 @@ import pytest
 
 from benchmarks import PAPERS, blocks, papers
 from benchmarks.methods import launch_tables as tables
-from benchmarks.methods import launches
-
-ASSUMED = {"launch_us": 10.0, "share": 0.5, "peak": {"bf16": 100e12, "fp32": 10e12}}
+from shared.protocol import Protocol
 
 
-def row(arm, launches, flops, trains=True, **more):
-    made = {"arm": arm, "task": "rte", "phase": "training", "steps": 3600, "launches": launches}
-    made |= {"waits": 2, "waits_of": {"item": 2}, "flops": flops, "precision": "fp32"}
-    return made | {"trains": trains, **more}
+def row(arm, phase, launches, **more):
+    made = {"arm": arm, "task": "rte", "phase": phase, "step": 1, "launches": launches, "waits": 2}
+    return made | {"waits_of": {"item": 2}, "products_16": 0, "products_32": 5e9, **more}
 
 
 @pytest.fixture
 def result():
-    rows = [row("search", 1000, 1e9), row("autolora", 100, 5e11), row("other", 500, 1e9)]
-    rows.insert(1, row("search", 9, 0, trains=False, phase="scoring"))
+    rows = [row("search", "search", 1000), row("autolora", "training", 100)]
+    rows += [row("autolora", "unlisted", 7), row("uniform_4", "training", 500, waits=9)]
     paper = {"rows": rows, "commit": "0123456789abcdef", "created": "2026-01-01"}
-    return {"papers": {"autolora": paper}, "assumed": ASSUMED, "command": "a command"}
+    return {"papers": {"autolora": paper}}
 
 
-def test_the_slower_of_launching_and_computing_decides(result):
-    rows = result["papers"]["autolora"]["rows"]
-    assert tables.seconds(rows[0], ASSUMED) == pytest.approx((10e-3, 0.2e-3))
-    assert tables.hours(rows[0], ASSUMED) == pytest.approx(3600 * 10e-3 / 3600)
-    assert tables.seconds({**rows[0], "precision": "bf16"}, ASSUMED)[1] == pytest.approx(2e-5)
-    assert tables.hours(row("x", 100, 5e11), ASSUMED) == pytest.approx(0.1)
+def test_a_run_takes_its_steps_times_their_launches(result):
+    settings = Protocol(tables.ROOT / "autolora").settings("gpu", "autolora", "rte")
+    search, training, unlisted, _ = result["papers"]["autolora"]["rows"]
+    assert tables.steps("autolora", search) == settings["search_steps"]
+    assert tables.steps("autolora", training) == settings["steps"]
+    assert tables.steps("autolora", unlisted) is None
+    assert tables.minutes("autolora", unlisted) is None
+    expected = settings["search_steps"] * 1000 * tables.LAUNCH_US * 1e-6 / 60
+    assert tables.minutes("autolora", search) == pytest.approx(expected)
+    assert tables.steps("autolora", row("no such arm", "search", 1)) is None
+    settings = {"n": 300, "train_share": 0.8, "batch": 16, "K": 5, "search_epochs": 3}
+    assert tables.searches(settings) == 5 * 3 * 15
 
 
 def test_tables(result):
     lines = tables.launch_table(result).splitlines()
     search = next(line for line in lines if "`search`" in line)
-    for shown in ("3,600", "1,000", "2.00", "2 (2 item)", "10.0", "0.2"):
+    for shown in ("1,000", "2.00", "2 (2 item)", "5.0"):
         assert f"| {shown} |" in search, shown
-    assert not any("scoring" in line for line in lines)
-    hours = next(line for line in tables.hours_table(result).splitlines() if "autolora" in line)
-    assert "3,600 x 10.0 ms + 3,600 x 100.0 ms" in hours and "| 6.6 |" in hours
-    assert tables.launch_table({"papers": {}}) == tables.NOTHING
-
-
-def test_items_are_an_eighth_and_nothing_else():
-    assert launches.eighth("batch_I", 64) == 8 and launches.eighth("search_batch", 8) == 2
-    assert launches.eighth("finetune_labels", (0, 4000)) == (0, 500)
-    for name, value in (("steps", 800), ("max_length", 128), ("labels", "own"), ("width", 512)):
-        assert launches.eighth(name, value) == value
+    assert sum("autolora/README.md" in line for line in lines) == 4
+    hours = next(line for line in tables.hours_table(result).splitlines() if "README" in line)
+    assert "600 x 1,000 + 800 x 100" in hours and "| 0.1 |" in hours
+    assert tables.launch_table({"papers": {}}) == tables.hours_table({"papers": {}})
 
 
 def test_the_page_holds_the_tables():
@@ -61,9 +57,9 @@ def test_the_page_holds_the_tables():
 
 def test_no_recorded_step_waits_more_often_than_its_paper_allows():
     recorded = json.loads((tables.ROOT / tables.RESULT).read_text())
-    assert set(recorded["papers"]) <= set(PAPERS)
-    for name, rows in tables.trained(recorded):
+    assert recorded["papers"] and set(recorded["papers"]) <= set(PAPERS)
+    for name, ours, _ in tables.trainings(recorded):
         budget = papers.paper(name).waits
         assert budget is not None, name
-        over = {(r["arm"], r["phase"]): r["waits"] for r in rows[:-1] if r["waits"] > budget}
+        over = {(r["arm"], r["phase"]): r["waits"] for r in ours if r["waits"] > budget}
         assert not over, f"{name}: {over}"
