@@ -243,7 +243,7 @@ const std::set<string> UNORDERED = {"aten::_adaptive_avg_pool2d_backward",
     "aten::_upsample_bilinear2d_aa_backward", "aten::reflection_pad1d_backward",
     "aten::reflection_pad2d_backward", "aten::nll_loss2d_forward", "aten::histc", "aten::put_",
     "aten::grid_sampler_2d_backward", "aten::kthvalue", "aten::median.dim", "aten::cumsum",
-    "aten::cumsum.out", "aten::cumsum_"};
+    "aten::cumsum_"};
 
 void refuse_unordered(const string& name, const Tensor& first) {
   if (!at::globalContext().deterministicAlgorithms() || !UNORDERED.count(name)) return;
@@ -274,6 +274,18 @@ int64_t operations(const string& name, const std::vector<Tensor>& t, const IValu
 }
 void computed(int64_t n, const Tensor& factor) {
   (factor.element_size() == 2 ? products_16 : products_32) += n;
+}
+
+// `mm` arrives as `mm.out`, with a result that torch allocated: the same kernel.
+string plain_name(const c10::OperatorHandle& op) {
+  const auto name = op.operator_name().name;
+  string overload = op.operator_name().overload_name;
+  for (const string end : {"out", "grad_input", "values"}) {
+    if (overload == end) return name;
+    auto at = overload.size() - std::min(overload.size(), end.size() + 1);
+    if (overload.compare(at, string::npos, "_" + end) == 0) overload.resize(at);
+  }
+  return overload.empty() ? name : name + "." + overload;
 }
 
 struct Arguments {
@@ -376,7 +388,7 @@ void with_device_random(const c10::OperatorHandle& op, torch::jit::Stack* stack)
 
 void boxed(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
-  const auto name = c10::toString(op.operator_name());
+  const auto name = plain_name(op);
   const size_t n = schema.arguments().size();
   const Arguments in(op, name, stack);
   if (in.on_device && n) refuse_unordered(name, in.tensors[0]);

@@ -1,8 +1,8 @@
 """A pretended CUDA device: tensors whose device is `cuda:0` and whose memory is the host's.
 
-    pytest -p pretend_cuda --pretend-cuda -m gpu       the tests of `make test-gpu`, without a GPU
-    pretend_cuda.install()                             for this process, before it uses a device
-    env = pretend_cuda.environment(folder)             for processes that this one starts
+    PYTHONPATH=tests pytest -p pretend_cuda --pretend-cuda -m gpu tests/cuda
+    pretend_cuda.install()                      for this process, before it uses a device
+    env = pretend_cuda.environment(folder)      for processes that this one starts
 
 Every operator that reaches the CUDA dispatch key is checked as CUDA would check it, then computed
 by the CPU kernel on the same memory (pretend_cuda.cpp):

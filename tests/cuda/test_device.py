@@ -74,8 +74,9 @@ def test_fused_attention_has_one_derivative():
 
 def test_kernels_without_an_order_are_refused(x):
     torch.use_deterministic_algorithms(True)
-    with pytest.raises(RuntimeError, match="deterministic"):
-        x.cumsum(0)
+    for kernel in (lambda: x.cumsum(0), lambda: x.kthvalue(1), lambda: x.median(0)):
+        with pytest.raises(RuntimeError, match="deterministic"):
+            kernel()
     assert x.long().cumsum(0).is_cuda
 
 
