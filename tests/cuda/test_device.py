@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("device")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 SAME = "same device|two devices|on cuda|on CUDA|Pointer argument"
 
 MIXED = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -38,3 +39,18 @@ def test_every_arm():
 @pytest.mark.slow
 def test_a_run_on_the_device_is_a_run_on_the_host():
     on_the_pretended_device("gpu and slow", "-k", "host_draws", PRETEND_CUDA_DRAWS="host")
+
+
+@pytest.mark.slow
+def test_workers_of_the_judge_train_on_it(tmp_path):
+    """Processes that a process starts have the device too, and records say which it was."""
+    if reason := pretend_cuda.lacks():
+        pytest.skip(reason)
+    (tmp_path / "site").mkdir()
+    env = pretend_cuda.environment(tmp_path / "site") | {"REPRO_RUNS": str(tmp_path / "runs")}
+    command = [sys.executable, "-m", "benchmarks.reproduce", "weight_mixup"]
+    command += ["--scale", "rehearsal", "--only", "plain", "--task", "rte"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    records = [json.loads(p.read_text()) for p in (tmp_path / "runs").rglob("record.json")]
+    devices = {record["environment"]["device"] for record in records}
+    assert devices == {pretend_cuda.NAME}, done.stdout[-3000:] + done.stderr[-3000:]
