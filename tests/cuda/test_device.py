@@ -98,7 +98,7 @@ def test_counts(x):
     x[x > 3]
     launches, waits = pretend_cuda.names()
     total = pretend_cuda.counts()
-    assert launches["aten::mm"] == launches["aten::sum"] == 1
+    assert launches["aten::mm"] == sum(n for k, n in launches.items() if "sum" in k) == 1
     assert total["launches"] == sum(launches.values()) and total["waits"] == sum(waits.values())
     assert waits["item"] == 1 and any("mask" in name for name in waits)
     assert total["products_32"] == 2 * 4 * 3 * 5 and total["products_16"] == 0
