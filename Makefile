@@ -14,7 +14,7 @@ lower = $(shell printf '%s' $(1) | tr A-Z a-z)
 FLAGS = $(foreach name,$(VALUES),$(if $($(name)),--$(call lower,$(name))="$($(name))")) $(if $(DRY),--dry) $(if $(STRICT),--strict)
 
 # A word on the command line that no target reads is refused: a misspelt setting would run everything.
-SETTINGS := $(VALUES) DRY STRICT RERUN PORTABLE FROM FIND PYTHON ENV V KEEP $(if $(filter check,$(MAKECMDGOALS)),SEED)
+SETTINGS := $(VALUES) DRY STRICT RERUN PORTABLE DETERMINISTIC FROM FIND PYTHON ENV V KEEP $(if $(filter check,$(MAKECMDGOALS)),SEED)
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 UNKNOWN := $(filter-out $(SETTINGS) MAKE% -% REPRO_% HF_% CUDA_% OMP_% PIP_% SBATCH_%,$(GIVEN))
 ifneq ($(UNKNOWN),)
@@ -31,7 +31,7 @@ help:  ## print this help
 	@echo; echo "Targets:"
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9%-]+):.*## (.*)/  \1\t\2/' | expand -t 24
 	@echo; echo "Papers: $(PAPERS)"
-	@echo "Settings: SCALE=cpu|gpu|paper|rehearsal SEEDS=n JOBS=n ONLY=arm TASK=task ARMS=core|all LIMIT=9m DRY=1 STRICT=1 PORTABLE=1 ENV=none PYTHON=..."
+	@echo "Settings: SCALE=cpu|gpu|paper|rehearsal SEEDS=n JOBS=n ONLY=arm TASK=task ARMS=core|all LIMIT=9m DRY=1 STRICT=1 PORTABLE=1 DETERMINISTIC=1 ENV=none PYTHON=..."
 	@echo "Published numbers: CELL=id (make list-X has the ids) BUDGET=8h PUBLISHED=81.2 METRIC=accuracy"
 	@echo "On a cluster: EXECUTOR=slurm TIME=4h GPUS=1 PARTITION=... ACCOUNT=..."
 
@@ -50,8 +50,8 @@ test: setup  ## unit, command line and reliability tests (under 12 minutes)
 test-slow: setup  ## mutations, 20 kills, bit flips, calibration, full disk
 	@$(RUN) -m pytest -m slow
 
-test-gpu: setup  ## tests that need a CUDA device
-	@$(RUN) -m pytest -m gpu
+test-gpu: setup  ## tests that need a CUDA device, a short training of each paper among them
+	@$(RUN) -m pytest -m 'gpu and not slow'
 
 lint: setup  ## ruff and mypy
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy

@@ -67,6 +67,8 @@ class Paper(Document):
     metrics: dict[str, str] = Field(default_factory=dict)
     # task -> bundled data that its items' ids are rows of: digits, or ratings/<domain>
     items: dict[str, str] = Field(default_factory=dict)
+    # most waits of the host for a GPU in a step of training, see benchmarks/methods/launches.py
+    waits: int | None = Field(default=None, ge=0)
     bounds: list[Bound] = Field(
         default_factory=list
     )  # of its step cost, measured by `benchmarks/methods/<dir>.py`

@@ -11,6 +11,7 @@ from benchmarks import PAPERS, findings, plan_n, recorded, tables
 from benchmarks.arms import uses_of
 from benchmarks.audit import audit_tables
 from benchmarks.blocks import outdated, update_readme
+from benchmarks.methods import launch_tables
 from benchmarks.methods import tables as speed
 from benchmarks.words import cell, day, full_verdict, stated, table
 from shared import sources
@@ -98,6 +99,8 @@ def pages(root: Path, papers: Sequence[str] = PAPERS) -> list[tuple[Path, dict[s
             text = path.read_text(encoding="utf-8")
             there = {name: make for name, make in blocks.items() if f"generated: {name} " in text}
             listed.append((path, {name: make(root) for name, make in there.items()}))
+    if (path := root / "docs" / "gpu.md").exists():
+        listed.append((path, launch_tables.blocks(root)))
     return listed
 
 

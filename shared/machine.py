@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ["torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy"]
 PACKAGES += ["scikit-learn", "pandas", "rdkit"]
+CUBLAS = ":4096:8"  # memory of its own for each product: without it cuBLAS may choose another order
 
 
 def cuda_devices() -> list[str]:
@@ -65,7 +66,17 @@ def device(config: RunConfig) -> torch.device:
         torch.set_num_threads(1)
     else:  # fp32 is fp32: by torch's default convolutions would round their inputs to 10 bits
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        if deterministic():
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS)  # read at its first product
+            torch.use_deterministic_algorithms(True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.device(name)
+
+
+def deterministic() -> bool:
+    """DETERMINISTIC=1: kernels of CUDA that add in the same order each time, so that a run made
+    again there has the same bits. Where one has no such form torch refuses it by name."""
+    return os.environ.get("DETERMINISTIC") == "1"
 
 
 def free_memory() -> None:
@@ -86,15 +97,17 @@ def packages() -> dict[str, str]:
 
 
 def fingerprint(device: str) -> dict[str, Any]:
-    """What can move a score: kind of device, versions of packages, whether PORTABLE=1 holds."""
-    return {"device": kind(device), "packages": packages(), "portable": portable()}
+    """What can move a score: kind of device, versions of packages, whether PORTABLE=1 holds, on
+    CUDA also whether DETERMINISTIC=1 does."""
+    here = {"device": kind(device), "packages": packages(), "portable": portable()}
+    return here | ({"deterministic": True} if here["device"] == "cuda" and deterministic() else {})
 
 
 def moved(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """What changed between two fingerprints, in words; None if nothing did."""
-    for key in ("device", "portable"):
-        if before.get(key) != now[key]:
-            return f"{key} changed: {before.get(key)} -> {now[key]}"
+    for key in ("device", "portable", "deterministic"):
+        if before.get(key) != now.get(key):
+            return f"{key} changed: {before.get(key)} -> {now.get(key)}"
     old, new = before.get("packages") or {}, now["packages"]
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     changes = ", ".join(f"{x} {old.get(x, 'none')} -> {new.get(x, 'none')}" for x in names)
@@ -126,7 +139,7 @@ def _cuda_environment() -> dict[str, Any]:
         driver = next(iter(done.stdout.splitlines()), "")
     return {
         "device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "driver": driver,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(), "deterministic": deterministic(),
         "tf32": torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32,
     }  # fmt: skip
 

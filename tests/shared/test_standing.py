@@ -292,6 +292,7 @@ def test_an_entry_is_of_its_data_packages_and_code(tmp_path, monkeypatch):
     ({"packages": {}}, "packages changed: torch none -> 0.2"),
     ({"device": "cuda"}, "device changed: cuda -> cpu"),
     ({"portable": True}, "portable changed: True -> False"),
+    ({"deterministic": True}, "deterministic changed: True -> None"),
     ({}, None),
 ])  # fmt: skip
 def test_what_of_a_machine_can_move_a_score(before, reason):
@@ -305,6 +306,26 @@ def test_other_packages_make_a_run_again(toy, train, monkeypatch, capsys):
     monkeypatch.setattr(machine, "packages", lambda: newer)
     train.run(config(train, toy))
     assert "packages changed: torch" in capsys.readouterr().out
+
+
+def test_the_bits_of_a_gpu_are_promised_where_they_were_asked_for(monkeypatch):
+    """And a run on a CPU, whose bits are the same anyway, does not depend on it."""
+    import torch
+
+    assert not machine.deterministic() and "deterministic" not in machine.fingerprint("cuda")
+    monkeypatch.setenv("DETERMINISTIC", "1")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    assert machine.fingerprint("cuda")["deterministic"] is True
+    assert "deterministic" not in machine.fingerprint("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        runs.device(protocol.RunConfig(device="cpu"))
+        assert not torch.are_deterministic_algorithms_enabled()
+        runs.device(protocol.RunConfig(device="cuda"))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == machine.CUBLAS
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_a_cpu_run_is_recorded_as_one_where_a_gpu_is(monkeypatch):
