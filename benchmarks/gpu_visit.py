@@ -161,10 +161,8 @@ def show_steps(visit: Visit, name: str, runs: Sequence[Short]) -> None:
         if short.precision not in peaks:
             peaks[short.precision] = products(short.precision)
         rate, peak = step.flops / step.seconds, peaks[short.precision]
-        reads, what = (
-            (step.images, "images") if step.images > step.tokens else (step.tokens, "tokens")
-        )
-        words = f"{reads / step.seconds:,.0f} {what}/s" if reads else "-"
+        reads = max((step.tokens, "tokens"), (step.images, "images"))
+        words = f"{reads[0] / step.seconds:,.0f} {reads[1]}/s" if reads[0] else "-"
         share = f"{rate / 1e12:.3g} TFLOP/s, {rate / peak:.1%}" if step.flops else "not counted"
         ratio = step.seconds / plain.seconds if plain.seconds else float("nan")
         what = f"{short.arm} {short.task}: {phase}"
@@ -205,12 +203,13 @@ def show_hours(visit: Visit, paper: Protocol, runs: Sequence[Short]) -> None:
         return
     total = sum(known.values()) + (len(nodes) - len(known)) * fmean(known.values())
     stated = f"; the protocol states {body.hours:g} h" if body.hours else ""
+    hours = total / 3600
     say(
-        f"  {len(nodes)} runs, {len(known)} of arms that were measured: {total / 3600:.2f} h one "
-        f"after another, at best {total / 3600 / body.jobs:.2f} h as {body.jobs} side by side{stated}"
+        f"  {len(nodes)} runs, {len(known)} of arms that were measured: {hours:.2f} h one after "
+        f"another, at best {hours / body.jobs:.2f} h as {body.jobs} side by side{stated}"
     )
     visit.facts.setdefault("hours", {})[paper.paper] = {
-        "runs": len(nodes), "measured": len(known), "one_after_another": total / 3600,
+        "runs": len(nodes), "measured": len(known), "one_after_another": hours,
         "side_by_side": body.jobs, "stated": body.hours,
     }  # fmt: skip
 
@@ -277,20 +276,21 @@ def claims(visit: Visit, measured: dict[str, list[Short]]) -> None:
 # --- the archive ----------------------------------------------------------------------------------
 
 
-def archive(visit: Visit) -> Path | None:
+def archive(visit: Visit) -> None:
     """Finished runs of scale `gpu`, as `runs/` has them, and what was measured."""
     root, path = protocol.runs_root(ROOT), visit.folder / "records.tar.gz"
-    records = [
-        r for name in visit.papers for r in (root / name / SCALE).glob("*/seed*/*/record.json")
-    ]
+    places = "*/seed*/[!.]*/record.json"
+    records = [path for name in visit.papers for path in (root / name / SCALE).glob(places)]
     with tarfile.open(path, "w:gz") as file:
         for record in sorted(records):
             for item in sorted(record.parent.iterdir()):
                 if item.name not in ("checkpoint", "older") and item.name[0] != ".":
                     file.add(item, Path("runs") / item.relative_to(root))
+        heads = (root / name / SCALE / "preview.json" for name in visit.papers)
+        for head in filter(Path.exists, heads):  # which claims and protocol they belong to
+            file.add(head, Path("runs") / head.relative_to(root))
         file.add(visit.folder / "visit.json", "visit.json")
     say(f"{len(records)} finished runs: make merge FROM={path}")
-    return path
 
 
 def visit(budget: float, papers: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import PAPERS, findings, plan_n, recorded, tables
+from benchmarks import PAPERS, findings, plan_n, recorded, settings, tables
 from benchmarks.arms import uses_of
 from benchmarks.audit import audit_tables
 from benchmarks.blocks import outdated, update_readme
@@ -78,7 +78,7 @@ def layouts_table() -> str:
 
 
 def pages(root: Path, papers: Sequence[str] = PAPERS) -> list[tuple[Path, dict[str, str]]]:
-    """Those that exist of the papers' READMEs, the project's and docs/findings.md, with tables."""
+    """Those that exist of the papers' READMEs, the project's and two of docs/, with tables."""
     listed = []
     for paper in papers:
         if (path := root / paper / "README.md").exists():
@@ -89,6 +89,8 @@ def pages(root: Path, papers: Sequence[str] = PAPERS) -> list[tuple[Path, dict[s
         answers, replicas = findings.findings_table(root), findings.replicas_table(root)
         blocks = {"findings": answers, "replicas": replicas, "audit": audit_tables(root)}
         listed.append((path, blocks))
+    if (path := root / "docs" / "settings.md").exists():
+        listed.append((path, settings.tables(root, PAPERS)))
     return listed
 
 

@@ -197,9 +197,8 @@ def measure(paper: Protocol, scale: str, node: Node, module: Any, steps: int) ->
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind)
     parser.add_argument("paper")
     parser.add_argument("scale")
     parser.add_argument("--out", type=Path, required=True)

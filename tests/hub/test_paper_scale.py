@@ -105,7 +105,7 @@ def repeated_offline(site: Site, choice: Choice) -> None:
 
 
 def test_a_gated_model_stops_the_call_and_the_same_command_goes_on(site):
-    """Exit 2 with the remedy; when the terms are accepted, what came before is not fetched again."""
+    """Exit 2 with the remedy; once the terms are accepted, what came is not fetched again."""
     site, choice = site("autolora", FAST["autolora"])
     name = next(name for kind, name in choice.inputs if kind == "model")
     site.hub.faults[f"models/{name}"] = Fault(gated=403)

@@ -71,9 +71,7 @@ def test_each_fault_is_said_and_a_second_try_keeps_what_came(hub, tmp_path):
             continue
         assert answer["error"] == "MissingInput", (word, answer)
         first, *more = answer["message"].splitlines()
-        assert (
-            f"{'model' if kind == 'model' else 'data'} 'o/{name}'" in first and "missing" in first
-        )
+        assert f"{kind} 'o/{name}'" in first and "missing" in first
         assert any(line.startswith(("  fetch:", "  remedy:")) for line in more)
         said = (said,) if isinstance(said, str) else said
         assert any(word in answer["message"] for word in said), answer["message"]
