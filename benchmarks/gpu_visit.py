@@ -63,11 +63,13 @@ class Visit:
                 return process.wait(max(1.0, seconds))
             except subprocess.TimeoutExpired:
                 process.terminate()  # a run checkpoints
+                return None
+            finally:  # also after Ctrl-C, which the command has heard itself
                 try:
-                    process.wait(10)
+                    process.wait(15)
                 except subprocess.TimeoutExpired:
                     process.kill()
-                return None
+                    process.wait()
 
     def write(self) -> None:
         text = json.dumps(self.facts, indent=1)
@@ -149,7 +151,9 @@ def show_steps(visit: Visit, name: str, runs: Sequence[Short]) -> None:
         return
     claims = load_claims(Protocol(ROOT / name)).claims
     opponents = {c.arms.opponent for c in claims if SCALE in c.scales}
-    plain = next((step for short, _, step in rows if short.arm in opponents), rows[-1][2])
+    of_opponent = [(s.arm, step) for s, _, step in rows if s.arm in opponents]
+    first = [step for arm, step in of_opponent if arm == of_opponent[0][0]]
+    plain = max(first or [rows[-1][2]], key=lambda step: step.steps * step.seconds)
     say(f"{name}: seconds of a step, over the plain step, reads a second, TFLOP/s, share")
     peaks: dict[str, float] = {}
     listed = visit.facts.setdefault("steps", {}).setdefault(name, [])

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -100,10 +101,16 @@ def order(paper: Protocol, scale: str) -> list[Node]:
 
 
 class Reads:
-    """Tokens that go into the largest embedding of a network, images into its first convolution."""
+    """Tokens that go into the largest embeddings, images into convolutions of up to 3 channels."""
 
     def __init__(self) -> None:
-        self.tokens = self.images = 0
+        self.of: Counter[int] = Counter()  # rows of an embedding -> ids that it was asked for
+        self.images = 0
+
+    @property
+    def tokens(self) -> int:
+        """Positions and types have embeddings, too, with fewer rows."""
+        return self.of[max(self.of)] if self.of else 0
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
@@ -121,8 +128,8 @@ class Reads:
         x = inputs[0] if inputs else None
         if not isinstance(x, torch.Tensor):
             return
-        if isinstance(module, torch.nn.Embedding) and module.num_embeddings > 1000:
-            self.tokens += x.numel() if x.dim() > 1 else 0
+        if isinstance(module, torch.nn.Embedding):
+            self.of[module.num_embeddings] += x.numel()
         elif isinstance(module, torch.nn.Conv2d) and module.in_channels <= 3 and x.dim() == 4:
             self.images += len(x)
 

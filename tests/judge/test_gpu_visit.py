@@ -116,12 +116,22 @@ def test_from_tests_to_an_archive_that_merges(visited, toy, tmp_path, capsys):
     assert merge.main([str(archive)]) == 2 and "cut short" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_stops_at_its_budget(visited, tmp_path):
     done = visited("15s", seconds=100)
     assert done.returncode == gpu_visit.DONE, done.stdout + done.stderr
     facts = json.loads((tmp_path / "there" / "gpu-visit" / "visit.json").read_text())
     assert facts["tests"]["status"] is None and "share of the budget" in facts["tests"]["outcome"]
     assert (tmp_path / "there" / "gpu-visit" / "records.tar.gz").exists()
+
+
+def test_a_command_that_takes_too_long_is_ended(tmp_path):
+    visit = gpu_visit.Visit(tmp_path, time.monotonic() + 100, 100, [])
+    assert 85 < visit.left() < 91 and visit.left(0.4) < 31
+    begun = time.monotonic()
+    assert visit.call(["-c", "import time; time.sleep(60)"], 1, "log") is None
+    assert visit.call(["-c", "print('said'); raise SystemExit(7)"], 30, "log") == 7
+    assert time.monotonic() - begun < 30 and "said" in (tmp_path / "log").read_text()
 
 
 def test_a_failing_device_test_is_a_failure(tmp_path, monkeypatch, capsys):
