@@ -265,9 +265,9 @@ def tagged(content: Content, name: str, source: str) -> None:
 
 
 def news(content: Content, name: str, source: str) -> None:
-    """C4's shards. Long texts: the filter of the paper asks for hundreds of tokens."""
+    """C4's shards; texts of six sentences, which a rehearsal's filter of lengths lets pass."""
     for part in ("train", "validation"):
-        texts = glue.sample("sst2", 90 * ROWS, runs.stream(0, "hub", name, part)).texts
+        texts = glue.sample("sst2", 6 * ROWS, runs.stream(0, "hub", name, part)).texts
         joined = [" ".join(t for (t,) in texts[k::ROWS]) for k in range(ROWS)]
         rows = [{"text": t, "timestamp": "2019-04-22T00:00:00Z", "url": "x"} for t in joined]
         for k in range(2):
