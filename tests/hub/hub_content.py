@@ -153,18 +153,23 @@ def card(folder: Path) -> None:
     (folder / "README.md").write_text("\n".join([*lines, "---", "# made up", ""]), "utf-8")
 
 
-def table(folder: Path, part: str, rows: Sequence[dict[str, Any]], images: str = "") -> None:
-    """The rows as parquet files of two shards, as `push_to_hub` writes them. images: a column."""
+def table(
+    folder: Path, part: str, rows: Sequence[dict[str, Any]], images: str = "", like: Any = None
+) -> Any:
+    """The rows as parquet files of two shards, as `push_to_hub` writes them; types of the columns.
+
+    images: a column. like: the types, where rows alone do not say them (empty lists)."""
     import datasets
 
     folder.mkdir(parents=True, exist_ok=True)
     datasets.disable_progress_bars()
-    whole = datasets.Dataset.from_list(list(rows))
+    whole = datasets.Dataset.from_list(list(rows), features=like)
     if images:
         whole = whole.cast_column(images, datasets.Image())
     for k in range(2):
         shard = whole.shard(2, k, contiguous=True)
         shard.to_parquet(folder / f"{part}-{k:05d}-of-00002.parquet")
+    return whole.features
 
 
 def benchmark(content: Content, name: str, source: str) -> None:
@@ -176,12 +181,13 @@ def benchmark(content: Content, name: str, source: str) -> None:
     parts = ["train", "validation", "test"]
     if task == "mnli":
         parts = ["train", *(f"{p}_{m}" for p in parts[1:] for m in ("matched", "mismatched"))]
+    types = None
     for part in parts:
         made = glue.sample(task, ROWS, runs.stream(0, "hub", task, part))
         rows = hub_rows(task, made)
         for row in rows if part.startswith("test") else ():  # what is secret there
             row |= {"answers": []} if task == "record" else {"label": -1 if spec.labels else -1.0}
-        table(content.dataset(source) / spec.config, part, rows)
+        types = table(content.dataset(source) / spec.config, part, rows, like=types)
 
 
 def hub_rows(task: str, made: sources.Split) -> list[dict[str, Any]]:
