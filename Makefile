@@ -21,7 +21,7 @@ ifneq ($(UNKNOWN),)
 $(error $(firstword $(UNKNOWN)) is no setting; $(shell $(PYTHON) scripts/nearest.py $(firstword $(UNKNOWN)) $(SETTINGS)))
 endif
 
-.PHONY: help setup data-cifar10 test test-slow test-gpu lint check audit reproduce rehearsal merge status report docs bench cluster-check clean
+.PHONY: help setup data-cifar10 test test-slow test-gpu gpu-visit lint check audit reproduce rehearsal merge status report docs bench cluster-check clean
 .DEFAULT_GOAL := help
 
 help:  ## print this help
@@ -52,6 +52,9 @@ test-slow: setup  ## mutations, 20 kills, bit flips, calibration, full disk
 
 test-gpu: setup  ## tests that need a CUDA device, a short training of each paper among them
 	@$(RUN) -m pytest -m 'gpu and not slow'
+
+gpu-visit: setup  ## the first minutes on a CUDA device, BUDGET=10m: tests, steps, hours, cheapest claims
+	@$(RUN) -m benchmarks.gpu_visit $(if $(BUDGET),--budget="$(BUDGET)") $(if $(ONLY),--only="$(ONLY)")
 
 lint: setup  ## ruff and mypy
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy

@@ -1,17 +1,22 @@
 """Finished runs of other machines beside those of this one: python -m benchmarks.merge DIR[,DIR2]
 
-DIR is a folder of runs (`runs/` of another checkout, copied here). A run is taken over if this
-checkout would make the very same one: its settings, code, the runs it uses, and the sha256 of its
-predictions are checked before it is renamed into place. Nothing is overwritten; a run that is here
-with another outcome is a clash, named with both places. Then `make reproduce-X` judges all.
+DIR is a folder of runs (`runs/` of another checkout, copied here), or an archive (.tar.gz) of one.
+A run is taken over if this checkout would make the very same one: its settings, code, the runs it
+uses, and the sha256 of its predictions are checked before it is renamed into place. Nothing is
+overwritten; a run that is here with another outcome is a clash, named with both places. Then
+`make reproduce-X` judges all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
+import tarfile
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import locks, recorded
@@ -34,6 +39,22 @@ def runs_in(folder: Path) -> dict[tuple[str, str], list[Path]]:
         layout = "<paper>/<scale>/<task>/seed<k>/<arm>/record.json"
         raise BadInput(f"FROM={folder}: no finished run; it should hold {layout}")
     return runs
+
+
+@contextlib.contextmanager
+def unpacked(place: Path) -> Iterator[Path]:
+    """The folder itself, or a temporary one with what an archive holds."""
+    if not place.is_file():
+        yield place
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with tarfile.open(place) as archive:
+                archive.extractall(folder, filter="data")  # no path leads out of the folder
+        except (tarfile.TarError, EOFError) as error:
+            what = f"FROM={place}: no archive of runs, or cut short ({error})"
+            raise BadInput(f"{what}; copy it again, or give a folder") from error
+        yield Path(folder)
 
 
 def same_rules(paper: Protocol, folder: Path) -> None:
@@ -111,9 +132,11 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     folders = [Path(os.path.expanduser(word)) for word in ",".join(words).split(",") if word]
     total: Counter[str] = Counter()
+    given = contextlib.ExitStack()
     try:
         if not folders:
             raise BadInput("FROM= is missing: make merge FROM=runs-of-another-machine[,another]")
+        folders = [given.enter_context(unpacked(folder)) for folder in folders]
         places: dict[tuple[str, str], list[Path]] = {}
         for folder in folders:
             for key, runs in runs_in(folder).items():
@@ -132,6 +155,8 @@ def main(argv: list[str] | None = None) -> int:
     except (BadInput, OSError) as error:
         print(f"error: {inputs.in_words(error)}", file=sys.stderr)
         return 2
+    finally:
+        given.close()
     return 2 if total[CLASH] or total[REFUSED] else 0
 
 

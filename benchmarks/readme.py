@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import PAPERS, findings, plan_n, recorded, tables
+from benchmarks import PAPERS, findings, plan_n, recorded, settings, tables
 from benchmarks.arms import uses_of
 from benchmarks.audit import audit_tables
 from benchmarks.blocks import outdated, update_readme
@@ -101,6 +101,8 @@ def pages(root: Path, papers: Sequence[str] = PAPERS) -> list[tuple[Path, dict[s
             listed.append((path, {name: make(root) for name, make in there.items()}))
     if (path := root / "docs" / "gpu.md").exists():
         listed.append((path, launch_tables.blocks(root)))
+    if (path := root / "docs" / "settings.md").exists():
+        listed.append((path, settings.tables(root, PAPERS)))
     return listed
 
 
