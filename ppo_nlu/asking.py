@@ -1,35 +1,25 @@
-"""How the policy is asked and its answers are read: token ids, the rule, sheets of answers."""
+"""How the policy is asked and its answers are read: token ids, and the rule."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_nlu import baselines, data, evaluate, models, official, prompts
+from ppo_nlu import baselines, data, method, models, official, prompts
 from ppo_nlu.config import Config
 from ppo_nlu.data import Data, Item
-from ppo_nlu.policy import Policy, Rollout, left_pad, rollout, whole
+from ppo_nlu.policy import Policy, Rollout, left_pad, whole
 from ppo_nlu.prompts import Task
 from shared import pretrained, runs
 from shared.protocol import BadInput
 
 LONGEST = 31  # tokens of an answer where its length is drawn
-PROBED = 150  # validation items of a look while training
-PROBES = (
-    "accuracy_greedy",
-    "accuracy_sampled",
-    "invalid_sampled",
-    "reward_sampled",
-    "kl",
-    "entropy",
-)
+ASKED = 4  # items whose probability of a readable answer is looked at before training
+LEAST_MASS = 0.05  # below this sampling hardly ever meets an answer that can be paid
 
 
 @dataclass(frozen=True)
@@ -38,7 +28,7 @@ class Questions:
 
     train: training items whose prompt is not too long. paid: the row whose label pays for the
     answer to row i, which is i but in the control. shown: solved examples in front of each
-    question."""
+    question. row: where prompts are computed once, the row of each item's; it is the question."""
 
     config: Config
     tokenizer: Any
@@ -47,44 +37,67 @@ class Questions:
     paid: list[int]
     shown: list[tuple[dict[str, str], float]]
     encoded: dict[int, tuple[list[int], list[int]]] = field(default_factory=dict)
+    row: dict[int, int] = field(default_factory=dict)
 
     def text(self, item: Item) -> str:
-        return prompts.prompt(data.task_of(item, self.task), item.fields, self.shown)
+        task = data.task_of(item, self.task)
+        if self.config.form == "chat" and not task.plain:
+            return models.chat(self.tokenizer, prompts.messages(task, item.fields, self.shown))
+        return prompts.prompt(task, item.fields, self.shown)
 
     def ids(self, item: Item) -> tuple[list[int], list[int]]:
-        """Token ids of a question and of the answer that a supervised model learns to write."""
+        """The question (token ids, or its row) and the ids that a supervised model learns to
+        write."""
         if item.id not in self.encoded:
-            write = official.sft_target if self.config.targets == "official" else prompts.target
-            target = write(data.task_of(item, self.task), item.label)
-            self.encoded[item.id] = models.encode(self.tokenizer, self.text(item), target)
-        return self.encoded[item.id]
+            self.encoded[item.id] = self.encode(item, self.target(item))
+        question, target = self.encoded[item.id]
+        return ([self.row[item.id]] if self.row else question), target
+
+    def length(self, item: Item) -> int:
+        """Tokens of the question, also where it stands for them by its row."""
+        self.ids(item)
+        return len(self.encoded[item.id][0])
+
+    def encode(self, item: Item, answer: str) -> tuple[list[int], list[int]]:
+        special = self.config.form == "tags"
+        return models.encode(self.tokenizer, self.text(item), answer, special)
+
+    def target(self, item: Item) -> str:
+        task = data.task_of(item, self.task)
+        if self.config.targets == "official":
+            return official.sft_target(task, item.label)
+        return prompts.target(task, item.label, self.config.form)
 
     def ask(
         self, policy: Policy, items: list[Item], max_new: int, uniforms: Tensor | None
     ) -> Rollout:
         """Answers to `items`, sampled with `uniforms` (n, max_new), else greedy."""
         config = self.config
-        stop = prompts.CLOSE if config.stop_at_tag else None
+        stop = prompts.CLOSE if config.stop_at_tag and config.form == "tags" else None
         questions = [self.ids(x)[0] for x in items]
-        return rollout(
-            policy, self.tokenizer, questions, max_new, uniforms, stop, config.temperature
+        return policy.answers(
+            self.tokenizer, questions, max_new, uniforms, stop, config.temperature
         )
 
     def judge(
         self,
         text: str,
+        item: Item,
         label: float,
         parser: Literal["strict", "official"],
         guess: torch.Generator | None = None,
     ) -> tuple[float | None, float]:
-        """(answer or None, reward). guess: the official reader of a test draws what it cannot."""
+        """(answer or None, reward) of the answer to an item; label: that which pays.
+
+        guess: the official reader of a test draws what it cannot read."""
+        task = data.task_of(item, self.task)
         if parser == "strict":
-            answer = prompts.parse(self.task, text)
+            answer = prompts.parse(task, text, self.config.form)
         elif guess is None:
-            answer = official.parse_in_training(self.task, text)
+            answer = official.parse_in_training(task, text)
         else:
-            answer = official.parse_in_test(self.task, text, guess)
-        return answer, prompts.reward(self.task, text, answer, label, self.config.invalid)
+            answer = official.parse_in_test(task, text, guess)
+        return answer, prompts.reward(task, text, answer, label, self.config.reward)
 
 
 def questions_of(
@@ -93,20 +106,21 @@ def questions_of(
     """`Questions` of a task. A training prompt that is too long is left out, and said.
 
     context: tokens that the model takes. Raises BadInput where a prompt and an answer exceed it."""
-    texts = [prompts.prompt(items.task, x.fields) for x in items.train]
+    tasks = [data.task_of(x, items.task) for x in items.train]
+    texts = [prompts.prompt(task, x.fields) for task, x in zip(tasks, items.train)]
     pretrained.check_texts(tokenizer, texts)
-    shown = _shown(config, items.train)
+    shown = _shown(config, items.train, config.shots)
     questions = Questions(config, tokenizer, items.task, items.train, [], shown)
     train = items.train
     if config.job != "prompt":
-        train = [x for x in train if len(questions.ids(x)[0]) <= config.max_prompt]
+        train = [x for x in train if questions.length(x) <= config.max_prompt]
     limit = f"max_prompt = {config.max_prompt} tokens"
     if not train:
         remedy = "raise --max-prompt"
         raise BadInput(f"{items.task.name}: every training prompt exceeds {limit}; {remedy}")
     if dropped := len(items.train) - len(train):
         say(f"{dropped} of {len(items.train)} training prompts exceed {limit} and are left out")
-    longest = max(len(questions.ids(x)[0]) for x in [*train, *items.test, *items.validation])
+    longest = max(questions.length(x) for x in [*train, *items.test, *items.validation])
     answer = config.max_new or LONGEST
     if longest + answer > context:
         what = f"{items.task.name}: a prompt of {longest} tokens and an answer of {answer}"
@@ -119,107 +133,70 @@ def questions_of(
     return replace(questions, train=train, paid=paid)
 
 
-def _shown(config: Config, train: list[Item]) -> list[tuple[dict[str, str], float]]:
-    """The solved examples of a few-shot prompt."""
-    if not config.shots:
+def _shown(config: Config, train: list[Item], shots: int) -> list[tuple[dict[str, str], float]]:
+    """The solved examples of a few-shot prompt, the same for all seeds."""
+    if not shots:
         return []
+    train = sorted(train, key=lambda x: x.id)
     labels = [x.label for x in train]
     if config.few == "balanced":
-        rows = baselines.examples(labels, config.shots, runs.stream(config.seed, "shots"))
+        rows = baselines.examples(labels, shots, runs.stream(0, "shots"))
     else:
-        rows = official.first_rows(labels, config.shots)
+        rows = official.first_rows(labels, shots)
     return [(train[i].fields, train[i].label) for i in rows]
 
 
-class Sheet:
-    """Answers of a policy to n items: one greedy and k sampled ones each, filled batch by batch.
-
-    `name` is that of the stream of random numbers, the same for all arms of a seed."""
-
-    def __init__(self, questions: Questions, items: list[Item], name: str, k: int):
-        self.questions, self.items, self.name = questions, items, name
-        self.texts = [[""] * len(items) for _ in range(1 + k)]  # greedy first
-        self.kl, self.entropy = torch.zeros(len(items)), torch.zeros(len(items))
-        lengths = torch.tensor([len(questions.ids(x)[0]) for x in items])
-        size = 64 if questions.config.from_hub else 512
-        self.rows = [
-            rows.tolist() for rows in lengths.argsort(stable=True).split(size) if len(rows)
-        ]
-        self.batches = len(self.texts) * len(self.rows)
-
-    def state(self) -> dict[str, Any]:
-        return {"texts": self.texts, "kl": self.kl, "entropy": self.entropy}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.texts, self.kl, self.entropy = (state[k] for k in ("texts", "kl", "entropy"))
-
-    @torch.no_grad()
-    def fill(self, policy: Policy, batch: int) -> None:
-        """Ask one batch of one column; of the first sampled one also KL and entropy."""
-        column, part = divmod(batch, len(self.rows))
-        config, rows = self.questions.config, self.rows[part]
-        max_new = config.max_new or LONGEST
-        uniforms = None
-        if column:
-            stream = runs.stream(config.seed, self.name, column - 1)
-            uniforms = torch.rand(len(self.items), max_new, generator=stream)[rows]
-        out = self.questions.ask(policy, [self.items[i] for i in rows], max_new, uniforms)
-        for i, text in zip(rows, out.texts):
-            self.texts[column][i] = text
-        if column == 1:
-            mask = out.answer_mask()
-            log_pi, _, entropy = policy(out.ids, out.mask, out.T)
-            log_ref = policy(out.ids, out.mask, out.T, reference=True)[0]
-            self.kl[rows] = ((log_pi - log_ref) * mask).sum(1).cpu()
-            self.entropy[rows] = (entropy * mask).sum(1).cpu()
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The filled sheet as the arrays of predictions.npz (evaluate.py)."""
-        config, items = self.questions.config, self.items
-        guess = runs.stream(config.seed, "guess", self.name)
-        answers, rewards = [], []
-        for texts in self.texts:
-            judged = [
-                self.questions.judge(text, x.label, config.test_parser, guess)
-                for text, x in zip(texts, items)
-            ]
-            answers.append([evaluate.UNREADABLE if a is None else a for a, _ in judged])
-            rewards.append([r for _, r in judged])
-        answer, reward = np.array(answers, np.float32), np.array(rewards, np.float32)
-        return {
-            "id": np.array([x.id for x in items]),
-            "label": np.array([x.label for x in items], np.float32),
-            "greedy": answer[0],
-            "greedy_reward": reward[0],
-            "sampled": answer[1:].T.copy(),
-            "sampled_reward": reward[1:].T.copy(),
-            "kl": self.kl.numpy(),
-            "entropy": self.entropy.numpy(),
-            "group": np.array([x.group for x in items]),
-            "value": np.array([x.value for x in items], np.float32),
-            "_metric": np.array([self.questions.task.metric]),
-        }
-
-    def scores(self) -> dict[str, float]:
-        """Metrics of the filled sheet; none of an empty one."""
-        return evaluate.score(self.arrays()) if self.items else {}
-
-    def write(self, path: Path) -> None:
-        """The texts themselves, one question a line."""
-        lines = [
-            {"id": x.id, "label": x.label, "greedy": greedy, "sampled": sampled}
-            for x, greedy, *sampled in zip(self.items, *self.texts)
-        ]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+def with_shots(questions: Questions, items: Data, shots: int) -> Questions:
+    """The same questions after `shots` solved examples."""
+    shown = _shown(questions.config, items.train, shots)
+    return replace(questions, shown=shown, encoded={}, row={})
 
 
-def probe(policy: Policy, questions: Questions, validation: list[Item]) -> dict[str, float]:
-    """What a figure over time needs, the same for every arm: two answers to each item."""
-    sheet = Sheet(questions, validation[:PROBED], "probe", 1)
-    for batch in range(sheet.batches):
-        sheet.fill(policy, batch)
-    scores = sheet.scores()
-    return {f"probe_{name}": scores[name] for name in PROBES}
+def cached_prompts(questions: Questions, items: Data) -> list[list[int]]:
+    """The prompts of all items in the order of their ids, which is the same for all seeds and arms;
+    from here on a question is a row of them. With solved examples in front nothing is trained."""
+    asked = [*items.validation, *items.test] if questions.shown else items.everything
+    ordered = sorted(asked, key=lambda x: x.id)
+    ids = [questions.ids(x)[0] for x in ordered]
+    questions.row.update({x.id: row for row, x in enumerate(ordered)})
+    return ids
+
+
+@torch.no_grad()
+def readable_mass(policy: Policy, questions: Questions, items: list[Item]) -> float:
+    """Mean probability of answers that the rule can read: each word, as written and in small
+    letters (numbers: 0 to 5), in a chat also with a full stop. A lower bound of the share of
+    readable sampled answers."""
+    task, form = questions.task, questions.config.form
+    words = [str(n) for n in range(6)] if task.number else [*task.words]
+    asked = {w for word in words for w in (word, word.lower())}
+    if form == "chat":
+        asked |= {f"{w}." for w in asked}
+    mass = 0.0
+    for item in items[:ASKED]:
+        close = f" {prompts.CLOSE}"
+        answers = [w if form == "chat" else f" {w}{close}" for w in sorted(asked)]
+        pairs = [questions.encode(item, answer) for answer in answers]
+        question = questions.ids(item)[0] if questions.row else None
+        log_pi, real = method.log_pi_of(
+            policy,
+            [question or q for q, _ in pairs],
+            [a for _, a in pairs],
+            questions.tokenizer.pad_token_id,
+        )
+        mass += float((log_pi * real).sum(1).exp().sum())
+    return mass / len(items[:ASKED])
+
+
+def check_mass(
+    policy: Policy, questions: Questions, items: list[Item], say: Callable[[str], None]
+) -> None:
+    """Say how likely a readable answer is before anything is trained; warn where hardly at all."""
+    mass = readable_mass(policy, questions, items)
+    say(f"probability of a readable answer before training: at least {100 * mass:.1f} %")
+    if mass < LEAST_MASS:
+        rare = "sampling will hardly ever meet an answer that earns anything but the least"
+        say(f"warning: {rare}; change the prompt (--form chat or tags), or take another model")
 
 
 def reference(policy: Policy, questions: Questions) -> tuple[str, Tensor]:
@@ -227,9 +204,9 @@ def reference(policy: Policy, questions: Questions) -> tuple[str, Tensor]:
     source = policy.frozen[0] if policy.frozen else policy
     frozen = [p for _, p in sorted(source.named_parameters()) if not p.requires_grad]
     sha256 = runs.state_sha256(map(whole, frozen))
-    question = questions.ids(questions.train[0])[0]
+    question, target = questions.ids(questions.train[0])
     device = policy.value.weight.device
-    ids, mask = left_pad([question], questions.tokenizer.pad_token_id, device)
+    ids, mask = left_pad([[*question, *target]], questions.tokenizer.pad_token_id, device)
     policy.eval()
     with torch.no_grad():
-        return sha256, policy(ids, mask, 1, reference=True)[0]
+        return sha256, policy(ids, mask, len(target), reference=True)[0]

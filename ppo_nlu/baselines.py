@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ppo_nlu import method
 from ppo_nlu.config import Config
-from ppo_nlu.policy import Policy, Rollout, all_sum, quiet
+from ppo_nlu.policy import Policy, Rollout, all_sum, entropy, quiet
 from shared import processes
 from shared.protocol import BadInput
 
@@ -99,9 +99,11 @@ def group_cycle(
     answers = ask()
     R, mask, T = pay(answers), answers.answer_mask(), answers.T
     quiet(policy)
-    with torch.no_grad():
-        log_ref, _, _ = policy(answers.ids, answers.mask, T, reference=True)
-    log_pi, _, entropy = policy(answers.ids, answers.mask, T)
+    log_pi, _, logits = policy(answers.ids, answers.mask, T)
+    log_ref = log_pi.detach()
+    if beta:
+        with torch.no_grad():
+            log_ref = policy(answers.ids, answers.mask, T, reference=True)[0]
     kl = ((log_pi.detach() - log_ref) * mask).sum(1)
     A = group_advantages(R - beta * kl, kind, group)
     tokens = all_sum(mask.sum())
@@ -115,7 +117,7 @@ def group_cycle(
         "reward": R.mean(),
         "kl": kl.mean(),
         "policy_loss": loss.detach(),
-        "entropy": (entropy.detach() * mask).sum() / tokens,
+        "entropy": (entropy(logits) * mask).sum() / tokens,
         "length": mask.sum(1).mean(),
     }
     return {name: float(x) for name, x in facts.items()} | {"beta": beta}
@@ -146,7 +148,8 @@ def trl_train(
 
     def reward(completions: list[str], label: list[float], **_: Any) -> list[float | None]:
         pairs = zip(completions, label)
-        return [questions.judge(text, y, config.parser)[1] for text, y in pairs]
+        item = questions.train[0]  # of the one task
+        return [questions.judge(text, item, y, config.parser)[1] for text, y in pairs]
 
     args = config_class(
         output_dir=str(folder / "trl"),

@@ -75,8 +75,7 @@ def arrays(items: data.Data, answer: np.ndarray) -> dict[str, np.ndarray]:
     answer = answer.astype(np.float32)
     label = np.array([x.label for x in test], np.float32)
     pairs = zip(answer.tolist(), label.tolist())
-    reward = np.array([prompts.reward(task, prompts.CLOSE, a, y) for a, y in pairs], np.float32)
-    zero = np.zeros(len(label), np.float32)
+    reward = np.array([prompts.reward(task, "", a, y) for a, y in pairs], np.float32)
     return {
         "id": np.array([x.id for x in test]),
         "label": label,
@@ -84,8 +83,6 @@ def arrays(items: data.Data, answer: np.ndarray) -> dict[str, np.ndarray]:
         "greedy_reward": reward,
         "sampled": answer[:, None],
         "sampled_reward": reward[:, None],
-        "kl": zero,
-        "entropy": zero,
         "group": np.array([x.group for x in test]),
         "value": np.array([x.value for x in test], np.float32),
         "_metric": np.array([task.metric]),

@@ -24,13 +24,13 @@ class Examples:
     mixture: tuple[str, ...] = ()
     # first training items only; 0: all
     train_limit: int = 0
-    # first test and validation items only (rehearsal); 0: all
+    # first test items only; 0: all
     test_limit: int = 0
+    # validation items that are answered after training, and by which shots are chosen; 0: all
+    validation_limit: int = 0
     # longer training prompts, in tokens, are left out and counted (D8: the official rule never
     # fires)
     max_prompt: int = 650
-    # share of training labels replaced by another label (our noisy condition)
-    flip: float = 0.0
     # our control: the rule pays for the labels of other training examples
     shuffle: bool = False
 
@@ -39,15 +39,9 @@ class Examples:
 class Network:
     """The language model and what of it trains."""
 
-    # digits, minilm, decoder (trained in the run), tiny-llama, -qwen2, -mpt or -bert, a folder, or
-    # a hub id (D2)
-    model: str = "digits"
-    # of the decoder trained in the run: width of its blocks
-    width: int = 32
-    # of the decoder trained in the run: number of blocks
-    layers: int = 2
-    # of the decoder trained in the run: longest text in tokens
-    context: int = 128
+    # smollm2 (from a package), digits (trained in the run), tiny-llama, -qwen2, -mpt or -bert, a
+    # folder, or a hub id (D2)
+    model: str = "smollm2"
     # of a tokenizer learned in the run: number of tokens
     vocabulary: int = 600
     # rank of LoRA (official); 0: all weights train and the reference is a copy
@@ -58,6 +52,13 @@ class Network:
     lora_bias: Literal["none", "all"] = "none"
     # default: query and value projections (official); all: every linear map
     lora_targets: Literal["default", "all"] = "default"
+    # blocks that get an adapter, counted from the last; 0: all
+    lora_blocks: int = 0
+    # the adapter acts on the answer and its opening alone (activated LoRA), so that each prompt is
+    # computed once for all arms and seeds (shared/alora.py)
+    cached: bool = False
+    # of an adapter on cached prompts: last tokens of the opening that it acts on; 0: all of it
+    opening: int = 0
     # of the frozen network (official: bfloat16); adapter and value head stay float32
     precision: Literal["float32", "bfloat16"] = "float32"
     # recompute activations in the backward pass: less memory, more time
@@ -66,7 +67,7 @@ class Network:
     @property
     def from_hub(self) -> bool:
         """Whether `model` was trained elsewhere: then no stage makes a policy from data."""
-        return not re.fullmatch("digits|minilm|decoder|tiny-.*", self.model)
+        return not re.fullmatch("digits|tiny-.*", self.model)
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,13 @@ class Training:
     # labelled examples an arm may see, those of runs it uses included: the currency of the
     # comparison, checked by gate `budget`; 0: not declared
     examples: int = 0
-    # learning rate (official; a small one for LoRA, see arm sft_lr_9e6)
+    # learning rate (official; a small one for LoRA)
     lr: float = 9e-6
     # the official PPO uses Adafactor without its own step sizes; the official SFT AdamW (D4)
     optimizer: Literal["adamw", "adafactor"] = "adamw"
-    # linear: 5 % warm-up, then down to a tenth (ours); constant (official)
-    schedule: Literal["constant", "linear"] = "linear"
+    # cosine: up within a tenth of the batches, then down to a tenth of the rate (paper); constant
+    # (official)
+    schedule: Literal["constant", "cosine"] = "cosine"
     # supervised steps on each batch; PPO takes `inner_epochs`
     gradient_steps: int = 1
 
@@ -104,8 +106,12 @@ class Training:
 class Answering:
     """What a question shows, how an answer is sampled and read."""
 
-    # solved examples in the prompt (official few-shot: 5)
+    # how a question is written: tags, the official code's plain text; chat, the model's template
+    form: Literal["tags", "chat"] = "tags"
+    # solved examples in the prompt (official few-shot: 5), the same for all seeds
     shots: int = 0
+    # 1 to `shots` examples are tried on validation items and the best number is taken (paper)
+    choose_shots: bool = False
     # which solved examples; first: the first rows of the file, as the official code takes them
     # (D12)
     few: Literal["balanced", "first"] = "balanced"
@@ -126,8 +132,8 @@ class Answering:
 class PPO:
     """What `method.update` reads; symbols of docs/papers/ppo_nlu.md, section 3.4."""
 
-    # R of an unreadable answer (official)
-    invalid: float = -3.0
+    # R of a right, a wrong and an unreadable answer: 1, 0, -1 (paper) or 1, -1, -3 (official)
+    reward: Literal["paper", "official"] = "paper"
     # answers to each question of a batch (official)
     responses: int = 1
     # beta: what a nat of KL to the reference costs at the start (official)
@@ -154,7 +160,7 @@ class PPO:
 
 @dataclass(frozen=True)
 class Start:
-    """What the starting policy has heard (ours; it stands for a chat model)."""
+    """What a model trained in the run has heard (ours; it stands for a chat model)."""
 
     # share of right labels among the well-formed answers it is trained on
     start_right: float = 0.6
@@ -166,6 +172,10 @@ class Evaluation:
 
     # sampled answers to each test item, beside the greedy one
     samples: int = 4
+    # also answer the benchmark's own test part, and write the file that its server takes
+    server: bool = False
+    # validation items of a look while training
+    probed: int = 150
     # batches between two looks at validation items; 0: never
     probe_every: int = 30
     # how test and validation answers are read; official: an unreadable one is a random label (D9)
@@ -190,6 +200,14 @@ class Config(RunConfig, Examples, Network, Training, Answering, PPO, Start, Eval
         for name in at_least_1:
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.cached and not self.lora_rank:
+            raise BadInput("cached prompts need an adapter: give --lora-rank, or --no-cached")
+        if self.cached and (self.temperature != 1 or self.form != "chat"):
+            raise BadInput("cached prompts: --temperature 1 and --form chat, or --no-cached")
+        if self.choose_shots and not self.shots:
+            raise BadInput("choose_shots: --shots says how many examples are tried at most")
+        if self.choose_shots and self.cached:
+            raise BadInput("choose_shots computes prompts of its own: give --no-cached")
         answers = self.batch * self.responses
         if self.job in ("ppo", "sft") and answers % min(self.minibatch, answers):
             raise BadInput(

@@ -1,4 +1,4 @@
-"""Questions and answers: digits as grey-level words, documentation, GLUE and SuperGLUE."""
+"""Questions and answers: sentences that people rated, digits as words, GLUE and SuperGLUE."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Data:
-    """The items of a task; `start`: what the starting policy of a run is made from."""
+    """The items of a task. start: what a policy trained in the run is made from. everything: all
+    other parts, whatever the limits of the run."""
 
     task: Task
     train: list[Item]
     validation: list[Item]
     test: list[Item]
     start: list[Item] = field(default_factory=list)
+    everything: list[Item] = field(default_factory=list)
 
     def ids(self) -> dict[str, list[int]]:
         """Which items are in which part, for the record."""
@@ -53,48 +55,29 @@ class Data:
 
 def load(config: Config) -> Data:
     """The items of the run's task, or of its mixture. Arms of a seed draw the same."""
-    tasks = [
-        load_task(
-            name,
-            runs.stream(config.seed, "split"),
-            runs.stream(config.seed, "flip"),
-            config.flip,
-            config.train_limit,
-            sample=config.scale == "rehearsal",
-            start=not config.from_hub,
-        )
-        for name in config.mixture or (config.task,)
-    ]
+    names = config.mixture or (config.task,)
+    tasks = [load_task(name, config) for name in names]
     if config.mixture:
-        least = 30_000 if config.from_hub else 0
-        items = mixed(tasks, runs.stream(config.seed, "mixture"), least)
+        least = 30_000 if config.scale == "paper" else 0
+        items = mixed(tasks, least)
     else:
         (items,) = tasks
-    first = config.test_limit or None
-    return replace(items, test=items.test[:first], validation=items.validation[:first])
+    everything = [*items.train, *items.validation, *items.test]
+    return replace(items, test=items.test[: config.test_limit or None], everything=everything)
 
 
-def load_task(
-    name: str,
-    generator: torch.Generator,
-    noise: torch.Generator,
-    flip: float = 0.0,
-    limit: int = 0,
-    sample: bool = False,
-    start: bool = True,
-) -> Data:
-    """The data of task `name`. Training labels are flipped with probability `flip`; `limit` > 0
-    cuts the training part; `sample`: made-up rows, for rehearsals; `start`: set rows aside for a
-    starting policy."""
-    if name.startswith("digits"):
+def load_task(name: str, config: Config) -> Data:
+    """The data of task `name`, for this run's seed and scale."""
+    generator = runs.stream(config.seed, "split")
+    if name in RATED:
+        data = rated(name, generator)
+    elif name == "digits":
         data = digits(generator)
-    elif name == "documentation":
-        data = documentation(generator)
     else:
-        data = benchmark(name, generator, sample, start)
-    train = data.train[:limit] if limit else data.train
+        data = benchmark(name, generator, config)
+    train = data.train[: config.train_limit or None]
     checked(name, data.task, train, data.test)
-    return replace(data, train=flipped(data.task, train, flip, noise))
+    return replace(data, train=train)
 
 
 def rows_of_steps(n: int, batch: int, steps: int, generator: torch.Generator) -> Tensor:
@@ -126,35 +109,50 @@ def task_of(item: Item, default: Task) -> Task:
     return prompts.task(item.task) if item.task else default
 
 
-def mixed(parts: list[Data], generator: torch.Generator, least: int = 0) -> Data:
+def mixed(parts: list[Data], least: int = 0) -> Data:
     """Several tasks as one; each is repeated until it has `least` training rows (the official code:
     30,000).
 
     Validation and test items are those of the first task: a mixture only trains."""
-    start: list[Item] = []
     train: list[Item] = []
     for number, part in enumerate(parts):
         shift, name = number * 1_000_000_000, part.task.name
         rows = [replace(x, task=name, id=x.id + shift) for x in part.train]
         train += rows * max(1, -(-least // len(rows)))
-        start += [replace(x, task=name, id=x.id + shift) for x in part.start]
-    order = torch.randperm(len(start), generator=generator).tolist()
-    return replace(parts[0], train=train, start=[start[i] for i in order])
+    return replace(parts[0], train=train)
 
 
-def flipped(task: Task, items: list[Item], share: float, generator: torch.Generator) -> list[Item]:
-    """Each label becomes another one, drawn uniformly, with probability `share`."""
-    if share == 0:
-        return items
-    if task.number:
-        raise BadInput(f"{task.name}: flip = {share} needs a fixed set of answers, not a number")
-    hit = torch.rand(len(items), generator=generator) < share
-    other = torch.randint(1, len(task.words), (len(items),), generator=generator).tolist()
-    n = len(task.words)
-    return [
-        replace(x, label=(int(x.label) + o) % n) if h else x
-        for x, h, o in zip(items, hit.tolist(), other)
-    ]
+# --- sentences that people rated ------------------------------------------------------------------
+
+# task: domain, whether a sign is asked for, and the sizes of the training and test parts
+RATED = {"movie": ("movie", True, 400, 400), "rating": ("tweets", False, 1920, 600)}
+RATED_VALIDATION = 100
+
+
+def rated(name: str, generator: torch.Generator) -> Data:
+    """movie: is a sentence of a review negative or positive? rating: how positive is a message,
+    from 0 to 5 (the mean of 20 people's ratings, -3 and less to 3 and more)?
+
+    Which items train is the same for all seeds, so that prompts are computed once; the order is the
+    seed's, in which training and validation items are taken."""
+    from shared import bundled
+
+    domain, binary, train, test = RATED[name]
+    source = bundled.ratings(domain, runs.stream(0, "pool"), train, binary)
+
+    def drawn(part: Split, size: int) -> list[Item]:
+        order = torch.randperm(size, generator=generator).tolist()
+        return [_rated_item(part, i, binary) for i in order]
+
+    fixed = [_rated_item(source.test, i, binary) for i in range(test)]
+    training = drawn(source.train, train)
+    return Data(prompts.task(name), training, drawn(source.validation, RATED_VALIDATION), fixed)
+
+
+def _rated_item(part: Split, i: int, binary: bool) -> Item:
+    y = part.labels[i]
+    label = int(y) if binary else float(np.clip(2.5 + y * 5 / 6, 0, 5))
+    return Item(int(part.ids[i]), {"sentence": part.texts[i]}, label)
 
 
 # --- digits ---------------------------------------------------------------------------------------
@@ -200,10 +198,8 @@ def half_knowing(
 
     A policy trained on these has heard of format and task, like a chat model: what every arm starts
     from."""
-    texts, default = [], task
+    texts, n = [], len(task.words)
     for item in items:
-        task = task_of(item, default)
-        n = len(task.words)
         u, v, w = torch.rand(3, generator=generator).tolist()
         if u < MALFORMED:
             both = " ".join(task.words[:2]) or "2 3"
@@ -222,29 +218,6 @@ def half_knowing(
     return texts
 
 
-# --- documentation --------------------------------------------------------------------------------
-
-
-def documentation(generator: torch.Generator, per_class: int = 100, characters: int = 160) -> Data:
-    """Which subpackage does a text document? Answers are the subpackages' last names."""
-    from shared import bundled
-
-    source = bundled.documentation(generator, per_class + 20)
-    words = tuple(label.split(".")[-1].capitalize() for label in source.labels)
-    if len(set(words)) < len(words):
-        raise BadInput(f"documentation: answer words are not distinct: {words}")
-    task = Task("documentation", "", (("text", ""),), words, plain=True)
-    items = [
-        [
-            Item(int(i), {"text": text[:characters]}, int(y))
-            for i, text, y in zip(part.ids, part.texts, part.labels)
-        ]
-        for part in (source.train, source.validation, source.test)
-    ]
-    cut = 20 * len(words)  # train is ordered rank first, class second: the first rows are balanced
-    return Data(task, items[0][cut:], items[1], items[2], items[0][:cut])
-
-
 # --- GLUE and SuperGLUE ---------------------------------------------------------------------------
 
 HELD_OUT = 0.1  # of the training file, for choosing rates; the development set is only reported on
@@ -257,35 +230,35 @@ _RENAMED = {
 }
 
 
-def benchmark(
-    name: str, generator: torch.Generator, sample: bool = False, start: bool = True
-) -> Data:
-    """Training file -> start, validation and training items; the development set is the test set
-    (labels of the benchmarks' own test sets are not public).  `sample`: made-up rows in the task's
-    own layout."""
+def benchmark(name: str, generator: torch.Generator, config: Config) -> Data:
+    """Training file -> validation and training items; the development set is the test set (labels
+    of the benchmarks' own test sets are not public: server.py). Rehearsals: made-up rows in the
+    task's own layout."""
     from shared import glue
 
-    task = prompts.task(name)
+    task, rehearsal = prompts.task(name), config.scale == "rehearsal"
     parts: tuple[str, ...] = ("train", "validation")
     if name == "mnli":
         parts = (*parts, "validation_mismatched")
-    with made_up(name) if sample else contextlib.nullcontext():
+    with made_up(name) if rehearsal else contextlib.nullcontext():
         splits = glue.load(name, parts)
-    files = [_items(name, splits[part], shift) for shift, part in enumerate(parts)]
+    files = [items_of(name, splits[part], shift) for shift, part in enumerate(parts)]
     train = _record_pairs(files[0], generator) if name == "record" else files[0]
     if name == "mnli":  # both development sets: rows of group 0 and 1
         files[1:] = [[replace(x, group=g) for g, file in enumerate(files[1:]) for x in file]]
     order = torch.randperm(len(train), generator=generator).tolist()
     cut = max(1, min(1000, int(HELD_OUT * len(train))))
-    if len(order) <= 2 * cut:
+    start = 0 if config.from_hub else cut  # rows that a policy trained in the run is made from
+    if len(order) <= cut + start:
         few = f"{len(train)} training rows are too few"
-        raise BadInput(f"{name}: {few} to hold out {cut} for validation and {cut} to start")
-    first = 2 * cut if start else cut  # a hub model needs no rows to start from
+        raise BadInput(f"{name}: {few} to hold out {cut} for validation and {start} to start")
     shuffled = [train[i] for i in order]
-    return Data(task, shuffled[first:], shuffled[:cut], files[1], shuffled[cut:first])
+    begin = cut + start
+    return Data(task, shuffled[begin:], shuffled[:cut], files[1], shuffled[cut:begin])
 
 
-def _items(name: str, split: Split, file: int) -> list[Item]:
+def items_of(name: str, split: Split, file: int = 0) -> list[Item]:
+    """Rows of a benchmark's file under the names of `prompts.TASKS`; file: number of the file."""
     from shared import glue
 
     keys = glue.spec(name).hub[:-1]

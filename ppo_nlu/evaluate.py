@@ -1,13 +1,12 @@
 """A finished run -> predictions -> metrics.
 
-    python -m ppo_nlu.evaluate runs/ppo_nlu/cpu/digits/seed0/ppo
+    python -m ppo_nlu.evaluate runs/ppo_nlu/cpu/movie/seed0/ppo
 
 An answer that cannot be read is wrong, under both decoders. The official code draws a random label.
 Arrays of `predictions.npz`, n test items, k sampled answers each; answers are label indices or
 numbers, -1000 where unreadable:
     id, label, greedy (n), sampled (n, k)
     greedy_reward (n), sampled_reward (n, k)   what the rule gave
-    kl, entropy (n)     of the first sampled answer: log pi / pi_ref, and nats of its tokens
     group, value (n)    MultiRC, ReCoRD: the question, and the overlap with a right answer
     _metric             the benchmark's metric, by name
 """
@@ -39,10 +38,31 @@ def score(predictions: dict[str, np.ndarray]) -> dict[str, float]:
         "reward_greedy": float(predictions["greedy_reward"].mean()),
         "reward_sampled": float(predictions["sampled_reward"].mean()),
         "answer_entropy": answer_entropy(sampled),
-        "kl": float(predictions["kl"].mean()),
-        "entropy": float(predictions["entropy"].mean()),
         "constant_share": constant_share(greedy),
+    } | as_printed(predictions)
+
+
+def as_printed(predictions: dict[str, np.ndarray]) -> dict[str, float]:
+    """`printed`: what the paper's tables hold of sampled answers (F1 of MRPC, Spearman of STS-B; of
+    two numbers their mean), and the parts of it where there are several."""
+    name = str(np.asarray(predictions["_metric"]).ravel()[0])
+    y, group, value = predictions["label"], predictions["group"], predictions["value"]
+    parts = PARTS.get(name, {})
+    if name == "accuracy" and set(np.unique(group)) == {0, 1}:  # MNLI has two development sets
+        parts = {"matched": _matched, "mismatched": _mismatched}
+    columns = predictions["sampled"].T
+    means = {
+        part: float(np.mean([metric(y, a, group, value) for a in columns]))
+        for part, metric in (parts or {"printed": METRICS[name]}).items()
     }
+    return means | {"printed": float(np.mean(list(means.values())))}
+
+
+def greedy_score(predictions: dict[str, np.ndarray]) -> float:
+    """The benchmark's metric of the greedy answers."""
+    metric = METRICS[str(predictions["_metric"][0])]
+    y, group, value = predictions["label"], predictions["group"], predictions["value"]
+    return metric(y, predictions["greedy"], group, value)
 
 
 def item_values(predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -89,14 +109,34 @@ def accuracy_f1(y, a, group, value) -> float:
 
 
 def accuracy_macro_f1(y, a, group, value) -> float:
-    macro_f1 = float(np.mean([glue.f1(y, a, c) for c in np.unique(y)]))
-    return (accuracy(y, a, group, value) + macro_f1) / 2
+    return (accuracy(y, a, group, value) + macro_f1(y, a, group, value)) / 2
 
 
 def correlation(y, a, group, value) -> float:
-    """Mean of Pearson and Spearman, clipped to [0, 5]; unreadable is the end farther from y."""
-    a = np.where(a == UNREADABLE, np.where(y < 2.5, 5.0, 0.0), np.clip(a, 0, 5))
+    """Mean of Pearson and Spearman."""
+    a = _number(y, a)
     return (glue.pearson(y.astype(float), a.astype(float)) + glue.spearman(y, a)) / 2
+
+
+def f1(y, a, group, value) -> float:
+    return glue.f1(y, a)
+
+
+def macro_f1(y, a, group, value) -> float:
+    return float(np.mean([glue.f1(y, a, c) for c in np.unique(y)]))
+
+
+def rank_correlation(y, a, group, value) -> float:
+    return glue.spearman(y, _number(y, a))
+
+
+def exact_match(y, a, group, value) -> float:
+    return glue.exact_match(y, a, group)
+
+
+def _number(y, a) -> np.ndarray:
+    """Answers clipped to [0, 5]; an unreadable one is the end farther from the label."""
+    return np.where(a == UNREADABLE, np.where(y < 2.5, 5.0, 0.0), np.clip(a, 0, 5))
 
 
 def multirc(y, a, group, value) -> float:
@@ -106,14 +146,39 @@ def multirc(y, a, group, value) -> float:
 
 def record(y, a, group, value) -> float:
     """Mean of F1 and exact match over queries; the answer is the first candidate with a "Yes"."""
+    return (_overlap(y, a, group, value) + _entity(y, a, group, value)) / 2
+
+
+def _overlap(y, a, group, value) -> float:
     best = glue.best_candidate(group, (a == 1).astype(float))
-    yes = a[best] == 1
-    return float((np.mean(value[best] * yes) + np.mean(y[best] * yes)) / 2)
+    return float(np.mean(value[best] * (a[best] == 1)))
+
+
+def _entity(y, a, group, value) -> float:
+    best = glue.best_candidate(group, (a == 1).astype(float))
+    return float(np.mean(y[best] * (a[best] == 1)))
 
 
 METRICS: dict[str, Callable[..., float]] = {
     m.__name__: m
     for m in (accuracy, accuracy_f1, accuracy_macro_f1, matthews, correlation, multirc, record)
+}
+
+
+def _matched(y, a, group, value) -> float:
+    return float((y == a)[group == 0].mean())
+
+
+def _mismatched(y, a, group, value) -> float:
+    return float((y == a)[group == 1].mean())
+
+
+PARTS: dict[str, dict[str, Callable[..., float]]] = {
+    "accuracy_f1": {"f1": f1},  # the paper prints F1 alone
+    "accuracy_macro_f1": {"f1": macro_f1, "accuracy": accuracy},
+    "correlation": {"spearman": rank_correlation},
+    "multirc": {"f1": f1, "exact_match": exact_match},
+    "record": {"f1": _overlap, "exact_match": _entity},
 }
 
 

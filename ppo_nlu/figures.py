@@ -1,6 +1,7 @@
 """Pictures of the PPO paper; the report places them. Works with whatever runs are at hand."""
 
 import json
+import textwrap
 from pathlib import Path
 
 NAMES = {
@@ -10,29 +11,20 @@ NAMES = {
     "sft_4": "SFT, 4 steps",
     "sft_multi": "SFT, multi-task",
     "ppo": "PPO",
+    "ppo_official_reward": "PPO, official reward",
     "ppo_shuffled": "PPO, shuffled labels",
+    "ppo_multi": "PPO, multi-task",
     "sft_ppo": "SFT then PPO",
     "reinforce": "REINFORCE",
-    "ppo_4_answers": "PPO, 4 answers",
-    "text_zero_shot": "zero-shot",
-    "text_sft": "SFT",
-    "text_ppo": "PPO",
 }
 CURVES = [
     ("probe_reward_sampled", "reward of a sampled answer"),
+    ("probe_accuracy_greedy", "greedy accuracy"),
     ("probe_kl", "KL to the reference (nats an answer)"),
-    ("probe_entropy", "entropy (nats an answer)"),
     ("probe_invalid_sampled", "unreadable sampled answers"),
-    ("probe_accuracy_greedy", "greedy accuracy (validation items)"),
-    ("probe_accuracy_sampled", "sampled accuracy"),
 ]
-RATES = {
-    "sft_lr_9e6": 9e-6,
-    "sft_lr_1e4": 1e-4,
-    "sft_lr_3e4": 3e-4,
-    "sft_lr_3e3": 3e-3,
-    "sft": 1e-3,
-}
+CURRENCIES = [("examples", "labelled examples"), ("gradient_steps", "gradient steps")]
+SHOWN = 5  # answers before and after
 
 
 def figures(results: dict, run_dirs: dict) -> list:
@@ -40,7 +32,12 @@ def figures(results: dict, run_dirs: dict) -> list:
     finished = [
         r for r in results.get("runs", []) if r.get("status") == "finished" and r.get("metrics")
     ]
-    made = [both_decoders(finished), over_time(run_dirs), rate_curve(finished), confusion(run_dirs)]
+    made = [
+        both_decoders(finished),
+        over_time(run_dirs),
+        before_and_after(run_dirs),
+        confusion(run_dirs),
+    ]
     return [figure for figure in made if figure]
 
 
@@ -49,15 +46,13 @@ def mean(values: list[float]) -> float:
 
 
 def both_decoders(finished: list[dict]):
-    """Accuracy of each arm under both decoders: what the decoder does to the comparison."""
+    """Score of each arm under both decoders: what the decoder does to the comparison."""
     import matplotlib.pyplot as plt
 
     tasks = list(dict.fromkeys(r["task"] for r in finished))
     if not tasks:
         return None
-    fig, axes = plt.subplots(
-        1, len(tasks), figsize=(4.2 * len(tasks), 3.4), squeeze=False, sharey=True
-    )
+    fig, axes = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.6), squeeze=False)
     for ax, task in zip(axes[0], tasks):
         arms = [a for a in NAMES if any(r["arm"] == a and r["task"] == task for r in finished)]
         for shift, (metric, colour) in enumerate([("score_greedy", "C0"), ("score_sampled", "C1")]):
@@ -84,68 +79,95 @@ def both_decoders(finished: list[dict]):
     return ("decoders", text, text, fig)
 
 
-def over_time(run_dirs: dict):
-    """Reward, KL, entropy, unreadable answers and accuracy while training; means over seeds."""
-    import matplotlib.pyplot as plt
-
-    series: dict = {}
-    first = next((task for _, task, _ in run_dirs), None)
-    for (arm, task, _), folder in run_dirs.items():
+def looks(run_dirs: dict, task: str) -> dict:
+    """(arm, curve) -> {(labelled examples, gradient steps): values of the seeds}."""
+    found: dict = {}
+    for (arm, of, _), folder in run_dirs.items():
         path = Path(folder) / "metrics.jsonl"
-        if task != first or arm not in NAMES or not path.exists():
+        if of != task or arm not in NAMES or not path.exists():
             continue
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
+            at = (row.get("examples"), row.get("gradient_steps"))
             for key, _ in CURVES:
-                if key in row:
-                    series.setdefault((arm, key), {}).setdefault(row["step"], []).append(row[key])
-    if not series:
-        return None
-    fig, axes = plt.subplots(2, 3, figsize=(11, 6))
-    for ax, (key, title) in zip(axes.flat, CURVES):
-        for number, arm in enumerate(NAMES):
-            if points := series.get((arm, key)):
-                ax.plot(
-                    sorted(points),
-                    [mean(points[s]) for s in sorted(points)],
-                    color=f"C{number}",
-                    label=NAMES[arm],
-                )
-        ax.set_title(title, fontsize=9)
-        ax.set_xlabel("batch")
-    axes[0][0].legend(fontsize=7)
-    fig.tight_layout()
-    judged = "judged on validation items, the same for every arm"
-    caption = f"Training on {first}, {judged}; means over seeds."
-    return (
-        "training",
-        caption,
-        "Six curves over training batches by arm: " + ", ".join(t for _, t in CURVES),
-        fig,
-    )
+                if key in row and None not in at:
+                    found.setdefault((arm, key), {}).setdefault(at, []).append(row[key])
+    return found
 
 
-def rate_curve(finished: list[dict]):
-    """Accuracy of supervised fine-tuning against its learning rate, with the official 9e-6."""
+def over_time(run_dirs: dict):
+    """Four curves by labelled examples (above) and by gradient steps (below): the two currencies in
+    which PPO and fine-tuning can be called equal."""
     import matplotlib.pyplot as plt
 
-    of_rate: dict[float, list[float]] = {}
-    for r in finished:
-        if r["arm"] in RATES and r["task"] == "digits":
-            of_rate.setdefault(RATES[r["arm"]], []).append(100 * r["metrics"]["score_greedy"])
-    points = sorted((rate, mean(values)) for rate, values in of_rate.items())
-    if len(points) < 3:
+    first = next((task for _, task, _ in run_dirs), None)
+    series = looks(run_dirs, first) if first else {}
+    if not series:
         return None
-    fig, ax = plt.subplots(figsize=(5, 3.4))
-    ax.semilogx(*zip(*points), "o-")
-    ax.axvline(9e-6, color="C3", linestyle=":", label="official value, 9e-6")
-    ax.set_xlabel("learning rate of SFT")
-    ax.set_ylabel("greedy accuracy, %")
-    ax.legend()
+    fig, axes = plt.subplots(2, len(CURVES), figsize=(3.4 * len(CURVES), 6), sharey="col")
+    for row, (_, currency) in enumerate(CURRENCIES):
+        for ax, (key, title) in zip(axes[row], CURVES):
+            for number, arm in enumerate(NAMES):
+                if points := series.get((arm, key)):
+                    at = sorted(points)
+                    ax.plot(
+                        [x[row] for x in at],
+                        [mean(points[x]) for x in at],
+                        ".-",
+                        color=f"C{number}",
+                        label=NAMES[arm],
+                    )
+            ax.set_title(title if row == 0 else "", fontsize=9)
+            ax.set_xlabel(currency)
+    axes[0][0].legend(fontsize=7)
     fig.tight_layout()
-    what = "Supervised fine-tuning on digits against its learning rate"
-    text = f"{what}: the official value stands for an untuned baseline."
-    return ("sft_rates", text, text, fig)
+    caption = (
+        f"Training on {first}, looked at on validation items: by labelled examples (above) and by"
+        " gradient steps (below). Means over seeds."
+    )
+    alt = "Curves by arm and currency: " + ", ".join(title for _, title in CURVES)
+    return ("training", caption, alt, fig)
+
+
+def before_and_after(run_dirs: dict):
+    """Greedy answers to the same test items before training and after PPO; one seed."""
+    import matplotlib.pyplot as plt
+
+    pairs = [
+        (Path(run_dirs["zero_shot", task, seed]), Path(folder), task)
+        for (arm, task, seed), folder in sorted(run_dirs.items(), key=str)
+        if arm == "ppo" and ("zero_shot", task, seed) in run_dirs
+    ]
+    pairs = [pair for pair in pairs if all((p / "answers.jsonl").exists() for p in pair[:2])]
+    if not pairs:
+        return None
+    *folders, task = pairs[0]
+    before, after = (
+        [json.loads(line) for line in (p / "answers.jsonl").read_text("utf-8").splitlines()]
+        for p in folders
+    )
+    answered = {row["id"]: row["greedy"] for row in before}
+    cells = [
+        [
+            textwrap.fill(textwrap.shorten(row["question"], 150), 60),
+            str(row["label"]),
+            textwrap.shorten(answered.get(row["id"], ""), 30),
+            textwrap.shorten(row["greedy"], 30),
+        ]
+        for row in after[:SHOWN]
+    ]
+    fig, ax = plt.subplots(figsize=(9, 0.5 + 0.6 * len(cells)))
+    ax.axis("off")
+    columns = ["question", "label", "before", "after PPO"]
+    table = ax.table(
+        cells, colLabels=columns, colWidths=[0.58, 0.08, 0.17, 0.17], cellLoc="left", loc="center"
+    )
+    table.auto_set_font_size(False)
+    table.set_fontsize(8)
+    table.scale(1, 2.6)
+    caption = f"The first {len(cells)} test items of {task}: greedy answers before and after PPO."
+    alt = caption + " " + "; ".join(f"{a[2]!r} became {a[3]!r} (label {a[1]})" for a in cells)
+    return ("answers", caption, alt, fig)
 
 
 def confusion(run_dirs: dict):

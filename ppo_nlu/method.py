@@ -33,7 +33,7 @@ Why (4) is no miracle: if the answer is one token, E[R] = 2 pi_y - 1 has the gra
 log pi_y, which is that of (8) weighted by the probability of the right answer (section 3.8).
 
 Shapes: (B, T) is B answers of at most T tokens, padded on the right; a mask (B, T) is 1 at the
-tokens of an answer. `policy(ids, mask, T)` gives log pi(a_t|s_t), V(s_t) and the entropy, (B, T).
+tokens of an answer. `policy(ids, mask, T)` gives log pi(a_t|s_t) and V(s_t), (B, T), and logits.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ import torch
 from torch import Tensor
 
 from ppo_nlu.config import PPO
-from ppo_nlu.policy import Policy, Rollout, all_sum, left_pad, quiet
+from ppo_nlu.policy import Policy, Rollout, all_sum, entropy, left_pad, quiet
 from shared import processes
 from shared.protocol import BadInput
 
@@ -91,7 +91,7 @@ def update(
     FloatingPointError where R is not finite."""
     size, mask = _minibatch(answers, R, ppo), answers.answer_mask()
     quiet(policy)
-    old, size = halving(partial(old_view, policy, answers), size)
+    old, size = halving(partial(old_view, policy, answers, beta), size)
     r = token_rewards(old.log_pi, old.log_ref, R, mask, beta)
     A, G = gae(r, old.V, mask, ppo.gamma, ppo.lam)
     A = whiten(A, mask)
@@ -103,6 +103,9 @@ def update(
         steps.append(losses)
     facts = {f"{name}_first": x for name, x in steps[0].items()} | steps[-1]
     facts |= summary(old, R, G, mask) | {"beta": beta}
+    if beta == 0:
+        return facts, 0.0
+    facts["kl"] = mean_kl(old.log_pi, old.log_ref, mask)
     batch = int(all_sum(mask.new_tensor(float(len(R)))))
     return facts, next_beta(beta, facts["kl"], batch, ppo)
 
@@ -168,13 +171,20 @@ def sft_loss(
     policy: Policy, prompts: Sequence[list[int]], targets: Sequence[list[int]], pad: int
 ) -> Tensor:
     """(8): mean over the targets' tokens of the batch; the prompt is never a target (D6)."""
+    log_pi, real = log_pi_of(policy, prompts, targets, pad)
+    return -(log_pi * real).sum() / real.sum()
+
+
+def log_pi_of(
+    policy: Policy, prompts: Sequence[list[int]], targets: Sequence[list[int]], pad: int
+) -> tuple[Tensor, Tensor]:
+    """log pi of the targets' tokens and their mask, (B, longest target)."""
     device = next(policy.parameters()).device
     ids, mask = left_pad(prompts, pad, device)
     T = max(map(len, targets))
     answer = torch.tensor([t + [pad] * (T - len(t)) for t in targets], device=device)
     real = torch.tensor([[1] * len(t) + [0] * (T - len(t)) for t in targets], device=device)
-    log_pi, _, _ = policy(torch.cat([ids, answer], 1), torch.cat([mask, real], 1), T)
-    return -(log_pi * real).sum() / real.sum()
+    return policy(torch.cat([ids, answer], 1), torch.cat([mask, real], 1), T)[0], real
 
 
 # --- passes over the answers, some rows at a time -------------------------------------------------
@@ -189,22 +199,24 @@ class Old:
     log_ref: Tensor
     entropy: Tensor
     # where one pass holds all rows, it IS the first training pass: its outputs with their graph
-    first_pass: tuple[Tensor, Tensor, Tensor] | None
+    first_pass: tuple[Tensor, Tensor] | None
 
 
-def old_view(policy: Policy, answers: Rollout, size: int) -> Old:
-    """`Old` in passes of `size` rows."""
+def old_view(policy: Policy, answers: Rollout, beta: float, size: int) -> Old:
+    """`Old` in passes of `size` rows; where leaving it costs nothing the reference is not asked."""
     shape, device = (len(answers), answers.T), answers.ids.device
-    log_pi, V, log_ref, entropy = (torch.zeros(shape, device=device) for _ in range(4))
+    log_pi, V, log_ref, H = (torch.zeros(shape, device=device) for _ in range(4))
     whole = size == len(answers)
-    out = None
     for rows, ids, m, t in answers.minibatches(size):
-        with torch.no_grad():
-            log_ref[rows, :t] = policy(ids, m, t, reference=True)[0]
+        if beta:
+            with torch.no_grad():
+                log_ref[rows, :t] = policy(ids, m, t, reference=True)[0]
         with torch.set_grad_enabled(whole):
-            out = policy(ids, m, t)
-        log_pi[rows, :t], V[rows, :t], entropy[rows, :t] = (x.detach() for x in out)
-    return Old(log_pi, V, log_ref, entropy, out if whole else None)
+            new, value, logits = policy(ids, m, t)
+        log_pi[rows, :t], V[rows, :t], H[rows, :t] = new.detach(), value.detach(), entropy(logits)
+    if not beta:
+        log_ref = log_pi
+    return Old(log_pi, V, log_ref, H, (new, value) if whole else None)
 
 
 def gradient(
@@ -224,7 +236,7 @@ def gradient(
     first_pass, old.first_pass = old.first_pass, None
     sums = torch.zeros(6, device=mask.device)
     for rows, ids, m, t in answers.minibatches(size):
-        log_pi, V, _ = first_pass or policy(ids, m, t)
+        log_pi, V = first_pass or policy(ids, m, t)[:2]
         log_old, w = old.log_pi[rows, :t], mask[rows, :t]
         pol = (policy_loss(log_pi, log_old, A[rows, :t], ppo.clip) * w).sum() / tokens
         val = (value_loss(V, old.V[rows, :t], G[rows, :t], ppo.clip_value) * w).sum() / tokens
@@ -242,7 +254,7 @@ def gradient(
 
 
 def summary(old: Old, R: Tensor, G: Tensor, mask: Tensor) -> dict[str, float]:
-    """Means over the batch of all processes; entropy is one of tokens, KL one of answers."""
+    """Means over the batch of all processes; entropy is one of tokens."""
     B, tokens = all_sum(mask.new_tensor(float(len(R)))), all_sum(mask.sum())
     mean_G = all_sum((G * mask).sum()) / tokens
     spread = all_sum(((G - mean_G) ** 2 * mask).sum()) + 1e-8
@@ -251,9 +263,14 @@ def summary(old: Old, R: Tensor, G: Tensor, mask: Tensor) -> dict[str, float]:
         "entropy": all_sum((old.entropy * mask).sum()) / tokens,
         "length": tokens / B,
         "value_explained": 1 - all_sum(((G - old.V) ** 2 * mask).sum()) / spread,
-        "kl": all_sum(((old.log_pi - old.log_ref) * mask).sum()) / B,
     }
     return {name: float(x) for name, x in facts.items()}
+
+
+def mean_kl(log_pi: Tensor, log_ref: Tensor, mask: Tensor) -> float:
+    """Mean over the answers of all processes of sum_t k_t."""
+    B = all_sum(mask.new_tensor(float(len(mask))))
+    return float(all_sum(((log_pi - log_ref) * mask).sum()) / B)
 
 
 # --- memory ---------------------------------------------------------------------------------------

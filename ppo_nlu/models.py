@@ -1,10 +1,13 @@
-"""The language models: tiny, trained in the run, the hub's; and what an arm starts from."""
+"""The language models: tiny, SmolLM2, the hub's; and what an arm starts from."""
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ppo_nlu import data, prompts
-from ppo_nlu.config import Config, Training
+from ppo_nlu.cached import CachedPolicy
+from ppo_nlu.config import Config, Network, Training
 from ppo_nlu.policy import Policy, Tokenizer, base_of
 from ppo_nlu.prompts import CLOSE, OPEN
 from shared import door, pretrained, runs
@@ -35,15 +39,8 @@ def base_model(config: Config) -> Pair:
     """(model, tokenizer) before any run of ours has touched it."""
     runs.seed_global(config.seed, "model")
     if config.model == "digits":
-        tokenizer, width = digits_tokenizer(), config.width
-        lm = llama(len(tokenizer), width, config.layers, 2, 3 * width, config.context)
-        return lm, tokenizer
-    if config.model == "minilm":
-        from ppo_nlu import prefix
-
-        return prefix.minilm()
-    if config.model == "decoder":
-        return restore(Path(config.uses["base"]) / "model")
+        tokenizer = digits_tokenizer()
+        return llama(len(tokenizer), 32, 2, 2, 96, 128), tokenizer
     if config.model.startswith("tiny-"):
         items = data.load(config)
         tokenizer = trained_tokenizer(
@@ -54,7 +51,25 @@ def base_model(config: Config) -> Pair:
             config.vocabulary,
         )
         return tiny(config.model.removeprefix("tiny-"), len(tokenizer)), tokenizer
-    return load(config.model, getattr(torch, config.precision))
+    dtype = getattr(torch, config.precision)
+    if config.model == "smollm2":
+        from shared import bundled
+
+        return _shared(bundled.smollm2(), dtype)
+    return load(config.model, dtype)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(folder: Path, dtype: torch.dtype, written: int) -> Pair:
+    lm, tokenizer = load(folder, dtype)
+    return lm.requires_grad_(False), tokenizer
+
+
+def _shared(folder: Path, dtype: torch.dtype) -> Pair:
+    """(model, tokenizer) read once in a process: each run has modules of its own around the same
+    weights, which under an adapter nothing changes (gate reference-kept)."""
+    lm, tokenizer = _read(folder, dtype, (folder / "model.safetensors").stat().st_mtime_ns)
+    return copy.deepcopy(lm, {id(p): p for p in lm.parameters()}), tokenizer
 
 
 def starting_policy(config: Config, run: runs.Run) -> Pair:
@@ -63,9 +78,9 @@ def starting_policy(config: Config, run: runs.Run) -> Pair:
     What a supervised stage trained takes its place; its adapter is merged in."""
     dtype = getattr(torch, config.precision)
     folders = {name: Path(folder) for name, folder in config.uses.items()}
-    start = folders.get("start") or folders.get("text_start")
+    start = folders.get("start")
     if start and (start / "model").exists():
-        lm, tokenizer = restore(start / "model", dtype)
+        lm, tokenizer = load(start / "model", dtype)
     else:
         lm, tokenizer = base_model(config)
     if start:
@@ -75,7 +90,7 @@ def starting_policy(config: Config, run: runs.Run) -> Pair:
         run.gate("same-start", sha256 == recorded, detail)
     for name, folder in folders.items():
         if (folder / "export" / "model").exists():
-            lm, tokenizer = restore(folder / "export" / "model", dtype)
+            lm, tokenizer = load(folder / "export" / "model", dtype)
         elif (folder / "export" / "adapter_config.json").exists():
             from peft import PeftModel
 
@@ -96,48 +111,58 @@ def weights(lm: nn.Module) -> list[Tensor]:
     return [p for _, p in sorted(lm.named_parameters())]
 
 
-def add_lora(
-    lm: nn.Module, rank: int, alpha: int, bias: str = "none", targets: str = "default"
-) -> nn.Module:
+def add_lora(lm: nn.Module, network: Network, opening: Sequence[int] = ()) -> nn.Module:
     """`lm` under a fresh adapter with scale alpha / sqrt(rank), without dropout (D18).
 
-    targets: "default" (the library's for the architecture: query and value) or "all"."""
+    opening: tokens that open an answer, from which alone the adapter acts (activated LoRA)."""
     from peft import LoraConfig, get_peft_model
 
-    names: str | list[str] | None = None if targets == "default" else "all-linear"
-    if hasattr(lm, "lora_targets"):  # peft knows the encoder's layers, not those of a prefix model
-        names = list(lm.lora_targets)  # type: ignore[arg-type]
+    base: Any = base_of(lm)
+    bias, blocks = network.lora_bias, base.config.num_hidden_layers
     if bias != "none" and any(n.endswith(".bias") for n, _ in lm.named_parameters()):
         warnings.warn(
             f"lora_bias={bias!r} trains biases of the base model; switching the adapter off does"
             " not bring them back: the KL is measured against a moving reference (D13); use 'none'",
             stacklevel=2,
         )
+    adapted = list(range(max(0, blocks - network.lora_blocks), blocks))
     settings = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
+        r=network.lora_rank,
+        lora_alpha=network.lora_alpha,
         use_rslora=True,
         lora_dropout=0.0,
-        bias=bias,  # type: ignore[arg-type]
-        target_modules=names,
+        bias=bias,
+        # the library's for the architecture: query and value
+        target_modules=None if network.lora_targets == "default" else "all-linear",
+        layers_to_transform=adapted if network.lora_blocks else None,
+        task_type="CAUSAL_LM",
+        alora_invocation_tokens=list(opening) or None,
     )
     return get_peft_model(lm, settings)  # type: ignore[arg-type,return-value]
 
 
-def adapted(config: Config, lm: nn.Module, device: torch.device) -> Policy:
-    """The policy: `lm` under a fresh adapter, or whole where lora_rank is 0."""
+def adapted(
+    config: Config,
+    lm: nn.Module,
+    device: torch.device,
+    prompts: Sequence[list[int]] = (),
+    opening: Sequence[int] = (),
+) -> Policy:
+    """The policy: `lm` under a fresh adapter, or whole where lora_rank is 0.
+
+    Where `config.cached`, the questions are rows of `prompts`, which end in `opening`."""
     runs.seed_global(config.seed, "adapter")
     if config.lora_rank:
-        lm = add_lora(
-            lm, config.lora_rank, config.lora_alpha, config.lora_bias, config.lora_targets
-        )
+        lm = add_lora(lm, config, opening if config.cached else ())
         for p in lm.parameters():  # a bf16 network under an fp32 adapter
             p.data = p.data.float() if p.requires_grad else p.data
     if config.checkpointing:
         network: Any = lm
         network.enable_input_require_grads()
         network.gradient_checkpointing_enable({"use_reentrant": False})
-    return Policy(lm.to(device)).to(device)
+    lm = lm.to(device).eval()
+    policy = CachedPolicy(lm, prompts) if config.cached else Policy(lm)
+    return policy.to(device)
 
 
 def context(lm: nn.Module) -> int:
@@ -160,11 +185,12 @@ def make_optimizer(config: Training, parameters: list[Tensor]) -> torch.optim.Op
 
 
 def set_rate(optimizer: torch.optim.Optimizer, config: Training, step: int, steps: int) -> None:
-    """Constant, or up within 5 % of the steps and down to a tenth (`runs.schedule` goes to 0)."""
-    warmup, decay = (step + 1) / (0.05 * steps + 1), 1 - 0.9 * (step / steps)
-    factor = 1.0 if config.schedule == "constant" else min(warmup, decay)
+    """Constant, or up within a tenth of the steps and down a cosine to a tenth (paper)."""
+    warm = max(1, steps // 10)
+    fall = 0.55 + 0.45 * math.cos(math.pi * (step - warm) / max(1, steps - warm))
+    factor = (step + 1) / warm if step < warm else fall
     for group in optimizer.param_groups:
-        group["lr"] = config.lr * factor
+        group["lr"] = config.lr * (1.0 if config.schedule == "constant" else factor)
 
 
 # --- networks and tokenizers ----------------------------------------------------------------------
@@ -261,12 +287,16 @@ def tiny(family: str, vocabulary: int) -> nn.Module:
     raise BadInput(f"unknown model family '{family}'; it is one of llama, qwen2, mpt")
 
 
-def encode(tokenizer: Any, prompt: str, target: str | None = None) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of what follows, cut from ONE tokenisation: pieces can merge."""
-    end = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+def encode(
+    tokenizer: Any, prompt: str, target: str | None = None, special: bool = True
+) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and of what follows, cut from ONE tokenisation: pieces can merge.
+
+    special: the tokenizer may add its own, which a chat template has written already."""
+    end = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None} if special else set()
 
     def ids(text: str) -> list[int]:
-        tokens = list(tokenizer(text)["input_ids"])
+        tokens = list(tokenizer(text, add_special_tokens=special)["input_ids"])
         while (
             tokens and tokens[-1] in end
         ):  # some tokenizers close every text; the answer is to come
@@ -279,6 +309,38 @@ def encode(tokenizer: Any, prompt: str, target: str | None = None) -> tuple[list
     both = ids(prompt + target)
     n = next((i for i, (a, b) in enumerate(zip(q, both)) if a != b), len(q))
     return both[:n], [*both[n:], tokenizer.eos_token_id]
+
+
+def chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """The messages in the tokenizer's chat template, and what opens the answer.
+
+    A system message goes into the first question where the template has no place for it. Raises
+    BadInput where the tokenizer has no template."""
+    from jinja2 import TemplateError
+
+    if tokenizer.chat_template is None:
+        raise BadInput(
+            "the tokenizer has no chat template; give --form tags, or an instructed model"
+        )
+    options = {"tokenize": False, "add_generation_prompt": True}
+    try:
+        return tokenizer.apply_chat_template(messages, **options)
+    except TemplateError:
+        system, first, *rest = messages
+        if system["role"] != "system":
+            raise
+        first = {**first, "content": f"{system['content']} {first['content']}"}
+        return tokenizer.apply_chat_template([first, *rest], **options)
+
+
+def opening(tokenizer: Any) -> list[int]:
+    """The tokens that a chat template opens every answer with."""
+    question = [{"role": "user", "content": "?"}]
+    plain = {"return_dict": False}
+    without = tokenizer.apply_chat_template(question, **plain)
+    return tokenizer.apply_chat_template(question, add_generation_prompt=True, **plain)[
+        len(without) :
+    ]
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -294,7 +356,7 @@ def load(source: str | Path, dtype: torch.dtype = torch.float32) -> Pair:
 
 
 def save(lm: Any, tokenizer: Any, folder: Path) -> None:
-    """A checkpoint of transformers; a prefix model as its tensors beside the tokenizer."""
+    """A checkpoint of transformers."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -302,10 +364,20 @@ def save(lm: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def restore(folder: Path, dtype: torch.dtype = torch.float32) -> Pair:
-    """(model, tokenizer) that `save` wrote."""
-    if not (folder / "prefix.safetensors").exists():
-        return load(folder, dtype)
-    from ppo_nlu import prefix
-
-    return prefix.minilm(folder)
+def export(config: Config, lm: Any, tokenizer: Any, run: Path) -> list[str]:
+    """export/: the adapter for peft, or in export/model/ a model all of whose weights trained."""
+    folder = run / "export"
+    if config.lora_rank:
+        lm.save_pretrained(str(folder))
+        what = f"LoRA adapter; base model: {config.model}"
+        how = "peft.PeftModel.from_pretrained(base, this_folder)"
+    else:
+        save(lm, tokenizer, folder / "model")
+        what = "The whole model"
+        how = "transformers.AutoModelForCausalLM.from_pretrained(this_folder + '/model')"
+    origin = f"{config.arm} on {config.task}, scale {config.scale}, seed {config.seed}"
+    licence = "Licence: that of the base model and of the data."
+    (folder / "README.md").write_text(
+        f"{origin}. {what}. Load with {how}.\n\n{licence}\n", encoding="utf-8"
+    )
+    return ["export"]

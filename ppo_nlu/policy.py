@@ -35,6 +35,12 @@ def base_of(lm: nn.Module) -> nn.Module:
     return lm.get_base_model() if hasattr(lm, "get_base_model") else lm  # type: ignore[operator]
 
 
+def _contiguous(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The last columns alone go into the head; as a slice they would be multiplied answer by
+    answer, which is several times slower on a CPU."""
+    return inputs[0].contiguous(), *inputs[1:]
+
+
 class Policy(nn.Module):
     """pi_theta, V_phi and pi_ref in one. `lm`: a causal model of transformers, or under peft.
 
@@ -51,6 +57,8 @@ class Policy(nn.Module):
         self.caches = getattr(
             base, "caches", True
         )  # keys and values of earlier tokens, in `rollout`
+        if hasattr(base, "get_output_embeddings"):
+            base.get_output_embeddings().register_forward_pre_hook(_contiguous)
         width = base.config.hidden_size
         self.value = nn.Linear(width, 1, device=next(lm.parameters()).device)  # stays fp32
         # a list hides the copy from .parameters(): it is not part of what trains, moves or is saved
@@ -70,7 +78,9 @@ class Policy(nn.Module):
     def forward(
         self, ids: Tensor, mask: Tensor, T: int, reference: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """log pi(a_t|s_t), V(s_t), entropy (B, T) at the answer columns. ids, mask: (B, P + T).
+        """log pi(a_t|s_t), V(s_t), logits (B, T, words) at the answer columns.
+
+        ids, mask: (B, P + T).
 
         The logits of column j speak about token j + 1, so the first answer token is judged at the
         LAST PROMPT column."""
@@ -78,12 +88,37 @@ class Policy(nn.Module):
         off = self.lm.disable_adapter() if reference and self.adapter else contextlib.nullcontext()
         with off:
             out = self.call(lm, ids, mask, T + 1, output_hidden_states=True, use_cache=False)
-        logits = out.logits[:, -T - 1 : -1]
-        at_least_fp32 = torch.promote_types(logits.dtype, torch.float32)
-        log_p = logits.to(at_least_fp32).log_softmax(-1)
-        log_pi = log_p.gather(-1, ids[:, -T:, None]).squeeze(-1)
-        h = out.hidden_states[-1][:, -T - 1 : -1].to(self.value.weight.dtype)
-        return log_pi, self.value(h).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+        logits, h = out.logits[:, -T - 1 : -1], out.hidden_states[-1][:, -T - 1 : -1]
+        return self.judged(logits, h, ids[:, -T:])
+
+    def judged(self, logits: Tensor, h: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log pi and V (B, T) of the answers' tokens (B, T), of which column t of the logits
+        (B, T, words) and states (B, T, width) speaks; and the logits."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        flat = nn.functional.cross_entropy(
+            logits.flatten(0, 1), answers.flatten(), reduction="none"
+        )
+        V = self.value(h.to(self.value.weight.dtype)).squeeze(-1)
+        return -flat.view(answers.shape), V, logits
+
+    def answers(
+        self,
+        tokenizer: Tokenizer,
+        questions: Sequence[Sequence[int]],
+        max_new: int,
+        uniforms: Tensor | None = None,
+        stop: str | None = None,
+        temperature: float = 1.0,
+    ) -> Rollout:
+        """`rollout` of this policy."""
+        return rollout(self, tokenizer, questions, max_new, uniforms, stop, temperature)
+
+
+@torch.no_grad()
+def entropy(logits: Tensor) -> Tensor:
+    """(..., words) -> (...): nats."""
+    log_p = logits.log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1)
 
 
 def quiet(policy: nn.Module) -> None:

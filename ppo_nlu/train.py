@@ -1,7 +1,7 @@
-"""One run: an arm, a task, a seed. Without a GPU an arm takes 5 to 30 seconds at scale cpu.
+"""One run: an arm, a task, a seed. At scale cpu an arm takes 10 to 60 seconds.
 
-    python -m ppo_nlu.train --tiny                                        # 60 PPO batches, seconds
-    python -m ppo_nlu.train --scale cpu --arm ppo --task digits --seed 0  # 65 % greedy, chance 50
+    python -m ppo_nlu.train --tiny                                       # a toy of its own, seconds
+    python -m ppo_nlu.train --scale cpu --arm ppo --task movie --seed 0  # SmolLM2, chance 50
     accelerate launch --config_file configs/fsdp2.yaml -m ppo_nlu.train --scale paper --arm ppo \\
         --task rte                              # 7B among several GPUs; about 10 s a batch of PPO
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_nlu import asking, baselines, data, method, models, official, sharding, stages
+from ppo_nlu import asking, baselines, data, method, models, official, sharding, sheets, stages
 from ppo_nlu.asking import Questions
 from ppo_nlu.classifier import classify
 from ppo_nlu.config import Config
@@ -50,10 +50,17 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
     items = data.load(config)
     run.splits(**items.ids())
     lm, tokenizer = models.starting_policy(config, run)
-    policy = models.adapted(config, lm, device)
+    questions = asking.questions_of(config, tokenizer, items, models.context(lm), run.say)
+    opening, computed = [], []
+    if config.cached:
+        opening = models.opening(tokenizer)[-config.opening :]
+        computed = asking.cached_prompts(questions, items)
+    policy = models.adapted(config, lm, device, computed, opening)
     if processes.world_size() > 1 and sharding.divide_frozen(policy):
         run.say(f"weights divided among {processes.world_size()} processes (FSDP2)")
-    questions = asking.questions_of(config, tokenizer, items, models.context(policy.lm), run.say)
+    asking.check_mass(policy, questions, items.validation, run.say)
+    if config.choose_shots:
+        questions = sheets.choose_shots(run, policy, questions, items)
     optimizer = models.make_optimizer(config, policy.trained())
     arm = Arm(config, run, questions, policy, optimizer, config.beta, used_budget(config))
     steps = 0 if config.job == "prompt" else config.batches(len(questions.train))
@@ -71,23 +78,27 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
             models.set_rate(optimizer, config, step, steps)
             facts = learn(arm, processes.shard(order[step]).tolist(), step)
             arm.spent["examples"] += config.batch
+            facts |= {key: arm.spent[key] for key in ("examples", "gradient_steps")}
             if config.probe_every and (step % config.probe_every == 0 or step == steps - 1):
-                facts |= asking.probe(policy, questions, items.validation)
+                facts |= sheets.probe(policy, questions, items.validation)
             run.log(step=step, **facts)
         references.append(asking.reference(policy, questions))
 
     metrics, validation = {}, {}
     if not config.stage:  # others build on a stage; it has no score of its own
-        sheet = asking.Sheet(questions, items.validation, "validation", 1)
+        looked_at = items.validation[: config.validation_limit or None]
+        sheet = sheets.Sheet(questions, looked_at, "validation", 1)
         for batch in run.phase("validation", sheet.batches, sheet):
             sheet.fill(policy, batch)
         validation = sheet.scores()
-        sheet = asking.Sheet(questions, items.test, "test", config.samples)
+        sheet = sheets.Sheet(questions, items.test, "test", config.samples)
         for batch in run.phase("test", sheet.batches, sheet):
             sheet.fill(policy, batch)
         sheet.write(run.directory / "answers.jsonl")
         run.predictions(**sheet.arrays())
         metrics = sheet.scores()
+        if config.server:
+            sheets.for_server(run, policy, questions)
     if references:
         check(arm, *references)
     run.finish(
@@ -96,7 +107,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
         state=policy.trained() if references else map(whole, models.weights(policy.lm)),
         gradient_evaluations=arm.spent["gradient_steps"],
         chosen_step=steps,
-        exports=export(arm) if references else [],
+        exports=models.export(config, policy.lm, tokenizer, run.directory) if references else [],
         budget=arm.spent,
         dropped_prompts=len(items.train) - len(questions.train),
     )
@@ -167,7 +178,8 @@ def rewarded(arm: Arm, rows: list[int], step: int) -> dict[str, float]:
             raise BadInput(f"out of memory while sampling answers: {remedy}") from error
 
     def pay(answers: Rollout) -> Tensor:
-        judged = [questions.judge(t, y, config.parser) for t, y in zip(answers.texts, labels)]
+        asked_and_paid = zip(answers.texts, items, labels)
+        judged = [questions.judge(t, x, y, config.parser) for t, x, y in asked_and_paid]
         facts["invalid"] = float(np.mean([answer is None for answer, _ in judged]))
         R = torch.tensor([r for _, r in judged], dtype=torch.float32, device=answers.ids.device)
         arm.run.finite(R, "reward", step, [x.id for x in items])
@@ -227,25 +239,6 @@ def check(arm: Arm, before: tuple[str, Tensor], after: tuple[str, Tensor]) -> No
         examples = arm.spent["examples"]
         detail = f"{examples} labelled examples seen, {declared} declared"
         arm.run.gate("budget", abs(examples / declared - 1) <= 0.01, detail)
-
-
-def export(arm: Arm) -> list[str]:
-    """export/: the adapter for peft, or in export/model/ a model all of whose weights trained."""
-    config, folder = arm.config, arm.run.directory / "export"
-    if config.lora_rank:
-        arm.policy.lm.save_pretrained(str(folder))
-        what = f"LoRA adapter; base model: {config.model}"
-        how = "peft.PeftModel.from_pretrained(base, this_folder)"
-    else:
-        models.save(arm.policy.lm, arm.questions.tokenizer, folder / "model")
-        what = "The whole model"
-        how = "transformers.AutoModelForCausalLM.from_pretrained(this_folder + '/model')"
-    origin = f"{config.arm} on {config.task}, scale {config.scale}, seed {config.seed}"
-    licence = "Licence: that of the base model and of the data."
-    (folder / "README.md").write_text(
-        f"{origin}. {what}. Load with {how}.\n\n{licence}\n", encoding="utf-8"
-    )
-    return ["export"]
 
 
 if __name__ == "__main__":

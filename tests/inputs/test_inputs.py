@@ -608,7 +608,6 @@ def test_lines_between_documents_are_no_sentences(line, data):
         ("weight_mixup", "glue parquet", "rte_300", "plain", "train-00000-of-00001.parquet: cut"),
         ("mlo_mae", "cifar parquet", "cifar10", "mae", "train.parquet: cut short"),
         ("ts_watermark", "english", "english", "kgw", "english.jsonl.gz row 5: cannot be read"),
-        ("ppo_nlu", "english", "rte", "sft", "english.jsonl.gz row 5: cannot be read"),
     )),
 ])  # fmt: skip
 def test_a_run_that_meets_a_bad_file_ends_with_status_2(paper, name, task, arm, said, data):

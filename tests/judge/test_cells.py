@@ -77,7 +77,7 @@ INPUTS = [  # paper, scale, arms, tasks, what the runs need
     ("tapweight", "paper", ["ft"], ["rte"], ["FacebookAI/roberta-base", "glue/RTE"]),
     ("tapweight", "gpu", ["ft"], ["bbbp"], ["molecules"]),
     ("weight_mixup", "paper", ["mixup"], ["rte_roberta"], ["FacebookAI/roberta-large", "glue/RTE"]),
-    ("ppo_nlu", "paper", ["ppo"], ["cb"], ["meta-llama/Llama-2-7b-chat-hf", "super_glue/cb"]),
+    ("ppo_nlu", "paper", ["ppo"], ["cb"], ["daryl149/llama-2-7b-chat-hf", "super_glue/cb"]),
     ("ppo_nlu", "paper", ["qwen_sft"], ["rte"], ["Qwen/Qwen2.5-7B-Instruct", "glue/rte"]),
     ("ts_watermark", "gpu", ["kgw"], ["english"], ["text"]),
     ("mlo_mae", "paper", ["mae"], ["cifar10"], ["cifar10"]),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ppo_nlu import models, train
-from ppo_nlu.config import Config
+from ppo_nlu.config import Config, Network
 from ppo_nlu.policy import Policy, Rollout, rollout
 from shared import runs
 from shared.protocol import Protocol
@@ -22,7 +22,7 @@ def tiny_policy(lora: bool = True) -> tuple[Policy, Any]:
     torch.manual_seed(0)
     tokenizer = models.digits_tokenizer()
     lm = models.llama(len(tokenizer), 16, 2, 2, 32, 64)
-    return Policy(models.add_lora(lm, 16, 32, targets="all") if lora else lm), tokenizer
+    return Policy(models.add_lora(lm, Network(lora_targets="all")) if lora else lm), tokenizer
 
 
 def some_answers(policy: Policy, tokenizer: Any, n: int = 8) -> Rollout:
@@ -44,14 +44,14 @@ def _some_answers() -> Callable[..., Rollout]:
 
 def short(paper: Protocol, arm: str, task: str, out: Path, **more: Any) -> dict[str, Any]:
     """One short run of an arm, what it uses included; returns its record."""
-    node = paper.node("cpu", arm, task, 0)
+    node = paper.node("tiny", arm, task, 0)
     uses = {}
     for key in node.uses:
         short(paper, key[0], key[1], out)
         uses[key[0]] = str(out / key[1] / key[0])
     place = out / task / (more.pop("folder", None) or arm)
     values = {
-        **paper.config("cpu", node),
+        **paper.config("tiny", node),
         "steps": 3,
         "probe_every": 2,
         "test_limit": 24,

@@ -17,8 +17,8 @@ def answers_of(label, greedy, sampled, metric="accuracy") -> dict[str, np.ndarra
         "sampled": np.array(sampled, float),
         "greedy_reward": np.zeros(n),
         "sampled_reward": np.zeros((n, 2)),
-        "kl": np.zeros(n),
-        "entropy": np.zeros(n),
+        "group": np.full(n, -1),
+        "value": np.zeros(n),
         "_metric": np.array([metric]),
     }
 
@@ -53,6 +53,16 @@ def test_benchmark_metrics_by_hand():
         np.array([0.0, 2.5, 5.0]), np.array([-3.0, 2.5, 9.0]), *none
     ) == pytest.approx(1)
     assert evaluate.matthews(y, np.full(4, U), *none) == 0
+
+
+def test_what_the_paper_prints_of_two_numbers():
+    a = answers_of([1, 1, 0, 0], [0, 0, 0, 0], [[1, 1], [1, 0], [0, 0], [1, 0]], "accuracy_f1")
+    by_hand = (0.8 + 2 / 3) / 2
+    assert evaluate.score(a)["printed"] == evaluate.score(a)["f1"] == pytest.approx(by_hand)
+    mnli = answers_of([0, 1, 2, 0], [0] * 4, [[0, 0], [1, 0], [0, 0], [0, 0]])
+    mnli["group"] = np.array([0, 0, 1, 1])
+    scores = evaluate.score(mnli)
+    assert (scores["matched"], scores["mismatched"], scores["printed"]) == (0.75, 0.5, 0.625)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "matthews"])

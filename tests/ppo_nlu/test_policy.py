@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from ppo_nlu import method, models, prefix, prompts, stages
-from ppo_nlu.config import PPO
-from ppo_nlu.policy import Policy, left_pad, rollout
+from ppo_nlu import method, models, prompts, stages
+from ppo_nlu.cached import CachedPolicy
+from ppo_nlu.config import PPO, Network
+from ppo_nlu.policy import Policy, entropy, left_pad, rollout
+from shared import sources
 
 
 def test_an_answer_token_is_judged_at_the_column_before_it(tiny_policy, some_answers):
     """Against one full pass over prompts and answers: nothing shifts."""
     policy, tokenizer = tiny_policy()
     answers = some_answers(policy, tokenizer)
-    log_pi, V, entropy = policy(answers.ids, answers.mask, answers.T)
+    log_pi, V, logits = policy(answers.ids, answers.mask, answers.T)
     assert log_pi.requires_grad and V.requires_grad
     positions = (answers.mask.cumsum(1) - 1).clamp(min=0)
     out = policy.lm(
@@ -32,14 +34,14 @@ def test_an_answer_token_is_judged_at_the_column_before_it(tiny_policy, some_ans
         log_pi[real], words.log_prob(answers.ids[:, -answers.T :])[real], atol=1e-5
     )
     assert torch.allclose(V[real], values[real], atol=1e-5)
-    assert torch.allclose(entropy[real], words.entropy()[real], atol=1e-5)
+    assert torch.allclose(entropy(logits)[real], words.entropy()[real], atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mpt"])
 def test_cache_and_padding_give_the_same_answers_for_every_family(family, some_answers):
     torch.manual_seed(0)
     tokenizer = models.digits_tokenizer()
-    policy = Policy(models.add_lora(models.tiny(family, len(tokenizer)), 4, 8))
+    policy = Policy(models.add_lora(models.tiny(family, len(tokenizer)), Network(lora_rank=4)))
     cached = some_answers(policy, tokenizer)
     policy.caches = False
     plain = some_answers(policy, tokenizer)
@@ -126,29 +128,72 @@ def test_pad_may_be_the_end_of_text(tiny_policy, some_answers):
     assert torch.equal(answers.answer_mask().sum(1).long(), answers.lengths)
 
 
-def encoder():
-    """The least a prefix model needs of an encoder."""
-    from transformers import BertConfig, BertModel
+OPENING = [5, 2]  # what opens an answer
 
+
+def cached_policy(folder) -> tuple[CachedPolicy, list[list[int]]]:
+    """A policy on eight prompts computed once: an adapter, moved, in the last of two blocks."""
     torch.manual_seed(0)
-    small = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
-    return BertModel(BertConfig(**small, num_attention_heads=2)).eval()
+    lm = models.llama(24, 16, 2, 2, 32, 64)
+    lm = models.add_lora(lm, Network(lora_rank=4, lora_blocks=1), OPENING).eval()
+    for name, p in lm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.5)
+    g = torch.Generator().manual_seed(1)
+    prompts = [
+        [*torch.randint(8, 24, (3 + i % 4,), generator=g).tolist(), *OPENING] for i in range(8)
+    ]
+    with sources.pointed_at(REPRO_CACHE=folder):
+        return CachedPolicy(lm, prompts), prompts
 
 
-def test_prefix_model_sees_the_prompt_whole_and_the_answer_causally():
-    lm = prefix.PrefixLM(encoder(), open_id=2)
-    ids, mask = torch.tensor([[8, 9, 10, 2, 4, 3]]), torch.ones(1, 6, dtype=torch.long)
-    positions = torch.arange(6)[None]
-    with torch.no_grad():
-        h = lm(ids, mask, positions).hidden_states[0]
-        later_prompt, later_answer = ids.clone(), ids.clone()
-        later_prompt[0, 2], later_answer[0, 5] = 11, 5
-        assert not torch.allclose(lm(later_prompt, mask, positions).hidden_states[0][0, 0], h[0, 0])
-        assert torch.allclose(
-            lm(later_answer, mask, positions).hidden_states[0][0, :5], h[0, :5], atol=1e-5
-        )
-        padded = torch.cat([torch.zeros(1, 2, dtype=torch.long), ids], 1)
-        m = torch.cat([torch.zeros(1, 2, dtype=torch.long), mask], 1)
-        p = (m.cumsum(1) - 1).clamp(min=0)
-        assert torch.allclose(lm(padded, m, p).hidden_states[0][:, 2:], h, atol=1e-5)
-        assert (lm(ids, mask, positions, logits_to_keep=1).logits[..., 2] < -1e8).all()
+def test_prompts_computed_once_change_no_answer_and_no_gradient(tmp_path):
+    """Against the same adapter over whole texts, as peft runs it."""
+    policy, prompts = cached_policy(tmp_path)
+    tokenizer = models.digits_tokenizer()
+    uniforms = torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
+    answers = policy.answers(tokenizer, [[row] for row in range(8)], 5, uniforms)
+    plain = Policy(policy.lm)
+    plain.value.load_state_dict(policy.value.state_dict())
+    columns, T = answers.ids[:, 1:], answers.T
+    ids, mask = left_pad(prompts, 0)
+    whole = (torch.cat([ids, columns], 1), torch.cat([mask, answers.mask[:, 1:]], 1), T)
+    real = answers.answer_mask().bool()
+    gradients = []
+    for p, inputs in ((policy, (answers.ids, answers.mask, T)), (plain, whole)):
+        log_pi, V, _ = p(*inputs)
+        p.zero_grad()
+        (log_pi[real].sum() + V[real].sum()).backward()
+        gradients.append([w.grad.clone() for w in p.trained()])
+        with torch.no_grad():
+            gradients[-1] += [log_pi[real], V[real], p(*inputs, reference=True)[0][real]]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.allclose(ours, theirs, atol=2e-3), (ours - theirs).abs().max()
+    again = plain.answers(tokenizer, prompts, 5, uniforms)
+    assert again.texts == answers.texts
+
+
+def test_an_update_on_cached_prompts_begins_at_ratio_one(tmp_path):
+    policy, _ = cached_policy(tmp_path)
+    uniforms = torch.rand(8, 3, generator=torch.Generator().manual_seed(0))
+    answers = policy.answers(models.digits_tokenizer(), [[row] for row in range(8)], 3, uniforms)
+    optimizer = torch.optim.AdamW(policy.trained(), lr=1e-2)
+    log, _ = method.update(policy, optimizer, answers, torch.randn(8), 0.2, PPO(minibatch=8))
+    assert log["ratio_first"] == pytest.approx(1, abs=1e-5) and log["clip_fraction_first"] == 0
+    assert log["kl"] != 0 and log["kl_old_new"] > 0
+
+
+def test_without_a_cost_the_reference_is_not_asked(tiny_policy, some_answers, monkeypatch):
+    policy, tokenizer = tiny_policy()
+    answers, asked, real = some_answers(policy, tokenizer), [], Policy.forward
+
+    def forward(policy, ids, mask, T, reference=False):
+        asked.append(reference)
+        return real(policy, ids, mask, T, reference)
+
+    monkeypatch.setattr(Policy, "forward", forward)
+    optimizer = torch.optim.SGD(policy.trained(), lr=0.1)
+    for beta, passes in ((0.2, 1), (0.0, 0)):
+        asked.clear()
+        facts, _ = method.update(policy, optimizer, answers, torch.randn(8), beta, PPO())
+        assert sum(asked) == passes and ("kl" in facts) == bool(passes)

@@ -31,6 +31,46 @@ def test_reward_table_of_every_task(task):
         assert prompts.reward(task, text, prompts.parse(task, text), 0) == expected, text
 
 
+@pytest.mark.parametrize("task", WORD_TASKS, ids=lambda t: t.name)
+def test_a_chat_answer_is_the_whole_turn(task):
+    right, wrong = task.words[0], task.words[1]
+    table = {
+        right: 1.0,
+        f" {right.lower()}\n": 1.0,
+        wrong: 0.0,
+        "": -1.0,
+        f"{right}.": 1.0,
+        f"{right}..": -1.0,
+        f"{right}!": -1.0,
+        f"{right} </Judgement>": -1.0,
+        f"{right} or {wrong}": -1.0,
+    }
+    for text, expected in table.items():
+        answer = prompts.parse(task, text, "chat")
+        assert prompts.reward(task, text, answer, 0, "paper") == expected, text
+    rating = prompts.task("rating")
+    assert prompts.parse(rating, prompts.target(rating, 3.7, "chat"), "chat") == 4
+
+
+def test_the_official_reward_is_twice_the_papers_less_one():
+    official_reward = [2 * R - 1 for R in prompts.REWARDS["paper"]]
+    assert official_reward == list(prompts.REWARDS["official"])
+
+
+@pytest.mark.parametrize("task", list(prompts.TASKS.values()), ids=lambda t: t.name)
+def test_messages_hold_every_field_and_all_answers(task):
+    system, *shown, question = prompts.messages(task, FIELDS, [(FIELDS, 1)])
+    assert [m["role"] for m in (system, *shown, question)] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]
+    assert all(str(FIELDS[key]) in question["content"] for key, _ in task.fields)
+    assert all(word.lower() in question["content"].lower() for word in task.words)
+    assert shown[1]["content"] == task.word(1)
+
+
 def test_reward_of_a_number():
     stsb = prompts.task("stsb")
     for text, label, expected in [

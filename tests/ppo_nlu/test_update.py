@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ppo_nlu import method, models
-from ppo_nlu.config import PPO
+from ppo_nlu.config import PPO, Network
 from ppo_nlu.policy import Policy
 from shared.protocol import BadInput
 
@@ -52,7 +52,7 @@ def test_dropout_of_the_base_model_acts_nowhere(some_answers):
     optimizer = torch.optim.SGD(policy.parameters(), lr=1e-2)
     log, _ = method.update(policy, optimizer, answers[0], torch.randn(8), 0.2, PPO(minibatch=4))
     assert log["ratio_first"] == pytest.approx(1, abs=1e-5) and log["clip_fraction_first"] == 0
-    shipped = models.add_lora(models.tiny("llama", 32), 16, 32)
+    shipped = models.add_lora(models.tiny("llama", 32), Network())
     assert shipped.peft_config["default"].lora_dropout == 0
 
 
@@ -90,7 +90,7 @@ def test_trained_biases_are_warned_about():
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     lm = Qwen2ForCausalLM(Qwen2Config(**small, **heads))
     with pytest.warns(UserWarning, match="reference"):
-        lm = models.add_lora(lm, 4, 8, bias="all")
+        lm = models.add_lora(lm, Network(lora_rank=4, lora_bias="all"))
     trained = [n for n, p in lm.named_parameters() if p.requires_grad]
     assert any(n.endswith(".bias") for n in trained)
     assert all("lora_" in n or n.endswith(".bias") for n in trained)
