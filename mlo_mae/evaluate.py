@@ -71,6 +71,7 @@ def descent_held(arms: dict[str, Arrays]) -> float:
 
 
 def ascent_held(arms: dict[str, Arrays]) -> float:
+    """The same as descent_held, with its sign turned: above 0, the direction climbs."""
     return -descent_held(arms)
 
 
@@ -113,6 +114,7 @@ def planted_masking(arms: dict[str, Arrays]) -> float:
 
 
 def planted_score(arms: dict[str, Arrays]) -> float:
+    """Mean score that T gives the label's patches minus that of the others."""
     p = _only(arms)
     return float(p["score_code"].mean() - p["score_other"].mean())
 

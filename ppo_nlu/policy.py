@@ -239,6 +239,7 @@ def _next_token(logits: Tensor, u: Tensor | None, temperature: float) -> Tensor:
     """(B,) token ids from logits (B, V): the most probable, or the one that u (B, 1) falls on."""
     if u is None:
         return logits.argmax(-1)
-    cdf = (logits / temperature).softmax(-1).cumsum(-1)
-    u = u * cdf[:, -1:]  # rounding: the sum may be a little below 1
-    return torch.searchsorted(cdf, u, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+    p = (logits / temperature).softmax(-1)
+    cdf = (p * 2.0**40).long().cumsum(-1)  # integers: the same sums on any device
+    u = (u.double() * cdf[:, -1:]).long()  # the whole of them is a little below 2^40
+    return torch.searchsorted(cdf, u, right=True).squeeze(1)

@@ -213,7 +213,10 @@ def fetch_command(kind: str, name: str) -> str:
 
 
 def _with_answer(remedy: str, error: Exception) -> str:
-    return f"{remedy}\n  the hub's answer: {str(error)[:300]}"
+    said = " ".join(str(error).split())[:300]
+    gated = "gated" in said  # 401 and 403 alike: the words are huggingface_hub's and datasets'
+    terms = "\n  gated:   accept its terms on huggingface.co, then `hf auth login` or HF_TOKEN=..."
+    return f"{remedy}{terms if gated else ''}\n  the hub's answer: {said}"
 
 
 def _data_remedy(folder: str, hub: Hub | None) -> str:

@@ -59,7 +59,7 @@ def learn_weights(
     optimizers = [
         _adamw([encoder, *heads], lr),
         _adamw([phi, *([head] if head else [])], lr),
-        torch.optim.Adam([alpha := method.start_logits(len(objectives))], lr_weights),
+        torch.optim.Adam([alpha := method.start_logits(len(objectives))], lr_weights, fused=True),
     ]
     prox = method.SquaredDistance(gamma)
     levels = method.Levels(*method.matched(phi, encoder), alpha, optimizers, prox)

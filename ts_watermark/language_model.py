@@ -73,8 +73,9 @@ def train(
 def small_language_model(config: Config, vocab_size: int, embedding: Tensor) -> PreTrainedModel:
     """A random OPT, but for its token embeddings, which are the encoder's: (V, d_sim) -> (V, d).
 
-    They are projected on their leading d principal directions, at the usual scale, so that the
-    generators, which read them, start with words of like meaning close together.
+    They are projected on their leading d principal directions (or all, beside columns of zeros,
+    where d is larger), at the usual scale, so that the generators, which read them, start with
+    words of like meaning close together.
     """
     from transformers import OPTConfig, OPTForCausalLM
 
@@ -99,8 +100,10 @@ def small_language_model(config: Config, vocab_size: int, embedding: Tensor) -> 
     centred = embedding - embedding.mean(0)
     _, vectors = torch.linalg.eigh(centred.T @ centred)  # ascending
     projected = centred @ vectors[:, -d:]
+    start = torch.zeros(vocab_size, d)
+    start[:, : projected.shape[1]] = projected / projected.std() * 0.05
     with torch.no_grad():
-        model.get_input_embeddings().weight.copy_(projected / projected.std() * 0.05)
+        model.get_input_embeddings().weight.copy_(start)
     return model
 
 

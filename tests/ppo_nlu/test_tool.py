@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import runpy
 
 import pytest
 import torch
@@ -33,8 +34,8 @@ def test_the_lines_of_readme_train_two_architectures(family, root, tmp_path, mon
     lines = re.sub(r"(questions = ).*", r"\1['g1 g2', 'g3 g4', 'g5 g6', 'g7 g8'] * 4", lines)
     lines = lines.replace("steps=100", "steps=40").replace("lr=3e-4", "lr=5e-3")
     lines = re.sub(r"return .*", "return 1.0 - answer.count('g') / 4", lines)
-    space: dict = {}
-    exec(compile(lines, "README.md", "exec"), space)
+    (tmp_path / "example.py").write_text(lines, encoding="utf-8")
+    space = runpy.run_path(str(tmp_path / "example.py"))
     policy = space["policy"]
     asked = [models.encode(tokenizer, q)[0] for q in space["questions"]]
     u = torch.rand(16, 4, generator=torch.Generator().manual_seed(9))
