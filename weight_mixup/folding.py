@@ -80,8 +80,8 @@ class Mixed(torch.autograd.Function):
 
 
 class GateGradient(torch.autograd.Function):
-    """Zero, of W's shape; its gradient is that of Eq. 2 for u and v, in two passes over a matrix
-    where plain autograd would write seven of them.
+    """Of W's shape, a value that nobody reads; its gradient is that of Eq. 2 for u and v, in two
+    passes over a matrix where plain autograd would write seven of them.
 
         dL/du_i = sum_j G_ij (v_j W_ij - (1 - v_j) W0_ij),    dL/dv_j likewise
     """
@@ -90,7 +90,7 @@ class GateGradient(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, v: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
         ctx.save_for_backward(u, v)
         ctx.weights = W, _ = weights  # in a tuple, or autograd would run this node for W too
-        return W.new_zeros(()).expand_as(W)
+        return W.detach()
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:

@@ -86,12 +86,10 @@ FORMS: dict[str, Form] = {"factored": factored, "convex": convex}
 class Mixup(nn.Module):
     """Parametrisation of one weight: the module's `weight` reads as W~, once per forward pass.
 
-    Gates u (d_out, r) and v (r, d_in) are parameters, W0 a buffer with storage of its own; W is the
-    parameter that was there. Gates start at one; `draw_gates` gives them the paper's start. While
-    gradients are on, a later pass may write its W~ to the memory of this one: clone what is to
-    stay."""
-
-    W0: Tensor
+    Gates u (d_out, r) and v (r, d_in) are parameters, so is W0, frozen and with storage of its own;
+    W is the parameter that was there. Gates start at one; `draw_gates` gives them the paper's
+    start. While gradients are on, a later pass may write its W~ to the memory of this one: clone
+    what is to stay."""
 
     def __init__(self, weight: Tensor, rank: int = 1, form: Form = factored):
         super().__init__()
@@ -100,7 +98,8 @@ class Mixup(nn.Module):
             limit = f"is outside 1..{min(d_out, d_in)}"
             raise ValueError(f"rank {rank} of a {d_out} x {d_in} gate {limit}; the paper has 1")
         self.form = form
-        self.register_buffer("W0", weight.detach().clone())
+        # no buffer: a hypergradient restores those for every pass, a copy of the model each time
+        self.W0 = nn.Parameter(weight.detach().clone(), requires_grad=False)
         self.u = nn.Parameter(weight.new_ones(d_out, rank))
         self.v = nn.Parameter(weight.new_ones(rank, d_in))
         self._space = folding.Space()
