@@ -8,14 +8,17 @@ yields, which ends up in the record of the run.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -210,6 +213,34 @@ def load_hub(hub: Hub, folder: str, part: str) -> Dataset:
     if not files:
         note(name, data._fingerprint, f"hub:{hub.id}")
     return data
+
+
+def stream_hub(hub: Hub, folder: str, part: str) -> Iterator[dict[str, Any]]:
+    """Rows of a part of a hub data set as they arrive; nothing of it stays in the cache.
+
+    A stream leaves no file to hash: what was taken of it is. Raises MissingInput, in mid-stream
+    too: no network, no such data set, terms not accepted, a file that is cut off or no JSON.
+    """
+    import datasets
+
+    if offline():  # only whole files are cached, so there is nothing that could be read
+        raise MissingInput(_data_remedy(folder, hub))
+    digest = hashlib.sha256()
+    try:
+        rows = iter(datasets.load_dataset(hub.id, hub.config, split=part, streaming=True))
+    except Exception as error:
+        raise MissingInput(_with_answer(_data_remedy(folder, hub), error)) from error
+    for count in itertools.count():
+        try:
+            row = next(rows, None)
+        except Exception as error:  # whatever a network and the readers of its files may raise
+            remedy = _data_remedy(folder, hub) + f"\n  broken:  after {count} rows of {part}"
+            raise MissingInput(_with_answer(remedy, error)) from error
+        if row is None:
+            return
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+        note(f"{folder}/{part}, as streamed", digest.hexdigest(), f"hub:{hub.id}")
+        yield row
 
 
 def fetch_command(kind: str, name: str) -> str:
