@@ -83,6 +83,13 @@ def below(root: Path | None, name: str) -> Path | None:
     return path
 
 
+def only_readme(path: Path) -> bool:
+    """Whether a folder holds a README.md and else hidden files only: no data set."""
+    if not path.is_dir():
+        return False
+    return {x.name for x in path.iterdir() if x.name[0] != "."} == {"README.md"}
+
+
 def newest_snapshot(folder: Path) -> Path | None:
     """The snapshot of a model or data set in the hub's cache that is read: the newest whole one."""
     from shared import door  # which needs this file
@@ -264,7 +271,11 @@ def _note_asked(place: str, there: str) -> None:
 
 
 def _there(path: Path, given: Mapping[str, Any]) -> str:
-    """The place of a file or folder; how many tables a folder holds says which layout is read."""
+    """The place of a file or folder; how many tables a folder holds says which layout is read.
+
+    A folder with nothing but a README.md counts as none: data that come later are a change."""
+    if only_readme(path):
+        return ""
     kinds = (".parquet", ".arrow")
     tables = [x for depth in ("*", "*/*") for x in path.glob(depth) if x.suffix in kinds]
     return _place(path, given) + (f" with {len(tables)} tables" if tables else "")

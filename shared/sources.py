@@ -8,14 +8,17 @@ yields, which ends up in the record of the run.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +28,7 @@ from shared.inputs import below as _below
 from shared.inputs import file_sha256 as file_sha256
 from shared.inputs import first as first
 from shared.inputs import hub_cache as _hub_cache
-from shared.inputs import look, note
+from shared.inputs import look, note, only_readme
 from shared.inputs import plain as _plain
 from shared.inputs import pointed_at as pointed_at
 from shared.inputs import recording as recording
@@ -74,6 +77,12 @@ class Layout:
     source: str  # hub id where it has the form owner/name
     licence: str
     fetch: str
+    mirror: str = ""  # hub id of the same data in a layout of the hub's, where source is none
+
+    @property
+    def hub_id(self) -> str:
+        """Data set of the hub that `load_hub` reads in its place, "" if there is none."""
+        return self.source if re.fullmatch(r"[\w-]+/[\w.-]+", self.source) else self.mirror
 
 
 def _on_hub(
@@ -127,7 +136,8 @@ LAYOUTS = [
     Layout("nlg/e2e", "E2E data to text",
            "train.txt, valid.txt, test.txt: meaning representation||text",
            "github.com/microsoft/LoRA (the copy there; original: tuetschek/e2e-dataset)",
-           "CC BY-SA 4.0", _LORA + "cp -r LoRA/examples/NLG/data/e2e $REPRO_DATA/nlg/e2e"),
+           "CC BY-SA 4.0", _LORA + "cp -r LoRA/examples/NLG/data/e2e $REPRO_DATA/nlg/e2e",
+           "tuetschek/e2e_nlg"),
     Layout("nlg/webnlg", "WebNLG challenge 2017, triples to text",
            "train.json, dev.json, test.json",
            "github.com/microsoft/LoRA (the copy there; original: webnlg-challenge-2017)",
@@ -175,10 +185,11 @@ LAYOUTS = [
 def find_data(folder: str, hub: Hub | str | None = None) -> Path | Hub:
     """`REPRO_DATA/<folder>`, else the hub's data set if it is cached or may be asked for.
 
-    Upper and lower case, `-` and `_` in folder names do not matter (`glue/sst2`: `glue/SST-2`).
+    Upper and lower case, `-` and `_` in folder names do not matter (`glue/sst2`: `glue/SST-2`). A
+    folder with nothing but a README.md is none: a download that stopped leaves it.
     Raises MissingInput, with what, where from and how to fetch it.
     """
-    if path := look("REPRO_DATA", folder):
+    if (path := look("REPRO_DATA", folder)) and not only_readme(path):
         return path
     hub = Hub(hub) if isinstance(hub, str) else hub
     if hub and (_cached_dataset(hub.id) or not offline()):
@@ -204,6 +215,34 @@ def load_hub(hub: Hub, folder: str, part: str) -> Dataset:
     return data
 
 
+def stream_hub(hub: Hub, folder: str, part: str) -> Iterator[dict[str, Any]]:
+    """Rows of a part of a hub data set as they arrive; nothing of it stays in the cache.
+
+    A stream leaves no file to hash: what was taken of it is. Raises MissingInput, in mid-stream
+    too: no network, no such data set, terms not accepted, a file that is cut off or no JSON.
+    """
+    import datasets
+
+    if offline():  # only whole files are cached, so there is nothing that could be read
+        raise MissingInput(_data_remedy(folder, hub))
+    digest = hashlib.sha256()
+    try:
+        rows = iter(datasets.load_dataset(hub.id, hub.config, split=part, streaming=True))
+    except Exception as error:
+        raise MissingInput(_with_answer(_data_remedy(folder, hub), error)) from error
+    for count in itertools.count():
+        try:
+            row = next(rows, None)
+        except Exception as error:  # whatever a network and the readers of its files may raise
+            remedy = _data_remedy(folder, hub) + f"\n  broken:  after {count} rows of {part}"
+            raise MissingInput(_with_answer(remedy, error)) from error
+        if row is None:
+            return
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+        note(f"{folder}/{part}, as streamed", digest.hexdigest(), f"hub:{hub.id}")
+        yield row
+
+
 def fetch_command(kind: str, name: str) -> str:
     """How to get a `model` or the `data` of that name, in one line."""
     if kind == "model":
@@ -213,15 +252,18 @@ def fetch_command(kind: str, name: str) -> str:
 
 
 def _with_answer(remedy: str, error: Exception) -> str:
-    said = " ".join(str(error).split())[:300]
-    gated = "gated" in said  # 401 and 403 alike: the words are huggingface_hub's and datasets'
+    """The remedy with what the hub said; of a gated repository also how to be let in."""
+    answer = " ".join(str(error).split())[:300]
+    gated = "gated" in answer  # 401 and 403 alike: the words are huggingface_hub's and datasets'
     terms = "\n  gated:   accept its terms on huggingface.co, then `hf auth login` or HF_TOKEN=..."
-    return f"{remedy}{terms if gated else ''}\n  the hub's answer: {said}"
+    return f"{remedy}{terms if gated else ''}\n  the hub's answer: {answer}"
 
 
 def _data_remedy(folder: str, hub: Hub | None) -> str:
     root = os.environ.get("REPRO_DATA", "")
     where = f"not in REPRO_DATA={root}" if root else "REPRO_DATA is not set"
+    if (path := _below(_root("REPRO_DATA"), folder)) and only_readme(path):
+        where = f"{path} holds nothing but a README.md"
     silent = ", and the hub is off or has no copy" if hub else ""
     lines = [f"data '{folder}' are missing: {where}{silent}"]
     if layout := layout_of(folder):
@@ -243,7 +285,9 @@ def _data_remedy(folder: str, hub: Hub | None) -> str:
 def layout_of(folder: str) -> Layout | None:
     """The row of LAYOUTS that a folder (or a folder below it) or a hub id belongs to."""
     for layout in LAYOUTS:
-        if _plain(folder + "/").startswith(_plain(layout.folder + "/")) or folder == layout.source:
+        if _plain(folder + "/").startswith(_plain(layout.folder + "/")):
+            return layout
+        if folder in (layout.source, layout.hub_id):
             return layout
     return None
 
@@ -352,11 +396,12 @@ def available(kind: str, name: str, hub_timeout: float = 3) -> str:
     if kind not in ("model", "data"):
         raise ValueError(f"kind '{kind}' is not one of: model, data")
     layout = layout_of(name) if kind == "data" else None
-    folders = {name, layout.folder} if layout and name == layout.source else {name}
+    folders = {name, layout.folder} if layout and name == layout.hub_id else {name}
     root = _root("REPRO_MODELS" if kind == "model" else "REPRO_DATA")
-    if any(_below(root, folder) for folder in folders):
+    paths = filter(None, (_below(root, folder) for folder in folders))
+    if any(kind == "model" or not only_readme(path) for path in paths):
         return "folder"
-    hub_id = layout.source if layout else name
+    hub_id = layout.hub_id if layout else name
     if not re.fullmatch(r"[\w-]+/[\w.-]+", hub_id):
         return ""
     if kind == "model":

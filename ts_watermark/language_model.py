@@ -114,7 +114,8 @@ def stream_of(rows: list[list[int]], separator: int) -> Tensor:
 
 def language_model_loss(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Mean next-token cross-entropy (nats) of blocks (B, L)."""
-    logits = model(ids).logits[:, :-1]
+    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)  # OPT would count them
+    logits = model(ids, position_ids=places).logits[:, :-1]
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
 

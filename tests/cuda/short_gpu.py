@@ -28,7 +28,7 @@ from tapweight import rehearsal as tapweight_inputs
 # a word of a setting's name -> the most that the setting may be
 CAPS = {
     "steps": 2, "epochs": 1, "batch": 4, "minibatch": 4, "tokens": 6, "window": 6, "prompts": 4,
-    "length": 32, "examples": 16, "K": 1, "n": 8, "extra": 8, "items": 16, "labels": 40,
+    "length": 32, "examples": 8, "K": 1, "n": 8, "extra": 8, "items": 16, "labels": 40,
     "out": 20, "points": 1, "trials": 1, "samples": 1, "beams": 2, "texts": 1, "stack": 2,
     "new": 4, "warmup": 0,
 }  # fmt: skip

@@ -111,6 +111,30 @@ def test_a_wrong_root_is_an_error_not_a_miss(tmp_path, monkeypatch):
         sources.find_data("glue")
 
 
+def test_a_folder_with_a_readme_alone_is_no_data_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_DATA", str(tmp_path))
+    (tmp_path / "c4" / ".cache").mkdir(parents=True)
+    (tmp_path / "c4" / "README.md").write_text("# card")
+    with pytest.raises(MissingInput, match=r"c4 holds nothing but a README.md(?s:.*)fetch:"):
+        sources.find_data("c4")
+    assert sources.available("data", "c4") == ""
+    with monkeypatch.context() as online:
+        online.setenv("HF_HUB_OFFLINE", "0")
+        assert sources.find_data("c4", "allenai/c4") == Hub("allenai/c4")
+    (tmp_path / "c4" / "part.json.gz").write_bytes(b"")
+    assert sources.find_data("c4") == tmp_path / "c4"
+    assert sources.available("data", "c4") == "folder"
+
+
+def test_e2e_is_asked_of_the_hub_though_its_files_come_from_elsewhere(hub, monkeypatch):
+    layout = sources.layout_of("nlg/e2e")
+    assert sources.layout_of("tuetschek/e2e_nlg") == layout
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert sources.available("data", "nlg/e2e") == ""
+    assert hub == ["/api/datasets/tuetschek/e2e_nlg"]
+    assert sources.available("data", "nlg/webnlg") == "" and len(hub) == 1
+
+
 # --- models
 
 
@@ -148,8 +172,17 @@ def test_model_is_fetched_from_the_hub(tmp_path, monkeypatch):
         raise OSError("403 gated")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
-    with pytest.raises(MissingInput, match=r"(?s)model 'a/c' is missing.*403 gated"):
+    with pytest.raises(MissingInput, match=r"(?s)model 'a/c' is missing.*403 gated") as error:
         sources.find_model("a/c")
+    assert "accept its terms" in str(error.value) and "hf auth login" in str(error.value)
+
+    def lost(name, **_):
+        raise OSError("404 not found")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lost)
+    with pytest.raises(MissingInput, match="404 not found") as error:
+        sources.find_model("a/c")
+    assert "terms" not in str(error.value)
 
 
 def test_pickled_weights_are_not_taken(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from shared.protocol import BadInput
 from ts_watermark import data, stand_ins
 
 
@@ -32,3 +33,37 @@ def test_passages_are_cut_as_the_paper_does(word_codec):
     assert alike.ids == passages.ids  # of texts that end alike the first
     with pytest.raises(data.sources.MissingInput, match="only 2 of 9"):
         data.cut(texts, word_codec, limit=9, **how)
+
+
+def test_a_stream_that_fails_says_what_to_do(monkeypatch):
+    """Offline, refused at once, broken after a row: each is a MissingInput with the remedy."""
+    import datasets
+
+    monkeypatch.delenv("REPRO_DATA", raising=False)
+    place = data.C4_HUB
+    remedy = r"(?s)'c4/realnewslike' are missing.*fetch:   hf download"
+    monkeypatch.setattr(data.sources, "find_data", lambda *_: place)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(data.sources.MissingInput, match=remedy + ".*unset HF_HUB_OFFLINE"):
+        next(data.c4("train"))
+
+    def refused(*_, **__):
+        raise OSError("403: a gated dataset")
+
+    def broken(*_, **__):
+        yield {"text": "one"}
+        raise EOFError("the stream ended before its end marker")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "0")
+    monkeypatch.setattr(datasets, "load_dataset", refused)
+    with pytest.raises(data.sources.MissingInput, match=remedy + ".*hf auth login.*403"):
+        next(data.c4("train"))
+    monkeypatch.setattr(datasets, "load_dataset", broken)
+    rows = data.c4("train")
+    assert next(rows) == "one"
+    with pytest.raises(data.sources.MissingInput, match=remedy + ".*after 1 rows.*end marker"):
+        next(rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"words": "one"}])
+    with pytest.raises(BadInput, match="allenai/c4, part train row 0"):
+        next(data.c4("train"))
