@@ -58,9 +58,10 @@ def test_the_judge_touches_only_the_interface_of_a_method(paper):
 def test_a_copy_with_shared_alone_trains_and_evaluates(paper, tmp_path):
     """`--tiny` needs no argument, no download and nothing but <paper>/ and shared/, and tells what
     it did: sentences, a picture, no bare key of a metric."""
+    records = ("cpu.*", "gpu.*", "paper.*", "rehearsal.*", "checked.json")  # of the judge
     for name in (paper, "shared"):
         shutil.copytree(
-            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results")
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", *records)
         )
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     env.setdefault("REPRO_CACHE", str(ROOT / ".cache"))
@@ -87,8 +88,8 @@ def test_a_copy_with_shared_alone_trains_and_evaluates(paper, tmp_path):
     method = next(arm.arm for arm in story.arms if arm.role == "method")
     claims = load_claims(ROOT / paper / "claims.yaml").claims
     assert not story.claim or story.claim in {claim.id for claim in claims}
-    records = (tmp_path / "runs" / paper / story.scale).glob("*/seed0/*/record.json")
-    (directory,) = [p.parent for p in records if json.loads(p.read_text())["arm"] == method]
+    written = (tmp_path / "runs" / paper / story.scale).glob("*/seed0/*/record.json")
+    (directory,) = [p.parent for p in written if json.loads(p.read_text())["arm"] == method]
     metrics = metrics[method]
     done = subprocess.run(
         [sys.executable, "-m", f"{paper}.evaluate", str(directory)],

@@ -1,6 +1,6 @@
-"""Asks a hub for models and data, all at once, as the papers' loaders do; prints JSON.
+"""Asks a hub for models and data, THREADS at a time, as the papers' loaders do; prints JSON.
 
-Usage: python ask_hub.py ROOT model/OWNER/NAME data/OWNER/NAME ...
+Usage: python ask_hub.py ROOT THREADS model/OWNER/NAME data/OWNER/NAME ...
 Each answer is {"ok": what came} or {"error": class, "message": text}.
 """
 
@@ -30,5 +30,5 @@ def ask(word: str) -> dict[str, str]:
         return {"error": type(error).__name__, "message": str(error)}
 
 
-with ThreadPoolExecutor(len(sys.argv)) as threads:
-    print(json.dumps(list(threads.map(ask, sys.argv[2:]))))
+with ThreadPoolExecutor(int(sys.argv[2])) as threads:
+    print(json.dumps(list(threads.map(ask, sys.argv[3:]))))
