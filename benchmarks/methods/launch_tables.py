@@ -81,7 +81,7 @@ def launch_table(result: Mapping[str, Any]) -> str:
         for row in [*ours, *theirs]:
             waits = ", ".join(f"{n} {what}" for what, n in row["waits_of"].items())
             lines.append([
-                f"[{cell(name)}]({name}/README.md): `{row['arm']}`, {cell(row['phase'])}",
+                f"[{cell(name)}](../{name}/README.md): `{row['arm']}`, {cell(row['phase'])}",
                 f"{row['launches']:,}", f"{row['launches'] / theirs[-1]['launches']:.2f}",
                 f"{row['waits']}" + (f" ({cell(waits)})" if waits else ""),
                 "" if budget is None or row in theirs else f"{budget}",
@@ -114,7 +114,7 @@ def hours_table(result: Mapping[str, Any]) -> str:
         runs = sum(not node.stage for node in protocol.nodes("gpu"))
         scale = protocol.scale("gpu")
         lines.append([
-            f"[{cell(name)}]({name}/README.md)", cell(terms), f"{one:.1f}", f"{runs:,}",
+            f"[{cell(name)}](../{name}/README.md)", cell(terms), f"{one:.1f}", f"{runs:,}",
             f"{one * runs / 60:.1f}", f"{scale.jobs}",
             "" if scale.hours is None else f"{scale.hours:g}",
         ])  # fmt: skip
