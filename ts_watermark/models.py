@@ -185,8 +185,7 @@ def judged(base: Base, prompts: Rows, texts: Tensor, batch: int = 20) -> np.ndar
         fed = left_padded(rows, base.judge.device)
         logits = base.judge(**fed, logits_to_keep=T).logits[:, :-1].float()  # predict tokens 2..T
         following = fed["input_ids"][:, 1 - T :]
-        losses = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), following, reduction="none"
-        )
-        values.append(losses.mean(1).cpu())
+        flat = logits.flatten(0, 1), following.flatten()  # CUDA has no ordered kernel for (n, V, T)
+        losses = torch.nn.functional.cross_entropy(*flat, reduction="none")
+        values.append(losses.view_as(following).mean(1).cpu())
     return torch.cat(values).double().numpy()
