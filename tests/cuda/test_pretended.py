@@ -18,7 +18,7 @@ def on_the_pretended_device(marks: str, *words: str, **environ: str) -> str:
     """The last line that pytest prints; its whole output is the failure."""
     if reason := pretend_cuda.lacks():
         pytest.skip(reason)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "pretend_cuda", "--pretend-cuda"]
+    command = [sys.executable, "-m", "pytest", "-p", "pretend_cuda", "--pretend-cuda"]
     command += ["-p", "no:cacheprovider", "-m", marks, *words, str(Path(__file__).parent)]
     env = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": "0", **environ}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
