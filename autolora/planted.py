@@ -59,15 +59,15 @@ def problem(name: str, seed: int) -> tuple[Task, Network]:
     singular = SINGULAR * (torch.arange(WIDTH) < ranks[:, None])
     teacher = Residual(base + left @ (singular[:, :, None] * right))
     parts, first = {}, 0
-    for name, n in ITEMS.items():
+    for part, n in ITEMS.items():
         # test inputs do not depend on the seed: an item is the same for all
-        inputs = runs.stream(0 if name == "test" else seed, "planted inputs", name)
+        inputs = runs.stream(0 if part == "test" else seed, "planted inputs", part)
         x = normal(n, WIDTH, generator=inputs)
         with torch.no_grad():
             y = teacher(x).logits
-        if name != "test":
+        if part != "test":
             y = y + NOISE * y.std() * normal(n, WIDTH)
-        parts[name] = Part(np.arange(first, first + n), list(x.numpy()), y.numpy())
+        parts[part] = Part(np.arange(first, first + n), list(x.numpy()), y.numpy())
         first += n
     split = parts["train"], parts["test"], parts["validation"]
     task = Task(name, "planted", "r2", (), *split, true_ranks=tuple(ranks.tolist()))

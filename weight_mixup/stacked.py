@@ -113,7 +113,9 @@ class Stack:
                 W = form(alpha[2 * i], alpha[2 * i + 1], W, W0)
             x = torch.baddbmm(w[f"{layer}.bias"].unsqueeze(1), x, W.mT).relu()
         logits = torch.baddbmm(w["classifier.bias"].unsqueeze(1), x, w["classifier.weight"].mT)
-        return F.cross_entropy(logits.mT, y, reduction="none").mean(1)
+        # flat: over two dimensions CUDA has no ordered kernel (DETERMINISTIC=1)
+        losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
+        return losses.view_as(y).mean(1)
 
     def batch(self, positions: list[Tensor], of: Tensor) -> tuple[Tensor, Tensor]:
         """positions: of each network's batch; of: (networks,) whose items they are in."""
