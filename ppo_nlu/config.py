@@ -96,6 +96,9 @@ class Training:
     schedule: Literal["constant", "cosine"] = "cosine"
     # supervised steps on each batch; PPO takes `inner_epochs`
     gradient_steps: int = 1
+    # an arm that ends with one and the same answer to every validation item begins anew, from the
+    # same start with other batches and draws, so many times in all at most; the last one counts
+    attempts: int = 1
 
     def batches(self, items: int) -> int:
         """Batches of the run where there are `items` training items."""
@@ -196,6 +199,7 @@ class Config(RunConfig, Examples, Network, Training, Answering, PPO, Start, Eval
             "gradient_steps",
             "inner_epochs",
             "samples",
+            "attempts",
         )
         for name in at_least_1:
             if getattr(self, name) < 1:

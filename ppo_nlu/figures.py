@@ -88,6 +88,8 @@ def looks(run_dirs: dict, task: str) -> dict:
             continue
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
+            if row.get("attempt", 1) > 1:
+                continue
             at = (row.get("examples"), row.get("gradient_steps"))
             for key, _ in CURVES:
                 if key in row and None not in at:
@@ -123,7 +125,7 @@ def over_time(run_dirs: dict):
     fig.tight_layout()
     caption = (
         f"Training on {first}, looked at on validation items: by labelled examples (above) and by"
-        " gradient steps (below). Means over seeds."
+        " gradient steps (below). Means over seeds, first attempts."
     )
     alt = "Curves by arm and currency: " + ", ".join(title for _, title in CURVES)
     return ("training", caption, alt, fig)

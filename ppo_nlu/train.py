@@ -10,20 +10,17 @@ All arms share the starting policy, the labelled examples, their order and the s
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppo_nlu import asking, baselines, data, method, models, official, sharding, sheets, stages
-from ppo_nlu.asking import Questions
+from ppo_nlu.arm import Arm, used_budget
 from ppo_nlu.classifier import classify
 from ppo_nlu.config import Config
-from ppo_nlu.policy import Policy, Rollout, whole
+from ppo_nlu.policy import Rollout, whole
 from shared import processes, runs
 from shared.protocol import BadInput
 
@@ -64,33 +61,17 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
     optimizer = models.make_optimizer(config, policy.trained())
     arm = Arm(config, run, questions, policy, optimizer, config.beta, used_budget(config))
     steps = 0 if config.job == "prompt" else config.batches(len(questions.train))
-    references = []  # before and after training
+    watched = steps > 0 and config.job not in ("grpo", "rloo")
+    references = [asking.reference(policy, questions)] if watched else []  # before and after
+    start = [p.detach().clone() for p in policy.trained()] if config.attempts > 1 else []
+    validation = train(arm, items, steps)
+    while steps and validation.get("constant_share") == 1 and arm.attempt < config.attempts:
+        arm.begin_anew(start)
+        validation = train(arm, items, steps)
+    references += [asking.reference(policy, questions)] if watched else []
 
-    if config.job in ("grpo", "rloo"):
-        for _ in run.phase("training", 1, arm):
-            by_trl(arm, steps)
-    elif steps:
-        references.append(asking.reference(policy, questions))
-        generator = runs.stream(config.seed, "batches")
-        order = data.rows_of_steps(len(questions.train), config.batch, steps, generator)
-        learn = supervised if config.job == "sft" else rewarded
-        for step in run.phase("training", steps, arm):
-            models.set_rate(optimizer, config, step, steps)
-            facts = learn(arm, processes.shard(order[step]).tolist(), step)
-            arm.spent["examples"] += config.batch
-            facts |= {key: arm.spent[key] for key in ("examples", "gradient_steps")}
-            if config.probe_every and (step % config.probe_every == 0 or step == steps - 1):
-                facts |= sheets.probe(policy, questions, items.validation)
-            run.log(step=step, **facts)
-        references.append(asking.reference(policy, questions))
-
-    metrics, validation = {}, {}
+    metrics = {}
     if not config.stage:  # others build on a stage; it has no score of its own
-        looked_at = items.validation[: config.validation_limit or None]
-        sheet = sheets.Sheet(questions, looked_at, "validation", 1)
-        for batch in run.phase("validation", sheet.batches, sheet):
-            sheet.fill(policy, batch)
-        validation = sheet.scores()
         sheet = sheets.Sheet(questions, items.test, "test", config.samples)
         for batch in run.phase("test", sheet.batches, sheet):
             sheet.fill(policy, batch)
@@ -100,7 +81,7 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
         if config.server:
             sheets.for_server(run, policy, questions)
     if references:
-        check(arm, *references)
+        check(arm, steps, *references)
     run.finish(
         metrics=metrics,
         validation=validation,
@@ -109,52 +90,38 @@ def train_and_answer(config: Config, run: runs.Run) -> None:
         chosen_step=steps,
         exports=models.export(config, policy.lm, tokenizer, run.directory) if references else [],
         budget=arm.spent,
+        attempts=arm.attempt,
         dropped_prompts=len(items.train) - len(questions.train),
     )
 
 
-def used_budget(config: Config) -> dict[str, int]:
-    """What the runs this one builds on have spent, `start` apart: every arm has that."""
-    total = dict.fromkeys(("examples", "tokens_forward", "tokens_backward", "gradient_steps"), 0)
-    for name, folder in config.uses.items():
-        details = json.loads((Path(folder) / "record.json").read_text(encoding="utf-8"))["details"]
-        if name != "start":
-            for key, value in details.get("budget", {}).items():
-                total[key] += value
-    return total
+def train(arm: Arm, items: data.Data, steps: int) -> dict[str, float]:
+    """One attempt: `steps` batches, then scores on validation items; none of a stage."""
+    config, questions, run = arm.config, arm.questions, arm.run
+    if config.job in ("grpo", "rloo"):
+        for _ in run.phase(arm.phase("training"), 1, arm):
+            by_trl(arm, steps)
+    elif steps:
+        order = data.rows_of_steps(len(questions.train), config.batch, steps, arm.draws("batches"))
+        learn = supervised if config.job == "sft" else rewarded
+        for step in run.phase(arm.phase("training"), steps, arm):
+            models.set_rate(arm.optimizer, config, step, steps)
+            facts = learn(arm, processes.shard(order[step]).tolist(), step)
+            arm.spent["examples"] += config.batch
+            facts |= {key: arm.spent[key] for key in ("examples", "gradient_steps")}
+            if config.probe_every and (step % config.probe_every == 0 or step == steps - 1):
+                facts |= sheets.probe(arm.policy, questions, items.validation)
+            run.log(step=(arm.attempt - 1) * steps + step, attempt=arm.attempt, **facts)
+    if config.stage:
+        return {}
+    limited = items.validation[: config.validation_limit or None]
+    sheet = sheets.Sheet(questions, limited, "validation", 1)
+    for batch in run.phase(arm.phase("validation"), sheet.batches, sheet):
+        sheet.fill(arm.policy, batch)
+    return sheet.scores()
 
 
 # --- one step -------------------------------------------------------------------------------------
-
-
-@dataclass
-class Arm:
-    """What a step of training needs. It changes the policy, the optimiser, beta and what is spent:
-    examples, tokens and gradient steps, those of used runs included."""
-
-    config: Config
-    run: runs.Run
-    questions: Questions
-    policy: Policy
-    optimizer: torch.optim.Optimizer
-    beta: float
-    spent: dict[str, int]
-
-    def state(self) -> dict[str, Any]:
-        tensors = {"trained": self.policy.trained(), "optimizer": self.optimizer.state_dict()}
-        return {**tensors, "beta": self.beta, "spent": self.spent}
-
-    def load(self, state: dict[str, Any]) -> None:
-        for parameter, value in zip(self.policy.trained(), state["trained"], strict=True):
-            parameter.data.copy_(value)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.beta, self.spent = state["beta"], state["spent"]
-
-    def spend(self, tokens: int, forward: int, backward: int) -> None:
-        """Passes over `tokens` tokens; each backward pass is a gradient step."""
-        self.spent["tokens_forward"] += forward * tokens
-        self.spent["tokens_backward"] += backward * tokens
-        self.spent["gradient_steps"] += backward
 
 
 def rewarded(arm: Arm, rows: list[int], step: int) -> dict[str, float]:
@@ -166,9 +133,8 @@ def rewarded(arm: Arm, rows: list[int], step: int) -> dict[str, float]:
     facts: dict[str, float] = {}
 
     def ask() -> Rollout:
-        length = runs.stream(config.seed, "length", step)
-        max_new = config.max_new or official.answer_length(length)
-        stream = runs.stream(config.seed, "answers", step)
+        max_new = config.max_new or official.answer_length(arm.draws("length", step))
+        stream = arm.draws("answers", step)
         uniforms = torch.rand(config.batch, config.responses, max_new, generator=stream)
         part = processes.shard(uniforms).reshape(-1, max_new)
         try:
@@ -229,14 +195,15 @@ def by_trl(arm: Arm, steps: int) -> None:
 # --- after training -------------------------------------------------------------------------------
 
 
-def check(arm: Arm, before: tuple[str, Tensor], after: tuple[str, Tensor]) -> None:
-    """The reference still is what was loaded, bit for bit; the arm saw the examples it declared."""
+def check(arm: Arm, steps: int, before: tuple[str, Tensor], after: tuple[str, Tensor]) -> None:
+    """The reference still is what was loaded, bit for bit; the arm saw the examples it declared,
+    in each attempt."""
     same = torch.equal(before[1], after[1])
     detail = f"sha256 of the frozen weights {before[0][:12]} -> {after[0][:12]}"
     passed = before[0] == after[0] and same
     arm.run.gate("reference-kept", passed, f"{detail}; same log-probabilities: {same}")
     if declared := arm.config.examples:
-        examples = arm.spent["examples"]
+        examples = arm.spent["examples"] - (arm.attempt - 1) * steps * arm.config.batch
         detail = f"{examples} labelled examples seen, {declared} declared"
         arm.run.gate("budget", abs(examples / declared - 1) <= 0.01, detail)
 

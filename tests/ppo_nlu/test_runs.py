@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppo_nlu import data, models, prompts, train
+from ppo_nlu import data, evaluate, models, prompts, train
 from ppo_nlu.config import Config
 from ppo_nlu.policy import Policy, rollout
 from shared import runs
@@ -181,3 +181,32 @@ def test_trl_trainers_run_with_the_rule_as_reward(shortly, kind):
     pytest.importorskip("trl")
     record = shortly(kind, steps=2, batch=4, max_new=4)
     assert record["status"] == "finished" and "score_greedy" in record["metrics"]
+
+
+@pytest.mark.parametrize("arm", ["ppo", "sft"])
+def test_a_run_of_one_answer_begins_anew(shortly, arm):
+    """At an absurd rate all answers are the same; the second attempt has draws of its own, sees the
+    examples again, and is continued to the same bits where it was stopped."""
+    settings = {"steps": 4, "lr": 1e3, "attempts": 2}
+    record = shortly(arm, folder=f"{arm}-anew", **settings)
+    assert record["details"]["attempts"] == 2
+    assert (
+        record["details"]["budget"]["examples"]
+        == 2 * shortly(arm, steps=4, folder=f"{arm}-one")["details"]["budget"]["examples"]
+    )
+    runs.be_worker(stopped_at(4 + 2 + 2))
+    with pytest.raises(runs.Stopped):
+        shortly(arm, folder=f"{arm}-anew-parts", **settings)
+    runs.be_worker(lambda: False)
+    parts = shortly(arm, folder=f"{arm}-anew-parts", **settings)
+    assert parts["state_sha256"] == record["state_sha256"]
+    assert parts["predictions_sha256"] == record["predictions_sha256"]
+
+
+@pytest.mark.parametrize(("arm", "share"), [("ppo", 0.99), ("zero_shot", 1.0)])
+def test_one_attempt_where_answers_differ_or_nothing_is_trained(shortly, monkeypatch, arm, share):
+    scores = evaluate.score
+    monkeypatch.setattr(evaluate, "score", lambda p: {**scores(p), "constant_share": share})
+    record = shortly(arm, folder=f"{arm}-once", attempts=3)
+    assert record["validation"]["constant_share"] == share
+    assert record["details"]["attempts"] == 1
