@@ -23,6 +23,7 @@ ENTRY = (
 )
 
 GATE = {"id": "toy-gate", "passed": True}
+ITEMS = 100  # test items of a run
 
 
 def score(predictions):
@@ -35,10 +36,10 @@ def predictions_of(paper):
     for node in paper.nodes("cpu"):
         if not node.stage:
             rng = np.random.default_rng([node.seed, node.arm == "good"])
-            label = np.random.default_rng(0).integers(0, 2, 100)
-            wrong = rng.random(100) < (0.1 if node.arm == "good" else 0.3)
+            label = np.random.default_rng(0).integers(0, 2, ITEMS)
+            wrong = rng.random(ITEMS) < (0.1 if node.arm == "good" else 0.3)
             answers[node.key] = {
-                "id": np.arange(200, 300),
+                "id": np.arange(200, 200 + ITEMS),
                 "label": label,
                 "prediction": label ^ wrong,
             }
