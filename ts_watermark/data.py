@@ -255,7 +255,7 @@ def corpus(name: str) -> list[str]:
 
 
 def editorials() -> list[str]:
-    """498 newspaper editorials (New York Times) of about 185 words as running text.
+    """498 newspaper editorials (New York Times) of about 180 words as running text.
 
     Their sentences are those that people rated (`bundled.ratings("nyt")`), in the order of the
     file, which is that of each editorial. MissingInput without the package."""
@@ -263,7 +263,8 @@ def editorials() -> list[str]:
     sources.note(f"vaderSentiment {path.name}", path, "bundled")
     sentences: dict[str, list[str]] = {}
     for _, (name, _, sentence) in tables.tab_separated(path):  # 12_3: sentence 3 of editorial 12
-        sentences.setdefault(name.partition("_")[0], []).append(html.unescape(sentence).strip())
+        plain = html.unescape(html.unescape(sentence)).strip()  # the file has &amp;amp;
+        sentences.setdefault(name.partition("_")[0], []).append(plain)
     return [" ".join(parts) for parts in sentences.values()]
 
 
