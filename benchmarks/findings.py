@@ -24,10 +24,10 @@ from benchmarks.words import (
 )
 
 ANSWERS = {
-    "SUPPORTED": "Yes",
-    "SUPPORTED, NOT ATTRIBUTED": "Yes, but no more than without the idea ({NOT BEATEN})",
-    "SUPPORTED, ATTRIBUTION OPEN": "Yes; whether because of the idea stays open ({OPEN})",
-    "CONTRADICTED": "No",
+    "SUPPORTED": "Yes{less}",
+    "SUPPORTED, NOT ATTRIBUTED": "Yes{less}, but without the idea just as well ({NOT BEATEN})",
+    "SUPPORTED, ATTRIBUTION OPEN": "Yes{less}; whether because of the idea stays open ({OPEN})",
+    "CONTRADICTED": "No{less}",
     "NO MATERIAL DIFFERENCE": "No difference that would matter: less than {margin} either way",
     "INSENSITIVE": "This experiment could not have told: its positive control does not show",
     "INCONCLUSIVE": "These runs cannot tell",
@@ -60,7 +60,7 @@ def answer(question: papers.Question, claims: Sequence[Claim]) -> Answer | None:
         judged, verdict = of_arm[0], of_arm[0].outcome
     evidence = formula(claim, arm)
     if judged.effect is not None:
-        evidence += f" = {number(judged.effect, signed=True)} {unit_of(claim)}"
+        evidence += f" = {number(judged.effect, signed=True)} {_spoken(claim)}"
         if claim.kind != "exact":
             evidence += f" (95 % {interval(judged.ci95)}, n {claim.n})"
     if claim.sensitivity and claim.sensitivity.d and not arm:
@@ -69,9 +69,8 @@ def answer(question: papers.Question, claims: Sequence[Claim]) -> Answer | None:
         outcome: ", ".join(c.arm for c in claim.controls if c.outcome == outcome)
         for outcome in ("OPEN", "NOT BEATEN")
     }
-    words = ANSWERS[plain(verdict)].format(margin=margin(claim), **arms)
-    if SMALLER.search(verdict):
-        words += f", by less than {margin(claim)}"
+    less = f", by less than {margin(claim)}" if SMALLER.search(verdict) else ""
+    words = ANSWERS[plain(verdict)].format(margin=margin(claim), less=less, **arms)
     return Answer(question.ask, words, evidence, claim)
 
 
@@ -91,6 +90,7 @@ def findings_table(root: Path) -> str:
     parts = []
     for paper in PAPERS:
         scale, result = lead(root / paper)
+        answered = answers(paper, result.claims if result else [])
         rows = [
             [
                 cell(one.ask),
@@ -98,9 +98,11 @@ def findings_table(root: Path) -> str:
                 cell(one.evidence),
                 f"[{cell(one.claim.id)}](../{paper}/README.md)",
             ]
-            for one in answers(paper, result.claims if result else [])
+            for one in answered
         ]
         body = table(["question", "answer", "evidence", "claim"], rows)
+        if said := units([(paper, one.claim) for one in answered]):
+            body += f"\n\n{said}"
         named = f"**{paper}**" + (f", scale `{scale}`" if scale else "")
         parts.append(f"{named}\n\n{body if rows else 'Nothing is recorded yet.'}")
     return "\n\n".join(parts)
@@ -108,7 +110,7 @@ def findings_table(root: Path) -> str:
 
 def short_table(root: Path) -> str:
     """Block `found` of README.md: the first question of each paper, its answer and one number."""
-    rows = []
+    rows, shown = [], []
     for paper in PAPERS:
         about = papers.paper(paper)
         _, result = lead(root / paper)
@@ -119,12 +121,28 @@ def short_table(root: Path) -> str:
         for one in first:
             number_of = _one_number(one.claim) if one.claim.effect is not None else ""
             rows.append([link, cell(one.ask), f"**{cell(one.words)}**", cell(number_of)])
-    return table(["method", "question", "answer", "one number: method − opponent"], rows)
+            shown.append((paper, one.claim))
+    body = table(["method", "question", "answer", "one number: method − opponent"], rows)
+    said = units(shown)
+    return f"{body}\n\n{said}" if said else body
 
 
 def _one_number(claim: Claim) -> str:
-    unit = unit_of(claim).replace("_", " ")
-    return f"{number(claim.effect, signed=True)} {unit} ({claim.n} seeds)"
+    return f"{number(claim.effect, signed=True)} {_spoken(claim)} ({claim.n} seeds)"
+
+
+def units(shown: Sequence[tuple[str, Claim]]) -> str:
+    """What units measure that are names of metrics, in the words of paper.yaml; "" for none."""
+    said = {
+        _spoken(claim): papers.paper(paper).metrics.get(claim.metric or "", "")
+        for paper, claim in shown
+        if claim.unit == "raw"
+    }
+    return " ".join(f"*{cell(name)}*: {cell(words)}." for name, words in said.items() if words)
+
+
+def _spoken(claim: Claim) -> str:
+    return unit_of(claim).replace("_", " ")
 
 
 # --- the same seeds on another processor ----------------------------------------------------------
