@@ -91,12 +91,13 @@ def read_request(
         raise BadInput("CELL names its arms and tasks itself: leave ONLY and TASK out")
     arms = set(paper.document.arms)
     tasks = {task for scale in paper.document.scales for task in paper.tasks(scale)}
-    check_names("ONLY", request.only, arms, "an arm", tasks, "a task", "TASK")
-    check_names("TASK", request.tasks, tasks, "a task", arms, "an arm", "ONLY")
+    check_names(paper.paper, "ONLY", request.only, arms, "an arm", tasks, "a task", "TASK")
+    check_names(paper.paper, "TASK", request.tasks, tasks, "a task", arms, "an arm", "ONLY")
     return request
 
 
 def check_names(
+    paper: str,
     setting: str,
     names: Sequence[str],
     valid: Collection[str],
@@ -112,7 +113,7 @@ def check_names(
         if name in others:
             mixed = f"{name} is {other}, not {what}; did you mean {instead}={name}?"
             raise BadInput(f"{setting}={name}: {mixed}")
-        raise BadInput(f"{setting}={name} is not {what} of this paper; {nearest(name, valid)}")
+        raise BadInput(f"{setting}={name} is not {what} of {paper}; {nearest(name, valid)}")
 
 
 def chosen(

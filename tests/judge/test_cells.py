@@ -142,7 +142,7 @@ REFUSED = [
     (["--task", ","], "TASK=, names no task"),
     (["--task", ""], "TASK= names no task"),
     (["--only", ""], "ONLY= names no arm"),
-    (["--only", "nosy"], "did you mean 'noisy'"),
+    (["--only", "nosy"], "not an arm of toy; did you mean 'noisy'"),
     (["--cell", ""], "CELL= names no number"),
     (["--cell", "NEAR"], "did you mean 'near'"),
     (["--budget", ""], "BUDGET=: expected a number above 0"),
