@@ -57,7 +57,7 @@ ROWS = {"kind": "count", "of": "m", "total": 3, "rows": [["a", "b"], ["b", "c"]]
         ("10.2", MINUS, "OFF BY 0.05", "10.2 printed (10.15 to 10.25)"),
         ("14.5", {**MINUS, "subtrahend": ["b", "c"]}, "HOLDS", "75.50 (mean of 2)"),
         ("80.1", {"kind": "same", "groups": [["m", "b"]]}, "HOLDS", "80.1 (m) and 80.0 (b)"),
-        ("80.2", {"kind": "same", "groups": [["a", "a"], ["m", "b"]]}, "OFF BY 0.10", "80.2 (m)"),
+        ("80.2", {"kind": "same", "groups": [["m", "b"], ["b", "m"]]}, "OFF BY 0.10", "80.2 (m)"),
         ("83.0", {"kind": "between", "first": "m", "second": "b", "at_most": 3, "note": "n"},
          "HOLDS", "83.0 and 80.0: 3 apart, at most 3 expected"),
         ("83.5", {"kind": "between", "first": "m", "second": "b", "at_most": 3, "note": "n"},
