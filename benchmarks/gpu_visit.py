@@ -28,12 +28,12 @@ from typing import Any
 from benchmarks import PAPERS, short_runs
 from benchmarks.claims import ClaimSpec
 from benchmarks.plan import ROOT, load_claims, missing_inputs, say, seconds_of
-from benchmarks.short_runs import Phase, Short
+from benchmarks.short_runs import Phase, Short, seconds_of_runs
 from benchmarks.words import duration
 from shared import protocol
-from shared.protocol import BadInput, Node, Protocol
+from shared.protocol import BadInput, Protocol
 
-SCALE = "gpu"
+SCALE = short_runs.VISITED
 DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
 OF_TESTS, OF_STEPS = 0.4, 0.65  # share of the budget after which they have ended
 RESERVE = 20.0  # seconds for the archive, and for runs to write their checkpoints
@@ -186,19 +186,6 @@ def training(short: Short) -> Iterator[tuple[str, Phase]]:
             yield name, short.phases[name]
 
 
-def seconds_of_runs(runs: Sequence[Short], nodes: Sequence[Node]) -> dict[protocol.Key, float]:
-    """Seconds of each run whose arm was measured: on its task, else on the others."""
-    of: dict[str, dict[str, float]] = {}
-    for short in runs:
-        if not short.error:
-            of.setdefault(short.arm, {})[short.task] = short.whole
-    return {
-        node.key: of[node.arm].get(node.task, fmean(of[node.arm].values()))
-        for node in nodes
-        if node.arm in of
-    }
-
-
 def show_hours(visit: Visit, paper: Protocol, runs: Sequence[Short]) -> None:
     """Hours of the scale: those of each run, added, divided by the runs side by side."""
     nodes, body = paper.nodes(SCALE), paper.scale(SCALE)
@@ -305,7 +292,7 @@ def visit(budget: float, papers: Sequence[str]) -> int:
             f"torch {torch.__version__} sees no CUDA device, so that there is nothing to visit; "
             "where there is one: pip install -r requirements-cuda.txt, then make gpu-visit"
         )
-    folder = protocol.runs_root(ROOT) / "gpu-visit"
+    folder = protocol.runs_root(ROOT) / short_runs.VISIT
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.*"):
         path.unlink()

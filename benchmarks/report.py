@@ -340,6 +340,7 @@ def templates() -> jinja2.Environment:
         "machines": words.machines,
         "stated": words.stated,
         "why": words.why,
+        "in_words": words.in_words,
         "scaled_down": SCALED_DOWN,
         "said_of_reported": words.SAID_OF_REPORTED,
         "unit_of": words.unit_of,

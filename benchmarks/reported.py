@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from decimal import Decimal, InvalidOperation
 from fnmatch import fnmatchcase
@@ -44,7 +45,8 @@ class Published(Declared):
     @field_validator("value", "std", mode="before")
     @classmethod
     def _number_or_null(cls, value: Any) -> Any:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and math.isfinite(value)):
             raise ValueError(f"is {value!r}; write a number or null")
         return value
 

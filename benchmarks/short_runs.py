@@ -20,15 +20,17 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.plan import ROOT, load_claims
-from shared.protocol import Node, Protocol
+from shared.protocol import Key, Node, Protocol
 
 SEED = 90  # of development
+VISIT, VISITED = "gpu-visit", "gpu"  # where below runs/ make gpu-visit writes, and its scale
 
 
 @dataclass
@@ -73,6 +75,19 @@ def read(path: Path) -> list[Short]:
         Short(**{**row, "phases": {k: Phase(**p) for k, p in row["phases"].items()}})
         for row in rows
     ]
+
+
+def seconds_of_runs(runs: Sequence[Short], nodes: Sequence[Node]) -> dict[Key, float]:
+    """Seconds of each run whose arm was measured: on its task, else on the others."""
+    of: dict[str, dict[str, float]] = {}
+    for short in runs:
+        if not short.error:
+            of.setdefault(short.arm, {})[short.task] = short.whole
+    return {
+        node.key: of[node.arm].get(node.task, fmean(of[node.arm].values()))
+        for node in nodes
+        if node.arm in of
+    }
 
 
 def order(paper: Protocol, scale: str) -> list[Node]:

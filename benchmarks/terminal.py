@@ -24,6 +24,7 @@ from benchmarks.plan import (
 )
 from benchmarks.predictions import MOST_BYTES
 from benchmarks.recorded import Results
+from benchmarks.subset import USUAL, words
 from benchmarks.words import duration
 from shared import protocol
 from shared.protocol import BadInput, Node
@@ -247,11 +248,12 @@ def show_given(plan: Plan, options: argparse.Namespace, results: Results) -> Non
     if plan.cells:
         (row,) = (row for row in results.reported if row.id == plan.cells[0].entry.id)
         scores, what = recorded.finite(row.scores), f"{row.metric}, {plan.cells[0].runs}"
+        what += ", in points" if row.unit == "points" else ""
     else:
-        arm, task = options.only, options.task
+        (arm,), (task,) = words(options.only, "ONLY", "arm"), words(options.task, "TASK", "task")
         runs = [run for run in results.runs if (run.arm, run.task) == (arm, task)]
         names = {name for run in runs for name in run.metrics}
-        metric = options.metric or next((n for n in ("score", "accuracy") if n in names), "")
+        metric = options.metric or next((n for n in USUAL if n in names), "")
         if runs and metric not in names:
             raise (
                 protocol.unknown(metric, names, "METRIC")

@@ -260,6 +260,23 @@ def why(claim: Claim) -> str:
     return "; ".join(filter(None, said))
 
 
+def in_words(claim: Claim) -> str:
+    """What any verdict means: `why`, or for a plain one which tests agree on which side."""
+    word = plain(claim.verdict or "")
+    if (said := why(claim)) or word not in ("SUPPORTED", "CONTRADICTED"):
+        return said
+    favours = "on the claim's side" if word == "SUPPORTED" else "against the claim"
+    if claim.kind == "exact":
+        where = "in every seed" if word == "SUPPORTED" else "in at least one seed"
+        return f"the counts are {favours} {where}"
+    over = "test items" if claim.unit == "item" else "seeds"
+    tests = f"the t-test and the sign-flip test over {over}"
+    tests += " and the interval over test items" if claim.item_ci95 else ""
+    side = "above" if word == "SUPPORTED" else "below"
+    beaten = "; every control is beaten" if claim.controls and word == "SUPPORTED" else ""
+    return f"{tests} agree that the difference lies {side} {claim.threshold:g}{beaten}"
+
+
 def _of_controls(claim: Claim) -> str:
     """Which controls keep a supported claim from being put down to the idea."""
     outcome = "NOT BEATEN" if "NOT ATTRIBUTED" in (claim.verdict or "") else "OPEN"

@@ -32,6 +32,8 @@ def test_claims_file_is_checked(tmp_path):
     refused({"sensitivity": "joint"}, "two arms that are known to differ, or 'none: why'")
     refused({"sensitivity": {"method": "a"}}, "'opponent' is missing")
     refused({"material": 0}, "write a number above 0")
+    refused({"material": float("nan")}, "material")
+    refused({"threshold": float("inf")}, "threshold")
     refused({"kind": "spread", "unit": "item"}, "unit item needs")
     refused({"kind": "exact", "controls": ["a"]}, "an exact comparison has no controls")
     refused({"scales": ["cpuu"]}, "did you mean 'cpu'")
