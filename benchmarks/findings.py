@@ -44,6 +44,7 @@ class Answer:
     words: str
     evidence: str
     claim: Claim
+    unit: str
 
 
 def answer(question: papers.Question, claims: Sequence[Claim]) -> Answer | None:
@@ -58,9 +59,9 @@ def answer(question: papers.Question, claims: Sequence[Claim]) -> Answer | None:
         if not of_arm:
             return None
         judged, verdict = of_arm[0], of_arm[0].outcome
-    evidence = formula(claim, arm)
+    evidence, unit = formula(claim, arm), question.unit or unit_of(claim).replace("_", " ")
     if judged.effect is not None:
-        evidence += f" = {number(judged.effect, signed=True)} {unit_of(claim)}"
+        evidence += f" = {number(judged.effect, signed=True)} {unit}"
         if claim.kind != "exact":
             evidence += f" (95 % {interval(judged.ci95)}, n {claim.n})"
     if claim.sensitivity and claim.sensitivity.d and not arm:
@@ -72,7 +73,7 @@ def answer(question: papers.Question, claims: Sequence[Claim]) -> Answer | None:
     words = ANSWERS[plain(verdict)].format(margin=margin(claim), **arms)
     if SMALLER.search(verdict):
         words += f", by less than {margin(claim)}"
-    return Answer(question.ask, words, evidence, claim)
+    return Answer(question.ask, words, evidence, claim, unit)
 
 
 def answers(paper: str, claims: Sequence[Claim]) -> list[Answer]:
@@ -117,14 +118,13 @@ def short_table(root: Path) -> str:
         if not first:
             rows.append([link, cell(about.questions[0].ask), "Not run", ""])
         for one in first:
-            number_of = _one_number(one.claim) if one.claim.effect is not None else ""
+            number_of = _one_number(one) if one.claim.effect is not None else ""
             rows.append([link, cell(one.ask), f"**{cell(one.words)}**", cell(number_of)])
     return table(["method", "question", "answer", "one number: method − opponent"], rows)
 
 
-def _one_number(claim: Claim) -> str:
-    unit = unit_of(claim).replace("_", " ")
-    return f"{number(claim.effect, signed=True)} {unit} ({claim.n} seeds)"
+def _one_number(one: Answer) -> str:
+    return f"{number(one.claim.effect, signed=True)} {one.unit} ({one.claim.n} seeds)"
 
 
 # --- the same seeds on another processor ----------------------------------------------------------

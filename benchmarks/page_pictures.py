@@ -4,8 +4,8 @@
                                            writes dasgm/pictures/collapse.svg and correlations.svg
 
 They are the figures of the paper's `figures.py` that the report shows, drawn from what is committed
-(`results/cpu.json`, the records beside it). A file stands alone, on light pages and dark. A recording
-draws those that are there anew.
+(`results/cpu.json`, the records beside it). A file stands alone, on light pages and dark. A
+recording draws those that are there anew.
 """
 
 from __future__ import annotations
