@@ -44,6 +44,7 @@ class Answer:
     words: str
     evidence: str
     claim: Claim
+    unit: str
 
 
 def answer(question: papers.Question, claims: Sequence[Claim]) -> Answer | None:
@@ -58,9 +59,9 @@ def answer(question: papers.Question, claims: Sequence[Claim]) -> Answer | None:
         if not of_arm:
             return None
         judged, verdict = of_arm[0], of_arm[0].outcome
-    evidence = formula(claim, arm)
+    evidence, unit = formula(claim, arm), question.unit or _spoken(claim)
     if judged.effect is not None:
-        evidence += f" = {number(judged.effect, signed=True)} {_spoken(claim)}"
+        evidence += f" = {number(judged.effect, signed=True)} {unit}"
         if claim.kind != "exact":
             evidence += f" (95 % {interval(judged.ci95)}, n {claim.n})"
     if claim.sensitivity and claim.sensitivity.d and not arm:
@@ -71,7 +72,7 @@ def answer(question: papers.Question, claims: Sequence[Claim]) -> Answer | None:
     }
     less = f", by less than {margin(claim)}" if SMALLER.search(verdict) else ""
     words = ANSWERS[plain(verdict)].format(margin=margin(claim), less=less, **arms)
-    return Answer(question.ask, words, evidence, claim)
+    return Answer(question.ask, words, evidence, claim, unit)
 
 
 def answers(paper: str, claims: Sequence[Claim]) -> list[Answer]:
@@ -101,7 +102,7 @@ def findings_table(root: Path) -> str:
             for one in answered
         ]
         body = table(["question", "answer", "evidence", "claim"], rows)
-        if said := units([(paper, one.claim) for one in answered]):
+        if said := units(paper, answered):
             body += f"\n\n{said}"
         named = f"**{paper}**" + (f", scale `{scale}`" if scale else "")
         parts.append(f"{named}\n\n{body if rows else 'Nothing is recorded yet.'}")
@@ -110,7 +111,7 @@ def findings_table(root: Path) -> str:
 
 def short_table(root: Path) -> str:
     """Block `found` of README.md: the first question of each paper, its answer and one number."""
-    rows, shown = [], []
+    rows, said = [], []
     for paper in PAPERS:
         about = papers.paper(paper)
         _, result = lead(root / paper)
@@ -119,24 +120,24 @@ def short_table(root: Path) -> str:
         if not first:
             rows.append([link, cell(about.questions[0].ask), "Not run", ""])
         for one in first:
-            number_of = _one_number(one.claim) if one.claim.effect is not None else ""
+            number_of = _one_number(one) if one.claim.effect is not None else ""
             rows.append([link, cell(one.ask), f"**{cell(one.words)}**", cell(number_of)])
-            shown.append((paper, one.claim))
+        said.append(units(paper, first))
     body = table(["method", "question", "answer", "one number: method − opponent"], rows)
-    said = units(shown)
-    return f"{body}\n\n{said}" if said else body
+    return "\n\n".join([body, *filter(None, [" ".join(filter(None, said))])])
 
 
-def _one_number(claim: Claim) -> str:
-    return f"{number(claim.effect, signed=True)} {_spoken(claim)} ({claim.n} seeds)"
+def _one_number(one: Answer) -> str:
+    return f"{number(one.claim.effect, signed=True)} {one.unit} ({one.claim.n} seeds)"
 
 
-def units(shown: Sequence[tuple[str, Claim]]) -> str:
+def units(paper: str, shown: Sequence[Answer]) -> str:
     """What units measure that are names of metrics, in the words of paper.yaml; "" for none."""
+    metrics = papers.paper(paper).metrics
     said = {
-        _spoken(claim): papers.paper(paper).metrics.get(claim.metric or "", "")
-        for paper, claim in shown
-        if claim.unit == "raw"
+        one.unit: metrics.get(one.claim.metric or "", "")
+        for one in shown
+        if one.claim.unit == "raw" and one.unit == _spoken(one.claim)
     }
     return " ".join(f"*{cell(name)}*: {cell(words)}." for name, words in said.items() if words)
 

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import PAPERS, arms, papers, recorded, tables
+from benchmarks import PAPERS, arms, papers, recorded
 from benchmarks.claims import Claims, ClaimSpec
 from benchmarks.pictures import claim_picture
 from benchmarks.plots import Picture
 from benchmarks.predictions import unpack_predictions
 from benchmarks.recorded import Claim, Reported, Results, RunKey, finite
-from benchmarks.reported import Published, target_of
+from benchmarks.reported import Published, ReportedFile, target_of
 from benchmarks.rules import ALPHA, collapse_bound, flip_limit
 from benchmarks.scores import item_count
 from benchmarks.words import (
@@ -334,9 +334,10 @@ def answerless(verdict: str) -> bool:
     return verdict.upper() == "NO COUNTERPART"
 
 
-def reported_view(data: Results | None, directory: Path, declared: Claims | None) -> ReportedView:
+def reported_view(
+    data: Results | None, on_file: ReportedFile | None, declared: Claims | None
+) -> ReportedView:
     """Every published value by the table it comes from, those that we answer first."""
-    on_file = tables.published_numbers(directory)
     entries = {entry.id: entry for entry in on_file.entries} if on_file else {}
     ours = {row.id: row for row in data.reported} if data else {}
     groups: dict[str, list[NumberView]] = {}

@@ -87,6 +87,14 @@ BADGES = {
 }
 
 
+SAID_OF_AUDIT = {  # relations between published numbers, by what came of them
+    "HOLDS": "consistent",
+    "OFF BY": "off by more than rounding",
+    "IMPOSSIBLE": "impossible",
+    "NOT CHECKED": "not checked",
+}
+
+
 def badge_of(words: str) -> tuple[str, str]:
     matching = (look for start, look in BADGES.items() if words.upper().startswith(start))
     return next(matching, ("neutral", "?"))
