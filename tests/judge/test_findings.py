@@ -75,16 +75,20 @@ def test_an_effect_on_a_metric_that_should_fall_is_written_as_its_sign_is():
     assert ours.evidence.startswith("best_uniform - autolora = +460")
 
 
+def alone(claim):
+    return findings.Answer("?", "Yes", "", claim, findings._spoken(claim))
+
+
 @pytest.mark.parametrize("paper", PAPERS)
 def test_units_that_are_names_of_metrics_are_said_in_words(root, paper):
     _, result = findings.lead(root / paper)
     asked = findings.answers(paper, result.claims if result else [])
     for claim in (one.claim for one in asked if one.claim.unit == "raw"):
         name = claim.metric.replace("_", " ")
-        said = findings.units([(paper, claim)])
+        said = findings.units(paper, [alone(claim)])
         assert said.startswith(f"*{name}*: ") and len(said) > len(name) + 20
     points = Claim.model_validate({"id": "1", "arms": {"method": "m"}, "unit": "points"})
-    assert findings.units([(paper, points)]) == ""
+    assert findings.units(paper, [alone(points)]) == ""
 
 
 def test_a_record_from_another_processor_is_compared_claim_by_claim():
