@@ -178,8 +178,8 @@ def data_of(claim: Claim, result: Result, items: dict[str, int]) -> str:
 
 
 def meaning(claim: Claim, paper: str) -> str:
-    """What the claim's metric measures, in words: the paper's own, else the first line of its
-    statistic's docstring, else what the name means everywhere."""
+    """What the claim's metric measures, in words: the paper's own, else the first paragraph of
+    its statistic's docstring, else what the name means everywhere."""
     name = (claim.metric or "").partition("@")[0]
     own = papers.paper(paper).metrics if paper in PAPERS else {}
     if name in own:
@@ -187,7 +187,7 @@ def meaning(claim: Claim, paper: str) -> str:
     if claim.kind == "statistic":
         with contextlib.suppress(ImportError, AttributeError, KeyError):
             function = importlib.import_module(f"{paper}.evaluate").STATISTICS[claim.metric]
-            return (function.__doc__ or "").strip().split("\n")[0]
+            return " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())
     return METRICS.get(name, "")
 
 

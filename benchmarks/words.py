@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks import rules
 from benchmarks.recorded import Claim, Numbers, Results, finite
 from benchmarks.rules import SCALED_DOWN, SMALLER, plain
 
@@ -237,14 +239,19 @@ def positive_control(claim: Claim) -> str:
 
 
 def seeds_to_decide(claim: Claim) -> int | None:
-    """About how many seeds would find `material` in 80 % of repetitions; None: no more than now.
-
-    `detectable` falls with the root of n.
-    """
-    if claim.detectable is None or not claim.n or claim.unit == "item":
+    """About how many seeds would find `material` in 80 % of repetitions, if they spread as these
+    do; None: no more than now."""
+    n = claim.n
+    if claim.detectable is None or not n or claim.unit == "item":
         return None
-    needed = claim.n * ((claim.detectable - claim.threshold) / claim.material) ** 2
-    return math.ceil(needed) if needed > claim.n else None
+    effect = claim.detectable - claim.threshold
+    if effect <= claim.material:
+        return None
+    d = [x for x in claim.d or () if x is not None]
+    sd = statistics.stdev(d) if len(d) > 1 else 0.0
+    if not sd:  # nothing of single seeds is on file: the effect falls with the root of n
+        return math.ceil(n * (effect / claim.material) ** 2)
+    return rules.seeds_needed(sd, claim.material, rules.claims_of(effect, n, sd), n)
 
 
 def why(claim: Claim) -> str:

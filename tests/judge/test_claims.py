@@ -7,7 +7,7 @@ import toy
 import yaml
 from judged import Paper
 
-from benchmarks import PAPERS, plan_n
+from benchmarks import PAPERS, plan_n, rules
 from benchmarks.claims import Claims, ClaimSpec, check_names, load_claims
 from benchmarks.plan import load_claims as load_checked
 from benchmarks.recorded import Results
@@ -164,7 +164,7 @@ def test_plan_lines_come_from_a_pilot(capsys):
     assert f'"{claim}": {{seeds: "0-4", sd: 0.757, n: 5, detectable: 1.55' in line
     assert advice.strip() == "# above material 1: needs 9 seeds, or `short: why`"
     assert plan_n.main(["autolra"]) == 2 and "no paper" in capsys.readouterr().err
-    assert plan_n.seeds_needed(0.0, 1.0, 1) == 5 and plan_n.seeds_needed(1e4, 1.0, 1) is None
+    assert rules.seeds_needed(0.0, 1.0, 1) == 5 and rules.seeds_needed(1e4, 1.0, 1) is None
 
 
 @pytest.mark.parametrize("paper", PAPERS)

@@ -10,6 +10,8 @@ from benchmarks.claims import Arms, load_claims
 from benchmarks.recorded import Claim, Results
 from benchmarks.words import formula, in_words, interval, number, why
 
+OF_SD_1 = [-1.26491, -0.63246, 0.0, 0.63246, 1.26491]
+
 
 @pytest.mark.parametrize(
     ("value", "shown"),
@@ -105,6 +107,11 @@ SHOWN_NOT = {
         (
             {"verdict": "INCONCLUSIVE", "reason": "t", "n": 10, "detectable": 3.0},
             "the t-test over seeds does not reach 0.025 on either side; about 90 seeds would find "
+            "a difference of 1 point",
+        ),
+        (  # the same at the level of one claim: a t of more degrees of freedom asks for less
+            {"verdict": "INCONCLUSIVE", "reason": "t", "n": 5, "detectable": 1.682, "d": OF_SD_1},
+            "the t-test over seeds does not reach 0.025 on either side; about 10 seeds would find "
             "a difference of 1 point",
         ),
         (
