@@ -76,7 +76,7 @@ def test_the_method_and_an_opponent(name, device, tmp_path):
     for node in nodes:
         with Steps() as steps[node.key]:
             directory = paper.run(node)
-        hand_over(name, node, steps[node.key])
+        hand_over(paper, node, steps[node.key])
         steps[node.key].within(papers.paper(name).waits)
         record_on(device, directory)
         exports_are_of_no_device(directory)
@@ -92,5 +92,5 @@ def test_the_method_and_an_opponent(name, device, tmp_path):
             record_on(device, paper.run(node))
         own = [n for n in chain(paper, node) if n not in nodes]
         if any(paper.record(n)["gradient_evaluations"] for n in own):
-            return hand_over(name, node, of_opponent)
+            return hand_over(paper, node, of_opponent, opponent=True)
     pytest.fail("no opponent trains")
