@@ -50,8 +50,8 @@ def cut(settings: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
         return type(value)(min([value, *caps])) if isinstance(value, int | float) else value
 
     made = {name: shorter(name, value) for name, value in settings.items()}
-    if "k1" in made:  # mlo_mae: so many steps are one of a phase, which has two like the others
-        made["steps"] = min(settings["steps"], CAPS["steps"] * made["k1"])
+    if "k1" in made:  # mlo_mae: k1 steps are one of its phase, which checks itself at both ends
+        made |= {"steps": min(settings["steps"], CAPS["steps"] * made["k1"]), "self_checks": False}
     return made
 
 
