@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import PAPERS
 from benchmarks.papers import paper
 from benchmarks.words import cell, table
-from shared.protocol import BadInput, Protocol
+from shared.protocol import BadInput, Node, Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = Path("benchmarks/methods/results/launches.json")
@@ -168,6 +168,16 @@ def beside(row: Row, theirs: list[Row]) -> Row:
     return next((other for other in steps if other["phase"] == row["phase"]), steps[-1])
 
 
+def like_counted(nodes: Sequence[Node], arms: Sequence[str]) -> Counter[str]:
+    """Runs by the counted arm that they are like: their own, else a stage the last counted stage,
+    every other run and a stage without that the method, which is the first of the others."""
+    stages = {node.arm for node in nodes if node.stage}
+    runs = [arm for arm in arms if arm not in stages]
+    method = runs[0] if runs else ""
+    like = {True: [method, *(arm for arm in arms if arm in stages)][-1], False: method}
+    return Counter(node.arm if node.arm in arms else like[node.stage] for node in nodes)
+
+
 def hours_table(result: Mapping[str, Any]) -> str:
     """Block `hours`: from launches and FLOPs to hours of scale gpu, the arithmetic shown."""
     if not result["papers"]:
@@ -182,14 +192,7 @@ def hours_table(result: Mapping[str, Any]) -> str:
                 of_arm.setdefault(made.row["arm"], []).append(made)
         if not of_arm:
             continue
-        stages = {node.arm for node in nodes if node.stage}
-        like = {
-            stage: [arm for arm in of_arm if (arm in stages) == stage] for stage in (True, False)
-        }
-        runs: Counter[str] = Counter()
-        for node in nodes:
-            others = like[node.stage] or like[not node.stage]
-            runs[node.arm if node.arm in of_arm else others[0]] += 1
+        runs = like_counted(nodes, list(of_arm))
         launching = computing = 0.0
         for arm, parts in of_arm.items():
             for made in parts:
@@ -217,7 +220,7 @@ def hours_table(result: Mapping[str, Any]) -> str:
         "by batch and length of the protocol over those that were counted; where tokens are drawn "
         "one after another, launches and FLOPs also by their number. *runs*: those of the arm and "
         "of all arms that were not counted, which are taken to be like the method, a stage like "
-        "the first stage. Phases of one task stand for those of all."
+        "the last stage. Phases of one task stand for those of all."
     )
     total = ["paper", "runs", "launches, h", "products, h", "runs at a time", "hours"]
     total.append("hours in the protocol")
