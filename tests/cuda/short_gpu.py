@@ -33,7 +33,7 @@ CAPS = {
     "new": 4, "warmup": 0,
 }  # fmt: skip
 # what a phase does in its first and its last step beside training: here all are first or last
-AT_BOTH_ENDS = {"self_checks": False, "probe_every": 0}
+AT_BOTH_ENDS = {"self_checks": False, "probe_every": 0, "curve_points": 0}
 ROWS = 48  # of a made-up data set; twice as many images
 
 
