@@ -32,8 +32,8 @@ CAPS = {
     "out": 20, "points": 1, "trials": 1, "samples": 1, "beams": 2, "texts": 1, "stack": 2,
     "new": 4, "warmup": 0,
 }  # fmt: skip
-# what a phase does in its first and its last step beside training: here all are first or last
-AT_BOTH_ENDS = {"self_checks": False, "probe_every": 0, "curve_points": 0}
+# what a phase does beside training, in its first and last step and a few others: here that is all
+BESIDE = {"self_checks": False, "probe_every": 0, "curve_points": 0, "direction_trials": 0}
 ROWS = 48  # of a made-up data set; twice as many images
 
 
@@ -54,7 +54,7 @@ def cut(settings: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
     made = {name: shorter(name, value) for name, value in settings.items()}
     if "k1" in made:  # mlo_mae: so many steps are one of its phase
         made["steps"] = min(settings["steps"], CAPS["steps"] * made["k1"])
-    return made | {name: off for name, off in AT_BOTH_ENDS.items() if name in made}
+    return made | {name: off for name, off in BESIDE.items() if name in made}
 
 
 # --- made-up data --------------------------------------------------------------------------------
