@@ -34,6 +34,7 @@ CAPS = {
 }  # fmt: skip
 # what a phase does beside training, in its first and last step and a few others: here that is all
 BESIDE = {"self_checks": False, "probe_every": 0, "curve_points": 0, "direction_trials": 0}
+WHOLE = ("inner_epochs", "gan_width")  # of what a step is, not of how many there are
 ROWS = 48  # of a made-up data set; twice as many images
 
 
@@ -43,6 +44,8 @@ def cut(settings: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
     default. Of a list of names the first remains."""
 
     def shorter(name: str, value: Any) -> Any:
+        if name in WHOLE:
+            return value
         if isinstance(value, bool) or value == 0:
             return like.get(name, value)
         if isinstance(value, list | tuple):
