@@ -82,7 +82,8 @@ class Visit:
 def tests(visit: Visit) -> None:
     say("tests that need a device")
     begun, log = time.monotonic(), visit.folder / "tests.log"
-    status = visit.call(["-m", "pytest", "-m", "gpu"], visit.left(OF_TESTS), log.name)
+    words = ["-m", "pytest", "-m", "gpu and not slow"]  # what `make test-gpu` runs
+    status = visit.call(words, visit.left(OF_TESTS), log.name)
     lines = log.read_text(encoding="utf-8").strip().splitlines()
     last = lines[-1] if lines else "nothing was said"
     outcome = "stopped, their share of the budget was spent" if status is None else last
