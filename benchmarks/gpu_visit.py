@@ -25,15 +25,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks import PAPERS, short_runs
+from benchmarks import PAPERS, visits
 from benchmarks.claims import ClaimSpec
 from benchmarks.plan import ROOT, load_claims, missing_inputs, say, seconds_of
-from benchmarks.short_runs import Phase, Short, seconds_of_runs
+from benchmarks.visits import Phase, Short, seconds_of_runs
 from benchmarks.words import duration
 from shared import protocol
 from shared.protocol import BadInput, Protocol
 
-SCALE = short_runs.VISITED
+SCALE = visits.VISITED
 DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
 OF_TESTS, OF_STEPS = 0.4, 0.65  # share of the budget after which they have ended
 RESERVE = 20.0  # seconds for the archive, and for runs to write their checkpoints
@@ -134,7 +134,7 @@ def measured(visit: Visit) -> dict[str, list[Short]]:
         words = ["-m", "benchmarks.short_runs", name, SCALE, "--out", str(out)]
         words += ["--seconds", f"{seconds:.0f}"]
         visit.call(words, seconds + 30, "steps.log")
-        found[name] = short_runs.read(out)
+        found[name] = visits.read(out)
         for short in found[name]:
             if short.error:
                 say(f"{name}: {short.arm} on {short.task} failed: {short.error.splitlines()[-1]}")
@@ -293,7 +293,7 @@ def visit(budget: float, papers: Sequence[str]) -> int:
             f"torch {torch.__version__} sees no CUDA device, so that there is nothing to visit; "
             "where there is one: pip install -r requirements-cuda.txt, then make gpu-visit"
         )
-    folder = protocol.runs_root(ROOT) / short_runs.VISIT
+    folder = protocol.runs_root(ROOT) / visits.VISIT
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.*"):
         path.unlink()

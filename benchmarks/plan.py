@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks import cells, claims, cluster, plan_n, recorded, reported
+from benchmarks import cells, claims, cluster, plan_n, recorded, reported, visits
 from benchmarks.cells import Cell
 from benchmarks.claims import Claims
 from benchmarks.pool import Key
@@ -316,13 +316,11 @@ def measured(paper: Protocol, scale: str, nodes: Sequence[Node]) -> dict[Key, fl
 
 def visited(paper: Protocol, scale: str, nodes: Sequence[Node]) -> dict[Key, float]:
     """Seconds of runs by the steps that `make gpu-visit` measured here, at its scale alone."""
-    from benchmarks import short_runs
-
-    path = protocol.runs_root(ROOT) / short_runs.VISIT / f"steps-{paper.paper}.jsonl"
-    if scale != short_runs.VISITED or not path.exists():
+    path = protocol.runs_root(ROOT) / visits.VISIT / f"steps-{paper.paper}.jsonl"
+    if scale != visits.VISITED or not path.exists():
         return {}
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # cut off, or edited
-        return short_runs.seconds_of_runs(short_runs.read(path), nodes)
+        return visits.seconds_of_runs(visits.read(path), nodes)
     return {}
 
 
