@@ -34,7 +34,7 @@ CAPS = {
 }  # fmt: skip
 # what a phase does beside training, in its first and last step and a few others: here that is all
 BESIDE = {"self_checks": False, "probe_every": 0, "curve_points": 0, "direction_trials": 0}
-WHOLE = ("inner_epochs", "gan_width")  # of what a step is, not of how many there are
+WHOLE = ("inner_epochs",)  # of what a step is, not of how many there are
 ROWS = 48  # of a made-up data set; twice as many images
 
 
