@@ -60,9 +60,8 @@ class Relation(Declared):
     missing: Text | None = None  # what is not on file, so that nothing can be checked
     of: str | None = None  # the entry that the others must give
     parts: Term | None = None
-    times: Annotated[Number, Field(gt=0)] = (
-        1  # the entry is so many times the mean of its parts (a sum)
-    )
+    # the entry is so many times the mean of its parts (a sum)
+    times: Annotated[Number, Field(gt=0)] = 1
     minuend: Term | None = None
     subtrahend: Term | None = None
     groups: list[list[str]] | None = None  # each a list of entries that are one quantity
