@@ -24,6 +24,10 @@ WRITTEN = re.compile(
     r"\.lock|(config|record|files)\.json|metrics\.jsonl|log\.txt|(splits|predictions)\.npz|"
     r"checkpoint/(step|end)-\d+\.pt|(checkpoint/)?\.[\w.-]+\.\d+\.tmp"
 )
+# what of it a kill leaves before config.json, the first file of a run, has its name
+BEFORE_CONFIG = re.compile(r"\.lock|\.config\.json\.\d+\.tmp")
+# files by which the others are recognised go last, or a kill would leave the rest looking foreign
+DELETED_LAST = {"files.json": 1, "config.json": 2}
 
 
 class Damaged(BadInput):
@@ -201,16 +205,16 @@ def refuse_foreign(directory: Path) -> None:
     else:
         # no walk through what may be / or HOME
         entries = os.listdir(directory) if directory.is_dir() else []
-        foreign = [name for name in entries if name != ".lock"]
+        foreign = [name for name in entries if not BEFORE_CONFIG.fullmatch(name)]
     if foreign:
         raise BadInput(f"{what}; move them away, or give another --out")
 
 
 def delete_run(directory: Path, but: tuple[str, ...] = ()) -> None:
-    """Delete the files of a run, config.json last: without it the rest would look foreign."""
+    """Delete the files of a run, in an order that a kill may interrupt anywhere."""
     refuse_foreign(directory)
     names = [name for name in files_in(directory) if Path(name).parts[0] not in (".lock", *but)]
-    for name in sorted(names, key=lambda name: name == "config.json"):
+    for name in sorted(names, key=lambda name: DELETED_LAST.get(name, 0)):
         (directory / name).unlink()
     for place, _, _ in os.walk(directory, topdown=False):
         with contextlib.suppress(OSError):  # not empty

@@ -383,12 +383,17 @@ def link_to_foreign(out: Path) -> None:
     out.symlink_to(out.parent / "precious")
 
 
+def temporary_among_others(out: Path) -> None:
+    write(out / ".config.json.7.tmp")
+    write(out / "thesis.txt")
+
+
 def run_among_others(out: Path) -> None:
     write(out / "run" / "config.json", '{"config": {}, "code": {}, "uses": {}}')
     write(out / "thesis.txt")
 
 
-FOREIGN = [model_folder, link_to_foreign, run_among_others,
+FOREIGN = [model_folder, link_to_foreign, run_among_others, temporary_among_others,
            lambda out: write(out / "thesis.txt"),
            lambda out: write(out / "record.json", "{}"),
            lambda out: write(out / "config.json", '{"config": 1, "code": {}, "uses": {}}'),
@@ -406,6 +411,22 @@ def test_a_foreign_folder_is_left_alone(toy, train, fill):
     with pytest.raises(BadInput, match="no run of this project; move them away"):
         train.run(config(train, toy))
     assert content(toy / "out") == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "record.json", "files.json"])
+def test_a_kill_while_a_file_gets_its_name_blocks_nothing(toy, name):
+    """Not the same command, nor the next with other settings, which puts the run aside."""
+    kill = f"import os; os.replace = lambda old, new: str(new).endswith({name!r}) and os._exit(9)"
+    lines = f"{kill} or os.rename(old, new); import toy.train; {RUN.replace('noisy', 'stage')}"
+    killed = subprocess.run([sys.executable, "-c", lines], cwd=toy, capture_output=True, text=True)
+    assert killed.returncode == 9, killed.stderr
+    left = [path.name for path in (toy / "out").glob(".*.tmp")]
+    assert len(left) == 1 and left[0].startswith(f".{name}.")
+    assert (toy / "out" / "config.json").exists() == (name != "config.json")
+    for arm in ("stage", "noisy"):
+        done = command(toy, "--arm", arm, "--out", "out")
+        assert done.returncode == 0, done.stderr
+        assert record(toy / "out")["arm"] == arm
 
 
 @pytest.mark.parametrize("place", [".", "/", "~", "toy", "runs"])
