@@ -47,7 +47,10 @@ def tasks_of(paper: Protocol, claim: ClaimSpec, scale: str) -> list[str]:
 
 
 def seeds_of(paper: Protocol, claim: ClaimSpec, scale: str) -> int:
-    return min((len(paper.seeds(scale, t)) for t in tasks_of(paper, claim, scale)), default=0)
+    """How many seeds its arms share on all its tasks."""
+    tasks = tasks_of(paper, claim, scale)
+    pairs = [(task, arm) for task in tasks for arm in claim.arms.sides]
+    return min((len(paper.seeds(scale, *pair)) for pair in pairs), default=0)
 
 
 # --- what is refused ------------------------------------------------------------------------------

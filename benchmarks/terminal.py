@@ -90,13 +90,15 @@ def seeds_and_effects(plan: Plan) -> list[str]:
         pilot = plans.get(claim.id)
         sd = cells.sd_over_seeds(d) or (pilot.sd if pilot else None)
         family, t = len(tested(plan)), float(claim.threshold)
-        effect = None if sd is None else rules.detectable(n, sd, t, claims=family)
+        own = min(n, plan_n.seeds_of(plan.paper, claim, plan.scale))
+        effect = None if sd is None else rules.detectable(own, sd, t, claims=family)
         text = "unknown: no sd was measured" if effect is None else f"{effect:.2f} (sd {sd:.2f})"
-        lines.append(f"claim {claim.id}: smallest effect found in 80 % with n = {n}: {text}")
+        lines.append(f"claim {claim.id}: smallest effect found in 80 % with n = {own}: {text}")
     for cell in plan.cells[:5]:
         rows = [row for r in before for row in r.reported if row.id == cell.entry.id]
         sd = next(filter(None, (cells.sd_over_seeds(row.scores) for row in rows)), None)
-        half = cells.half_width(sd, n)
+        of_arms = [len(plan.paper.seeds(plan.scale, task, arm)) for arm, task in cell.pairs]
+        half = cells.half_width(sd, min([n, *of_arms]))
         text = "unknown: no sd was measured" if half is None else f"+- {half:.2f} (sd {sd:.2f})"
         lines.append(f"{cell.entry.id}: published {cell.entry.value}; interval of our mean {text}")
     return lines

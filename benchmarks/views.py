@@ -20,6 +20,7 @@ from benchmarks.rules import ALPHA, collapse_bound, flip_limit
 from benchmarks.scores import item_count
 from benchmarks.words import (
     METRICS,
+    fewer,
     full_verdict,
     interval,
     margin,
@@ -158,7 +159,7 @@ def how(claim: Claim, result: Result, items: dict[str, int]) -> list[tuple[str, 
         again = "another by resampling test items 2,000 times"
         resampled = again if claim.item_ci95 else "items are not resampled"
         rows.append(("Intervals", f"95 % Student t over the replicates; {resampled}"))
-    controls = ", ".join(f"{control.arm} {control.outcome}" for control in claim.controls)
+    controls = ", ".join(f"{c.arm} {c.outcome}{fewer(c, claim)}" for c in claim.controls)
     beaten = "A control is beaten if method minus control passes the same tests."
     rows.append(("Controls", f"{controls}. {beaten}" if controls else "none declared"))
     positive = positive_control(claim)

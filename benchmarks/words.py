@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import rules
-from benchmarks.recorded import Claim, Numbers, Results, finite
+from benchmarks.recorded import Claim, Control, Numbers, Results, Sensitivity, finite
 from benchmarks.rules import SCALED_DOWN, SMALLER, plain
 
 # The short names by which a verdict says what it failed on, in a sentence's words.
@@ -236,7 +236,13 @@ def positive_control(claim: Claim) -> str:
     pair = f"{row.arms.method} - {row.arms.opponent} {row.outcome}"
     if row.effect is None:
         return f"{pair} ({row.reason})"
-    return f"{pair}, {number(row.effect, signed=True)} ({interval(row.ci95)})"
+    shown = f"{pair}, {number(row.effect, signed=True)} ({interval(row.ci95)})"
+    return shown + fewer(row, claim)
+
+
+def fewer(part: Control | Sensitivity, claim: Claim) -> str:
+    """', 8 of 19 seeds' where it has fewer than its claim, else ""."""
+    return f", {len(part.d)} of {claim.n} seeds" if 0 < len(part.d) < claim.n else ""
 
 
 def seeds_to_decide(claim: Claim) -> int | None:

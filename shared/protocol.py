@@ -48,6 +48,7 @@ from shared.inputs import file_sha256 as sha256_file
 
 SCALES = ("cpu", "gpu", "paper", "rehearsal")
 BLOCK = 100  # verdict seeds of revision r begin at 100 (r + 1); seeds below 100 serve development
+FEWEST = 5  # seeds that a verdict needs
 # fields of Config that say where, not what; a device's kind stands elsewhere in the fingerprint
 PLACE = {"out", "uses", "device"}
 
@@ -352,6 +353,7 @@ class Arm(Document):
     set: Settings = {}
     scales: list[ScaleName] | None = None
     tasks: list[str] | None = None
+    seeds: int | None = None  # the first so many of its tasks' seeds; else all of them
     at: dict[ScaleName, At] = {}
     note: str = ""
 
@@ -399,6 +401,12 @@ class ProtocolFile(Document):
             for arm in arms:
                 if arm not in self.arms:
                     raise unknown(arm, self.arms, place)
+        used = {arm for body in self.arms.values() for arm in body.uses}
+        for arm, body in self.arms.items():
+            if body.seeds is not None and arm in used:
+                raise ValueError(f"arms.{arm}.seeds: others use its runs on all their seeds")
+            if body.seeds is not None and body.seeds < FEWEST:
+                raise ValueError(f"arms.{arm}.seeds is {body.seeds}; a verdict needs {FEWEST}")
         return self
 
 
@@ -478,12 +486,15 @@ class Protocol:
         state = claims.stat()
         return _revisions(claims, state.st_size, state.st_mtime_ns)
 
-    def seeds(self, scale: str, task: str | None = None) -> list[int]:
-        """Verdict seeds: n integers from 100 (r + 1) on; a rehearsal takes development seeds."""
+    def seeds(self, scale: str, task: str | None = None, arm: str | None = None) -> list[int]:
+        """Verdict seeds: n integers from 100 (r + 1) on; a rehearsal takes development seeds.
+
+        Of the scale, or of a task, or of an arm there, which may take fewer."""
         body = self.scale(scale)
         counts = [body.tasks[t].seeds or body.seeds for t in ([task] if task else body.tasks)]
         first = 0 if scale == "rehearsal" else BLOCK * (self.revision() + 1)
-        return list(range(first, first + max(counts, default=body.seeds)))
+        most = self.arm(arm).seeds if arm else None
+        return list(range(first, first + max(counts, default=body.seeds)))[:most]
 
     def arm(self, name: str) -> Arm:
         if name not in self.document.arms:
@@ -582,12 +593,12 @@ class Protocol:
         Seed by seed, and in a seed task by task, stages first: what is compared ends together.
         """
         pairs = self.pairs(scale, arms, only, tasks) if pairs is None else pairs
-        of_task = {task: self.seeds(scale, task)[:seeds] for _, task in pairs}
+        of_pair = {pair: self.seeds(scale, pair[1], pair[0])[:seeds] for pair in pairs}
         nodes: dict[Key, Node] = {}
-        for seed in sorted({seed for chosen in of_task.values() for seed in chosen}):
-            for task in (task for task, chosen in of_task.items() if seed in chosen):
+        for seed in sorted({seed for chosen in of_pair.values() for seed in chosen}):
+            for task in dict.fromkeys(task for _, task in pairs):
                 group: dict[Key, Node] = {}
-                for arm in (arm for arm, of in pairs if of == task):
+                for arm in (a for (a, of), s in of_pair.items() if of == task and seed in s):
                     self._add((arm, task, seed), scale, nodes, group)
                 nodes |= sorted(group.items(), key=lambda item: not item[1].stage)
         return list(nodes.values())
