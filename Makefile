@@ -21,6 +21,12 @@ ifneq ($(UNKNOWN),)
 $(error $(firstword $(UNKNOWN)) is no setting; $(shell $(PYTHON) scripts/nearest.py $(firstword $(UNKNOWN)) $(SETTINGS)))
 endif
 
+# TASK= with nothing behind it (a variable of a script that is not set) would run everything as well.
+EMPTY := $(firstword $(foreach name,$(filter $(VALUES) FROM FIND,$(GIVEN)),$(if $(strip $($(name))),,$(name))))
+ifneq ($(EMPTY),)
+$(error $(EMPTY)= is empty; give it a value or leave it out)
+endif
+
 .PHONY: help setup data-cifar10 test test-slow test-gpu gpu-visit lint check audit reproduce rehearsal merge status report docs bench cluster-check clean
 .DEFAULT_GOAL := help
 

@@ -5,7 +5,7 @@ and about one a retraining on one core; `--task movie`: MiniLM's upper blocks on
 minute. `--scale gpu`: MiniLM on GLUE and NCBI-disease. `--scale paper`: RoBERTa-base and -large on
 GLUE and BioNLP 2004, GPT-2 medium on E2E and WebNLG. Commands and hours: README.md, `make help`.
 
-    python -m autolora.train --tiny                               a minute at most, no download
+    python -m autolora.train --tiny                               under 20 seconds, no download
     python -m autolora.train --scale cpu --arm autolora --seed 0  the search first, if it is missing
 """
 

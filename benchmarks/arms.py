@@ -84,10 +84,11 @@ def arms_of(result: Results) -> list[str]:
 
 
 def seeds_of(claim: Claim, result: Results) -> list[int]:
-    """The seeds behind a claim's differences: tasks of a scale may have different numbers."""
-    sides = claim.arms.sides
-    runs = [r for r in result.runs if r.arm in sides and (not claim.tasks or r.task in claim.tasks)]
-    seeds = sorted({run.seed for run in runs})
+    """The seeds behind a claim's differences: those that its arms share on its tasks."""
+    places = [text.partition("@") for text in claim.arms.named()]
+    pairs = {(arm, task) for arm, _, at in places for task in ([at] if at else claim.tasks)}
+    by_pair = [{r.seed for r in result.runs if (r.arm, r.task) == pair} for pair in pairs]
+    seeds = sorted(set.intersection(*by_pair)) if by_pair else []
     return seeds if len(seeds) == claim.n else result.seeds
 
 

@@ -193,7 +193,7 @@ def rehearse(paper: Protocol, nodes: Sequence[Node], passed: bool) -> Rehearsal:
 
 def record(name: str, scale: str) -> int:
     """Copy a finished result into `<paper>/results/` and write the README tables."""
-    from benchmarks import readme
+    from benchmarks import page_pictures, readme
 
     paper = Protocol(ROOT / name)
     paper.scale(scale)
@@ -208,6 +208,8 @@ def record(name: str, scale: str) -> int:
     ):
         copy(paper, scale, source, target, again)
         readme.write_readmes(ROOT, [name])
+        if scale == "cpu" and (names := page_pictures.drawn(name)):
+            page_pictures.write(name, names, scale)
     say(f"recorded: {short(target)}; now commit it")
     return 0
 

@@ -207,8 +207,9 @@ def granularity(relation: Relation, entry: Published) -> Finding:
     items, whole, runs = relation.items or 1, relation.whole, relation.runs or 1
     low, high = interval_of(entry)
     step = whole / (items * runs)
-    count = round((entry.value or 0) / step)
-    possible = math.floor(high / step + EPSILON) >= math.ceil(low / step - EPSILON)
+    count, most = round((entry.value or 0) / step), items * runs
+    least = max(0, math.ceil(low / step - EPSILON))
+    possible = least <= min(most, math.floor(high / step + EPSILON))
     what = f"{entry.printed} ({entry.id}) of {items} items"
     if runs > 1:
         what += f" and {runs} runs"
@@ -216,6 +217,9 @@ def granularity(relation: Relation, entry: Published) -> Finding:
         empty = step <= 2 * entry.half + EPSILON
         said = "any value is possible" if empty else f"{count} of {items * runs}"
         return Finding(relation, "HOLDS", f"{what}: {said}", empty=empty)
+    if not 0 <= count <= most:
+        words = f"{what}: no share is below 0 or above {whole}"
+        return Finding(relation, "IMPOSSIBLE", words)
     below = math.floor(low / step)
     places = entry.decimals or 0
     next_ones = f"{below * step:.{places}f} and {(below + 1) * step:.{places}f}"

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import special
 
 from benchmarks import recorded, reported, rules
-from benchmarks.claims import Target, one_of
+from benchmarks.claims import Target
 from benchmarks.recorded import Results
 from benchmarks.reported import Published
 from shared import protocol
@@ -56,19 +56,20 @@ def answered(
     return [Cell(entry, target) for entry, target in pairs if target and target.arm and target.task]
 
 
-def chosen(
-    names: Sequence[str], published: reported.ReportedFile, targets: Sequence[Target]
-) -> list[Cell]:
-    """The cells of these ids; an id that is unknown, or that no arm answers, is refused."""
-    cells = {cell.entry.id: cell for cell in answered(published, targets)}
-    for name in names:
-        one_of(name, [entry.id for entry in published.entries], f"CELL={name}")
-        if name not in cells:
-            target = reported.target_of(name, targets)
-            why = target.reason if target else "claims.yaml has no target for it"
-            remedy = f"`make list-{published.paper}` shows the numbers that have one"
-            raise BadInput(f"CELL={name}: no arm answers this number ({why}); {remedy}")
-    return [cells[name] for name in names]
+FROM_ELSEWHERE = {
+    "baseline_paper": "another paper's result",
+    "third_party": "a rerun by others",
+    "context": "context from elsewhere",
+}
+
+
+def why_unanswered(entry: Published, targets: Sequence[Target]) -> str:
+    """Why no arm answers a published number."""
+    if target := reported.target_of(entry.id, targets):
+        return target.reason
+    if entry.own:
+        return "claims.yaml has no target for it"
+    return f"{FROM_ELSEWHERE[entry.origin]}; no arm is set beside it"
 
 
 def scale_of(cells: Sequence[Cell]) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
@@ -17,7 +18,7 @@ from pydantic import (
 
 from shared.protocol import SCALES, load_yaml, read_as, unknown
 
-Number = int | float
+Number = int | Annotated[float, Field(allow_inf_nan=False)]
 Scale = Literal["cpu", "gpu", "paper", "rehearsal"]
 NEEDED_ARMS = {
     "difference": {"method", "opponent"},

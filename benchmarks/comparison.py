@@ -57,7 +57,7 @@ class Comparison:
         self.tasks = self._tasks(scale)
         fixed = all(task for _, _, task in self.terms)
         self.cells: list[str | None] = [None] if fixed else list(self.tasks)
-        self.seeds = self._seeds()
+        self.seeds = self.seeds_of(self.terms)
 
     def _terms(self) -> list[Term]:
         """Weights of the arms, the method first. For a spread or statistic only the arms matter."""
@@ -78,25 +78,38 @@ class Comparison:
         fixed = sorted({task for _, _, task in self.terms if task})
         return [task for task in (listed or fixed or sorted(declared)) if task in declared]
 
-    def _seeds(self) -> list[int]:
-        tasks = {task or cell for cell in self.cells for _, _, task in self.terms} - {None}
-        arms = {arm for _, arm, _ in self.terms}
-        by_task = [{s for a, t, s in self.nodes if t == task and a in arms} for task in tasks]
-        return sorted(set.intersection(*by_task)) if by_task else []
+    @functools.cached_property
+    def _declared(self) -> dict[tuple[str, str], set[int]]:
+        """(arm, task) -> its seeds."""
+        seeds: dict[tuple[str, str], set[int]] = {}
+        for arm, task, seed in self.nodes:
+            seeds.setdefault((arm, task), set()).add(seed)
+        return seeds
+
+    def seeds_of(self, terms: Sequence[Term]) -> list[int]:
+        """The declared seeds that the terms share: an arm or a task may have fewer than others.
+
+        A pair that is not declared at all takes none away: `require` says that it is missing."""
+        pairs = {(arm, str(task or cell)) for cell in self.cells for _, arm, task in terms}
+        declared = [self._declared[pair] for pair in pairs if pair in self._declared]
+        return sorted(set.intersection(*declared)) if declared else []
 
     @property
     def method(self) -> str:
         """The arm that controls are put in place of: the first one that counts in favour."""
         return next((arm for weight, arm, _ in self.terms if weight > 0), self.terms[0][1])
 
+    def shared(self, terms: Sequence[Term]) -> list[int]:
+        """The claim's seeds; where other terms take the place of its own, those they have too."""
+        return self.seeds_of([*self.terms, *terms])
+
     def keys(self, terms: Sequence[Term]) -> list[RunKey]:
         cells = {(arm, task or cell) for cell in self.cells for _, arm, task in terms}
-        return [
-            (arm, str(task), seed) for arm, task in sorted(cells, key=str) for seed in self.seeds
-        ]
+        seeds = self.shared(terms)
+        return [(arm, str(task), seed) for arm, task in sorted(cells, key=str) for seed in seeds]
 
     def require(self, terms: Sequence[Term]) -> None:
-        if not self.seeds:
+        if not self.shared(terms):
             raise Missing("no seed is declared for its arms and tasks at this scale")
         for key in self.keys(terms):
             if key not in self.nodes:
@@ -154,11 +167,12 @@ class Comparison:
         self.require([*self.terms, *terms])
         most = min(0.0, self.t if rival is None else 0.0)
         by_cell: dict[str | None, np.ndarray] = {}
-        helped = np.zeros((len(self.seeds), len(self.cells)), dtype=bool)
+        seeds = self.shared(terms)
+        helped = np.zeros((len(seeds), len(self.cells)), dtype=bool)
         rivals = self._rivals(terms, rival)
         for c, cell in enumerate(self.cells):
-            rows = self._cell(cell, terms)
-            for s, seed in enumerate(self.seeds):
+            rows = self._cell(cell, terms, seeds)
+            for s, seed in enumerate(seeds):
                 keys = [(arm, str(task or cell), seed) for _, arm, task in rivals]
                 helped[s, c] = any(self._diverged(key) for key in keys)
             rows[helped[:, c]] = np.minimum(rows[helped[:, c]], most)
@@ -172,20 +186,20 @@ class Comparison:
             return list(terms[1:])
         return [term for term in terms if term[0] < 0 or term[1] == rival]
 
-    def _cell(self, cell: str | None, terms: Sequence[Term]) -> np.ndarray:
+    def _cell(self, cell: str | None, terms: Sequence[Term], seeds: Sequence[int]) -> np.ndarray:
         """d of one task, before any bound: shape (seeds, 1 or 1 + RESAMPLES)."""
         scale = self.sign * self.factor
         if self.kind == "statistic":
             if terms is self.terms:
-                values = [self._statistic(cell, s, items=self.items) for s in self.seeds]
+                values = [self._statistic(cell, s, items=self.items) for s in seeds]
                 return scale * np.array(values)
             columns = [  # each arm in the place of the first
-                np.array([self._statistic(cell, s, arm, items=self.items) for s in self.seeds])
+                np.array([self._statistic(cell, s, arm, items=self.items) for s in seeds])
                 for _, arm, _ in terms
             ]
         else:
             columns = [
-                np.array([self._score((arm, str(task or cell), s)) for s in self.seeds])
+                np.array([self._score((arm, str(task or cell), s)) for s in seeds])
                 for _, arm, task in terms
             ]
         if self.kind == "spread":
@@ -210,12 +224,12 @@ class Comparison:
             )
         if not self.scores.same_items(self.keys(terms)):
             raise Missing("its arms were scored on different items")
-        cell = self.cells[0]
+        cell, seeds = self.cells[0], self.shared(terms)
         total = np.zeros(0)
         for weight, arm, task in terms:
-            for seed in self.seeds:
+            for seed in seeds:
                 values = self.scores.per_item((arm, str(task or cell), seed), self.metric)
-                part = self.sign * weight * values / len(self.seeds)
+                part = self.sign * weight * values / len(seeds)
                 total = part if not len(total) else total + part
         if any(self._diverged(key) for key in self.keys(self._rivals(terms, rival))):
             total = np.minimum(total, min(0.0, self.t if rival is None else 0.0))
@@ -326,9 +340,13 @@ class Comparison:
                 shown = evidence(d, self.t, self.margin, claims)
                 claim.sensitivity = self.judge_sensitivity()
             claim.controls = [self.judge_control(control) for control in self.spec.control_arms]
-            ran = [control.arm for control in claim.controls if control.d]
-            terms = [*self.terms, *(term for arm in ran for term in self.control_terms(arm))]
-            claim.diverged, claim.at_chance = self.failures(terms), self.at_chance(terms)
+            ran = [self.control_terms(control.arm) for control in claim.controls if control.d]
+            diverged, at_chance = dict[str, int](), dict[str, int]()
+            for terms in [*ran, self.terms]:  # the claim's own arms last: on all their seeds
+                diverged |= self.failures(terms)
+                at_chance |= self.at_chance(terms)
+            claim.diverged = dict(sorted(diverged.items()))
+            claim.at_chance = dict(sorted(at_chance.items()))
         except Missing as missing:
             claim.verdict, claim.reason, claim.controls = "NOT RUN", str(missing), []
             claim.item_ci95 = None

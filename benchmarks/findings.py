@@ -24,10 +24,10 @@ from benchmarks.words import (
 )
 
 ANSWERS = {
-    "SUPPORTED": "Yes",
-    "SUPPORTED, NOT ATTRIBUTED": "Yes, but no more than without the idea ({NOT BEATEN})",
-    "SUPPORTED, ATTRIBUTION OPEN": "Yes; whether because of the idea stays open ({OPEN})",
-    "CONTRADICTED": "No",
+    "SUPPORTED": "Yes{less}",
+    "SUPPORTED, NOT ATTRIBUTED": "Yes{less}, but without the idea just as well ({NOT BEATEN})",
+    "SUPPORTED, ATTRIBUTION OPEN": "Yes{less}; whether because of the idea stays open ({OPEN})",
+    "CONTRADICTED": "No{less}",
     "NO MATERIAL DIFFERENCE": "No difference that would matter: less than {margin} either way",
     "INSENSITIVE": "This experiment could not have told: its positive control does not show",
     "INCONCLUSIVE": "These runs cannot tell",
@@ -44,6 +44,7 @@ class Answer:
     words: str
     evidence: str
     claim: Claim
+    unit: str
 
 
 def answer(question: papers.Question, claims: Sequence[Claim]) -> Answer | None:
@@ -58,9 +59,9 @@ def answer(question: papers.Question, claims: Sequence[Claim]) -> Answer | None:
         if not of_arm:
             return None
         judged, verdict = of_arm[0], of_arm[0].outcome
-    evidence = formula(claim, arm)
+    evidence, unit = formula(claim, arm), question.unit or unit_of(claim)
     if judged.effect is not None:
-        evidence += f" = {number(judged.effect, signed=True)} {unit_of(claim)}"
+        evidence += f" = {number(judged.effect, signed=True)} {unit}"
         if claim.kind != "exact":
             evidence += f" (95 % {interval(judged.ci95)}, n {claim.n})"
     if claim.sensitivity and claim.sensitivity.d and not arm:
@@ -69,10 +70,9 @@ def answer(question: papers.Question, claims: Sequence[Claim]) -> Answer | None:
         outcome: ", ".join(c.arm for c in claim.controls if c.outcome == outcome)
         for outcome in ("OPEN", "NOT BEATEN")
     }
-    words = ANSWERS[plain(verdict)].format(margin=margin(claim), **arms)
-    if SMALLER.search(verdict):
-        words += f", by less than {margin(claim)}"
-    return Answer(question.ask, words, evidence, claim)
+    less = f", by less than {margin(claim)}" if SMALLER.search(verdict) else ""
+    words = ANSWERS[plain(verdict)].format(margin=margin(claim), less=less, **arms)
+    return Answer(question.ask, words, evidence, claim, unit)
 
 
 def answers(paper: str, claims: Sequence[Claim]) -> list[Answer]:
@@ -91,6 +91,7 @@ def findings_table(root: Path) -> str:
     parts = []
     for paper in PAPERS:
         scale, result = lead(root / paper)
+        answered = answers(paper, result.claims if result else [])
         rows = [
             [
                 cell(one.ask),
@@ -98,9 +99,11 @@ def findings_table(root: Path) -> str:
                 cell(one.evidence),
                 f"[{cell(one.claim.id)}](../{paper}/README.md)",
             ]
-            for one in answers(paper, result.claims if result else [])
+            for one in answered
         ]
         body = table(["question", "answer", "evidence", "claim"], rows)
+        if said := units(paper, answered):
+            body += f"\n\n{said}"
         named = f"**{paper}**" + (f", scale `{scale}`" if scale else "")
         parts.append(f"{named}\n\n{body if rows else 'Nothing is recorded yet.'}")
     return "\n\n".join(parts)
@@ -108,7 +111,7 @@ def findings_table(root: Path) -> str:
 
 def short_table(root: Path) -> str:
     """Block `found` of README.md: the first question of each paper, its answer and one number."""
-    rows = []
+    rows, said = [], []
     for paper in PAPERS:
         about = papers.paper(paper)
         _, result = lead(root / paper)
@@ -117,14 +120,26 @@ def short_table(root: Path) -> str:
         if not first:
             rows.append([link, cell(about.questions[0].ask), "Not run", ""])
         for one in first:
-            number_of = _one_number(one.claim) if one.claim.effect is not None else ""
+            number_of = _one_number(one) if one.claim.effect is not None else ""
             rows.append([link, cell(one.ask), f"**{cell(one.words)}**", cell(number_of)])
-    return table(["method", "question", "answer", "one number: method − opponent"], rows)
+        said.append(units(paper, first))
+    body = table(["method", "question", "answer", "one number: method − opponent"], rows)
+    return "\n\n".join([body, *filter(None, [" ".join(filter(None, said))])])
 
 
-def _one_number(claim: Claim) -> str:
-    unit = unit_of(claim).replace("_", " ")
-    return f"{number(claim.effect, signed=True)} {unit} ({claim.n} seeds)"
+def _one_number(one: Answer) -> str:
+    return f"{number(one.claim.effect, signed=True)} {one.unit} ({one.claim.n} seeds)"
+
+
+def units(paper: str, shown: Sequence[Answer]) -> str:
+    """What units measure that are names of metrics, in the words of paper.yaml; "" for none."""
+    metrics = papers.paper(paper).metrics
+    said = {
+        one.unit: metrics.get(one.claim.metric or "", "")
+        for one in shown
+        if one.claim.unit == "raw" and one.unit == unit_of(one.claim)
+    }
+    return " ".join(f"*{cell(name)}*: {cell(words)}." for name, words in said.items() if words)
 
 
 # --- the same seeds on another processor ----------------------------------------------------------

@@ -22,7 +22,7 @@ from benchmarks.words import interval, margin, number, seeds_to_decide, unit_of
 # how a sentence about claims with this verdict begins
 LEADS = {
     "SUPPORTED": "it holds that",
-    "SUPPORTED, NOT ATTRIBUTED": "it holds, but no more than without the idea, that",
+    "SUPPORTED, NOT ATTRIBUTED": "it holds, but without the idea just as well or better, that",
     "SUPPORTED, ATTRIBUTION OPEN": "it holds, whether because of the idea or not, that",
     "CONTRADICTED": "the opposite was found of the claim that",
     "NO MATERIAL DIFFERENCE": "no difference that would matter was found where it is claimed that",

@@ -25,15 +25,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks import PAPERS, short_runs
+from benchmarks import PAPERS, visits
 from benchmarks.claims import ClaimSpec
 from benchmarks.plan import ROOT, load_claims, missing_inputs, say, seconds_of
-from benchmarks.short_runs import Phase, Short
+from benchmarks.visits import Phase, Short, seconds_of_runs
 from benchmarks.words import duration
 from shared import protocol
-from shared.protocol import BadInput, Node, Protocol
+from shared.protocol import BadInput, Protocol
 
-SCALE = "gpu"
+SCALE = visits.VISITED
 DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
 OF_TESTS, OF_STEPS = 0.4, 0.65  # share of the budget after which they have ended
 RESERVE = 20.0  # seconds for the archive, and for runs to write their checkpoints
@@ -82,7 +82,8 @@ class Visit:
 def tests(visit: Visit) -> None:
     say("tests that need a device")
     begun, log = time.monotonic(), visit.folder / "tests.log"
-    status = visit.call(["-m", "pytest", "-m", "gpu"], visit.left(OF_TESTS), log.name)
+    words = ["-m", "pytest", "-m", "gpu and not slow"]  # what `make test-gpu` runs
+    status = visit.call(words, visit.left(OF_TESTS), log.name)
     lines = log.read_text(encoding="utf-8").strip().splitlines()
     last = lines[-1] if lines else "nothing was said"
     outcome = "stopped, their share of the budget was spent" if status is None else last
@@ -133,7 +134,7 @@ def measured(visit: Visit) -> dict[str, list[Short]]:
         words = ["-m", "benchmarks.short_runs", name, SCALE, "--out", str(out)]
         words += ["--seconds", f"{seconds:.0f}"]
         visit.call(words, seconds + 30, "steps.log")
-        found[name] = short_runs.read(out)
+        found[name] = visits.read(out)
         for short in found[name]:
             if short.error:
                 say(f"{name}: {short.arm} on {short.task} failed: {short.error.splitlines()[-1]}")
@@ -184,19 +185,6 @@ def training(short: Short) -> Iterator[tuple[str, Phase]]:
     for name, cost in costs.items():
         if cost >= 0.1 * max(costs.values()):
             yield name, short.phases[name]
-
-
-def seconds_of_runs(runs: Sequence[Short], nodes: Sequence[Node]) -> dict[protocol.Key, float]:
-    """Seconds of each run whose arm was measured: on its task, else on the others."""
-    of: dict[str, dict[str, float]] = {}
-    for short in runs:
-        if not short.error:
-            of.setdefault(short.arm, {})[short.task] = short.whole
-    return {
-        node.key: of[node.arm].get(node.task, fmean(of[node.arm].values()))
-        for node in nodes
-        if node.arm in of
-    }
 
 
 def show_hours(visit: Visit, paper: Protocol, runs: Sequence[Short]) -> None:
@@ -305,7 +293,7 @@ def visit(budget: float, papers: Sequence[str]) -> int:
             f"torch {torch.__version__} sees no CUDA device, so that there is nothing to visit; "
             "where there is one: pip install -r requirements-cuda.txt, then make gpu-visit"
         )
-    folder = protocol.runs_root(ROOT) / "gpu-visit"
+    folder = protocol.runs_root(ROOT) / visits.VISIT
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.*"):
         path.unlink()

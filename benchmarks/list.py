@@ -2,8 +2,10 @@
 
     python -m benchmarks.list autolora [--find rte] [--scale paper]
 
-`CELL=<id>` runs one. Hours are those of the runs that are left, on this machine. A verdict so far
-is that of the runs that stand: with fewer seeds than the protocol has it is a preview.
+`CELL=<id>` runs one. Hours are those of the runs that are left, on this machine: measured, or
+derived from what the protocol states for the scale, divided evenly. A verdict so far is that of
+the runs that stand: with fewer seeds than the protocol has it is a preview. A terminal shows the
+beginning of each line.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from benchmarks.plan import (
     NOT_MEASURED,
     ROOT,
     Plan,
-    Request,
     claims_and_published,
     cores,
     cuda_devices,
@@ -35,6 +36,7 @@ from benchmarks.pool import Key
 from benchmarks.recorded import Reported, RunEntry
 from benchmarks.reported import ReportedFile
 from benchmarks.scores import Scores
+from benchmarks.subset import Request
 from benchmarks.words import duration
 from shared import protocol, sources
 from shared.protocol import BadInput, Pair, Protocol
@@ -75,6 +77,10 @@ def needs_of(plan: Plan, cell: Cell) -> tuple[str, str]:
     left = [node for node in nodes if node.key in waiting]
     seeds = len({node.seed for node in nodes})
     took = duration(plan.wall(left), NOT_MEASURED) if left else "done"
+    measured = sum(node.key in plan.measured or node.key in plan.by_steps for node in left)
+    if left and took != NOT_MEASURED:
+        some = f"{measured} of {len(left)} measured" if measured else "derived"
+        took += f" ({'measured' if measured == len(left) else some})"
     inputs = plan.paper.inputs(plan.scale, nodes)
     lacking = [need for need in inputs if not available(*need)]
     parts = [("has", [need for need in inputs if need not in lacking]), ("MISSING", lacking)]
@@ -112,7 +118,8 @@ def lines(paper: Protocol, scale: str, find: str) -> list[str]:
             if target and target.arm:
                 text.append(f"    {target.arm}, compared at scale {', '.join(target.scales)}")
             else:
-                text.append(f"    no arm answers it: {target.reason if target else 'no target'}")
+                why = cells.why_unanswered(entry, declared.targets)
+                text.append(f"    no arm answers it: {why}")
             continue
         cell, row = by_id[entry.id], rows[entry.id]
         if tuple(cell.pairs) not in needs:
@@ -136,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--find", default="", help="only numbers whose id, table or setting has it")
     options = parser.parse_args(argv)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
-    width = shutil.get_terminal_size((100, 24)).columns
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     try:
         paper = Protocol(ROOT / options.paper.replace("-", "_"))
         paper.scale(options.scale)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -29,6 +30,8 @@ TAKEN, HERE, CLASH, REFUSED = "taken over", "here already", "clash", "refused"
 
 def runs_in(folder: Path) -> dict[tuple[str, str], list[Path]]:
     """(paper, scale) -> the directories of finished runs below a folder of runs."""
+    if not folder.is_dir():
+        raise BadInput(f"FROM={folder} is no folder and no archive of runs")
     folder = folder / "runs" if (folder / "runs").is_dir() else folder
     runs: dict[tuple[str, str], list[Path]] = {}
     for record in sorted(folder.glob("*/*/*/seed*/[!.]*/record.json")):
@@ -52,7 +55,8 @@ def unpacked(place: Path) -> Iterator[Path]:
             with tarfile.open(place) as archive:
                 archive.extractall(folder, filter="data")  # no path leads out of the folder
         except (tarfile.TarError, EOFError) as error:
-            what = f"FROM={place}: no archive of runs, or cut short ({error})"
+            why = str(error).partition("\n")[0].rstrip(" (:")
+            what = f"FROM={place}: no archive of runs, or cut short ({why})"
             raise BadInput(f"{what}; copy it again, or give a folder") from error
         yield Path(folder)
 
@@ -76,8 +80,10 @@ def merge(paper: Protocol, scale: str, places: list[Path]) -> Counter[str]:
     for place in places:
         task, seed, arm = place.parts[-3:]
         try:
+            if not re.fullmatch("seed[0-9]+", seed):
+                raise BadInput(f"{seed} is no seed; its folder is named seed<k>")
             node = paper.node(scale, arm, task, int(seed.removeprefix("seed")))
-        except (BadInput, ValueError) as error:
+        except BadInput as error:
             say(f"  {place}: {REFUSED}: {error}")
             counted[REFUSED] += 1
         else:
@@ -128,6 +134,17 @@ def take_over(
     return TAKEN, ""
 
 
+def merge_scale(name: str, scale: str, runs: list[Path]) -> Counter[str]:
+    """Take over the runs of one paper and scale: how many came to what."""
+    say(f"{name} at scale {scale}")
+    paper = Protocol(ROOT / name)
+    paper.scale(scale)
+    for folder in {run.parents[2] for run in runs}:
+        same_rules(paper, folder)
+    with locks.alone(protocol.runs_root(ROOT) / name / scale, f"{name} at scale {scale}"):
+        return merge(paper, scale, runs)
+
+
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     folders = [Path(os.path.expanduser(word)) for word in ",".join(words).split(",") if word]
@@ -142,14 +159,11 @@ def main(argv: list[str] | None = None) -> int:
             for key, runs in runs_in(folder).items():
                 places.setdefault(key, []).extend(runs)
         for (name, scale), runs in places.items():
-            say(f"{name} at scale {scale}")
-            paper = Protocol(ROOT / name)
-            paper.scale(scale)
-            for folder in {run.parents[2] for run in runs}:
-                same_rules(paper, folder)
-            folder = protocol.runs_root(ROOT) / name / scale
-            with locks.alone(folder, f"{name} at scale {scale}"):
-                counted = merge(paper, scale, runs)
+            try:
+                counted = merge_scale(name, scale, runs)
+            except (BadInput, OSError) as error:  # another paper's runs may fit
+                print(f"error: {inputs.in_words(error)}", file=sys.stderr)
+                counted = Counter({REFUSED: len(runs)})
             total += counted
             say(f"  {', '.join(f'{n} {what}' for what, n in counted.items())}")
     except (BadInput, OSError) as error:

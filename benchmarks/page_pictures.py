@@ -4,7 +4,8 @@
                                            writes dasgm/pictures/collapse.svg and correlations.svg
 
 They are the figures of the paper's `figures.py` that the report shows, drawn from what is committed
-(`results/cpu.json`, the records beside it). A file stands alone, on light pages and dark.
+(`results/cpu.json`, the records beside it). A file stands alone, on light pages and dark. A
+recording draws those that are there anew.
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ def write(paper: str, names: list[str], scale: str) -> list[Path]:
         written.append(path)
     pyplot.close("all")
     return written
+
+
+def drawn(paper: str) -> list[str]:
+    """Names of the figures that a README of this paper embeds: files here but the method's own."""
+    files = (ROOT / paper / "pictures").glob("*.svg")
+    return sorted(path.stem for path in files if path.stem != "method")
 
 
 def main() -> int:

@@ -23,6 +23,7 @@ class Question(Document):
     ask: str = Field(pattern=r"\?$")
     claim: str
     control: str | None = None
+    unit: str | None = None  # of the number, where its metric's name is a name of code
 
 
 class Bound(Document):

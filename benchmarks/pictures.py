@@ -16,7 +16,7 @@ from benchmarks.arms import arms_of, factors, metrics_of, scores, seeds_of
 from benchmarks.claims import Claims
 from benchmarks.recorded import Claim, Control, Results, RunKey, Sensitivity, finite
 from benchmarks.tables import mean_sd
-from benchmarks.words import badge_of, formula, interval, margin, number, unit_of
+from benchmarks.words import badge_of, fewer, formula, interval, margin, number, unit_of
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 LABEL = 44  # characters that fit above a picture beside the effect
@@ -39,8 +39,9 @@ def claim_picture(claim: Claim, result: Results, key: str) -> plots.Picture | No
         label: str, part: Claim | Control | Sensitivity, arms: Sequence[str], words: str | None
     ) -> plots.Row:
         d = part.d if len(part.d) <= MOST_DOTS else []
-        failed = [any((arm, seed) in diverged for arm in arms) for seed in seeds]
-        by_seed = claim.unit != "item" and len(d) == len(seeds)
+        of_part = seeds if part is claim else seeds[: len(d)]  # an arm may have the first alone
+        failed = [any((arm, seed) in diverged for arm in arms) for seed in of_part]
+        by_seed = claim.unit != "item" and len(d) == len(of_part)
         whole = part is claim
         return plots.Row(
             label=label,
@@ -67,6 +68,8 @@ def claim_picture(claim: Claim, result: Results, key: str) -> plots.Picture | No
         rows.append(row(label, positive, pair, positive.outcome))
     for control in claim.controls:
         label = f"control {control.arm}: {control.outcome}"
+        of_fewer = fewer(control, claim)
+        label += of_fewer if len(label + of_fewer) <= LABEL else ""
         rows.append(row(label, control, [*sides[:1], control.arm], control.outcome))
     if not any(finite(r.d) or finite(r.ci95) for r in rows):
         return None
@@ -83,7 +86,7 @@ def claim_picture(claim: Claim, result: Results, key: str) -> plots.Picture | No
         alt += f" Positive control {' − '.join(pair)}: {size}, {ends}, {positive.outcome}."
     for control in claim.controls:
         size, ends = number(control.effect, signed=True), interval(control.ci95)
-        alt += f" Control {control.arm}: {size}, {ends}, {control.outcome}."
+        alt += f" Control {control.arm}: {size}, {ends}, {control.outcome}{fewer(control, claim)}."
     return plots.picture(plots.forest(rows, unit), claim.id, "", alt, f"{key}-claim-{claim.id}")
 
 

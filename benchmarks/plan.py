@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -11,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks import cells, claims, cluster, plan_n, recorded, reported
+from benchmarks import cells, claims, cluster, plan_n, recorded, reported, visits
 from benchmarks.cells import Cell
 from benchmarks.claims import Claims
 from benchmarks.pool import Key
 from benchmarks.predictions import prediction_files
+from benchmarks.subset import Request, check_given, fewer_than_asked, read_request, settings
 from benchmarks.words import duration
 from shared import protocol
 from shared.machine import cuda_devices
@@ -111,7 +113,7 @@ def choose_scale(
 
 def seconds_of(text: str | None, name: str = "LIMIT", unit: str = "s") -> float | None:
     """'90', '90s', '9m' or '1.5h' in seconds; a number alone counts in `unit`."""
-    if not text:
+    if text is None:
         return None
     parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if not parts or not float(parts[1]):
@@ -143,9 +145,10 @@ class Plan:
     share: float | None  # seconds of a run that nobody measured: the protocol's hours, divided
     nodes: list[Node] = field(default_factory=list)
     left: list[Node] = field(default_factory=list)  # those that have no record that stands
-    measured: dict[Key, float] = field(default_factory=dict)  # seconds of a run
+    measured: dict[Key, float] = field(default_factory=dict)  # seconds of a run, from records
+    by_steps: dict[Key, float] = field(default_factory=dict)  # of others, from measured steps
     limit: float | None = None  # seconds after which every run is asked to checkpoint and stop
-    notes: tuple[str, ...] = ()  # lines on what BUDGET chose
+    notes: tuple[str, ...] = ()  # lines on what SEEDS and BUDGET chose
 
     @property
     def body(self) -> Scale:
@@ -163,71 +166,32 @@ class Plan:
 
     def wall(self, nodes: Sequence[Node]) -> float | None:
         """Wall seconds of these runs: as measured, the others at the protocol's mean per run."""
-        each = [self.measured[node.key] for node in nodes if node.key in self.measured]
-        took = max([sum(each) / self.jobs, *each], default=0.0)
+        took = self.by_steps | self.measured
+        each = [took[node.key] for node in nodes if node.key in took]
         others = len(nodes) - len(each)
         if others and self.share is None:
             return None
-        return took + others * (self.share or 0.0)
+        return max([sum(each) / self.jobs, *each], default=0.0) + others * (self.share or 0.0)
 
     @property
     def origin(self) -> str:
         """Where the expected time comes from."""
-        measured = sum(node.key in self.measured for node in self.left)
-        if measured == len(self.left):
+        return self.origin_of(self.left)
+
+    def origin_of(self, nodes: Sequence[Node]) -> str:
+        """'measured', or how many of these runs were, and what is taken for the others."""
+        n, measured = len(nodes), sum(node.key in self.measured for node in nodes)
+        steps = sum(node.key in self.by_steps.keys() - self.measured.keys() for node in nodes)
+        if measured == n:
             return "measured"
-        if self.share is None:
-            return f"{measured} of {len(self.left)} runs measured" if measured else NOT_MEASURED
-        derived = f"{self.share / 3600:.2g} h a run, from what the protocol states for the scale"
-        return f"{measured} of {len(self.left)} runs measured, the others {derived}"
-
-
-def words(text: str | None, name: str, what: str) -> list[str]:
-    """'a,b' as a list; given without a word it is refused."""
-    listed = list(filter(None, (text or "").split(",")))
-    if text and not listed:
-        raise BadInput(f"{name}={text} names no {what}; give {what}s separated by commas")
-    return listed
-
-
-@dataclass(frozen=True)
-class Request:
-    """Which runs a call asks for, by their settings."""
-
-    arms: str = "core"
-    only: Sequence[str] = ()
-    tasks: Sequence[str] = ()
-    seeds: int | None = None
-    cells: Sequence[Cell] = ()
-
-    def nodes(self, paper: Protocol, scale: str) -> list[Node]:
-        pairs = [pair for cell in self.cells for pair in cell.pairs] if self.cells else None
-        return paper.nodes(scale, self.arms, self.only, self.seeds, self.tasks, pairs)
-
-    def covers(self, cell: Cell) -> bool:
-        """Whether ONLY and TASK, where they are given, name all that a published number needs."""
-        arms, tasks = set(self.only or cell.arms), set(self.tasks or cell.target.tasks)
-        return arms >= set(cell.arms) and tasks >= set(cell.target.tasks)
-
-
-def settings(options: argparse.Namespace, has_core: bool) -> str:
-    """The settings of a call that choose a subset or add to it, as make takes them."""
-    names = ("CELL", "TASK", "ONLY", "SEEDS", "BUDGET", "PUBLISHED", "METRIC")
-    chosen = {name: getattr(options, name.lower()) for name in names}
-    chosen["ARMS"] = options.arms if options.arms == "all" and has_core else None
-    return " ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
-
-
-def refuse_mixed_up(paper: Protocol, request: Request) -> None:
-    """BadInput where a task was given as an arm, or an arm as a task."""
-    arms = set(paper.document.arms)
-    tasks = {task for scale in paper.document.scales for task in paper.tasks(scale)}
-    for name in request.only:
-        if name in tasks - arms:
-            raise BadInput(f"ONLY={name}: {name} is a task, not an arm; did you mean TASK={name}?")
-    for name in request.tasks:
-        if name in arms - tasks:
-            raise BadInput(f"TASK={name}: {name} is an arm, not a task; did you mean ONLY={name}?")
+        parts = [f"{measured} of {n} runs measured"] if measured or not steps else []
+        parts += [f"{steps} of {n} by the steps that make gpu-visit measured"] if steps else []
+        if measured + steps < n and self.share is None:
+            return ", ".join(parts) if measured + steps else NOT_MEASURED
+        if measured + steps < n:
+            stated = "from what the protocol states for the scale, divided evenly"
+            parts.append(f"the others {(self.share or 0.0) / 3600:.2g} h a run, {stated}")
+        return ", ".join(parts)
 
 
 def plan(name: str, options: argparse.Namespace) -> Plan:
@@ -235,16 +199,7 @@ def plan(name: str, options: argparse.Namespace) -> Plan:
     paper = Protocol(ROOT / name)
     declared, published = claims_and_published(paper)  # a mistake is refused now, not afterwards
     limit, budget = seconds_of(options.limit), seconds_of(options.budget, "BUDGET", "h")
-    request = Request(
-        options.arms or "core",
-        words(options.only, "ONLY", "arm"),
-        words(options.task, "TASK", "task"),
-        options.seeds,
-        cells.chosen(words(options.cell, "CELL", "number"), published, declared.targets),
-    )
-    refuse_mixed_up(paper, request)
-    if request.cells and (request.only or request.tasks):
-        raise BadInput("CELL names its arms and tasks itself: leave ONLY and TASK out")
+    request = read_request(paper, options, declared, published)
     scale, why = options.scale, None
     if not scale and (request.cells or budget):
         scale = cells.scale_of(request.cells)
@@ -271,7 +226,8 @@ def plan(name: str, options: argparse.Namespace) -> Plan:
         ),
         request,
     )
-    check_given(made, request, options)
+    made = replace(made, notes=fewer_than_asked(made.nodes, options.seeds))
+    check_given(paper, request, options, declared)
     if budget is None:
         return made
     listed = request.cells or cells.answered(published, declared.targets, scale)
@@ -289,7 +245,8 @@ def with_nodes(plan: Plan, request: Request) -> Plan:
         if protocol.stale(paper.run_directory(scale, node.key), paper.config(scale, node), code)
     ]
     took = measured(paper, scale, nodes)
-    return replace(plan, nodes=nodes, left=left, measured=took, cells=request.cells)
+    steps = visited(paper, scale, nodes)
+    return replace(plan, nodes=nodes, left=left, measured=took, by_steps=steps, cells=request.cells)
 
 
 def affordable(plan: Plan, request: Request, listed: Sequence[Cell], budget: float) -> Plan:
@@ -312,8 +269,9 @@ def affordable(plan: Plan, request: Request, listed: Sequence[Cell], budget: flo
         lambda node: whole.wall([node]) or 0.0 if node.key in waiting else 0.0,
     )
     notes = [
+        *plan.notes,
         f"{len(picked)} of {len(listed)} published numbers fit into {duration(budget)}, those that "
-        f"can get a verdict first, then the cheapest; {duration(spent)} expected:"
+        f"can get a verdict first, then the cheapest; {duration(spent)} expected:",
     ]
     if not picked:
         cell, cost = others[0]
@@ -332,23 +290,6 @@ def affordable(plan: Plan, request: Request, listed: Sequence[Cell], budget: flo
         cell, cost = others[0]
         notes.append(f"  next: {cell.entry.id}, {duration(cost)} more")
     return replace(with_nodes(whole, replace(request, cells=picked)), notes=tuple(notes))
-
-
-def check_given(plan: Plan, request: Request, options: argparse.Namespace) -> None:
-    """PUBLISHED stands beside the scores of one arm on one task, or of one CELL."""
-    if options.published is None:
-        if options.metric:
-            raise BadInput("METRIC says what PUBLISHED is a value of: give PUBLISHED as well")
-        return
-    one_each = len(request.only) == len(request.tasks) == 1
-    if len(request.cells) != 1 and not one_each:
-        raise BadInput(
-            "PUBLISHED needs CELL=<id>, or TASK= and ONLY= that name one task and one arm"
-        )
-    if one_each and plan.paper.arm(request.only[0]).stage:
-        raise BadInput(f"ONLY={request.only[0]} is a stage: it has no score")
-    if options.metric and request.cells:
-        raise BadInput("CELL has a metric of its own: leave METRIC out")
 
 
 def cores() -> int:
@@ -371,6 +312,16 @@ def measured(paper: Protocol, scale: str, nodes: Sequence[Node]) -> dict[Key, fl
         of_arm.setdefault((arm, task), []).append(took)
     keys = [node.key for node in nodes if node.key[:2] in of_arm]
     return {key: seconds.get(key, fmean(of_arm[key[:2]])) for key in keys}
+
+
+def visited(paper: Protocol, scale: str, nodes: Sequence[Node]) -> dict[Key, float]:
+    """Seconds of runs by the steps that `make gpu-visit` measured here, at its scale alone."""
+    path = protocol.runs_root(ROOT) / visits.VISIT / f"steps-{paper.paper}.jsonl"
+    if scale != visits.VISITED or not path.exists():
+        return {}
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # cut off, or edited
+        return visits.seconds_of_runs(visits.read(path), nodes)
+    return {}
 
 
 def share(paper: Protocol, scale: str) -> float | None:

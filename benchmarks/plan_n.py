@@ -20,12 +20,11 @@ from pathlib import Path
 from benchmarks import recorded
 from benchmarks.claims import Claims, ClaimSpec, load_claims
 from benchmarks.recorded import Results, finite
-from benchmarks.rules import detectable
+from benchmarks.rules import MOST_SEEDS, detectable, seeds_needed
 from benchmarks.words import seeds_text
 from shared.protocol import BadInput, Plan, Protocol, load_yaml, sha256_yaml
 
 PLANNED = ("cpu", "gpu")  # scales whose claims name a positive control and a plan
-MOST_SEEDS = 10_000
 
 
 def primary(claims: Claims, scale: str) -> list[ClaimSpec]:
@@ -48,15 +47,10 @@ def tasks_of(paper: Protocol, claim: ClaimSpec, scale: str) -> list[str]:
 
 
 def seeds_of(paper: Protocol, claim: ClaimSpec, scale: str) -> int:
-    return min((len(paper.seeds(scale, t)) for t in tasks_of(paper, claim, scale)), default=0)
-
-
-def seeds_needed(sd: float, material: float, claims: int) -> int | None:
-    """The fewest seeds whose detectable effect is at most `material`; None: more than 10,000."""
-    n = 5
-    while (detectable(n, sd, claims=claims) or 0.0) > material and n <= MOST_SEEDS:
-        n = max(n + 1, int(1.02 * n))
-    return n if n <= MOST_SEEDS else None
+    """How many seeds its arms share on all its tasks."""
+    tasks = tasks_of(paper, claim, scale)
+    pairs = [(task, arm) for task in tasks for arm in claim.arms.sides]
+    return min((len(paper.seeds(scale, *pair)) for pair in pairs), default=0)
 
 
 # --- what is refused ------------------------------------------------------------------------------

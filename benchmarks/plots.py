@@ -150,11 +150,11 @@ def forest_row(axes: Axes, row: Row, y: float) -> None:
         if value is not None:
             ends = [y - 0.4, y + 0.22]
             axes.plot([value] * 2, ends, color=INK, linewidth=width, linestyle=(0, dashes))
-    for d, failed in zip(row.d, row.failed, strict=False):
-        for x in finite([d]):
-            face, alpha = ("none", 1.0) if failed else (row.tone, 0.75)
-            look: Any = {"markerfacecolor": face, "markeredgecolor": row.tone, "alpha": alpha}
-            axes.plot(x, y + 0.08, "o", markersize=4.6, **look)
+    for failed, face, alpha in ((False, row.tone, 0.75), (True, "none", 1.0)):
+        pairs = zip(row.d, row.failed, strict=False)
+        shown = finite([d for d, whether in pairs if bool(whether) is failed])
+        look: Any = {"markerfacecolor": face, "markeredgecolor": row.tone, "alpha": alpha}
+        axes.plot(shown, [y + 0.08] * len(shown), "o", markersize=4.6, **look)
     bar(axes, row.ci95, y - 0.13, row.tone, 3.2)
     bar(axes, row.item_ci95, y - 0.28, row.tone, 1.1)
     for x in finite([row.effect]):
@@ -180,6 +180,7 @@ def strips(arms: Sequence[tuple[str, str, Sequence[Point]]], label: str) -> Figu
         axes.set_xlim(low - 3 * margin, high + margin)
         for i, (_, tone, points) in enumerate(arms):
             axes.axhline(-i, color=FAINT, linewidth=0.5, zorder=0)
+            placed: dict[str, list[tuple[float, float]]] = {}
             for k, (_, value, diverged) in enumerate(points):
                 # The place within the row is the seed's rank, the same in all rows: a bad seed
                 # shows as a line of points.
@@ -192,7 +193,9 @@ def strips(arms: Sequence[tuple[str, str, Sequence[Point]]], label: str) -> Figu
                     text: Any = {"va": "center", "fontsize": 7.5, "color": tone}
                     axes.text(low - 1.9 * margin, y, f"{value:.3g}", **text)
                 else:
-                    axes.plot(value, y, mark, markersize=3.8, color=tone, alpha=0.85)
+                    placed.setdefault(mark, []).append((value, y))
+            for mark, places in placed.items():  # one artist: one for each point costs seconds
+                axes.plot(*zip(*places), mark, markersize=3.8, color=tone, alpha=0.85)
             axes.plot([means[i]] * 2, [-i - 0.36, -i + 0.36], color=INK, linewidth=1.6)
         axes.set_yticks([-i for i in range(len(arms))], [name for name, _, _ in arms])
         axes.tick_params(axis="y", length=0)

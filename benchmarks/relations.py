@@ -39,6 +39,8 @@ ALWAYS = {"id", "kind", "source", "note", "each", "headline", "missing"}
 # words of an entry that is computed from others, and so needs a relation of its own
 COMPUTED = re.compile(r"(?<![a-z])(averages?|mean|minus|difference|gain|sum|number of)(?![a-z])")
 
+# what may hold a `Term`
+SIDES = ("parts", "minuend", "subtrahend", "first", "second", "first_minus", "second_minus")
 # An id of reported.yaml, or the mean of ids, or a mean of means (tasks with two metrics).
 Term = str | list[str | list[str]]
 
@@ -58,7 +60,8 @@ class Relation(Declared):
     missing: Text | None = None  # what is not on file, so that nothing can be checked
     of: str | None = None  # the entry that the others must give
     parts: Term | None = None
-    times: Number = 1  # the entry is so many times the mean of its parts (a sum)
+    # the entry is so many times the mean of its parts (a sum)
+    times: Annotated[Number, Field(gt=0)] = 1
     minuend: Term | None = None
     subtrahend: Term | None = None
     groups: list[list[str]] | None = None  # each a list of entries that are one quantity
@@ -81,6 +84,23 @@ class Relation(Declared):
     def _some(cls, value: list[str]) -> list[str]:
         if not value:
             raise ValueError("is empty; leave `each` out or name a word")
+        if len({*value}) < len(value):
+            raise ValueError("names a word twice")
+        return value
+
+    @field_validator(*SIDES, "entries", "groups", "rows")
+    @classmethod
+    def _not_empty(cls, value: Term | list[list[str]] | None) -> Term | list[list[str]] | None:
+        """What holds of nothing is no relation."""
+        if value is not None and not (value and all(value)):
+            raise ValueError("is empty, or a part of it; name entries, or leave it out")
+        return value
+
+    @field_validator("groups", "rows")
+    @classmethod
+    def _two_or_more(cls, value: list[list[str]] | None) -> list[list[str]] | None:
+        if any(len({*group}) < 2 for group in value or []):
+            raise ValueError("compares an entry with nothing; each of them names two or more")
         return value
 
     @model_validator(mode="after")
@@ -91,6 +111,10 @@ class Relation(Declared):
         lacking = {name for name in NEEDED[self.kind] if getattr(self, name) is None}
         if lacking and not (self.missing and self.of):
             raise ValueError(f"kind {self.kind} lacks {', '.join(sorted(lacking))}")
+        if self.kind in ("mean", "difference") and self.of in self.named()[1:]:
+            raise ValueError(f"compares {self.of!r} with itself")
+        if self.rows and self.total and len(self.rows) > self.total:
+            raise ValueError(f"has {len(self.rows)} rows of a total of {self.total}")
         if "{}" not in self.id and len(self.each) > 1:
             raise ValueError("has `each` but no {} in its id; write one")
         return self
@@ -100,8 +124,7 @@ class Relation(Declared):
         return [*([self.of] if self.of else []), *flat(self.groups or []), *(self.entries or [])]
 
     def named(self) -> list[str]:
-        sides = (self.parts, self.minuend, self.subtrahend, self.first, self.second)
-        terms = [*sides, self.first_minus, self.second_minus]
+        terms = [getattr(self, side) for side in SIDES]
         below = [name for term in terms if term for name in flat(term)]
         return [*self.answered(), *below, *flat(self.rows or [])]
 

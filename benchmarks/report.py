@@ -18,6 +18,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,13 @@ from benchmarks import (
 from benchmarks import items as items_of
 from benchmarks.arms import Cost, costs, parameter_count, uses_of
 from benchmarks.audit import Audit, audit_paper, data_folder
+from benchmarks.claims import Claims
 from benchmarks.findings import Answer, answers, replica
 from benchmarks.methods import tables as speed_tables
 from benchmarks.papers import Paper as PaperFile
 from benchmarks.papers import paper as about
-from benchmarks.recorded import Claim, result_path
+from benchmarks.recorded import Claim, Results, result_path
+from benchmarks.reported import ReportedFile
 from benchmarks.rules import SCALED_DOWN, plain
 from benchmarks.views import Headline, Result
 from shared.protocol import runs_root, unknown
@@ -69,6 +72,24 @@ class Paper:
     @property
     def lead(self) -> Result | None:
         return self.results[0] if self.results else None
+
+    # read once for the paper's pages and its row in the overview
+    @cached_property
+    def declared(self) -> Claims | None:
+        return tables.declared_claims(self.directory)
+
+    @cached_property
+    def audit(self) -> Audit | None:
+        """Of its published numbers; None where the paper has no audit.yaml."""
+        there = (self.directory / "audit.yaml").exists()
+        return audit_paper(self.directory, data_folder()) if there else None
+
+    @cached_property
+    def published(self) -> ReportedFile | None:
+        return tables.published_numbers(self.directory)
+
+    def reported(self, data: Results | None) -> views.ReportedView:
+        return views.reported_view(data, self.published, self.declared)
 
 
 def load(name: str, root: Path, runs: Path) -> Paper:
@@ -92,12 +113,6 @@ def load(name: str, root: Path, runs: Path) -> Paper:
     return Paper(name, root, runs, results)
 
 
-def audit_of(directory: Path) -> Audit | None:
-    """The audit of its published numbers; None where the paper has no audit.yaml."""
-    there = (directory / "audit.yaml").exists()
-    return audit_paper(directory, data_folder()) if there else None
-
-
 def page_name(paper: Paper, result: Result | None) -> str:
     if result is None or result is paper.lead:
         return f"{paper.name}.html"
@@ -106,7 +121,7 @@ def page_name(paper: Paper, result: Result | None) -> str:
 
 def page(paper: Paper, result: Result | None) -> dict[str, Any]:
     """All that templates/paper.html needs."""
-    declared = tables.declared_claims(paper.directory)
+    declared = paper.declared
     data, scale = (result.data, result.scale) if result else (None, None)
     readme = paper.directory / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
@@ -119,9 +134,9 @@ def page(paper: Paper, result: Result | None) -> dict[str, Any]:
         "about": about(paper.name),
         "result": result,
         "results": paper.results,
-        "reported": views.reported_view(data, paper.directory, declared),
-        "audit": audit_of(paper.directory),
-        "on_file": tables.published_numbers(paper.directory),
+        "reported": paper.reported(data),
+        "audit": paper.audit,
+        "on_file": paper.published,
         "commands": views.commands(paper.name, result),
         "implemented": tables.implemented(paper.directory),
         "checked": tables.checked(paper.directory, scale),
@@ -190,7 +205,7 @@ def overview(paper: Paper, out: Path) -> Row:
     result, directory = paper.lead, paper.directory
     claims = result.claims() if result else []
     data = result.data if result else None
-    reported = views.reported_view(data, directory, tables.declared_claims(directory))
+    reported = paper.reported(data)
     spent = costs(data, uses_of(directory)) if data else {}
     return Row(
         paper=paper.name,
@@ -204,7 +219,7 @@ def overview(paper: Paper, out: Path) -> Row:
         checked=tables.checked(directory, result.scale if result else None),
         reported=reported.tally,
         not_found=len(reported.not_found),
-        audit=audit_of(directory),
+        audit=paper.audit,
         answers=answers(paper.name, claims),
         costs=spent,
         workers_busy=workers_busy(paper, result),
@@ -340,8 +355,10 @@ def templates() -> jinja2.Environment:
         "machines": words.machines,
         "stated": words.stated,
         "why": words.why,
+        "in_words": words.in_words,
         "scaled_down": SCALED_DOWN,
         "said_of_reported": words.SAID_OF_REPORTED,
+        "said_of_audit": words.SAID_OF_AUDIT,
         "unit_of": words.unit_of,
     }
     return environment
@@ -424,7 +441,8 @@ def write_pages(root: Path, papers: Sequence[str], runs: Path, out: Path) -> Pat
     for paper in asked:
         for result in paper.results or (None,):
             write(page_name(paper, result), "paper.html", p=paper, **page(paper, result))
-    rows = [overview(load(name, root, runs), out) for name in PAPERS]
+    loaded = {paper.name: paper for paper in asked}
+    rows = [overview(loaded.get(name) or load(name, root, runs), out) for name in PAPERS]
     replicas = [(row, twin) for row in rows if row.result and (twin := replica(row.result.data))]
     write("findings.html", "findings.html", groups=grouped(rows), rows=rows, replicas=replicas)
     counted = {name: figures_of(root, name) for name in ("reliability", "cluster")}

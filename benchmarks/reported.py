@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from decimal import Decimal, InvalidOperation
 from fnmatch import fnmatchcase
@@ -44,7 +45,8 @@ class Published(Declared):
     @field_validator("value", "std", mode="before")
     @classmethod
     def _number_or_null(cls, value: Any) -> Any:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and math.isfinite(value)):
             raise ValueError(f"is {value!r}; write a number or null")
         return value
 
@@ -216,8 +218,9 @@ def our_scores(
     Empty unless every declared run of the target is there.
     """
     tasks, arms = target.tasks, [arm for arm in (target.arm, target.opponent) if arm]
-    per_task = [{s for a, t, s in nodes if a in arms and t == task} for task in tasks]
-    seeds = sorted(set.intersection(*per_task)) if per_task else []
+    pairs = [(arm, task) for arm in arms for task in tasks]
+    of_pair = [{s for a, t, s in nodes if (a, t) == pair} for pair in pairs]
+    seeds = sorted(set.intersection(*of_pair)) if of_pair else []
     keys = {(arm, task, seed) for arm in arms for task in tasks for seed in seeds}
     try:
         if not keys or not keys <= set(nodes):

@@ -17,6 +17,7 @@ import numpy as np
 from scipy import optimize, special
 
 ALPHA = 0.025  # one side
+MOST_SEEDS = 10_000  # beyond this nobody asks how many would do
 FLIPS = 100_000  # sign patterns drawn when the 2^n of them are too many
 MOST_EXACT_FLIPS = 20  # up to this n every sign pattern is counted
 TIE = 1e-9  # two sums closer than this (relative to their size, at least 1) are equal
@@ -119,7 +120,7 @@ def item_interval(resampled: np.ndarray | None) -> list[float] | None:
 
 
 def detectable(
-    n: int, sd: float, t: float = 0.0, power: float = 0.8, claims: int = 1
+    n: int, sd: float, t: float = 0.0, power: float = 0.8, claims: float = 1
 ) -> float | None:
     """The smallest true effect above t that a one-sided t-test finds with this power.
 
@@ -136,6 +137,23 @@ def detectable(
 
     shift = optimize.brentq(missed, 0.0, 1.5 * critical + 3, xtol=1e-12)
     return t + float(shift) * sd / math.sqrt(n)
+
+
+def seeds_needed(sd: float, material: float, claims: float, n: int = 5) -> int | None:
+    """The fewest seeds, from n on, whose detectable effect is at most `material`; None: more than
+    10,000."""
+    while (detectable(n, sd, claims=claims) or 0.0) > material and n <= MOST_SEEDS:
+        n = max(n + 1, int(1.02 * n))
+    return n if n <= MOST_SEEDS else None
+
+
+def claims_of(effect: float, n: int, sd: float) -> float:
+    """Over how many claims the level was divided, if this effect is `detectable`; 1 where none."""
+
+    def off(claims: float) -> float:
+        return (detectable(n, sd, claims=claims) or 0.0) - effect
+
+    return float(optimize.brentq(off, 1, 1000)) if off(1) < 0 < off(1000) else 1.0
 
 
 def collapse_bound(n: int) -> float:

@@ -5,7 +5,7 @@ the third column is never typed there: `ours` names where it stands, and it is r
 
     batch               a field of Config, on the tasks of scale `paper` of the row's arm
     @models @data @tasks @seeds @metrics      of protocol.yaml and claims.yaml at that scale
-    data.py: _glue      the first sentence of a docstring of the paper's code
+    data.py: _glue      the first sentence of a docstring of the paper's code, or a dict there
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def ours(paper: Protocol, row: Row, arm: str) -> Values:
             raise unknown(row.ours, [f"@{name}" for name in lists], where)
         return lists[row.ours[1:]](paper)
     if file := re.fullmatch(r"(\w+\.py): ([\w.]+)", row.ours):
-        return {docstring(paper.directory / file[1], file[2], where): []}
+        return of_code(paper.directory / file[1], file[2], where)
     if row.ours not in paper.defaults:
         raise unknown(row.ours, paper.defaults, where)
     values: Values = {}
@@ -117,28 +117,37 @@ def seeds(paper: Protocol) -> Values:
 
 
 def metrics(paper: Protocol) -> Values:
-    """What claims.yaml lists for each task, without `score`, which is one of them."""
+    """What claims.yaml lists for each task; without `score` where it is one of the others."""
     claims = load_claims(paper.directory / "claims.yaml")
     listed: Values = {}
     for task in paper.tasks(SCALE):
-        names = ", ".join(name for name in claims.chance(task) if name != "score")
-        if names:
-            listed.setdefault(names, []).append(task)
+        names = ", ".join(name for name in claims.chance(task) if name != "score") or "score"
+        listed.setdefault(names, []).append(task)
     return listed
 
 
-def docstring(path: Path, name: str, where: str) -> str:
-    """The first sentence of the docstring of a function or class."""
+def of_code(path: Path, name: str, where: str) -> Values:
+    """The first sentence of the docstring of a function or class; the entries of a dict."""
     node: Any = ast.parse(path.read_text(encoding="utf-8"))
     for part in name.split("."):
-        inside = {n.name: n for n in node.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        inside: dict[str, Any] = {}
+        for n in node.body:
+            if isinstance(n, ast.FunctionDef | ast.ClassDef):
+                inside[n.name] = n
+            elif isinstance(n, ast.Assign) and isinstance(n.value, ast.Dict):
+                inside |= {
+                    target.id: n.value for target in n.targets if isinstance(target, ast.Name)
+                }
         if part not in inside:
             raise unknown(part, inside, f"{where}: {path.name}")
         node = inside[part]
+    if isinstance(node, ast.Dict):
+        entries = ast.literal_eval(node).items()
+        return {", ".join(f"{key}: {words(value)}" for key, value in entries): []}
     text = " ".join((ast.get_docstring(node) or "").split())
     if not text:
         raise BadInput(f"{where}: {path.name}: {name} has no docstring")
-    return re.split(r"(?<=[.!?]) ", text)[0].rstrip(".")
+    return {re.split(r"(?<=[.!?]) ", text)[0].rstrip("."): []}
 
 
 # --- words ----------------------------------------------------------------------------------------

@@ -21,58 +21,15 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.plan import ROOT, load_claims
+from benchmarks.visits import Phase, Short
 from shared.protocol import Node, Protocol
 
 SEED = 90  # of development
-
-
-@dataclass
-class Phase:
-    """Of one phase: steps of the protocol, seconds of a step (median), and of one step the FLOPs
-    of its products and convolutions and the tokens and images that its forward passes read."""
-
-    steps: int
-    taken: int = 0
-    seconds: float = 0.0
-    flops: float = 0.0
-    tokens: int = 0
-    images: int = 0
-
-
-@dataclass
-class Short:
-    """One run. seconds: wall seconds of the run as it was cut."""
-
-    arm: str
-    task: str
-    stage: bool
-    precision: str
-    uses: list[str]
-    seconds: float = 0.0
-    phases: dict[str, Phase] = field(default_factory=dict)
-    error: str = ""
-
-    @property
-    def whole(self) -> float:
-        """Seconds of the whole run: what was not a step once, each phase at its own pace."""
-        stepping = sum(phase.taken * phase.seconds for phase in self.phases.values())
-        return max(0.0, self.seconds - stepping) + sum(
-            phase.steps * phase.seconds for phase in self.phases.values()
-        )
-
-
-def read(path: Path) -> list[Short]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
-    return [
-        Short(**{**row, "phases": {k: Phase(**p) for k, p in row["phases"].items()}})
-        for row in rows
-    ]
 
 
 def order(paper: Protocol, scale: str) -> list[Node]:

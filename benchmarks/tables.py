@@ -15,6 +15,7 @@ from benchmarks.reported import ReportedFile
 from benchmarks.words import (
     cell,
     day,
+    fewer,
     full_verdict,
     interval,
     machines,
@@ -78,7 +79,10 @@ def claims_table(result: Results, short: Mapping[str, str]) -> str:
         what = f"{cell(claim.statement)} (`{claim.id}`, {claim.role})"
         values = [number(claim.effect, signed=True), interval(claim.ci95)]
         values += [f"{claim.material:g}", number(claim.n)]
-        controls = "<br>".join(f"{cell(c.arm)}: {c.outcome}" for c in claim.controls) or "none"
+        controls = "<br>".join(
+            f"{cell(c.arm)}: {c.outcome}{fewer(c, claim)}" for c in claim.controls
+        )
+        controls = controls or "none"
         rows.append([what, verdict, *values, controls, cell(positive_control(claim))])
     head = ["claim", "verdict", "effect", "95 % interval", "material", "n", "controls"]
     return table([*head, "positive control"], rows, right=(2, 3, 4, 5))

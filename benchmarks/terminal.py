@@ -24,6 +24,7 @@ from benchmarks.plan import (
 )
 from benchmarks.predictions import MOST_BYTES
 from benchmarks.recorded import Results
+from benchmarks.subset import USUAL, words
 from benchmarks.words import duration
 from shared import protocol
 from shared.protocol import BadInput, Node
@@ -89,13 +90,15 @@ def seeds_and_effects(plan: Plan) -> list[str]:
         pilot = plans.get(claim.id)
         sd = cells.sd_over_seeds(d) or (pilot.sd if pilot else None)
         family, t = len(tested(plan)), float(claim.threshold)
-        effect = None if sd is None else rules.detectable(n, sd, t, claims=family)
+        own = min(n, plan_n.seeds_of(plan.paper, claim, plan.scale))
+        effect = None if sd is None else rules.detectable(own, sd, t, claims=family)
         text = "unknown: no sd was measured" if effect is None else f"{effect:.2f} (sd {sd:.2f})"
-        lines.append(f"claim {claim.id}: smallest effect found in 80 % with n = {n}: {text}")
+        lines.append(f"claim {claim.id}: smallest effect found in 80 % with n = {own}: {text}")
     for cell in plan.cells[:5]:
         rows = [row for r in before for row in r.reported if row.id == cell.entry.id]
         sd = next(filter(None, (cells.sd_over_seeds(row.scores) for row in rows)), None)
-        half = cells.half_width(sd, n)
+        of_arms = [len(plan.paper.seeds(plan.scale, task, arm)) for arm, task in cell.pairs]
+        half = cells.half_width(sd, min([n, *of_arms]))
         text = "unknown: no sd was measured" if half is None else f"+- {half:.2f} (sd {sd:.2f})"
         lines.append(f"{cell.entry.id}: published {cell.entry.value}; interval of our mean {text}")
     return lines
@@ -247,11 +250,12 @@ def show_given(plan: Plan, options: argparse.Namespace, results: Results) -> Non
     if plan.cells:
         (row,) = (row for row in results.reported if row.id == plan.cells[0].entry.id)
         scores, what = recorded.finite(row.scores), f"{row.metric}, {plan.cells[0].runs}"
+        what += ", in points" if row.unit == "points" else ""
     else:
-        arm, task = options.only, options.task
+        (arm,), (task,) = words(options.only, "ONLY", "arm"), words(options.task, "TASK", "task")
         runs = [run for run in results.runs if (run.arm, run.task) == (arm, task)]
         names = {name for run in runs for name in run.metrics}
-        metric = options.metric or next((n for n in ("score", "accuracy") if n in names), "")
+        metric = options.metric or next((n for n in USUAL if n in names), "")
         if runs and metric not in names:
             raise (
                 protocol.unknown(metric, names, "METRIC")

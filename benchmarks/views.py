@@ -9,17 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import PAPERS, arms, papers, recorded, tables
+from benchmarks import PAPERS, arms, papers, recorded
 from benchmarks.claims import Claims, ClaimSpec
 from benchmarks.pictures import claim_picture
 from benchmarks.plots import Picture
 from benchmarks.predictions import unpack_predictions
 from benchmarks.recorded import Claim, Reported, Results, RunKey, finite
-from benchmarks.reported import Published, target_of
+from benchmarks.reported import Published, ReportedFile, target_of
 from benchmarks.rules import ALPHA, collapse_bound, flip_limit
 from benchmarks.scores import item_count
 from benchmarks.words import (
     METRICS,
+    fewer,
     full_verdict,
     interval,
     margin,
@@ -158,7 +159,7 @@ def how(claim: Claim, result: Result, items: dict[str, int]) -> list[tuple[str, 
         again = "another by resampling test items 2,000 times"
         resampled = again if claim.item_ci95 else "items are not resampled"
         rows.append(("Intervals", f"95 % Student t over the replicates; {resampled}"))
-    controls = ", ".join(f"{control.arm} {control.outcome}" for control in claim.controls)
+    controls = ", ".join(f"{c.arm} {c.outcome}{fewer(c, claim)}" for c in claim.controls)
     beaten = "A control is beaten if method minus control passes the same tests."
     rows.append(("Controls", f"{controls}. {beaten}" if controls else "none declared"))
     positive = positive_control(claim)
@@ -178,8 +179,8 @@ def data_of(claim: Claim, result: Result, items: dict[str, int]) -> str:
 
 
 def meaning(claim: Claim, paper: str) -> str:
-    """What the claim's metric measures, in words: the paper's own, else the first line of its
-    statistic's docstring, else what the name means everywhere."""
+    """What the claim's metric measures, in words: the paper's own, else the first paragraph of
+    its statistic's docstring, else what the name means everywhere."""
     name = (claim.metric or "").partition("@")[0]
     own = papers.paper(paper).metrics if paper in PAPERS else {}
     if name in own:
@@ -187,7 +188,7 @@ def meaning(claim: Claim, paper: str) -> str:
     if claim.kind == "statistic":
         with contextlib.suppress(ImportError, AttributeError, KeyError):
             function = importlib.import_module(f"{paper}.evaluate").STATISTICS[claim.metric]
-            return (function.__doc__ or "").strip().split("\n")[0]
+            return " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())
     return METRICS.get(name, "")
 
 
@@ -334,9 +335,10 @@ def answerless(verdict: str) -> bool:
     return verdict.upper() == "NO COUNTERPART"
 
 
-def reported_view(data: Results | None, directory: Path, declared: Claims | None) -> ReportedView:
+def reported_view(
+    data: Results | None, on_file: ReportedFile | None, declared: Claims | None
+) -> ReportedView:
     """Every published value by the table it comes from, those that we answer first."""
-    on_file = tables.published_numbers(directory)
     entries = {entry.id: entry for entry in on_file.entries} if on_file else {}
     ours = {row.id: row for row in data.reported} if data else {}
     groups: dict[str, list[NumberView]] = {}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.recorded import Claim, Numbers, Results, finite
+from benchmarks import rules
+from benchmarks.recorded import Claim, Control, Numbers, Results, Sensitivity, finite
 from benchmarks.rules import SCALED_DOWN, SMALLER, plain
 
 # The short names by which a verdict says what it failed on, in a sentence's words.
@@ -84,6 +86,14 @@ BADGES = {
     "HOLDS": ("for", "●"),
     "EXHIBIT": ("absent", "◇"),
     "NO COUNTERPART": ("absent", "–"),
+}
+
+
+SAID_OF_AUDIT = {  # relations between published numbers, by what came of them
+    "HOLDS": "consistent",
+    "OFF BY": "off by more than rounding",
+    "IMPOSSIBLE": "impossible",
+    "NOT CHECKED": "not checked",
 }
 
 
@@ -205,7 +215,8 @@ def formula(claim: Claim, control: str = "") -> str:
 
 
 def unit_of(claim: Claim) -> str:
-    metric = claim.metric or "raw"
+    """The unit of a claim's effect; where it has none, the metric in words: 'gamma spread'."""
+    metric = (claim.metric or "raw").replace("_", " ")
     return {"raw": metric, "item": f"{metric}, item by item"}.get(claim.unit, claim.unit)
 
 
@@ -225,18 +236,29 @@ def positive_control(claim: Claim) -> str:
     pair = f"{row.arms.method} - {row.arms.opponent} {row.outcome}"
     if row.effect is None:
         return f"{pair} ({row.reason})"
-    return f"{pair}, {number(row.effect, signed=True)} ({interval(row.ci95)})"
+    shown = f"{pair}, {number(row.effect, signed=True)} ({interval(row.ci95)})"
+    return shown + fewer(row, claim)
+
+
+def fewer(part: Control | Sensitivity, claim: Claim) -> str:
+    """', 8 of 19 seeds' where it has fewer than its claim, else ""."""
+    return f", {len(part.d)} of {claim.n} seeds" if 0 < len(part.d) < claim.n else ""
 
 
 def seeds_to_decide(claim: Claim) -> int | None:
-    """About how many seeds would find `material` in 80 % of repetitions; None: no more than now.
-
-    `detectable` falls with the root of n.
-    """
-    if claim.detectable is None or not claim.n or claim.unit == "item":
+    """About how many seeds would find `material` in 80 % of repetitions, if they spread as these
+    do; None: no more than now."""
+    n = claim.n
+    if claim.detectable is None or not n or claim.unit == "item":
         return None
-    needed = claim.n * ((claim.detectable - claim.threshold) / claim.material) ** 2
-    return math.ceil(needed) if needed > claim.n else None
+    effect = claim.detectable - claim.threshold
+    if effect <= claim.material:
+        return None
+    d = [x for x in claim.d or () if x is not None]
+    sd = statistics.stdev(d) if len(d) > 1 else 0.0
+    if not sd:  # nothing of single seeds is on file: the effect falls with the root of n
+        return math.ceil(n * (effect / claim.material) ** 2)
+    return rules.seeds_needed(sd, claim.material, rules.claims_of(effect, n, sd), n)
 
 
 def why(claim: Claim) -> str:
@@ -258,6 +280,23 @@ def why(claim: Claim) -> str:
     if needed and reason not in ("items", "failures"):
         said.append(f"about {needed:,} seeds would find a difference of {margin(claim)}")
     return "; ".join(filter(None, said))
+
+
+def in_words(claim: Claim) -> str:
+    """What any verdict means: `why`, or for a plain one which tests agree on which side."""
+    word = plain(claim.verdict or "")
+    if (said := why(claim)) or word not in ("SUPPORTED", "CONTRADICTED"):
+        return said
+    favours = "on the claim's side" if word == "SUPPORTED" else "against the claim"
+    if claim.kind == "exact":
+        where = "in every seed" if word == "SUPPORTED" else "in at least one seed"
+        return f"the counts are {favours} {where}"
+    over = "test items" if claim.unit == "item" else "seeds"
+    tests = f"the t-test and the sign-flip test over {over}"
+    tests += " and the interval over test items" if claim.item_ci95 else ""
+    side = "above" if word == "SUPPORTED" else "below"
+    beaten = "; every control is beaten" if claim.controls and word == "SUPPORTED" else ""
+    return f"{tests} agree that the difference lies {side} {claim.threshold:g}{beaten}"
 
 
 def _of_controls(claim: Claim) -> str:

@@ -1,6 +1,6 @@
 """Search a cell with one arm on one task with one seed, and say how good the cell is.
 
-    python -m dasgm.train --tiny                                            a minute, no download
+    python -m dasgm.train --tiny                                            under 20 s, no download
     python -m dasgm.train --scale cpu --arm joint --task digits --seed 0    20 CPU seconds; README
 
 No number of the DASGM paper could be read, so there is none to reach. On digits the mean cell

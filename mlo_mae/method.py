@@ -19,8 +19,8 @@ lowers the validation loss (a_j > 0), lower it, in the end unmask it, otherwise.
 forward passes without gradient; then one backward pass goes through T alone, two linear maps.
 
 The official code has 1 in place of lr_C (`head_path: identity`). That makes the second term of v,
-which points away from the first, several times longer than the first, and g_T points uphill
-(README, "What was found").
+which points away from the first, several times longer than the first, and a step along -g_T lowers
+L3 less often (README, "What was found").
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Pretrain one arm of MLO-MAE on one task with one seed, then finetune its encoder.
 
-    python -m mlo_mae.train --tiny                                   under a minute, no download
-    python -m mlo_mae.train --scale cpu --arm mlo --task digits      about 15 CPU seconds
+    python -m mlo_mae.train --tiny                                   under 20 seconds, no download
+    python -m mlo_mae.train --scale cpu --arm mlo --task mnist       about 40 CPU seconds
 
-Expect at scale cpu an accuracy of 75 to 87 % after finetuning on 200 labels, by seed (README has
-means over eight). At scale paper a run takes hours to days of a GPU (protocol.yaml).
+Expect at scale cpu an accuracy of 47 to 63 % after finetuning on 100 labels, by seed (README has
+means over 13). At scale paper a run takes hours to days of a GPU (protocol.yaml).
 
 Pretraining goes in cycles of the three levels (`method.cycle`). Then, for each number of labels,
 the pretrained encoder is finetuned with a fresh head and tested. Every score is that of the last

@@ -2,9 +2,9 @@
 
 A policy pi_theta (a causal language model under LoRA) is asked a question q and writes an answer
 a_1 .. a_n, token by token; the state is s_t = (q, a_1 .. a_{t-1}). A rule reads the answer and pays
-ONE number R for it: +1 right, -1 wrong, -3 unreadable. Two more functions share the network
-(policy.py): the value V_phi(s_t), a linear head that says what pay to expect, and the reference
-pi_ref, the network with its adapter off, which the policy pays for leaving.
+ONE number R for it: 1 right, 0 wrong, -1 unreadable (the official code: 1, -1, -3). Two more
+functions share the network (policy.py): the value V_phi(s_t), a linear head that says what pay to
+expect, and the reference pi_ref, the network with its adapter off, which the policy pays to leave.
 
 There is one level, with one variable: theta, the adapter and the value head. `cycle`, for a batch:
 
@@ -29,8 +29,8 @@ numbers of the configuration (`PPO`).
     next_beta      (7)  beta <- beta (1 + e batch / horizon),   e = clip(KL / target - 1, -0.2, 0.2)
     sft_loss       (8)  the opponent: -mean log pi_theta(label's tokens)
 
-Why (4) is no miracle: if the answer is one token, E[R] = 2 pi_y - 1 has the gradient 2 pi_y grad
-log pi_y, which is that of (8) weighted by the probability of the right answer (section 3.8).
+Why (4) is no miracle: if the answer is one token, right or wrong, E[R] = pi_y has the gradient
+pi_y grad log pi_y: that of (8) weighted by the probability of the right answer (section 3.8).
 
 Shapes: (B, T) is B answers of at most T tokens, padded on the right; a mask (B, T) is 1 at the
 tokens of an answer. `policy(ids, mask, T)` gives log pi(a_t|s_t) and V(s_t), (B, T), and logits.

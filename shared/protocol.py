@@ -48,6 +48,7 @@ from shared.inputs import file_sha256 as sha256_file
 
 SCALES = ("cpu", "gpu", "paper", "rehearsal")
 BLOCK = 100  # verdict seeds of revision r begin at 100 (r + 1); seeds below 100 serve development
+FEWEST = 5  # seeds that a verdict needs
 # fields of Config that say where, not what; a device's kind stands elsewhere in the fingerprint
 PLACE = {"out", "uses", "device"}
 
@@ -111,32 +112,41 @@ def read_as(
         return model.model_validate(document, strict=strict, context=context)
     except ValidationError as error:
         # a misspelt key is also a missing one: the misspelling is what helps
-        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    first = errors[0]
     *above, last = first["loc"] or ("",)
     kind, value = first["type"], first["input"]
     if kind == "extra_forbidden":
         raise unknown(str(last), _keys_at(model, above), _place(where, document, above))
     if kind in ("missing", "string_too_short") or (value is None and kind != "value_error"):
         raise BadInput(f"{_place(where, document, above)}: {str(last)!r} is missing")
-    place = _place(where, document, first["loc"])
+    # the members of a union fail one by one, at one place or below it
+    at = [_place(where, document, e["loc"]) for e in errors]
+    place = max((name for name in at if f"{name}.".startswith(f"{at[0]}.")), key=len)
+    members = [e for e, name in zip(errors, at) if name == place]
+    kind, value = members[0]["type"], members[0]["input"]
     if kind == "literal_error":
-        choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        choices = members[0]["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         near = difflib.get_close_matches(str(value), choices, 1, 0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise BadInput(f"{place}: '{value}' is not one of {', '.join(choices)}{hint}")
     if kind == "value_error":
-        raise BadInput(f"{place}: {str(first['ctx']['error']).removeprefix(': ')}")
-    remedy = _WRITE.get(kind.split("_")[0])
-    raise BadInput(f"{place} is {value!r}; {f'write {remedy}' if remedy else first['msg']}")
+        raise BadInput(f"{place}: {str(members[0]['ctx']['error']).removeprefix(': ')}")
+    remedies = {_WRITE.get(e["type"].split("_")[0], "") for e in members} - {""}
+    if "a number" in remedies:
+        remedies -= {"a whole number"}
+    remedy = " or ".join(sorted(remedies))
+    raise BadInput(f"{place} is {value!r}; {f'write {remedy}' if remedy else members[0]['msg']}")
 
 
 def _place(where: str, document: Any, keys: Sequence[str | int]) -> str:
     """'claims.yaml: claims.C1.kind': the path of `keys` in `document`."""
     names = []
     for key in keys:
-        if isinstance(document, Mapping) and key not in document:
+        there = range(len(document)) if isinstance(document, list) else document
+        if not isinstance(there, range | Mapping) or key not in there:
             continue  # the name of a union's member, which is nowhere in the file
-        document = document[key] if isinstance(document, list | Mapping) else None  # type: ignore[index]
+        document = document[key]
         named = isinstance(key, int) and isinstance(document, Mapping)
         names.append(str(document.get("id", key)) if named else str(key))
     return ": ".join(filter(None, [where, ".".join(names)]))
@@ -343,6 +353,7 @@ class Arm(Document):
     set: Settings = {}
     scales: list[ScaleName] | None = None
     tasks: list[str] | None = None
+    seeds: int | None = None  # the first so many of its tasks' seeds; else all of them
     at: dict[ScaleName, At] = {}
     note: str = ""
 
@@ -390,6 +401,12 @@ class ProtocolFile(Document):
             for arm in arms:
                 if arm not in self.arms:
                     raise unknown(arm, self.arms, place)
+        used = {arm for body in self.arms.values() for arm in body.uses}
+        for arm, body in self.arms.items():
+            if body.seeds is not None and arm in used:
+                raise ValueError(f"arms.{arm}.seeds: others use its runs on all their seeds")
+            if body.seeds is not None and body.seeds < FEWEST:
+                raise ValueError(f"arms.{arm}.seeds is {body.seeds}; a verdict needs {FEWEST}")
         return self
 
 
@@ -469,12 +486,15 @@ class Protocol:
         state = claims.stat()
         return _revisions(claims, state.st_size, state.st_mtime_ns)
 
-    def seeds(self, scale: str, task: str | None = None) -> list[int]:
-        """Verdict seeds: n integers from 100 (r + 1) on; a rehearsal takes development seeds."""
+    def seeds(self, scale: str, task: str | None = None, arm: str | None = None) -> list[int]:
+        """Verdict seeds: n integers from 100 (r + 1) on; a rehearsal takes development seeds.
+
+        Of the scale, or of a task, or of an arm there, which may take fewer."""
         body = self.scale(scale)
         counts = [body.tasks[t].seeds or body.seeds for t in ([task] if task else body.tasks)]
         first = 0 if scale == "rehearsal" else BLOCK * (self.revision() + 1)
-        return list(range(first, first + max(counts, default=body.seeds)))
+        most = self.arm(arm).seeds if arm else None
+        return list(range(first, first + max(counts, default=body.seeds)))[:most]
 
     def arm(self, name: str) -> Arm:
         if name not in self.document.arms:
@@ -573,12 +593,12 @@ class Protocol:
         Seed by seed, and in a seed task by task, stages first: what is compared ends together.
         """
         pairs = self.pairs(scale, arms, only, tasks) if pairs is None else pairs
-        of_task = {task: self.seeds(scale, task)[:seeds] for _, task in pairs}
+        of_pair = {pair: self.seeds(scale, pair[1], pair[0])[:seeds] for pair in pairs}
         nodes: dict[Key, Node] = {}
-        for seed in sorted({seed for chosen in of_task.values() for seed in chosen}):
-            for task in (task for task, chosen in of_task.items() if seed in chosen):
+        for seed in sorted({seed for chosen in of_pair.values() for seed in chosen}):
+            for task in dict.fromkeys(task for _, task in pairs):
                 group: dict[Key, Node] = {}
-                for arm in (arm for arm, of in pairs if of == task):
+                for arm in (a for (a, of), s in of_pair.items() if of == task and seed in s):
                     self._add((arm, task, seed), scale, nodes, group)
                 nodes |= sorted(group.items(), key=lambda item: not item[1].stage)
         return list(nodes.values())

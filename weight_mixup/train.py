@@ -1,7 +1,8 @@
 """Train one arm of attention-guided weight mixup on one task with one seed.
 
 What to expect. `--scale cpu`: 30 handwritten digits to learn five new classes from, accuracy about
-87 % (chance 20 %; the table in README.md has each arm's mean); 3 s a run on one core.
+87 % (chance 20 %; the table in README.md has each arm's mean). Twenty seeds train as one block: its
+first run takes 5 to 10 s on one core, the others read their row of it.
 `--scale gpu`: MiniLM on 300 and 1,000 examples of GLUE tasks. `--scale paper`: BERT-large, whose
 mean over four small tasks is published as 80.42. Expected hours: README.md, `make help`.
 

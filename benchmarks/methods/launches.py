@@ -5,10 +5,12 @@
     --record                                           keep it in results/, and write docs/gpu.md
 
 Counted while the short trainings of tests/cuda run on a pretended CUDA device: the method of scale
-`gpu`, the runs that it uses, and an opponent that trains; networks and precision are the
-protocol's, steps, batches and texts are cut. A smaller batch needs as many launches; FLOPs grow
-with it. Steps that draw token by token are counted with fewer tokens, and say so. About 4 CPU
-minutes; needs g++.
+`gpu`, the runs that it uses, and an opponent that trains; networks and precision are the protocol's
+(dasgm's generator alone is narrower), steps, batches and texts are cut. A smaller batch needs as
+many launches; FLOPs grow with it, and where tokens are drawn one after another, launches grow with
+their number: `cut` in a row has the numbers that were smaller than the protocol's. What a phase
+does beside training (checks of itself, probes, points of a curve) is off. About 4 CPU minutes;
+needs g++.
 """
 
 from __future__ import annotations

@@ -32,6 +32,9 @@ CAPS = {
     "out": 20, "points": 1, "trials": 1, "samples": 1, "beams": 2, "texts": 1, "stack": 2,
     "new": 4, "warmup": 0,
 }  # fmt: skip
+# what a phase does beside training, in its first and last step and a few others: here that is all
+BESIDE = {"self_checks": False, "probe_every": 0, "curve_points": 0, "direction_trials": 0}
+WHOLE = ("inner_epochs",)  # of what a step is, not of how many there are
 ROWS = 48  # of a made-up data set; twice as many images
 
 
@@ -41,6 +44,8 @@ def cut(settings: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
     default. Of a list of names the first remains."""
 
     def shorter(name: str, value: Any) -> Any:
+        if name in WHOLE:
+            return value
         if isinstance(value, bool) or value == 0:
             return like.get(name, value)
         if isinstance(value, list | tuple):
@@ -49,7 +54,12 @@ def cut(settings: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
         caps = [CAPS[word] for word in name.split("_") if word in CAPS]
         return type(value)(min([value, *caps])) if isinstance(value, int | float) else value
 
-    return {name: shorter(name, value) for name, value in settings.items()}
+    made = {name: shorter(name, value) for name, value in settings.items()}
+    if "k1" in made:  # mlo_mae: so many steps are one of its phase
+        made["steps"] = min(settings["steps"], CAPS["steps"] * made["k1"])
+    if made.get("adapter") == "adalora":  # a step before its budget, one within and one after
+        made["steps"] = min(settings["steps"], 3)
+    return made | {name: off for name, off in BESIDE.items() if name in made}
 
 
 # --- made-up data --------------------------------------------------------------------------------
@@ -140,9 +150,19 @@ class Paper:
             if not (self.directory(key) / "record.json").exists():
                 self.run(self.protocol.node(self.scale, *key))
         values = self.settings(node, out or self.directory(node.key))
-        if self.scale == "gpu":
-            values |= cut(self.changeable(values), self.protocol.scale("rehearsal").set)
-        return self.train.run(self.train.Config(**values | changes))
+        return self.train.run(self.train.Config(**values | self.shorter(values) | changes))
+
+    def shorter(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Settings of scale `gpu`, cut; of `rehearsal`, as they are."""
+        whole = self.changeable(values)
+        return cut(whole, self.protocol.scale("rehearsal").set) if self.scale == "gpu" else whole
+
+    def numbers_cut(self, node: protocol.Node) -> dict[str, float]:
+        """Numbers among the settings of a run that are smaller in it than in the protocol."""
+        whole = self.changeable(self.settings(node, self.home))
+        made = self.shorter(whole)
+        numbers = {k: v for k, v in made.items() if type(v) in (int, float) and v != whole[k]}
+        return dict(sorted(numbers.items()))
 
     def settings(self, node: protocol.Node, out: Path) -> dict[str, Any]:
         """Every field of Config as the protocol has it, the run in `out`."""
@@ -159,13 +179,17 @@ class Paper:
 
 
 def record_on(device: str, directory: Path) -> dict[str, Any]:
-    """The record of a run, which says that the device did it and that its numbers are finite."""
+    """The record of a run, which says that the device did it and that its numbers are finite; the
+    gates that claims.yaml declares for its scale hold."""
     record = reliable.record(directory)
     assert record["status"] == "finished"
     on_cpu = record["environment"]["device"] == "cpu"
     assert on_cpu == (device == "cpu") and record["fingerprint"]["machine"]["device"] == device
     assert all(np.isfinite(list(record["metrics"].values())))
-    assert all(gate["passed"] for gate in record["gates"]), record["gates"]
+    gates = load_claims(ROOT / record["paper"] / "claims.yaml").gates
+    judged = {gate.id for gate in gates if record["scale"] in gate.scales}
+    failed = [gate for gate in record["gates"] if gate["id"] in judged and not gate["passed"]]
+    assert not failed, failed
     return record
 
 

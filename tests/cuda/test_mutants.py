@@ -24,7 +24,7 @@ def labels_stay(patch: Patch) -> None:
     def mutant(self: torch.Tensor, *words, **more) -> torch.Tensor:
         moved = to(self, *words, **more)
         labels = self.dtype == torch.int64 and self.dim() == 1
-        return self if labels and moved.is_cuda else moved
+        return self if labels and moved.is_cuda and not self.is_cuda else moved
 
     patch.setattr(torch.Tensor, "to", mutant)
 
@@ -39,6 +39,8 @@ def streams_of_the_device(patch: Patch) -> None:
     ("mutant", "words"), [(labels_stay, "same device"), (streams_of_the_device, "generator")]
 )
 def test_what_lies_on_the_wrong_device(mutant: Callable, words, name, device, tmp_path):
+    if mutant is labels_stay and name == "ppo_nlu":
+        pytest.skip("a rule reads its labels, which never are tensors")
     paper = Paper(name, tmp_path, device)
     with Patch.context() as patch:
         mutant(patch)

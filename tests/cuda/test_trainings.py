@@ -18,6 +18,7 @@ from benchmarks import PAPERS, papers
 from shared import protocol, runs
 
 pytestmark = pytest.mark.gpu
+SCORED = ("evaluate", "prompt")  # jobs that train nothing
 
 
 def scores_again(paper: str, directory: Path) -> None:
@@ -68,6 +69,16 @@ def continued(paper: Paper, node: protocol.Node, out: Path) -> dict[str, Any]:
     return record_on(paper.device, paper.run(node, out))
 
 
+def opponent(paper: Paper, ours: list[protocol.Node]) -> tuple[protocol.Node, list[protocol.Node]]:
+    """The first opponent that trains, with its runs beside those of the method."""
+    for node in map(paper.node, paper.opponents()):
+        own = [n for n in chain(paper, node) if n not in ours]
+        scored = paper.settings(node, paper.home).get("job") in SCORED
+        if own != [node] or not scored:
+            return node, own
+    pytest.fail("no opponent trains")
+
+
 @pytest.mark.parametrize("name", PAPERS)
 def test_the_method_and_an_opponent(name, device, tmp_path):
     """Both arms of a claim: trained, scored, exported; the method also interrupted."""
@@ -76,21 +87,17 @@ def test_the_method_and_an_opponent(name, device, tmp_path):
     for node in nodes:
         with Steps() as steps[node.key]:
             directory = paper.run(node)
-        hand_over(name, node, steps[node.key])
+        hand_over(paper, node, steps[node.key])
         steps[node.key].within(papers.paper(name).waits)
         record_on(device, directory)
         exports_are_of_no_device(directory)
     scores_again(name, directory)
-    trained = [node for node in nodes if paper.record(node)["gradient_evaluations"]]
-    again = continued(paper, trained[-1], tmp_path / "halves")
-    assert {k: again[k] for k in reliable.SAME} == {
-        k: paper.record(trained[-1])[k] for k in reliable.SAME
-    }
-    for arm in paper.opponents():  # the first that trains, itself or a run of its own that it uses
-        node = paper.node(arm)
-        with Steps() as of_opponent:
-            record_on(device, paper.run(node))
-        own = [n for n in chain(paper, node) if n not in nodes]
-        if any(paper.record(n)["gradient_evaluations"] for n in own):
-            return hand_over(name, node, of_opponent)
-    pytest.fail("no opponent trains")
+    last = [node for node in nodes if paper.record(node)["gradient_evaluations"]][-1]
+    again, whole = continued(paper, last, tmp_path / "halves"), paper.record(last)
+    assert {k: again[k] for k in reliable.SAME} == {k: whole[k] for k in reliable.SAME}
+
+    node, own = opponent(paper, nodes)
+    with Steps() as of_opponent:
+        record_on(device, paper.run(node))
+    assert any(paper.record(n)["gradient_evaluations"] for n in own)
+    hand_over(paper, node, of_opponent, opponent=True)

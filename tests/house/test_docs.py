@@ -71,6 +71,7 @@ def test_commands_of_a_page(page):
             )
         else:
             assert words[0] in {
+                ".",
                 "git",
                 "pip",
                 "hf",

@@ -28,10 +28,11 @@ SIZES |= {"intermediate_size": 32, "max_position_embeddings": 40}
 DISTIL = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
 GROUPED = SIZES | {"num_key_value_heads": 1, "max_position_embeddings": 256}
+NEOX = SIZES | {"max_position_embeddings": 256}
 CLASSIFIERS = {
     "Bert": SIZES, "Roberta": SIZES, "DebertaV2": SIZES, "DistilBert": DISTIL, "ModernBert": SIZES
 }  # fmt: skip
-CAUSAL = {"Llama": GROUPED, "Qwen2": GROUPED, "GPT2": GPT2}
+CAUSAL = {"Llama": GROUPED, "Qwen2": GROUPED, "GPT2": GPT2, "GPTNeoX": NEOX}
 MODELS = {
     "autolora": CLASSIFIERS,
     "weight_mixup": CLASSIFIERS,

@@ -8,6 +8,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import browser
 import pytest
 import yaml
 
@@ -105,10 +106,11 @@ class Page(HTMLParser):
             self.loads.append(given["src"])
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not TOOLS.exists(), reason="make docs makes .venv-docs")
-def test_the_site_needs_no_network_and_its_links_hold(tmp_path):
-    out = tmp_path / "site"
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    if not TOOLS.exists():
+        pytest.skip("make docs makes .venv-docs")
+    out = tmp_path_factory.mktemp("built") / "site"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.site", "--python", TOOLS, "--out", out],
         cwd=ROOT,
@@ -116,10 +118,15 @@ def test_the_site_needs_no_network_and_its_links_hold(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+@pytest.mark.slow
+def test_the_site_needs_no_network_and_its_links_hold(built):
     pages = {
-        path: Page(path.read_text()) for path in out.rglob("*.html") if path.name != "404.html"
+        path: Page(path.read_text()) for path in built.rglob("*.html") if path.name != "404.html"
     }
-    assert len(pages) > 40 and out / "index.html" in pages
+    assert len(pages) > 40 and built / "index.html" in pages
     for path, page in pages.items():
         for target in page.loads + page.links:
             external = re.match(r"https?:|mailto:", target)
@@ -131,6 +138,25 @@ def test_the_site_needs_no_network_and_its_links_hold(tmp_path):
             assert to.exists(), f"{path}: {target}"
             if anchor and to in pages and not anchor.startswith("__"):
                 assert anchor in pages[to].ids, f"{path}: {target}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="Chromium is not installed")
+def test_pages_of_the_site_fit_and_follow_the_system_from_light_to_dark(built, tmp_path):
+    papers = [built / name / page for name in PAPERS for page in ("index.html", "equations.html")]
+    pages = [built / "index.html", *papers]
+    sizes = [(420, "light"), (420, "dark"), (1280, "light")]  # one reader: the scheme changes
+    for one in browser.look(pages, FITS, sizes, tmp_path):
+        where = f"{one.picture.name} of {one.page}"
+        assert one.facts == {"fits": True, "dark": one.scheme == "dark"}, where
+
+
+# after the theme's script has chosen the scheme
+FITS = """(async () => {
+ for (let i = 0; i < 100 && !document.body.dataset.mdColorMedia; i++)
+   await new Promise(done => setTimeout(done, 50));
+ return {fits: document.documentElement.scrollWidth <= innerWidth,
+         dark: document.body.dataset.mdColorScheme === 'slate'}})()"""
 
 
 def test_the_configuration_loads_nothing_from_elsewhere():

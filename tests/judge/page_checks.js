@@ -13,6 +13,12 @@
       note("scroll", `${e.tagName}.${e.className} ends at ${Math.round(box.right)}`);
   }
 
+  for (const e of document.querySelectorAll("main *")) {
+    const scrolls = visible(e) && e.scrollWidth > e.clientWidth + 1 && /auto|scroll/.test(getComputedStyle(e).overflowX);
+    if (scrolls && e.tabIndex < 0 && !e.querySelector("a[href], button, summary, [tabindex]"))
+      note("reach", `${e.tagName}.${e.className} scrolls, and the tab key does not get there`);
+  }
+
   if (!document.documentElement.lang) note("lang", "no language");
   if (document.querySelectorAll("h1").length < 1) note("headings", "no h1");
   let before = 0;

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from benchmarks import PAPERS, audit
+from benchmarks import PAPERS, audit, report
 from benchmarks.audit import Numbers, audit_paper, audit_tables, check, printed, short
 from benchmarks.check import check_pages
 from benchmarks.relations import Relation
@@ -56,7 +57,7 @@ ROWS = {"kind": "count", "of": "m", "total": 3, "rows": [["a", "b"], ["b", "c"]]
         ("10.2", MINUS, "OFF BY 0.05", "10.2 printed (10.15 to 10.25)"),
         ("14.5", {**MINUS, "subtrahend": ["b", "c"]}, "HOLDS", "75.50 (mean of 2)"),
         ("80.1", {"kind": "same", "groups": [["m", "b"]]}, "HOLDS", "80.1 (m) and 80.0 (b)"),
-        ("80.2", {"kind": "same", "groups": [["a", "a"], ["m", "b"]]}, "OFF BY 0.10", "80.2 (m)"),
+        ("80.2", {"kind": "same", "groups": [["m", "b"], ["b", "m"]]}, "OFF BY 0.10", "80.2 (m)"),
         ("83.0", {"kind": "between", "first": "m", "second": "b", "at_most": 3, "note": "n"},
          "HOLDS", "83.0 and 80.0: 3 apart, at most 3 expected"),
         ("83.5", {"kind": "between", "first": "m", "second": "b", "at_most": 3, "note": "n"},
@@ -71,6 +72,11 @@ ROWS = {"kind": "count", "of": "m", "total": 3, "rows": [["a", "b"], ["b", "c"]]
         ("84.1", {k: v for k, v in SHARE.items() if k != "runs"}, "HOLDS", "233 of 277"),
         ("64.3", {**SHARE, "items": 146}, "IMPOSSIBLE", "94 of 146 does if cut off instead"),
         ("84.3", {**SHARE, "items": 9815}, "HOLDS", "any value is possible"),
+        ("100.0", SHARE, "HOLDS", "277 of 277"),
+        ("0.0", SHARE, "HOLDS", "0 of 277"),
+        ("110.0", {**SHARE, "items": 10}, "IMPOSSIBLE", "no share is below 0 or above 100"),
+        ("-3.0", {**SHARE, "items": 100}, "IMPOSSIBLE", "no share is below 0"),
+        ("1.2", {**SHARE, "items": 10, "whole": 1}, "IMPOSSIBLE", "no share is below 0 or above 1"),
         ("2", ROWS, "HOLDS", "2 of 3 printed; the 2 rows give 2 to 3"),
         ("1", ROWS, "OFF BY 0.50", "the 2 rows give 2 to 3"),
         ("2", {"kind": "count", "of": "m", "total": 3}, "NOT CHECKED", "cells are not on file"),
@@ -136,6 +142,17 @@ def test_each_writes_a_relation_per_word(tmp_path):
         ({"kind": "mean", "of": "m"}, [], "kind mean lacks parts"),
         ({"kind": "between", "first": "a", "second": "b", "at_most": 1}, [], "between lacks note"),
         ({**SHARE, "items": 0}, [], "items"),
+        ({**MEAN, "parts": []}, [], "parts: is empty, or a part of it"),
+        ({**MEAN, "parts": ["a", []]}, [], "parts: is empty, or a part of it"),
+        ({**MINUS, "subtrahend": []}, [], "subtrahend: is empty"),
+        ({**SHARE, "entries": []}, [], "entries: is empty"),
+        ({"kind": "same", "groups": [["m"]]}, [], "groups: compares an entry with nothing"),
+        ({"kind": "same", "groups": [["m", "m"]]}, [], "groups: compares an entry with nothing"),
+        ({**ROWS, "rows": [["a"]]}, [], "rows: compares an entry with nothing"),
+        ({**ROWS, "total": 1}, [], "has 2 rows of a total of 1"),
+        ({**MEAN, "parts": ["a", "m"]}, [], "compares 'm' with itself"),
+        ({**MEAN, "times": 0}, [], "times"),
+        ({**MEAN, "id": "{}", "each": ["a", "a"]}, [], "each: names a word twice"),
         ({**MEAN, "each": ["a", "b"]}, [], r"has no? ?`?each|no \{\} in its id"),
         ({**MEAN, "parts": ["a", "b"]}, [], "no relation names 'c'; add a relation, or a line of"),
         (MEAN, [{"reported": "zz", "reason": "r"}], "not_audited: unknown key 'zz'"),
@@ -199,6 +216,19 @@ def test_the_known_contradictions_are_found(audits):
         assert labels[name].label == label and words in labels[name].words, labels[name]
     shown = [finding.relation.id for finding in audits["ppo_nlu"].headlines]
     assert len({*shown} & {*expected}) >= 8  # on the report's first page
+
+
+def test_the_first_page_shows_the_headlines_without_a_click(audits, root):
+    """What the printed numbers say of PPO's gains: 6.3 on test, 2.16 on validation, 22.60 on SST-2
+    alone; 28.5 on SuperGLUE, where the averages give 23.40 and the cells 19.87."""
+    row = SimpleNamespace(paper="ppo_nlu", audit=audits["ppo_nlu"], page="p.html", linked=True)
+    text = "{% import 'macros.html' as m %}{% include 'audit_headlines.html' %}"
+    shown = report.templates().from_string(text).render(rows=[row])
+    for number in ("6.3 printed", "= 2.16", "= 22.60", "28.5 printed", "= 23.40", "= 19.87"):
+        assert number in shown, number
+    assert "<details open>" in shown and "<details>" not in shown
+    index = (root / "benchmarks/templates/index.html").read_text(encoding="utf-8")
+    assert "{% include 'audit_headlines.html' %}" in index and "fold" not in index
 
 
 def test_reruns_by_others_are_never_audited(root):

@@ -59,11 +59,13 @@ def test_faults_are_noticed(tmp_path):
     page.write_text(
         "<html><body><main id=a><h1>One</h1><h3>Three</h3><img src=data:,><svg></svg>"
         "<p id=a style='color:#999;width:2000px'>grey on white</p><a href=#no></a>"
+        "<div style='overflow:auto'><p style='width:2000px'>out of reach</p></div>"
         "<table><tr><th>head</th></tr></table></main></body></html>",
         encoding="utf-8",
     )
     (one,) = browser.look([page], CHECKS, [(420, "light")], tmp_path)
-    kinds = {"scroll", "lang", "headings", "alt", "names", "tables", "ids", "links", "contrast"}
+    kinds = {"scroll", "reach", "lang", "headings", "alt", "names", "tables", "ids", "links"}
+    kinds |= {"contrast"}
     assert set(one.facts["faults"]) == kinds
 
 

@@ -138,7 +138,17 @@ def test_hours_follow_the_subset_and_say_where_they_come_from(published):
 
 REFUSED = [
     (["--task", "lin"], "did you mean 'line'"),
+    (["--task", "LINE"], "did you mean 'line'"),
     (["--task", ","], "TASK=, names no task"),
+    (["--task", ""], "TASK= names no task"),
+    (["--only", ""], "ONLY= names no arm"),
+    (["--only", "nosy"], "not an arm of toy; did you mean 'noisy'"),
+    (["--cell", ""], "CELL= names no number"),
+    (["--cell", "NEAR"], "did you mean 'near'"),
+    (["--budget", ""], "BUDGET=: expected a number above 0"),
+    (["--budget", "nan"], "BUDGET=nan: expected a number above 0"),
+    (["--budget", "-1"], "BUDGET=-1: expected a number above 0"),
+    (["--limit", ""], "LIMIT=: expected a number above 0"),
     (["--task", "plane", "--scale", "paper"], "SCALE=cpu has 'plane'"),
     (["--cell", "neer"], "did you mean 'near'"),
     (["--cell", "nobody"], "no arm answers this number (claims.yaml has no target for it)"),
@@ -151,8 +161,12 @@ REFUSED = [
     (["--budget", "8h", "--scale", "cpu"], "states none"),
     (["--published", "81.2"], "PUBLISHED needs CELL=<id>"),
     (["--published", "81.2", "--only", "stage", "--task", "line"], "has no score"),
+    (["--published", "81.2", "--only", "good,noisy", "--task", "line"], "one task and one arm"),
+    (["--published", "81.2", "--only", "good", "--task", "line", "--metric", "acuracy"],
+     "METRIC=acuracy is nothing that toy measures; did you mean 'accuracy'"),
+    (["--published", "81.2", "--cell", "near", "--metric", "accuracy"], "leave METRIC out"),
     (["--metric", "accuracy"], "give PUBLISHED as well"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("words, text", REFUSED)
@@ -160,6 +174,60 @@ def test_a_request_that_cannot_be_meant_is_refused(published, words, text):
     with pytest.raises(BadInput) as error:
         planned(*words)
     assert text in str(error.value)
+
+
+def test_a_number_of_another_paper_is_sent_there(root):
+    words = ["--cell", "main_ours_avg", "--dry"]
+    with pytest.raises(BadInput, match="no number of autolora; it is one of weight_mixup"):
+        plan.plan("autolora", command.arguments().parse_args(["autolora", *words]))
+    with pytest.raises(BadInput) as error:  # not all 1,628 of them
+        plan.plan("ts_watermark", command.arguments().parse_args(["ts_watermark", "--cell", "zq"]))
+    assert "and 1616 more; `make list-ts_watermark`" in str(error.value)
+
+
+def test_words_are_taken_once_and_without_blanks(published):
+    assert len(planned("--task", "line, plane,line").nodes) == len(planned().nodes)
+    given = planned("--cell", "near, near")
+    assert [cell.entry.id for cell in given.cells] == ["near"]
+    assert planned("--seeds", "5").notes == ()
+    assert planned("--seeds", "99").notes == (
+        "SEEDS=99: the protocol has 6, and all of them are taken",
+    )
+
+
+def test_a_score_that_no_run_has_is_asked_for_before_the_runs(root):
+    """PPO's runs have two scores, neither of the usual name."""
+    words = ["--task", "sst2", "--only", "ppo", "--published", "81.2", "--scale", "paper"]
+    with pytest.raises(BadInput, match="METRIC= is missing: ppo on sst2 has no score"):
+        plan.plan("ppo_nlu", command.arguments().parse_args(["ppo_nlu", *words]))
+    words += ["--metric", "score_greedy"]
+    made = plan.plan("ppo_nlu", command.arguments().parse_args(["ppo_nlu", *words]))
+    assert {node.arm for node in made.nodes} == {"base", "start", "ppo"}
+
+
+def test_hours_come_from_measured_steps_where_a_visit_left_some(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_RUNS", str(tmp_path))
+    paper = Protocol(root / "mlo_mae")
+    nodes = paper.nodes("gpu", seeds=1)
+    assert plan.visited(paper, "gpu", nodes) == {}
+    first = next(node for node in nodes if not node.uses)
+    phase = {"steps": 1000, "taken": 4, "seconds": 0.5}
+    row = {"arm": first.arm, "task": first.task, "stage": first.stage, "precision": "bf16",
+           "uses": [], "seconds": 12.0, "phases": {"train": phase}}  # fmt: skip
+    path = tmp_path / "gpu-visit" / "steps-mlo_mae.jsonl"
+    path.parent.mkdir()
+    path.write_text(json.dumps(row) + "\n")
+    of_arm = [node for node in nodes if node.arm == first.arm]
+    by_steps = plan.visited(paper, "gpu", nodes)
+    assert by_steps == {node.key: pytest.approx(510.0) for node in of_arm}  # 10 s + 1,000 steps
+    assert plan.visited(paper, "paper", paper.nodes("paper", seeds=1)) == {}
+    made = plan.Plan(paper, "gpu", "", "", [], [], 1, None, 60.0, nodes, of_arm, {}, by_steps)
+    assert made.seconds == pytest.approx(510.0 * len(of_arm))
+    said = f"{len(of_arm)} of {len(of_arm)} by the steps that make gpu-visit measured"
+    assert made.origin == said
+    assert made.origin_of(nodes).endswith("divided evenly")
+    path.write_text(json.dumps(row)[:40])  # the visit was killed as it wrote
+    assert plan.visited(paper, "gpu", nodes) == {}
 
 
 def test_a_budget_takes_whole_numbers_cheapest_first(published):
@@ -211,10 +279,15 @@ def test_a_subset_is_named_in_every_verdict(published, finished, capsys):
             terminal.show_given(plan.plan("toy", options), options, results)
     said = capsys.readouterr().out
     assert "YOUR NUMBER 250 (accuracy, good on line; supplied" in said and "(n = 5)" in said
+    options = command.arguments().parse_args(
+        ["toy", "--task", "line,", "--only", " good", "--published", "250"]
+    )
+    terminal.show_given(plan.plan("toy", options), options, results)
+    assert "(n = 5)" in capsys.readouterr().out
     # the same records, listed
     said = "\n".join(listing.lines(Protocol(published), "cpu", "T1"))
     assert re.search(r"T1\n  near  90\n    good on line; 5 seeds, 0 of 6 runs left, done\n", said)
-    assert "blank  not on file" in said and "no arm answers it: no target" in said
+    assert "blank  not on file" in said and "no arm answers it: claims.yaml has no target" in said
     assert "5 published numbers, 4 with an arm at scale cpu" in said and "foreign" not in said
 
 
@@ -225,6 +298,9 @@ SETTINGS = [  # what is typed, what is said ("" where it is let through)
     ("LIMITS=9m", "did you mean LIMIT?"),
     ("BUGDET=8h", "did you mean BUDGET?"),
     ("QQQQ=1", "valid: "),
+    ("TASK=", "TASK= is empty"),
+    ("BUDGET= ", "BUDGET= is empty"),
+    ("CELL=", "CELL= is empty"),
     ("CELL=a b", ""),
     ("REPRO_RUNS=/nowhere", ""),
     ("V=1", ""),

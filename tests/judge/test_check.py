@@ -11,11 +11,13 @@ import pytest
 import toy as toy_paper
 from recorded_toy import ENTRY, judge, load, record, save
 
-from benchmarks import check, readme, recorded, scores
+from benchmarks import check, plan_n, readme, recorded, scores
+from benchmarks.claims import load_claims
 from benchmarks.comparing import differences, same_number
 from benchmarks.predictions import pack_predictions, unpack_predictions
 from benchmarks.recorded import SINCE_2
 from benchmarks.words import number
+from shared.protocol import Protocol
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -266,6 +268,22 @@ def test_a_dropped_seed_is_caught(folder):
     assert any(
         "good on line, seed 104 is declared and missing" in line for line in problems(folder)
     )
+
+
+def test_a_claim_of_an_arm_with_fewer_seeds_derives_again(folder):
+    path, edits = (
+        folder / "protocol.yaml",
+        {"seeds: 5\n": "seeds: 7\n", "noise: 3.0}}": "noise: 3.0}, seeds: 6}"},
+    )
+    for old, new in {**edits, "n: 5, detectable: 0.505": "n: 6, detectable: 0.437"}.items():
+        path.write_text(path.read_text().replace(old, new, 1))
+    record(folder)
+    claim = load(folder)["claims"][0]
+    assert (claim["n"], len(claim["d"]), load(folder)["seeds"]) == (6, 6, list(range(100, 107)))
+    plan_n.check_plans(load_claims(folder / "claims.yaml"), Protocol(folder))
+    assert problems(folder) == []
+    path.write_text(path.read_text().replace("seeds: 6}", "seeds: 5}"))
+    assert any("noisy on line, seed 105 is not declared" in line for line in problems(folder))
 
 
 def test_a_file_of_schema_1_is_derived_by_the_rule_of_its_time(folder):

@@ -7,7 +7,7 @@ import toy
 import yaml
 from judged import Paper
 
-from benchmarks import PAPERS, plan_n
+from benchmarks import PAPERS, plan_n, rules
 from benchmarks.claims import Claims, ClaimSpec, check_names, load_claims
 from benchmarks.plan import load_claims as load_checked
 from benchmarks.recorded import Results
@@ -28,10 +28,15 @@ def test_claims_file_is_checked(tmp_path):
     refused({"controls": "none"}, "gives no reason")
     refused({"controls": "permuted"}, "list of arms")
     refused({"items": "dev"}, "write test")
+    refused({"tasks": 5}, r"^claims\.yaml: tasks is 5; write a list or a mapping$")  # a union
+    refused({"tasks": [5]}, r"^claims\.yaml: tasks\.0 is 5; write text$")
+    refused({"material": "x"}, r"^claims\.yaml: material is 'x'; write a number$")
     refused({"sensitivity": "none"}, "gives no reason")
     refused({"sensitivity": "joint"}, "two arms that are known to differ, or 'none: why'")
     refused({"sensitivity": {"method": "a"}}, "'opponent' is missing")
     refused({"material": 0}, "write a number above 0")
+    refused({"material": float("nan")}, "material")
+    refused({"threshold": float("inf")}, "threshold")
     refused({"kind": "spread", "unit": "item"}, "unit item needs")
     refused({"kind": "exact", "controls": ["a"]}, "an exact comparison has no controls")
     refused({"scales": ["cpuu"]}, "did you mean 'cpu'")
@@ -162,7 +167,7 @@ def test_plan_lines_come_from_a_pilot(capsys):
     assert f'"{claim}": {{seeds: "0-4", sd: 0.757, n: 5, detectable: 1.55' in line
     assert advice.strip() == "# above material 1: needs 9 seeds, or `short: why`"
     assert plan_n.main(["autolra"]) == 2 and "no paper" in capsys.readouterr().err
-    assert plan_n.seeds_needed(0.0, 1.0, 1) == 5 and plan_n.seeds_needed(1e4, 1.0, 1) is None
+    assert rules.seeds_needed(0.0, 1.0, 1) == 5 and rules.seeds_needed(1e4, 1.0, 1) is None
 
 
 @pytest.mark.parametrize("paper", PAPERS)

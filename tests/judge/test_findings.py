@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import PAPERS, findings, papers
+from benchmarks import PAPERS, findings, papers, words
 from benchmarks.claims import load_claims
 from benchmarks.papers import Question
 from benchmarks.recorded import Claim, Results
@@ -27,7 +27,11 @@ def test_questions_ask_for_claims_and_controls_that_are_declared(root, paper):
     "verdict, words",
     [
         ("SUPPORTED (scaled down)", "Yes"),
-        ("SUPPORTED, NOT ATTRIBUTED (scaled down)", "Yes, but no more than without the idea (b)"),
+        ("SUPPORTED, NOT ATTRIBUTED (scaled down)", "Yes, but without the idea just as well (b)"),
+        (
+            "SUPPORTED, NOT ATTRIBUTED, but smaller than 1 (scaled down)",
+            "Yes, by less than 1 point, but without the idea just as well (b)",
+        ),
         ("SUPPORTED, ATTRIBUTION OPEN", "Yes; whether because of the idea stays open (c)"),
         ("CONTRADICTED", "No"),
         ("INCONCLUSIVE for this model (scaled down)", "These runs cannot tell"),
@@ -69,6 +73,22 @@ def test_an_effect_on_a_metric_that_should_fall_is_written_as_its_sign_is():
     claim = Claim.model_validate({**judged, **measure})
     ours = findings.answer(Question(ask="Is it cheaper?", claim="cost"), [claim])
     assert ours.evidence.startswith("best_uniform - autolora = +460")
+
+
+def alone(claim):
+    return findings.Answer("?", "Yes", "", claim, words.unit_of(claim))
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_units_that_are_names_of_metrics_are_said_in_words(root, paper):
+    _, result = findings.lead(root / paper)
+    asked = findings.answers(paper, result.claims if result else [])
+    for claim in (one.claim for one in asked if one.claim.unit == "raw"):
+        name = claim.metric.replace("_", " ")
+        said = findings.units(paper, [alone(claim)])
+        assert said.startswith(f"*{name}*: ") and len(said) > len(name) + 20
+    points = Claim.model_validate({"id": "1", "arms": {"method": "m"}, "unit": "points"})
+    assert findings.units(paper, [alone(points)]) == ""
 
 
 def test_a_record_from_another_processor_is_compared_claim_by_claim():

@@ -19,6 +19,11 @@ import time, pytest, torch
 def test_device():
     time.sleep({seconds})
     assert torch.ones(3, device="cuda").sum().item() == 3
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_not_in_a_visit():
+    assert False
 """
 ON_DEVICE = {  # the toy computes on the host: what makes it compute on the run's device
     "        runs.device(config)\n": "        device = runs.device(config)\n",
@@ -56,7 +61,7 @@ def visited(toy, tmp_path):
             text = text.replace(old, new, 1)
         path.write_text(text)
     (toy / "tests").mkdir()
-    (toy / "pytest.ini").write_text("[pytest]\ntestpaths = tests\nmarkers = gpu\n")
+    (toy / "pytest.ini").write_text("[pytest]\ntestpaths = tests\nmarkers =\n gpu\n slow\n")
     (tmp_path / "site").mkdir()
     environment = pretend_cuda.environment(tmp_path / "site")
     environment["REPRO_RUNS"] = str(tmp_path / "there")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from judged import IDS, ITEMS, STRONG, Paper, case
 
-from benchmarks import rules
+from benchmarks import rules, words
 from benchmarks.claims import ClaimSpec
 from benchmarks.rules import tidy
 from benchmarks.scores import RESAMPLES, item_draws
@@ -148,6 +148,26 @@ def test_judge_tasks_are_averaged_and_seeds_are_the_common_ones():
     np.testing.assert_allclose(paper.claim().d, [2.5, 2.75, 2.5, 2.25, 2.5])
     paper.spec["tasks"] = {"paper": ["task"], "cpu": ["other"]}
     assert paper.claim().n == 10 and paper.claim("cpu").n == 5
+
+
+def test_arms_of_fewer_seeds_are_judged_on_those_that_they_share():
+    d = [*STRONG, 6, 5, 7]
+    paper = case(d, controls=["few", "gone"], sensitivity={"method": "rich", "opponent": "few"})
+    paper.arm("few", [69] * 5).arm("rich", [75, 76] * 4)
+    whole = paper.claim("cpu")
+    assert (whole.n, whole.verdict) == (8, "SUPPORTED, ATTRIBUTION OPEN (scaled down)")
+    few, gone = whole.controls
+    np.testing.assert_allclose(few.d, np.add(STRONG, 1))
+    assert (few.outcome, gone.outcome, gone.d) == ("BEATEN", "OPEN", [])
+    assert (len(whole.sensitivity.d), whole.sensitivity.outcome) == (5, "SHOWN")
+    assert whole.diverged == {"few": 0, "method": 0, "opponent": 0}
+    assert words.fewer(few, whole) == ", 5 of 8 seeds"
+    paper.spec |= {"arms": {"method": "method", "opponent": "few"}, "controls": ["opponent"]}
+    row = paper.claim()
+    assert row.n == 5 and words.fewer(row.controls[0], row) == ""
+    np.testing.assert_allclose(row.d, np.add(STRONG, 1))
+    paper.runs = [run for run in paper.runs if run.key != ("few", "task", 104)]
+    assert "few on task, seed 104: missing" in paper.claim().reason  # declared: not left out
 
 
 def test_case_5_through_judge_four_tasks_are_five_replicates():

@@ -71,6 +71,7 @@ BAD = {  # what spoils one finished run there -> what is said, exit status 2, it
     "a pipe": (lambda place: os.mkfifo(place / "x"), "refused: it cannot be copied"),
     "a loop": (lambda place: (place / "x").symlink_to("x"), "refused: it cannot be copied"),
     "unknown arm": (lambda place: place.rename(place.parent / "nosy"), "did you mean 'noisy'"),
+    "no seed": (lambda place: os.renames(place, place.parents[1] / "seed_1/noisy"), "is no seed"),
     "not JSON": (lambda place: (place / "record.json").write_text("{"), "cannot be read"),
 }
 
@@ -110,4 +111,20 @@ def test_other_claims_or_no_runs_are_refused(two, capsys):
         (toy / "toy", "no finished run"),
     ):
         assert merge.main([str(folder)]) == 2 and text in capsys.readouterr().err
+    for place, text in (
+        (toy / "nowhere", "is no folder and no archive"),
+        (toy / "toy" / "claims.yaml", "no archive of runs, or cut short (file could not be opened"),
+    ):
+        assert merge.main([str(place)]) == 2
+        said = capsys.readouterr().err
+        assert text in said and said.count("\n") == 1, said
     assert merge.main([""]) == 2 and "FROM= is missing" in capsys.readouterr().err
+
+
+def test_runs_of_a_paper_that_is_not_here_keep_out_no_others(two, capsys):
+    toy, theirs = two
+    shutil.copytree(theirs / "toy", theirs / "another")  # comes before toy
+    assert merge.main([str(theirs)]) == 2
+    said = capsys.readouterr()
+    assert "another is no paper" in said.err and "23 refused" in said.out
+    assert "23 taken over" in said.out and len(records(toy / "runs")) == 23

@@ -68,6 +68,8 @@ def write(path: Path, **change) -> Path:
         ({"value": "drop"}, "'value' is missing"),
         ({"value": "83,6"}, "write a number or null"),
         ({"value": True}, "write a number or null"),
+        ({"value": float("nan")}, "is nan; write a number or null"),
+        ({"std": float("inf")}, "is inf; write a number or null"),
         ({"origin": "papers"}, "did you mean 'paper'"),
         ({"confidence": "guess"}, "confidence"),
         ({"higher_is_better": "yes please"}, "write true or false"),

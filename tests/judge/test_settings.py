@@ -42,6 +42,8 @@ def test_every_kind_of_setting_is_there(root, name):
     assert "@models" in named or not paper.scale("paper").needs.models
     assert any(row.printed is not None for row in found.rows)
     table = settings.settings_table(root / name)
+    lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    assert all(len(line) == 5 and line[3].strip() for line in lines), "no third column"
     for task, names in settings.metrics(paper).items():
         assert task.replace("_", "\\_") in table and names
 

@@ -8,7 +8,9 @@ import synthetic_results
 from benchmarks.arms import factors, scores, seeds_of
 from benchmarks.claims import Arms, load_claims
 from benchmarks.recorded import Claim, Results
-from benchmarks.words import formula, interval, number, why
+from benchmarks.words import formula, in_words, interval, number, why
+
+OF_SD_1 = [-1.26491, -0.63246, 0.0, 0.63246, 1.26491]
 
 
 @pytest.mark.parametrize(
@@ -107,6 +109,11 @@ SHOWN_NOT = {
             "the t-test over seeds does not reach 0.025 on either side; about 90 seeds would find "
             "a difference of 1 point",
         ),
+        (  # the same at the level of one claim: a t of more degrees of freedom asks for less
+            {"verdict": "INCONCLUSIVE", "reason": "t", "n": 5, "detectable": 1.682, "d": OF_SD_1},
+            "the t-test over seeds does not reach 0.025 on either side; about 10 seeds would find "
+            "a difference of 1 point",
+        ),
         (
             {"verdict": "INCONCLUSIVE", "reason": "t", "n": 10, "detectable": 0.4},
             "the t-test over seeds does not reach 0.025 on either side",
@@ -120,6 +127,28 @@ SHOWN_NOT = {
 )
 def test_a_verdict_in_words(fields, words):
     assert why(Claim.model_validate({"id": "c", **fields})) == words
+
+
+PLAIN = [  # of a claim whose verdict is plain; what the page says of it
+    ({"verdict": "SUPPORTED (scaled down)", "item_ci95": [0.1, 2.0]},
+     "the t-test and the sign-flip test over seeds and the interval over test items agree that the "
+     "difference lies above 0"),
+    ({"verdict": "CONTRADICTED", "threshold": -2.0},
+     "the t-test and the sign-flip test over seeds agree that the difference lies below -2"),
+    ({"verdict": "SUPPORTED", "unit": "item", "controls": [{"arm": "c", "outcome": "BEATEN"}]},
+     "the t-test and the sign-flip test over test items agree that the difference lies above 0; "
+     "every control is beaten"),
+    ({"verdict": "CONTRADICTED", "kind": "exact"},
+     "the counts are against the claim in at least one seed"),
+    ({"verdict": "SUPPORTED, but smaller than 1"},
+     "these runs also exclude a difference of 1 point or more"),
+    ({"verdict": "NOT RUN"}, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields, words", PLAIN)
+def test_a_plain_verdict_in_words(fields, words):
+    assert in_words(Claim.model_validate({"id": "c", **fields})) == words
 
 
 def test_a_claim_names_the_seeds_of_its_own_tasks():

@@ -38,6 +38,20 @@ def test_nodes_seeds_and_stages(toy):
     assert [n.seed for n in paper.nodes("rehearsal", only=["noisy"])] == [0]  # development seeds
 
 
+def test_an_arm_may_have_the_first_of_the_seeds_alone(toy):
+    paper = edited(toy, lambda p: p["arms"]["noisy"].update(seeds=5))
+    nodes = [n for n in paper.nodes("cpu") if n.task == "plane"]
+    assert [n.seed for n in nodes if n.arm == "good"] == list(range(100, 106))
+    assert [n.seed for n in nodes if n.arm == "noisy"] == list(range(100, 105))
+    assert {n.seed for n in paper.nodes("cpu", seeds=2)} == {100, 101}
+    more = edited(toy, lambda p: p["arms"]["noisy"].update(seeds=50))
+    assert more.seeds("cpu", "plane", "noisy") == list(range(100, 106))
+    with pytest.raises(BadInput, match=r"stage\.seeds: others use its runs"):
+        edited(toy, lambda p: p["arms"]["stage"].update(seeds=5))
+    with pytest.raises(BadInput, match=r"noisy\.seeds is 4; a verdict needs 5"):
+        edited(toy, lambda p: p["arms"].update(stage={"stage": True}, noisy={"seeds": 4}))
+
+
 def test_revision_moves_the_seeds(toy):
     claims = toy / "toy" / "claims.yaml"
     claims.write_text(
