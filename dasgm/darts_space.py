@@ -352,8 +352,8 @@ def drop_path(x: Tensor, p: float) -> Tensor:
 
 
 class Corners(nn.Module):
-    """(n, c, s, s) -> (n, c, 2, 2): means over the 5 x 5 windows in the four corners, for s of 8 and
-    of 7 the pooling of DARTS' two heads. Adaptive pooling has no ordered gradient on CUDA."""
+    """(n, c, s, s) -> (n, c, 2, 2): means over the 5 x 5 windows in the corners, for s of 8 and 7
+    the pooling of DARTS' two heads. Adaptive pooling has no ordered gradient on CUDA."""
 
     def forward(self, x: Tensor) -> Tensor:
         window = min(5, x.shape[-1] - 1)
