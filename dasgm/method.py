@@ -12,9 +12,10 @@ No equation of the paper could be read: [read] is in its abstract, [inferred] fr
 (6) and (7) are options that were decided here. Equation numbers are those of docs/papers/dasgm.md,
 section 3.
 
-`cycle` takes one step of each level: (2) phi and theta; (3) A along dF/dA, which looks one step of
-W ahead, (4) and (5) in `second_order`; (1) W, under the new A. Below it stand, in the order 3, 2,
-1, the levels, then the option (7). `lookahead.py` has (6) and the exact product.
+`cycle` takes one step of each level: (2) phi and theta; (3) A along dF/dA: at W in first order, the
+default; in second order one step of W ahead, (4) and (5), `second_order`; (1) W, under the new A.
+Below it stand, in the order 3, 2, 1, the levels, then the option (7). `lookahead.py` has (6) and
+the exact product.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def architecture_gradient(
         xi = 0   partial_A F(A, W, theta), first order
         (4)      partial_A F - xi [d2 L_tr / dA dW] u,    u = dF/dW'
 
-    generator: of `adversarial`, whose theta' depends on A as well: (6), in `lookahead.py`."""
+    generator: of `adversarial`, whose theta' depends on A as well: (6), in `lookahead.py`; ignored
+    where xi = 0."""
     if not ahead.xi:
         return first_order(F, ahead.W, A)
     if ahead.exact or generator is not None:
@@ -98,7 +100,9 @@ def architecture_gradient(
 
 
 def first_order(F: Loss, W: Sequence[Tensor], A: Sequence[Tensor]) -> Hypergradient:
-    """partial_A F at W. The weights need no gradient: 5/3 of a plain step, not 2."""
+    """partial_A F at W.
+
+    The weights need no gradient here: with the weight step 5/3 of a plain step, not 2."""
     with lookahead.frozen(W):
         loss = F()
         gradient = all_mean(torch.autograd.grad(loss, list(A)))

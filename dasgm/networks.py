@@ -61,7 +61,7 @@ class Supernet:
         return self.net(x, self.A)
 
     def drift(self, weight_decay: float) -> list[Tensor]:
-        """mu m + wd W of each weight: what SGD's next step adds to the gradient."""
+        """mu m + wd W: what the next step of SGD without Nesterov adds to the gradient."""
         pull = list(torch._foreach_mul([p.detach() for p in self.W], weight_decay))
         for x, p in zip(pull, self.W):
             m = self.opt_W.state.get(p, {}).get("momentum_buffer")  # none before the first step

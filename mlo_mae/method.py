@@ -5,10 +5,11 @@
     level 2  C      L2 = CE(C(E(x2)), y2)                 whole images; E constant
     level 3  T      L3 = CE(C*(E*(T)(xv)), yv)            T reaches L3 only via what E learned
 
-E: encoder, D: decoder, C: head, T: masking network; x, x2: images of D_tr, xv: of D_val; K of the N
-patches stay visible. `cycle`: k1 steps of E and D, k2 of C, then one of T, down g_T. Choosing
-patches (a ranking) has no gradient, the weight s_j has. With one step of E and one of C, of rates
-lr_E and lr_C, dL3/dT is lr_E g_T (docs/papers/mlo_mae.md, section 3.3)
+E: encoder, D: decoder, C: head, T: masking network; x: images of level 1 (by default all but
+D_val, with or without labels), x2: of D_tr, xv: of D_val; K of the N patches stay visible. `cycle`:
+k1 steps of E and D, k2 of C, then one of T, down g_T. Choosing patches (a ranking) has no gradient,
+the weight s_j has. With one step of E and one of C, of rates lr_E and lr_C, dL3/dT is lr_E g_T
+(docs/papers/mlo_mae.md, section 3.3)
 
     v   = dL3/dE - lr_C [d2 L2 / dE dC] dL3/dC            what validation wants of E
     g_T = -[d2 L1 / dT dE] v
@@ -260,7 +261,7 @@ def hypergradient(nets: Networks, at: Point, radius: float = 1e-2) -> Vector:
 
 
 def mask_gradient(nets: Networks, e: Tensor, m: Tensor, a: Tensor) -> Vector:
-    """g_T = -d/dT [sum_j m_j a_j w_j / sum_j m_j], a constant."""
+    """g_T = -d/dT [sum_j m_j a_j w_j / sum_j m_j], each a_j a constant."""
     w = weights(nets.T(e), m, nets.normalise_scores)
     return list(grad(-weighted_loss(a, m, w), list(nets.T.parameters())))
 

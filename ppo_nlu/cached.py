@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 class Batchwise(PromptCache):
     """As `PromptCache`; keys and values of the last batch stay in memory, for PPO passes over the
-    same prompts seven times."""
+    same prompts five times (reference, four steps).
+
+    Sampling asks in another order of rows and fills anew."""
 
     def __init__(self, lm: nn.Module, prompts: Sequence[Sequence[int]]):
         self.last: dict[tuple[range, int], tuple[list[int], DynamicCache]] = {}

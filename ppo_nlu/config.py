@@ -157,7 +157,7 @@ class PPO:
     value_weight: float = 0.1
     # optimiser steps on the same answers (official)
     inner_epochs: int = 4
-    # answers in one forward pass: bounds memory, moves nothing (D20)
+    # answers in one forward pass: bounds memory; moves only which rows RATIO_LIMIT drops (D20)
     minibatch: int = 16
 
 

@@ -87,8 +87,8 @@ def update(
 
     The advantages are computed once; recomputed inside the loop they would chase the policy. Means
     are over the tokens of the whole batch of all processes: minibatches and processes change
-    nothing but memory. Raises ValueError where answers do not divide into minibatches,
-    FloatingPointError where R is not finite."""
+    nothing but memory, and which rows RATIO_LIMIT drops. Raises ValueError where answers do not
+    divide into minibatches, FloatingPointError where R is not finite."""
     size, mask = _minibatch(answers, R, ppo), answers.answer_mask()
     quiet(policy)
     old, size = halving(partial(old_view, policy, answers, beta), size)

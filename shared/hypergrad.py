@@ -44,7 +44,9 @@ from shared.vectors import Rate, Vector
 # --- the methods ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class FirstOrder:
-    """implicit = 0 and no look-ahead: the outer gradient at theta (first-order DARTS)."""
+    """implicit = 0 and no look-ahead: the outer gradient at theta (first-order DARTS).
+
+    As a level of `chain` it is stepped all the same, and nothing flows through it."""
 
 
 @dataclass(frozen=True)

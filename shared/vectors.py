@@ -1,10 +1,10 @@
 """Arithmetic on lists of tensors, and changes to parameters that are undone bit for bit.
 
 A *vector* here is a list of tensors shaped like a list of parameters: a gradient, a direction, a
-residual. No function builds the flattened vector that it stands for. `perturbed` and `Snapshot` are
-the only ways in which shared/ changes a parameter: both write through `.data`, so that no autograd
-version counter moves and a graph recorded before the change is still valid after it is undone, and
-both undo by copying the old bits back. (Adding and subtracting again does not: in float32
+residual. No function builds the flattened vector that it stands for. All writes go through `.data`
+except the tangents of hypergrad's forward mode, so that no autograd version counter moves and a
+graph recorded before the change is still valid after it is undone. `Snapshot` and `perturbed` put
+the old bits back by copying them. (Adding and subtracting again does not: in float32
 `(w + e) - e` differs from `w` in the last bit of about a third of the entries.)
 """
 

@@ -54,7 +54,7 @@ def validation_score(directory: str) -> float:
 
 
 def read_weights(uses: dict[str, str], arm: str, names: Sequence[str]) -> Tensor:
-    """(K,) final weights of a run, which `train.finish` wrote."""
+    """(K,) final weights of a run, which `outcome.finish` wrote."""
     if arm not in uses:
         remedy = f"list it under uses, or give --uses.{arm} DIR"
         raise runs.BadInput(f"the weights of arm '{arm}' are asked for; {remedy}")

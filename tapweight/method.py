@@ -219,7 +219,7 @@ Gradient = Callable[[Levels, Sequence[Losses], Vector], Alignment]
 
 def validation_gradient(validation_loss: Loss, phi: Vector) -> tuple[Vector, float]:
     """v = grad_phi L_task(phi, w; B_val), and the loss. Buffers, random state stay as they are."""
-    with vectors.Snapshot(phi[:1], phi[1:]), torch.enable_grad():  # phi does not move: no copy
+    with vectors.Snapshot(phi[:1], phi[1:]), torch.enable_grad():  # phi does not move: one copy
         loss = validation_loss()
         v = torch.autograd.grad(loss, phi, allow_unused=True)
     return all_mean([torch.zeros_like(p) if x is None else x for x, p in zip(v, phi)]), loss.item()

@@ -39,7 +39,7 @@ class Encoder(nn.Module):
 
 
 class Planted:
-    """Data, networks and losses of one run (see `train.Domain`)."""
+    """Data, networks and losses of one run (see `domain.Domain`)."""
 
     names: tuple[str, ...] = NAMES
     metric = "accuracy"

@@ -92,7 +92,7 @@ def learn_weights(config: Config, run: Run, domain: Domain) -> Pretrained:
     of_u, of_train, of_validation = (torch.arange(n) for n in domain.sizes)
     unlabelled = Batches(of_u, config.batch_I, config.seed, "unlabelled")
     labelled = Batches(of_train, config.batch_II, config.seed, "labelled")
-    outer = Batches(of_validation, config.batch_III, config.seed, "held")  # name of the stream
+    outer = Batches(of_validation, config.batch_III, config.seed, "held")  # names the stream
     task = functools.partial(task_loss, config, run, domain, phi, w)
     modules = {"encoder": domain.encoder, "heads": domain.heads, "phi": phi, "w": w}
     moments = dict(zip(("one", "two", "three"), levels.optimizers))

@@ -59,7 +59,7 @@ class Frozen:
 
 
 class Step(NamedTuple):
-    """What a step did: both losses, what the descent saw, the gradient (n,) and the text."""
+    """What a step did: losses, what the descent saw, the gradient (n,) for all weights, text."""
 
     loss_D: Tensor
     loss_S: Tensor

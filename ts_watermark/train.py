@@ -5,7 +5,7 @@ keys and sampling on SmolLM2 in 11; TS traces KGW's frontier closely (cosine wit
 equal evidence), and any gain comes with its interval. Scale `gpu`: 20 minutes on an H200. Scale
 `paper`: OPT-1.3B and C4, 220 GPU hours. See README.md.
 
-    python -m ts_watermark.train --tiny                          # under a minute, no download
+    python -m ts_watermark.train --tiny                          # under 20 seconds, no download
     python -m ts_watermark.train --scale cpu --arm ts --seed 0   # base and generators first
     python -m benchmarks.reproduce ts_watermark                  # everything, with verdicts
 """

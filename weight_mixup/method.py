@@ -17,7 +17,7 @@ which is *not* (1) with A = u v (`factored` says what differs):
 with alpha = all u, v and w = (W, theta): task weights and everything else that is trained; D_tr and
 D_val are parts of D, the few examples. The "attention" is a gate on a weight, not a transformer's.
 
-    phase 1   for k = 1 .. K:    begin_search    pretrained w, new gates, a random 80/20 `split`
+    phase 1   for k = 1 .. K:    begin_search    pretrained w, new gates, on a new 80/20 `split`
                   for t = 1 .. T:    search_step     alpha on D_val, looking one step of w ahead,
                                                      Eqs. 4 and 5; then w on D_tr, with new alpha
                   end_search         add w and alpha to their mean over the searches
@@ -272,7 +272,7 @@ def begin_finetuning(
 
 
 def adamw(w: list[Tensor], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW without decay on biases and LayerNorm (all that is no matrix); `set_rate` at a step."""
+    """AdamW, no decay on biases and LayerNorm (all that is no matrix); rate 0 until `set_rate`."""
     groups: list[dict[str, Any]] = [
         {"params": [p for p in w if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in w if p.ndim <= 1], "weight_decay": 0.0},
