@@ -1,4 +1,4 @@
-"""One run: an arm, a task, a seed. At scale cpu an arm takes 36 to 164 seconds.
+"""One run: an arm, a task, a seed. At scale cpu an arm takes up to three minutes.
 
     python -m ppo_nlu.train --tiny                                       # a toy of its own, seconds
     python -m ppo_nlu.train --scale cpu --arm ppo --task movie --seed 0  # SmolLM2, chance 50
