@@ -141,8 +141,9 @@ TEMPLATE = (
 
 @pytest.fixture(name="chat_model")
 def _chat_model(tmp_path, monkeypatch) -> Path:
-    """The folder of a small model with a chat template; `movie` has 32 + 8 + 8 sentences."""
+    """The folder of a small model with a chat template; each task has 32 + 8 + 8 items."""
     monkeypatch.setitem(data.RATED, "movie", ("movie", True, 32, 8))
+    monkeypatch.setitem(data.RATED, "rating", ("tweets", False, 32, 8))
     monkeypatch.setattr(data, "RATED_VALIDATION", 8)
     monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "cache"))
     items = data.load(Config(task="movie"))
@@ -155,11 +156,13 @@ def _chat_model(tmp_path, monkeypatch) -> Path:
     return tmp_path / "chat"
 
 
-def run_small(chat_model: Path, out: Path, arm: str, **more: object) -> dict:
+def run_small(
+    chat_model: Path, out: Path, arm: str, task: str = "movie", **more: object
+) -> dict[str, Any]:
     """The record of two small batches of an arm of scale cpu, into `out`/arm."""
     paper = Protocol(Path(train.__file__).parent)
     runs.be_worker(lambda: False)
-    values = paper.config("cpu", paper.node("cpu", arm, "movie", 0))
+    values = paper.config("cpu", paper.node("cpu", arm, task, 0))
     small = {"model": str(chat_model), "opening": 1, "lora_blocks": 2, "steps": 2, "batch": 8}
     limits = {"minibatch": 8, "probe_every": 1, "examples": 16, "lr": 0.02, "uses": {}}
     train.run(Config(**{**values, **small, **limits, "out": str(out / arm), **more}))
@@ -192,6 +195,20 @@ def test_ppo_goes_on_from_a_supervised_adapter_which_is_its_reference(chat_model
     assert torch.equal(policy(asked.ids, asked.mask, asked.T, reference=True)[0], first)
     assert not torch.equal(policy(asked.ids, asked.mask, asked.T)[0], first)
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_questions_beside_the_main_one_on_cached_prompts(chat_model, tmp_path):
+    """A rating by every arm that is asked for one; an example in front; the official reward."""
+    for arm in ("zero_shot", "sft", "ppo"):
+        record = run_small(chat_model, tmp_path / "rating", arm, "rating")
+        assert -1 <= record["metrics"]["score_greedy"] <= 1
+    for arm in ("few_shot", "ppo_official_reward"):
+        run_small(chat_model, tmp_path, arm)
+    asked, plain = (
+        json.loads((tmp_path / arm / "config.json").read_text())["config"]
+        for arm in ("few_shot", "ppo_official_reward")
+    )
+    assert (asked["shots"], asked["cached"], plain["reward"]) == (1, True, "official")
 
 
 def test_arms_on_cached_prompts_from_data_to_export(chat_model, tmp_path):
