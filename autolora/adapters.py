@@ -25,6 +25,7 @@ from shared import bundled, runs
 from shared.runs import BadInput, Run
 
 ORTHOGONALITY = 0.5  # weight of |P P^T - I| in the loss; peft's default
+FEWEST = 3  # steps of AdaLoRA: at least one before, one while and one after it prunes
 
 
 def adapted(
@@ -155,9 +156,13 @@ def adalora(
 ) -> nn.Module:
     """AdaLoRA that ends with `total` triplets over the maps `names`, from half as many again.
 
-    Pruning begins after a tenth of the steps and ends at six tenths."""
+    Pruning begins after a tenth of the steps and ends at six tenths. BadInput where the steps are
+    too few for that."""
     from peft import AdaLoraConfig
 
+    if steps < FEWEST:
+        needed = f"AdaLoRA warms up, prunes and settles, which takes at least {FEWEST}"
+        raise BadInput(f"{steps} training steps: {needed}; raise steps (or epochs where steps=0)")
     config = AdaLoraConfig(
         init_r=math.ceil(1.5 * total / len(names)),
         target_r=max(1, total // len(names)),

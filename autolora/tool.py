@@ -52,10 +52,13 @@ def learn_ranks(
     other the ranks (equation (2) of `method.py`).
 
     The search works on a copy: `model` is as it came, and so the one to adapt. Raises ValueError
-    for a model without such maps, BadInput for examples that cannot be used."""
+    for a model without such maps, BadInput for examples that cannot be used and for a `head` that
+    the model does not have."""
     n = own.count(examples)
     if steps < 1:
         raise BadInput(f"steps = {steps}: give at least 1")
+    if head:
+        own.checked_module("head", model, head)
     searched, device = copy.deepcopy(model).train(), own.device_of(model)
     layers = method.attach(searched, k, head, lambda name: runs.stream(seed, "A", name), 2.0 * k,
                            pattern=pattern)  # fmt: skip

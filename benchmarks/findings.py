@@ -59,7 +59,7 @@ def answer(question: papers.Question, claims: Sequence[Claim]) -> Answer | None:
         if not of_arm:
             return None
         judged, verdict = of_arm[0], of_arm[0].outcome
-    evidence, unit = formula(claim, arm), question.unit or _spoken(claim)
+    evidence, unit = formula(claim, arm), question.unit or unit_of(claim)
     if judged.effect is not None:
         evidence += f" = {number(judged.effect, signed=True)} {unit}"
         if claim.kind != "exact":
@@ -137,13 +137,9 @@ def units(paper: str, shown: Sequence[Answer]) -> str:
     said = {
         one.unit: metrics.get(one.claim.metric or "", "")
         for one in shown
-        if one.claim.unit == "raw" and one.unit == _spoken(one.claim)
+        if one.claim.unit == "raw" and one.unit == unit_of(one.claim)
     }
     return " ".join(f"*{cell(name)}*: {cell(words)}." for name, words in said.items() if words)
-
-
-def _spoken(claim: Claim) -> str:
-    return unit_of(claim).replace("_", " ")
 
 
 # --- the same seeds on another processor ----------------------------------------------------------

@@ -215,7 +215,8 @@ def formula(claim: Claim, control: str = "") -> str:
 
 
 def unit_of(claim: Claim) -> str:
-    metric = claim.metric or "raw"
+    """The unit of a claim's effect; where it has none, the metric in words: 'gamma spread'."""
+    metric = (claim.metric or "raw").replace("_", " ")
     return {"raw": metric, "item": f"{metric}, item by item"}.get(claim.unit, claim.unit)
 
 

@@ -12,8 +12,8 @@ from .networks import Encoder
 
 TEXT = """# Pretrained ViT encoder
 
-Made by arm `{arm}` of mlo_mae (arXiv 2402.18128), data `{data}`, scale `{scale}`, seed {seed},
-{steps} level-1 steps. The terms of the data apply to its use.
+Made by mlo_mae (arXiv 2402.18128), {made_from}, seed {seed}, {steps} level-1 steps. The terms of
+the data apply to its use.
 
 ```python
 import timm
@@ -39,7 +39,9 @@ def expected_shapes(E: Encoder) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def write_export(directory: Path, E: Encoder, config: Config) -> None:
+def write_export(directory: Path, E: Encoder, config: Config, made_from: str = "") -> None:
+    """encoder.safetensors and a README. made_from: what to say in it of a training that is no run
+    of the protocol."""
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -47,10 +49,10 @@ def write_export(directory: Path, E: Encoder, config: Config) -> None:
     save_file(state, directory / "encoder.safetensors")
     sizes = {"img_size": round(E.N**0.5) * E.p, "patch_size": E.p, "in_chans": E.channels}
     sizes |= {"embed_dim": E.width, "depth": len(E.blocks), "num_heads": config.heads}
+    made_from = made_from or f"arm `{config.arm}`, data `{config.data}`, scale `{config.scale}`"
     arguments = ", ".join(f"{k}={v}" for k, v in {**sizes, "num_classes": 0}.items())
-    (directory / "README.md").write_text(
-        TEXT.format(arguments=arguments, **vars(config)), encoding="utf-8"
-    )
+    text = TEXT.format(arguments=arguments, made_from=made_from, **vars(config))
+    (directory / "README.md").write_text(text, encoding="utf-8")
 
 
 def load_encoder(E: Encoder, directory: str) -> None:

@@ -72,7 +72,10 @@ def pretrain(
         if t % SAYS == 0 or t == cycles - 1:
             said = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
             say(f"step {t + 1} of {cycles}: {said}")
-    write_export(Path(out), levels.nets.E, config)
+    images, classes = len(problem.train.labels), problem.classes
+    made_from = f"from {images:,} images of {classes} classes of the folder `{Path(folder).name}`"
+    normalised = "normalised by ImageNet's mean and sd"
+    write_export(Path(out), levels.nets.E, config, f"{made_from}, {normalised}")
     return levels.nets.E.eval()
 
 

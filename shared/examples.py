@@ -4,6 +4,7 @@ Used by the `tool.py` of a method; no run of a protocol reads this file."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,6 +49,17 @@ def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
+
+
+def checked_module(argument: str, model: nn.Module, name: str) -> None:
+    """BadInput where `model` has no module of this name, which the user gave as `argument`."""
+    names = [there for there, _ in model.named_modules() if there]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1, 0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        children = ", ".join(child for child, _ in model.named_children())
+        what = f"{argument}={name!r}: {type(model).__name__} has no module of this name"
+        raise BadInput(f"{what}; {hint}it has {children} (and what is in them)")
 
 
 def checked_call(name: str, value: object) -> None:

@@ -112,32 +112,41 @@ def read_as(
         return model.model_validate(document, strict=strict, context=context)
     except ValidationError as error:
         # a misspelt key is also a missing one: the misspelling is what helps
-        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    first = errors[0]
     *above, last = first["loc"] or ("",)
     kind, value = first["type"], first["input"]
     if kind == "extra_forbidden":
         raise unknown(str(last), _keys_at(model, above), _place(where, document, above))
     if kind in ("missing", "string_too_short") or (value is None and kind != "value_error"):
         raise BadInput(f"{_place(where, document, above)}: {str(last)!r} is missing")
-    place = _place(where, document, first["loc"])
+    # the members of a union fail one by one, at one place or below it
+    at = [_place(where, document, e["loc"]) for e in errors]
+    place = max((name for name in at if f"{name}.".startswith(f"{at[0]}.")), key=len)
+    members = [e for e, name in zip(errors, at) if name == place]
+    kind, value = members[0]["type"], members[0]["input"]
     if kind == "literal_error":
-        choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        choices = members[0]["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         near = difflib.get_close_matches(str(value), choices, 1, 0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise BadInput(f"{place}: '{value}' is not one of {', '.join(choices)}{hint}")
     if kind == "value_error":
-        raise BadInput(f"{place}: {str(first['ctx']['error']).removeprefix(': ')}")
-    remedy = _WRITE.get(kind.split("_")[0])
-    raise BadInput(f"{place} is {value!r}; {f'write {remedy}' if remedy else first['msg']}")
+        raise BadInput(f"{place}: {str(members[0]['ctx']['error']).removeprefix(': ')}")
+    remedies = {_WRITE.get(e["type"].split("_")[0], "") for e in members} - {""}
+    if "a number" in remedies:
+        remedies -= {"a whole number"}
+    remedy = " or ".join(sorted(remedies))
+    raise BadInput(f"{place} is {value!r}; {f'write {remedy}' if remedy else members[0]['msg']}")
 
 
 def _place(where: str, document: Any, keys: Sequence[str | int]) -> str:
     """'claims.yaml: claims.C1.kind': the path of `keys` in `document`."""
     names = []
     for key in keys:
-        if isinstance(document, Mapping) and key not in document:
+        there = range(len(document)) if isinstance(document, list) else document
+        if not isinstance(there, range | Mapping) or key not in there:
             continue  # the name of a union's member, which is nowhere in the file
-        document = document[key] if isinstance(document, list | Mapping) else None  # type: ignore[index]
+        document = document[key]
         named = isinstance(key, int) and isinstance(document, Mapping)
         names.append(str(document.get("id", key)) if named else str(key))
     return ": ".join(filter(None, [where, ".".join(names)]))

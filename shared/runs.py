@@ -54,6 +54,8 @@ from shared.stored import (
     foreign_in,
     pack,
     plain,
+    put_aside,
+    put_back,
     refuse_foreign,
     same_run,
     save_arrays,
@@ -294,6 +296,8 @@ class Run:
         again = bool(before) and not interrupted
         if again:
             self._make_room()
+        elif not before and begun_in(self._older):  # killed while it was put aside, or back
+            put_aside(self.directory)
         foreign = foreign_in(self.directory)
         self._foreign = {name: changed_at(self.directory / name) for name in foreign}
         write_json(self.directory / "config.json", begun)
@@ -309,19 +313,14 @@ class Run:
         if self._older.exists():
             delete_run(self.directory, but=("older",))
             return
-        self._older.mkdir()
-        for item in self.directory.iterdir():
-            if item.name not in (".lock", "older"):
-                item.rename(self._older / item.name)
+        put_aside(self.directory)
         self._set_aside = True
 
     def put_back(self) -> None:
         """The older run takes its place again: this one was refused before it had begun."""
         if self._set_aside:
             delete_run(self.directory, but=("older",))
-            for item in self._older.iterdir():
-                item.rename(self.directory / item.name)
-            self._older.rmdir()
+            put_back(self.directory)
 
     def list_files(self) -> list[str]:
         """Note what the paper wrote in this run: all that was not there when it began."""

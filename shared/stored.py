@@ -24,6 +24,10 @@ WRITTEN = re.compile(
     r"\.lock|(config|record|files)\.json|metrics\.jsonl|log\.txt|(splits|predictions)\.npz|"
     r"checkpoint/(step|end)-\d+\.pt|(checkpoint/)?\.[\w.-]+\.\d+\.tmp"
 )
+# what of it a kill leaves before config.json, the first file of a run, has its name
+BEFORE_CONFIG = re.compile(r"\.lock|\.config\.json\.\d+\.tmp")
+# files by which the others are recognised go last, or a kill would leave the rest looking foreign
+DELETED_LAST = {"files.json": 1, "config.json": 2}
 
 
 class Damaged(BadInput):
@@ -182,14 +186,26 @@ def changed_at(path: Path) -> int:
 
 
 def foreign_in(directory: Path) -> list[str]:
-    """Files in a run's folder that no run wrote there."""
-    listed: set[str] = set()
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        listed = set(json.loads((directory / "files.json").read_text(encoding="utf-8")))
-    names = [x for x in files_in(directory) if not WRITTEN.fullmatch(x) and x not in listed]
-    if begun_in(older := directory / "older"):
-        names = [x for x in names if x[:6] != "older/"] + [f"older/{x}" for x in foreign_in(older)]
+    """Files in a run's folder, and in `older` where that is a run, that no run wrote there."""
+    listed = {"": _listed(directory)}
+    if begun_in(directory / "older"):
+        listed["older/"] = _listed(directory / "older")
+        if not begun_in(directory):  # killed while files moved from one to the other
+            listed = dict.fromkeys(listed, listed[""] | listed["older/"])
+    names = []
+    for name in files_in(directory):
+        place = "older/" if name.startswith("older/") and "older/" in listed else ""
+        inside = name.removeprefix(place)
+        if not WRITTEN.fullmatch(inside) and inside not in listed[place]:
+            names.append(name)
     return names
+
+
+def _listed(directory: Path) -> set[str]:
+    """What a paper wrote in its run, by files.json."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return set(json.loads((directory / "files.json").read_text(encoding="utf-8")))
+    return set()
 
 
 def refuse_foreign(directory: Path) -> None:
@@ -201,16 +217,34 @@ def refuse_foreign(directory: Path) -> None:
     else:
         # no walk through what may be / or HOME
         entries = os.listdir(directory) if directory.is_dir() else []
-        foreign = [name for name in entries if name != ".lock"]
+        foreign = [name for name in entries if not BEFORE_CONFIG.fullmatch(name)]
     if foreign:
         raise BadInput(f"{what}; move them away, or give another --out")
 
 
+def put_aside(directory: Path) -> None:
+    """Move a run, or what a kill left of it, to `older`, config.json first: it says whose they are.
+
+    Until all are there the folder holds no run that could be taken for begun."""
+    (older := directory / "older").mkdir(exist_ok=True)
+    items = [item for item in directory.iterdir() if item.name not in (".lock", "older")]
+    for item in sorted(items, key=lambda item: item.name != "config.json"):
+        item.rename(older / item.name)
+
+
+def put_back(directory: Path) -> None:
+    """The run in `older` takes its place again, config.json last."""
+    older = directory / "older"
+    for item in sorted(older.iterdir(), key=lambda item: item.name == "config.json"):
+        item.rename(directory / item.name)
+    older.rmdir()
+
+
 def delete_run(directory: Path, but: tuple[str, ...] = ()) -> None:
-    """Delete the files of a run, config.json last: without it the rest would look foreign."""
+    """Delete the files of a run, in an order that a kill may interrupt anywhere."""
     refuse_foreign(directory)
     names = [name for name in files_in(directory) if Path(name).parts[0] not in (".lock", *but)]
-    for name in sorted(names, key=lambda name: name == "config.json"):
+    for name in sorted(names, key=lambda name: DELETED_LAST.get(name, 0)):
         (directory / name).unlink()
     for place, _, _ in os.walk(directory, topdown=False):
         with contextlib.suppress(OSError):  # not empty

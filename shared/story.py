@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -188,11 +189,19 @@ def verdict(paper: Protocol, story: Story) -> str:
         if claim["id"] == story.claim:
             low, high = claim["ci95"]
             points = " points" if claim["unit"] == "points" else ""
-            size = f"{claim['effect']:+.2f}{points}, 95 % {low:+.2f} to {high:+.2f}"
+            effect, low, high = together(claim["effect"], low, high)
+            size = f"{effect}{points}, 95 % {low} to {high}"
             asked = claim["statement"].rstrip(".")
             over = f"{claim['n']} {'items' if claim['unit'] == 'item' else 'seeds'}"
             return f'{single} Recorded over {over}: "{asked}": {claim["verdict"]} ({size}).'
     return f"{single} `make reproduce-{paper.paper}` judges the claims over many."
+
+
+def together(*values: float) -> list[str]:
+    """Numbers that are compared, with the decimals that the largest needs for three digits."""
+    largest = max(map(abs, values))
+    decimals = max(2, 2 - math.floor(math.log10(largest))) if largest else 2
+    return [f"{value:+.{decimals}f}" for value in values]
 
 
 def numbers(values: np.ndarray, watch: Watch) -> str:

@@ -73,8 +73,8 @@ class LanguageModel:
 class Prompts:
     """Which texts, and how they are cut (paper: C4 real-news-like)."""
 
-    # sample: invented text in C4's layout
-    corpus: Literal["documentation", "english", "c4", "sample"] = "documentation"
+    # editorials: of a newspaper, packaged; sample: invented text in C4's layout
+    corpus: Literal["documentation", "editorials", "english", "c4", "sample"] = "documentation"
     # T, tokens of a human continuation and of a generated text; paper: 200, short settings 50
     new_tokens: int = 200
     # least tokens of an evaluation prompt; paper: 300 (+ 200 of the continuation)

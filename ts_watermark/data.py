@@ -1,13 +1,15 @@
 """Texts, vocabularies, prompts.
 
 A prompt is a text without its last T tokens, and those T tokens are its human continuation.
-Sources: the bundled documentation corpus (`cpu`), English prose from REPRO_DATA or that corpus
-(`gpu`), C4 real-news-like (`paper`), invented texts in C4's layout (`stand_ins.py`).
+Sources: the bundled documentation corpus and newspaper editorials (`cpu`), English prose from
+REPRO_DATA or that corpus (`gpu`), C4 real-news-like (`paper`), invented texts in C4's layout
+(`stand_ins.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from shared import bundled, pretrained, sources, tables
+from shared import bundled, package_data, pretrained, rated, sources, tables
 from shared.protocol import BadInput
 from ts_watermark.config import Config
 
@@ -247,9 +249,23 @@ def load_passages(config: Config, part: str) -> Passages:
 
 
 def corpus(name: str) -> list[str]:
-    """Texts for a language model trained here, in a random order that is one for all seeds."""
-    texts = bundled.documentation_texts() if name == "documentation" else bundled.english()
-    return sorted(dict.fromkeys(texts), key=name_of)
+    """Texts of a named corpus, in a random order that is one for all seeds."""
+    read = {"documentation": bundled.documentation_texts, "editorials": editorials}
+    return sorted(dict.fromkeys(read.get(name, bundled.english)()), key=name_of)
+
+
+def editorials() -> list[str]:
+    """498 newspaper editorials (New York Times) of about 180 words as running text.
+
+    Their sentences are those that people rated (`bundled.ratings("nyt")`), in the order of the
+    file, which is that of each editorial. MissingInput without the package."""
+    path = package_data.path_of(rated.FILES["nyt"])
+    sources.note(f"vaderSentiment {path.name}", path, "bundled")
+    sentences: dict[str, list[str]] = {}
+    for _, (name, _, sentence) in tables.tab_separated(path):  # 12_3: sentence 3 of editorial 12
+        plain = html.unescape(html.unescape(sentence)).strip()  # the file has &amp;amp;
+        sentences.setdefault(name.partition("_")[0], []).append(plain)
+    return [" ".join(parts) for parts in sentences.values()]
 
 
 def c4(part: str, root: Path | None = None) -> Iterator[str]:

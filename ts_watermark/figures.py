@@ -31,8 +31,11 @@ LABELS = {
     "kgw_0.5": "KGW, gamma 0.5",
     "unigram": "Unigram",
     "synthid": "SynthID",
+    "ts_smollm2": "TS (MGDA), one training",
+    "matched_smollm2": "matched constant, one training",
+    "kgw_smollm2": "KGW",
 }
-MARKERS = dict(zip(LABELS, "os^vDPX<>dph*8"))
+MARKERS = dict(zip(LABELS, "os^vDPX<>dph*8ovs"))
 TRAINED = ("ts", "moo_normalised", "weighted_sum")
 ATTACKS = ("copy_paste_1", "copy_paste_3", "delete_0.2", "substitute_0.2", "dipper")
 

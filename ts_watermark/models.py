@@ -98,7 +98,7 @@ def load(config: Config, device: torch.device) -> Base:
     codec = load_codec(folder / "tokenizer" if small else where, model.config.vocab_size)
     if config.encoder == "minilm":
         encoder, encoder_codec, sim = minilm_encoder(codec.keep)
-        if not small:
+        if not small and (config.shared_ids or config.job == "generators"):  # else text is read
             sim = mean_pieces(codec, encoder_codec, sim)
     else:
         name = named(config.encoder, folder)

@@ -1,8 +1,9 @@
 """One run: the language model and its prompts, the generators, or an arm's texts and scores.
 
-What to expect. Scale `cpu`: 11 seeds in about 14 minutes on 2 cores; TS traces KGW's frontier
-closely (cosine within about 0.01 at equal evidence), and any gain comes with its interval. Scale
-`gpu`: 20 minutes on an H200. Scale `paper`: OPT-1.3B and C4, 220 GPU hours. See README.md.
+What to expect. Scale `cpu`: 11 seeds of a small decoder in about 14 minutes on 2 cores, and 5 of
+keys and sampling on SmolLM2 in 11; TS traces KGW's frontier closely (cosine within about 0.01 at
+equal evidence), and any gain comes with its interval. Scale `gpu`: 20 minutes on an H200. Scale
+`paper`: OPT-1.3B and C4, 220 GPU hours. See README.md.
 
     python -m ts_watermark.train --tiny                          # under a minute, no download
     python -m ts_watermark.train --scale cpu --arm ts --seed 0   # base and generators first

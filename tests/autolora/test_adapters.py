@@ -45,6 +45,16 @@ def test_13_ranks_share_their_first_rows_whatever_their_rank():
     assert torch.equal(starts[0], starts[1][:2]) and starts[1].abs().max() <= 0.25
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_adalora_needs_three_steps(tiny_bert, steps):
+    names = list(method.adapted_maps(tiny_bert))
+    if steps == 3:
+        adapters.adalora(tiny_bert, names, 31, steps, "classifier")
+        return
+    with pytest.raises(runs.BadInput, match=f"{steps} training steps: .* at least 3; raise steps"):
+        adapters.adalora(tiny_bert, names, 31, steps, "classifier")
+
+
 def test_adalora_reaches_the_total_and_resumes_its_allocator(tiny_bert):
     names = list(method.adapted_maps(tiny_bert))
     runs.seed_global(0, "adalora")

@@ -13,7 +13,7 @@ import transformers
 from peft import PeftModel
 from torch import nn
 
-from autolora import adapters, maps, method
+from autolora import adapters, maps, method, tool
 from shared import runs
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -146,3 +146,11 @@ def test_quantised_maps_and_grouped_fused_ones_are_refused(tiny_bert, tiny_gpt2)
     attention.c_attn = nn.Linear(16, 32)
     with pytest.raises(ValueError, match="not three maps of one size"):
         maps.split_fused(tiny_gpt2)
+
+
+def test_a_head_that_the_model_does_not_have_is_refused():
+    config = transformers.BertConfig(**SIZES)
+    model = transformers.BertForSequenceClassification(config)
+    examples = {"input_ids": IDS, "labels": LABELS}
+    with pytest.raises(runs.BadInput, match=r"head='clasifier': .* did you mean 'classifier'\?"):
+        tool.learn_ranks(model, examples, head="clasifier")

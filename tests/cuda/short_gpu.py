@@ -179,13 +179,17 @@ class Paper:
 
 
 def record_on(device: str, directory: Path) -> dict[str, Any]:
-    """The record of a run, which says that the device did it and that its numbers are finite."""
+    """The record of a run, which says that the device did it and that its numbers are finite; the
+    gates that claims.yaml declares for its scale hold."""
     record = reliable.record(directory)
     assert record["status"] == "finished"
     on_cpu = record["environment"]["device"] == "cpu"
     assert on_cpu == (device == "cpu") and record["fingerprint"]["machine"]["device"] == device
     assert all(np.isfinite(list(record["metrics"].values())))
-    assert all(gate["passed"] for gate in record["gates"]), record["gates"]
+    gates = load_claims(ROOT / record["paper"] / "claims.yaml").gates
+    judged = {gate.id for gate in gates if record["scale"] in gate.scales}
+    failed = [gate for gate in record["gates"] if gate["id"] in judged and not gate["passed"]]
+    assert not failed, failed
     return record
 
 

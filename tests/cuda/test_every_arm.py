@@ -25,7 +25,8 @@ def every(paper: Paper) -> Iterator[protocol.Node]:
     for task in paper.protocol.arm_tasks(paper.method, paper.scale):
         yield paper.node(paper.method, task)
     for arm in paper.protocol.selected(paper.scale, "all"):
-        yield paper.node(arm)
+        if paper.protocol.arm_tasks(arm, paper.scale):
+            yield paper.node(arm)
 
 
 @pytest.mark.parametrize("scale", ["gpu", "rehearsal"])

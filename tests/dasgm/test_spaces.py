@@ -138,3 +138,10 @@ def test_darts_networks_run_and_every_weight_is_reached(partial):
     genotype = darts_space.random_genotype(runs.stream(1))
     wide = darts_space.DerivedNetwork(genotype, 8, 3, 7, auxiliary=False, imagenet=True)
     assert wide(torch.randn(2, 3, 64, 64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(("side", "stride"), [(8, 3), (7, 2)])
+def test_the_auxiliary_heads_pooling_is_that_of_darts(side, stride):
+    x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    theirs = torch.nn.AvgPool2d(5, stride, padding=0, count_include_pad=False)
+    assert torch.equal(darts_space.Corners()(x), theirs(x))

@@ -56,6 +56,17 @@ def test_help_is_the_text_above_the_field(paper):
             assert squeezed(texts[name]) in shown, f"{paper} {option}: {texts[name]}"
 
 
+@pytest.mark.parametrize(
+    "module", [*(f"{paper}.train" for paper in PAPERS), "benchmarks.reproduce"]
+)
+def test_a_python_without_the_packages_says_so_in_one_line(module):
+    command = [sys.executable, "-S", "-m", module, "--tiny"]  # -S: without site-packages
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(r"error: \w+ is not installed in .*; run .*make setup.*\n", done.stderr)
+    assert f".venv/bin/python -S -m {module} --tiny" in done.stderr
+
+
 @pytest.mark.parametrize("paper", PAPERS)
 def test_a_wrong_choice_is_refused_with_the_choices(paper):
     config = protocol.config_class(ROOT / paper / "config.py")

@@ -28,6 +28,9 @@ def test_claims_file_is_checked(tmp_path):
     refused({"controls": "none"}, "gives no reason")
     refused({"controls": "permuted"}, "list of arms")
     refused({"items": "dev"}, "write test")
+    refused({"tasks": 5}, r"^claims\.yaml: tasks is 5; write a list or a mapping$")  # a union
+    refused({"tasks": [5]}, r"^claims\.yaml: tasks\.0 is 5; write text$")
+    refused({"material": "x"}, r"^claims\.yaml: material is 'x'; write a number$")
     refused({"sensitivity": "none"}, "gives no reason")
     refused({"sensitivity": "joint"}, "two arms that are known to differ, or 'none: why'")
     refused({"sensitivity": {"method": "a"}}, "'opponent' is missing")

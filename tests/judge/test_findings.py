@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import PAPERS, findings, papers
+from benchmarks import PAPERS, findings, papers, words
 from benchmarks.claims import load_claims
 from benchmarks.papers import Question
 from benchmarks.recorded import Claim, Results
@@ -76,7 +76,7 @@ def test_an_effect_on_a_metric_that_should_fall_is_written_as_its_sign_is():
 
 
 def alone(claim):
-    return findings.Answer("?", "Yes", "", claim, findings._spoken(claim))
+    return findings.Answer("?", "Yes", "", claim, words.unit_of(claim))
 
 
 @pytest.mark.parametrize("paper", PAPERS)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import model_folders
 import pytest
@@ -383,12 +384,17 @@ def link_to_foreign(out: Path) -> None:
     out.symlink_to(out.parent / "precious")
 
 
+def temporary_among_others(out: Path) -> None:
+    write(out / ".config.json.7.tmp")
+    write(out / "thesis.txt")
+
+
 def run_among_others(out: Path) -> None:
     write(out / "run" / "config.json", '{"config": {}, "code": {}, "uses": {}}')
     write(out / "thesis.txt")
 
 
-FOREIGN = [model_folder, link_to_foreign, run_among_others,
+FOREIGN = [model_folder, link_to_foreign, run_among_others, temporary_among_others,
            lambda out: write(out / "thesis.txt"),
            lambda out: write(out / "record.json", "{}"),
            lambda out: write(out / "config.json", '{"config": 1, "code": {}, "uses": {}}'),
@@ -406,6 +412,77 @@ def test_a_foreign_folder_is_left_alone(toy, train, fill):
     with pytest.raises(BadInput, match="no run of this project; move them away"):
         train.run(config(train, toy))
     assert content(toy / "out") == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "record.json", "files.json"])
+def test_a_kill_while_a_file_gets_its_name_blocks_nothing(toy, name):
+    """Not the same command, nor the next with other settings, which puts the run aside."""
+    kill = f"import os; os.replace = lambda old, new: str(new).endswith({name!r}) and os._exit(9)"
+    lines = f"{kill} or os.rename(old, new); import toy.train; {RUN.replace('noisy', 'stage')}"
+    killed = subprocess.run([sys.executable, "-c", lines], cwd=toy, capture_output=True, text=True)
+    assert killed.returncode == 9, killed.stderr
+    left = [path.name for path in (toy / "out").glob(".*.tmp")]
+    assert len(left) == 1 and left[0].startswith(f".{name}.")
+    assert (toy / "out" / "config.json").exists() == (name != "config.json")
+    for arm in ("stage", "noisy"):
+        done = command(toy, "--arm", arm, "--out", "out")
+        assert done.returncode == 0, done.stderr
+        assert record(toy / "out")["arm"] == arm
+
+
+class Killed(BaseException):
+    """Unlike an error of the disk, nothing may catch it."""
+
+
+@pytest.mark.parametrize("refused, arms", [(False, ["noisy", "stage"]), (True, ["stage", "noisy"])])
+def test_a_kill_between_any_two_files_blocks_nothing(toy, train, monkeypatch, refused, arms):
+    """While a run is put aside for another, deleted, or put back because the other is refused."""
+    clean = {}
+    for arm in arms:
+        train.run(config(train, toy, arm=arm, out=str(toy / arm)))
+        clean[arm] = record(toy / arm)["state_sha256"]
+    for n in range(60):
+        out = str(toy / f"out{n}")
+        train.run(config(train, toy, arm="stage", out=out))
+        try:
+            with monkeypatch.context() as patch:
+                kill_after(n, patch)
+                if refused:
+                    patch.setattr(runs.Run, "phase", refuse)
+                train.run(config(train, toy, arm="noisy", out=out))
+            break
+        except BadInput:
+            break
+        except Killed:
+            for arm in arms:
+                train.run(config(train, toy, arm=arm, out=out))
+                assert record(Path(out))["state_sha256"] == clean[arm], (n, arm)
+    assert 15 < n < 59
+
+
+def kill_after(n: int, patch: pytest.MonkeyPatch) -> None:
+    """Let the first `n` files be moved or deleted, and none after them."""
+    done: list[str] = []
+
+    def counted(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*words: Any, **more: Any) -> Any:
+            done.append(name)
+            if len(done) > n:
+                raise Killed
+            return real(*words, **more)
+
+        patch.setattr(owner, name, call)
+
+    for name in ("rename", "unlink", "mkdir"):
+        counted(Path, name)
+    for name in ("replace", "rmdir"):
+        counted(os, name)
+
+
+def refuse(*_: Any) -> None:
+    raise BadInput("no")
 
 
 @pytest.mark.parametrize("place", [".", "/", "~", "toy", "runs"])

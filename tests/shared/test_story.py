@@ -83,6 +83,11 @@ def test_a_wrong_story_is_refused(toy, changes, message):
     assert "Traceback" not in done.stderr
 
 
+def test_a_small_effect_has_the_decimals_it_needs():
+    assert story.together(0.0094, 0.0003, 0.0187) == ["+0.0094", "+0.0003", "+0.0187"]
+    assert story.together(-8.64, 0.0, 9.5) == ["-8.64", "+0.00", "+9.50"]
+
+
 def told(score: float, role: str, directory) -> story.Trained:
     return story.Trained(story.Arm(arm=role, role=role, say=role), directory, score)
 

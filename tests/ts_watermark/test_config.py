@@ -10,6 +10,7 @@ import pytest
 from shared import protocol
 from shared.protocol import BadInput, Protocol
 from ts_watermark import config as module
+from ts_watermark import measure
 from ts_watermark.config import Config
 
 PAPER = Path(module.__file__).parent
@@ -62,3 +63,13 @@ def test_every_run_of_the_protocol_has_a_config():
     for scale in ("cpu", "gpu", "paper", "rehearsal"):
         for node in paper.nodes(scale, arms="all", seeds=1):
             assert Config(**paper.config(scale, node)).arm == node.arm
+
+
+def test_on_smollm2_a_seed_is_a_key_and_a_sampler():
+    """One pair of networks for all seeds of the scale; every seed has its own key."""
+    paper = Protocol(PAPER)
+    nodes = paper.nodes("cpu", tasks=["smollm2"])
+    assert [n.seed for n in nodes if n.arm == "generators_smollm2"] == [paper.seeds("cpu")[0]]
+    configs = [Config(**paper.config("cpu", n)) for n in nodes if n.arm == "ts_smollm2"]
+    assert len({c.uses["generators_smollm2"] for c in configs}) == 1
+    assert len({measure.hash_key(c) for c in configs}) == len(paper.seeds("cpu", "smollm2"))

@@ -35,6 +35,19 @@ def test_passages_are_cut_as_the_paper_does(word_codec):
         data.cut(texts, word_codec, limit=9, **how)
 
 
+def test_editorials_are_running_text():
+    """498 of them, each its sentences in their order, in words that a reader knows."""
+    try:
+        texts = data.corpus("editorials")
+    except data.sources.MissingInput as error:
+        pytest.skip(str(error))
+    assert len(texts) == 498 and texts == data.corpus("editorials")
+    assert 150 < sum(len(text.split()) for text in texts) / len(texts) < 250
+    (santa,) = [text for text in texts if text.startswith("On Dec. 19, around noon, New York")]
+    places = [santa.index(words) for words in ("Events include", "mainly a holiday", "American y")]
+    assert places == sorted(places) and not any("&amp" in text for text in texts)
+
+
 def test_a_stream_that_fails_says_what_to_do(monkeypatch):
     """Offline, refused at once, broken after a row: each is a MissingInput with the remedy."""
     import datasets

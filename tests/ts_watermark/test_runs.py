@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared import protocol, runs
+from shared import bundled, protocol, runs
 from ts_watermark import evaluate, train
 from ts_watermark.config import Config
 from ts_watermark.detect import Detector
@@ -38,6 +38,33 @@ def test_tiny_run_from_the_command_line(tmp_path):
     assert Detector.load(folder).watermark.about["arm"] == "generators"
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert "finished before" in second.stdout
+
+
+@pytest.mark.slow
+def test_networks_for_a_model_of_ones_own(tmp_path):
+    """The command of README, on a small GPT-2 of SmolLM2's tokens: what it exports is loaded."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bundled.smollm2())
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    config = transformers.GPT2Config(vocab_size=len(tokenizer), **sizes)
+    mine = tmp_path / "gpt2"
+    transformers.GPT2LMHeadModel(config).save_pretrained(mine)
+    tokenizer.save_pretrained(mine)
+    said = (ROOT / "ts_watermark/README.md").read_text(encoding="utf-8")
+    (line,) = (x for x in said.splitlines() if x.endswith("--model FOLDER --out mine"))
+    words = line.replace("FOLDER", str(mine)).replace("--out mine", f"--out {tmp_path / 'mine'}")
+    short = (
+        "--device cpu --train-steps 3 --train-prompts 12 --test-prompts 4 --validation-prompts 4"
+    )
+    command = [sys.executable, *words.split()[1:], *short.split()]
+    places = {"REPRO_RUNS": str(tmp_path / "runs")}
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **places}
+    )
+    assert done.returncode == 0, done.stderr
+    detector = Detector.load(tmp_path / "mine/export/0.25_2.0")
+    assert len(detector.watermark.gamma) == len(tokenizer)
+    assert detector.score("Nobody has marked this sentence, which somebody wrote.").p_value > 1e-3
 
 
 def configs(folder, monkeypatch) -> list[dict]:
