@@ -8,13 +8,15 @@ and the answer, in the adapted layers and above.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ppo_nlu.policy import Policy, Rollout, Tokenizer, base_of
+from shared import door
 from shared.alora import PromptCache
 
 if TYPE_CHECKING:
@@ -50,10 +52,39 @@ class CachedPolicy(Policy):
         super().__init__(lm)
         self.prompts = Batchwise(lm, prompts)
         self.entering = torch.empty(0)
+        self.begun: list[Tensor] = []
         base_of(lm).get_output_embeddings().register_forward_pre_hook(self._note)  # type: ignore
 
     def _note(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.entering = inputs[0]
+
+    def begin_with(self, file: Path) -> None:
+        """The adapter of another run is where this one begins, and the reference."""
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        door.tensors(file)
+        set_peft_model_state_dict(self.lm, load_file(file))
+        self.begun = [p.detach().clone() for p in self._adapter()]
+
+    def _adapter(self) -> list[Tensor]:
+        return [p for name, p in self.lm.named_parameters() if "lora_" in name]
+
+    @contextlib.contextmanager
+    def _as_begun(self) -> Iterator[None]:
+        """Within the block the policy is the reference."""
+        if not self.begun:
+            with self.lm.disable_adapter():
+                yield
+            return
+        now = [p.data for p in self._adapter()]
+        try:
+            for p, begun in zip(self._adapter(), self.begun, strict=True):
+                p.data = begun
+            yield
+        finally:
+            for p, data in zip(self._adapter(), now, strict=True):
+                p.data = data
 
     def forward(
         self, ids: Tensor, mask: Tensor, T: int, reference: bool = False
@@ -61,8 +92,7 @@ class CachedPolicy(Policy):
         """As of `Policy`; ids, mask: (B, 1 + T), the first column a row of `prompts`."""
         lengths = mask[:, 1:].sum(1).tolist()
         answers = [row[1 : 1 + n] for row, n in zip(ids.tolist(), lengths)]
-        off = self.lm.disable_adapter() if reference else contextlib.nullcontext()
-        with off:
+        with self._as_begun() if reference else contextlib.nullcontext():
             logits = self.prompts.logits(ids[:, 0].tolist(), answers)
         return self.judged(logits, self.entering, ids[:, 1 : 1 + T])
 

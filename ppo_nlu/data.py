@@ -70,7 +70,7 @@ def load_task(name: str, config: Config) -> Data:
     """The data of task `name`, for this run's seed and scale."""
     generator = runs.stream(config.seed, "split")
     if name in RATED:
-        data = rated(name, generator)
+        data = rated(name, generator, config.train_limit)
     elif name == "digits":
         data = digits(generator)
     else:
@@ -129,15 +129,16 @@ RATED = {"movie": ("movie", True, 400, 400), "rating": ("tweets", False, 1920, 6
 RATED_VALIDATION = 100
 
 
-def rated(name: str, generator: torch.Generator) -> Data:
+def rated(name: str, generator: torch.Generator, limit: int = 0) -> Data:
     """movie: is a sentence of a review negative or positive? rating: how positive is a message,
     from 0 to 5 (the mean of 20 people's ratings, -3 and less to 3 and more)?
 
-    Which items train is the same for all seeds, so that prompts are computed once; the order is the
-    seed's, in which training and validation items are taken."""
+    Which items train, `limit` of them if it is not 0, is the same for all seeds, so that prompts
+    are computed once; the order is the seed's, in which training and validation items are taken."""
     from shared import bundled
 
     domain, binary, train, test = RATED[name]
+    train = min(train, limit + limit % 2) if limit else train  # as many of either sign
     source = bundled.ratings(domain, runs.stream(0, "pool"), train, binary)
 
     def drawn(part: Split, size: int) -> list[Item]:

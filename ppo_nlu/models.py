@@ -75,7 +75,8 @@ def _shared(folder: Path, dtype: torch.dtype) -> Pair:
 def starting_policy(config: Config, run: runs.Run) -> Pair:
     """(model, tokenizer) of the starting stage, whose weights must be those it recorded.
 
-    What a supervised stage trained takes its place; its adapter is merged in."""
+    What a supervised stage trained takes its place; its adapter is merged in, or, where prompts
+    are computed once, goes on (`adapted`)."""
     dtype = getattr(torch, config.precision)
     folders = {name: Path(folder) for name, folder in config.uses.items()}
     start = folders.get("start")
@@ -91,7 +92,7 @@ def starting_policy(config: Config, run: runs.Run) -> Pair:
     for name, folder in folders.items():
         if (folder / "export" / "model").exists():
             lm, tokenizer = load(folder / "export" / "model", dtype)
-        elif (folder / "export" / "adapter_config.json").exists():
+        elif not config.cached and (folder / "export" / "adapter_config.json").exists():
             from peft import PeftModel
 
             door.tensors(folder / "export" / "adapter_model.safetensors")
@@ -150,7 +151,9 @@ def adapted(
 ) -> Policy:
     """The policy: `lm` under a fresh adapter, or whole where lora_rank is 0.
 
-    Where `config.cached`, the questions are rows of `prompts`, which end in `opening`."""
+    Where `config.cached`, the questions are rows of `prompts`, which end in `opening`, and the
+    adapter is that of the supervised stage, if one is used: what acts on answers alone cannot be
+    merged into weights that read the questions too."""
     runs.seed_global(config.seed, "adapter")
     if config.lora_rank:
         lm = add_lora(lm, config, opening if config.cached else ())
@@ -162,6 +165,11 @@ def adapted(
         network.gradient_checkpointing_enable({"use_reentrant": False})
     lm = lm.to(device).eval()
     policy = CachedPolicy(lm, prompts) if config.cached else Policy(lm)
+    if isinstance(policy, CachedPolicy):
+        for name in set(config.uses) - {"start"}:
+            file = Path(config.uses[name]) / "export" / "adapter_model.safetensors"
+            if file.exists():
+                policy.begin_with(file)
     return policy.to(device)
 
 

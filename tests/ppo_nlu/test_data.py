@@ -37,11 +37,16 @@ def test_digits_parts():
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [("movie", (400, 100, 400)), ("rating", (1920, 100, 600))]
+    ("name", "limit", "sizes"),
+    [
+        ("movie", 0, (400, 100, 400)),
+        ("rating", 0, (1920, 100, 600)),
+        ("rating", 400, (400, 100, 600)),
+    ],
 )
-def test_rated_sentences_are_the_same_for_every_seed_in_another_order(name, sizes):
+def test_rated_sentences_are_the_same_for_every_seed_in_another_order(name, limit, sizes):
     """So that prompts are computed once."""
-    a, b = (data.load(Config(task=name, seed=seed)) for seed in (0, 1))
+    a, b = (data.load(Config(task=name, seed=seed, train_limit=limit)) for seed in (0, 1))
     assert (len(a.train), len(a.everything) - len(a.train) - len(a.test), len(a.test)) == sizes
     assert {x.id for x in a.everything} == {x.id for x in b.everything}
     assert a.test == b.test and a.train != b.train and len(a.validation) == 100

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ppo_nlu import asking, data, figures, models, prompts, server, train
 from ppo_nlu.config import Config
@@ -140,8 +141,9 @@ TEMPLATE = (
 
 @pytest.fixture(name="chat_model")
 def _chat_model(tmp_path, monkeypatch) -> Path:
-    """The folder of a small model with a chat template; `movie` has 32 + 8 + 8 sentences."""
+    """The folder of a small model with a chat template; each task has 32 + 8 + 8 items."""
     monkeypatch.setitem(data.RATED, "movie", ("movie", True, 32, 8))
+    monkeypatch.setitem(data.RATED, "rating", ("tweets", False, 32, 8))
     monkeypatch.setattr(data, "RATED_VALIDATION", 8)
     monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "cache"))
     items = data.load(Config(task="movie"))
@@ -154,20 +156,68 @@ def _chat_model(tmp_path, monkeypatch) -> Path:
     return tmp_path / "chat"
 
 
+def run_small(
+    chat_model: Path, out: Path, arm: str, task: str = "movie", **more: object
+) -> dict[str, Any]:
+    """The record of two small batches of an arm of scale cpu, into `out`/arm."""
+    paper = Protocol(Path(train.__file__).parent)
+    runs.be_worker(lambda: False)
+    values = paper.config("cpu", paper.node("cpu", arm, task, 0))
+    small = {"model": str(chat_model), "opening": 1, "lora_blocks": 2, "steps": 2, "batch": 8}
+    limits = {"minibatch": 8, "probe_every": 1, "examples": 16, "lr": 0.02, "uses": {}}
+    train.run(Config(**{**values, **small, **limits, "out": str(out / arm), **more}))
+    record = json.loads((out / arm / "record.json").read_text())
+    assert all(gate["passed"] for gate in record["gates"]), record["gates"]
+    return record
+
+
+def test_ppo_goes_on_from_a_supervised_adapter_which_is_its_reference(chat_model, tmp_path):
+    run_small(chat_model, tmp_path, "sft_first", examples=0)
+    uses = {"sft_first": str(tmp_path / "sft_first")}
+    record = run_small(chat_model, tmp_path, "sft_ppo", examples=32, uses=uses, attempts=1)
+    assert record["details"]["budget"]["examples"] == 32  # half of them supervised
+    before, after = (
+        load_file(tmp_path / arm / "export" / "adapter_model.safetensors")
+        for arm in ("sft_first", "sft_ppo")
+    )
+    config = Config(**json.loads((tmp_path / "sft_ppo" / "config.json").read_text())["config"])
+    lm, tokenizer = models.load(chat_model)
+    items = data.load(config)
+    questions = asking.questions_of(config, tokenizer, items, 512, print)
+    computed = asking.cached_prompts(questions, items)
+    policy = models.adapted(config, lm, torch.device("cpu"), computed, models.opening(tokenizer))
+    begun = {name: p.clone() for name, p in policy.lm.named_parameters() if "lora_" in name}
+    assert len(begun) == len(before) and any(p.abs().max() > 0 for p in begun.values())
+    asked = questions.ask(policy, items.test[:4], 3, None)
+    first = policy(asked.ids, asked.mask, asked.T)[0]
+    for p in policy.trained():
+        p.data += 0.1
+    assert torch.equal(policy(asked.ids, asked.mask, asked.T, reference=True)[0], first)
+    assert not torch.equal(policy(asked.ids, asked.mask, asked.T)[0], first)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_questions_beside_the_main_one_on_cached_prompts(chat_model, tmp_path):
+    """A rating by every arm that is asked for one; an example in front; the official reward."""
+    for arm in ("zero_shot", "sft", "ppo"):
+        record = run_small(chat_model, tmp_path / "rating", arm, "rating")
+        assert -1 <= record["metrics"]["score_greedy"] <= 1
+    for arm in ("few_shot", "ppo_official_reward"):
+        run_small(chat_model, tmp_path, arm)
+    asked, plain = (
+        json.loads((tmp_path / arm / "config.json").read_text())["config"]
+        for arm in ("few_shot", "ppo_official_reward")
+    )
+    assert (asked["shots"], asked["cached"], plain["reward"]) == (1, True, "official")
+
+
 def test_arms_on_cached_prompts_from_data_to_export(chat_model, tmp_path):
     """Prompting, fine-tuning and PPO on prompts computed once: gates hold, the adapter loads in
     peft, and peft, over whole texts, gives the recorded answers."""
     from peft import PeftModel
 
-    paper = Protocol(Path(train.__file__).parent)
-    runs.be_worker(lambda: False)
     for arm in ("zero_shot", "sft", "ppo"):
-        values = paper.config("cpu", paper.node("cpu", arm, "movie", 0))
-        small = {"model": str(chat_model), "opening": 1, "lora_blocks": 2, "steps": 2, "batch": 8}
-        limits = {"minibatch": 8, "probe_every": 1, "examples": 16, "lr": 0.02, "uses": {}}
-        train.run(Config(**{**values, **small, **limits, "out": str(tmp_path / arm)}))
-        record = json.loads((tmp_path / arm / "record.json").read_text())
-        assert all(gate["passed"] for gate in record["gates"]), record["gates"]
+        run_small(chat_model, tmp_path, arm)
     lines = [json.loads(x) for x in (tmp_path / "ppo/answers.jsonl").read_text().splitlines()]
     lm, tokenizer = models.load(chat_model)
     lm = PeftModel.from_pretrained(lm, str(tmp_path / "ppo/export")).eval()
