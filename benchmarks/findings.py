@@ -14,6 +14,7 @@ from benchmarks.recorded import Claim, Control, Results
 from benchmarks.rules import SMALLER, plain
 from benchmarks.words import (
     cell,
+    fewer,
     formula,
     interval,
     margin,
@@ -63,7 +64,9 @@ def answer(question: papers.Question, claims: Sequence[Claim]) -> Answer | None:
     if judged.effect is not None:
         evidence += f" = {number(judged.effect, signed=True)} {unit}"
         if claim.kind != "exact":
-            evidence += f" (95 % {interval(judged.ci95)}, n {claim.n})"
+            of_fewer = fewer(judged, claim) if isinstance(judged, Control) else ""
+            n = of_fewer.removeprefix(", ") or f"n {claim.n}"
+            evidence += f" (95 % {interval(judged.ci95)}, {n})"
     if claim.sensitivity and claim.sensitivity.d and not arm:
         evidence += f"; positive control {positive_control(claim)}"
     arms = {
