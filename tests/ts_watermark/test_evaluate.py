@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ts_watermark import evaluate
+from ts_watermark import evaluate, tune
 
 
 def test_thresholds():
@@ -28,6 +28,15 @@ def test_frontier_gap_of_a_shifted_curve():
     method_["cosine"] = 1 - 0.1 * method_["evidence"] + 0.05
     assert evaluate.frontier_gap({"ts": method_, "kgw": sweep}) == pytest.approx(0.05)
     assert evaluate.frontier_gap({"kgw": sweep, "again": sweep}) == pytest.approx(0.0)
+
+
+def test_gammas_are_compared_at_equal_evidence_with_the_first():
+    z = np.array([1.0, 3.0, 1.5, 2.5])  # two strengths of each gamma, on lines 0.05 apart
+    evidence = np.tile(z, (6, 1))
+    cosine = 1 - 0.1 * evidence + np.array([0, 0, 0.05, 0.05])
+    names = np.array(["0.25_1.0", "0.25_2.0", "0.1_1.25", "0.1_2.25"])
+    run = {"id": np.arange(6), "_strengths": names, "evidence": evidence, "cosine": cosine}
+    assert tune.gaps(run) == pytest.approx({"0.25": 0.0, "0.1": 0.05})
 
 
 @pytest.mark.parametrize("strengths", [3, 4, 9])
